@@ -1,0 +1,143 @@
+"""Every error this project raises, along the way of the data.
+
+    LowfirstError
+    ├── InvalidOption         422   a value outside its bound: a command's option, a field of a request
+    ├── InvalidImage          400   bytes that are no readable image
+    │   ├── UnsupportedImage  415   not an image, or of a format that is not read
+    │   └── ImageTooLarge     413   more bytes or pixels than the limit
+    ├── BadRequest            400   a body that cannot be parsed
+    ├── UnsupportedBody       415   a content type that is not read
+    ├── NotFound              404   a model, a version, a file
+    ├── BrokenModel           500   a store entry that cannot be trusted or read
+    ├── DataError             422   a data set that cannot be trained or evaluated with
+    ├── ConfigConflict        412   the runtime config changed since it was read
+    ├── Busy                  429   a limit on work in flight is reached
+    ├── Draining              503   the server is stopping, or not ready yet
+    ├── DeadlinePassed        504   before any answer existed
+    └── DeviceFailed          500   the network could not be run
+
+Each class knows its HTTP status and its stable ``code``. A message names the field, the value and the bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class LowfirstError(Exception):
+    """Base of the tree. ``field``, ``value`` and ``bound`` are None where they mean nothing."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self, message: str, *, field: str | None = None, value: Any = None, bound: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.value = value
+        self.bound = bound
+
+
+class InvalidOption(LowfirstError):
+    """``field`` has ``value``, which is not ``bound`` ("between 0 and 1", "one of ...")."""
+
+    status = 422
+    code = "invalid_field"
+
+    def __init__(self, field: str, value: Any, bound: str) -> None:
+        super().__init__(f"{field} is {value!r}; it must be {bound}", field=field, value=value, bound=bound)
+
+
+class InvalidImage(LowfirstError):
+    """Bytes that are truncated, corrupt or otherwise no readable image."""
+
+    status = 400
+    code = "invalid_image"
+
+
+class UnsupportedImage(InvalidImage):
+    """Bytes of no image format that is read."""
+
+    status = 415
+    code = "unsupported_image"
+
+
+class ImageTooLarge(InvalidImage):
+    """More bytes or pixels than are read."""
+
+    status = 413
+    code = "image_too_large"
+
+
+class BadRequest(LowfirstError):
+    """A body that cannot be parsed, or lacks what it must hold."""
+
+    status = 400
+    code = "bad_request"
+
+
+class UnsupportedBody(LowfirstError):
+    """A content type that is not read."""
+
+    status = 415
+    code = "unsupported_body"
+
+
+class NotFound(LowfirstError):
+    """Something named that does not exist."""
+
+    status = 404
+    code = "not_found"
+
+
+class BrokenModel(LowfirstError):
+    """A model folder with a missing, corrupt or foreign file."""
+
+    code = "broken_model"
+
+
+class DataError(LowfirstError):
+    """A data set with a missing folder, an empty class or classes that do not match."""
+
+    status = 422
+    code = "invalid_data"
+
+
+class ConfigConflict(LowfirstError):
+    """The runtime config has another version than the caller expected."""
+
+    status = 412
+    code = "config_conflict"
+
+
+class Busy(LowfirstError):
+    """A limit on work in flight is reached; ``retry_after_seconds`` tells when to come back."""
+
+    status = 429
+    code = "busy"
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 1, **named: Any) -> None:
+        super().__init__(message, **named)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Draining(LowfirstError):
+    """The server is stopping, or not ready yet."""
+
+    status = 503
+    code = "unavailable"
+
+
+class DeadlinePassed(LowfirstError):
+    """The deadline passed before any answer existed."""
+
+    status = 504
+    code = "deadline_passed"
+
+
+class DeviceFailed(LowfirstError):
+    """The network raised while it ran; the image alone, or the device, is at fault."""
+
+    code = "device_failed"

@@ -1,0 +1,76 @@
+"""What every base network is made of: blocks cut at its stride-2 convolutions, a tail, a classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """One resolution of a base network: ``body`` up to its last activation, then ``activation``.
+
+    The two are apart so that a multi-scale network may add lower-resolution features between them.
+    """
+
+    def __init__(self, body: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (B, C, H, W) -> (B, C', H', W')."""
+        out: Tensor = self.activation(self.body(x))
+        return out
+
+
+class Backbone(nn.Module):
+    """A single-scale classifier: blocks -> tail -> global average pooling -> linear.
+
+    Args:
+        blocks: in order; between them H and W shrink.
+        tail: what stands between the last block and the pooling (DenseNet's final norm and ReLU);
+            identity for most networks.
+        num_features: channels of the last block.
+        num_classes: logits given.
+        stride: input pixels per pixel of the last map.
+    """
+
+    def __init__(
+        self, blocks: list[Block], tail: nn.Module, num_features: int, num_classes: int, stride: int
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.tail = tail
+        self.classifier = nn.Linear(num_features, num_classes)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, num_classes)."""
+        for block in self.blocks:
+            x = block(x)
+        return self.classify(self.pool(x))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Last block's map (B, C, H, W) -> pooled features (B, C)."""
+        pooled: Tensor = self.tail(features).mean(dim=(2, 3))
+        return pooled
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) -> logits (B, num_classes)."""
+        logits: Tensor = self.classifier(pooled)
+        return logits
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation of convolutions (fan out), small normal for the classifier, as in the ResNet paper's code."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+
+def halve(x: Tensor) -> Tensor:
+    """The low network's input: ``x`` (B, C, H, W) averaged over 2x2 pixels -> (B, C, H // 2, W // 2)."""
+    return torch.nn.functional.avg_pool2d(x, kernel_size=2)

@@ -1,0 +1,245 @@
+"""The model store: ``model_store/<name>/<version>/`` and the run folders that become its versions.
+
+A model folder holds ``weights.safetensors`` and ``model.json``, which says everything else about the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.errors import BrokenModel, InvalidOption, NotFound
+from service.images.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+WEIGHTS = "weights.safetensors"
+SPEC = "model.json"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Which network: a name and options of ``networks.registry``, and how many logits it gives."""
+
+    network: str
+    num_classes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """What each head's logits are divided by before the softmax; 1 until calibrated."""
+
+    low: float = 1.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRow:
+    """Counts over the certifying images at one threshold.
+
+    Attributes:
+        threshold: an image exits when its confidence is strictly greater.
+        exited: images that exit.
+        disagreements: of these, the low answer differs from the high one.
+        low_right_high_wrong, low_wrong_high_right: of these, by who is right.
+        right: images answered rightly, exited or not.
+    """
+
+    threshold: float
+    exited: int
+    disagreements: int
+    low_right_high_wrong: int
+    low_wrong_high_right: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationTable:
+    """One row a threshold, ascending from 0 to 1, measured with one runtime at one precision on ``n`` images."""
+
+    runtime: str
+    precision: str
+    n: int
+    rows: tuple[CalibrationRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Everything about a model but its weights.
+
+    Attributes:
+        name, version: place in the store; a run has its folder's name and version 0.
+        classes: label of each logit.
+        low_mmacs, high_mmacs: millions of multiply-adds of the two passes (see ``networks.cost``).
+        default_threshold: what the server starts with; None until calibrated.
+        calibration: one table per (runtime, precision); empty until calibrated.
+        dataset: what it was trained on, in words.
+        recipe: every training option, the seed among them.
+        training: what training measured: epochs, seconds, images per second, versions of the libraries.
+        code_version: of this project, when trained.
+        weights_sha256: hexadecimal digest of the weights file.
+    """
+
+    name: str
+    version: int
+    architecture: Architecture
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    low_mmacs: float
+    high_mmacs: float
+    weights_sha256: str
+    temperature: Temperature = Temperature()
+    default_threshold: float | None = None
+    calibration: tuple[CalibrationTable, ...] = ()
+    dataset: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of ``model.json``; ``from_json`` gives the same spec back."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what ``to_json`` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        raw = json.loads(text)
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format is {raw['format']!r}; this version reads {FORMAT}")
+        preprocessing = raw["preprocessing"]
+        return cls(
+            **{
+                **raw,
+                "architecture": Architecture(**raw["architecture"]),
+                "classes": tuple(raw["classes"]),
+                "preprocessing": Preprocessing(
+                    **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
+                ),
+                "temperature": Temperature(**raw["temperature"]),
+                "calibration": tuple(
+                    CalibrationTable(**{**table, "rows": tuple(CalibrationRow(**row) for row in table["rows"])})
+                    for table in raw["calibration"]
+                ),
+            }
+        )
+
+
+class ModelStore:
+    """A folder of models, ``<root>/<name>/<version>/``. Names cannot lead out of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Every model's name, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if NAME.fullmatch(path.name) and self.versions(path.name))
+
+    def versions(self, name: str) -> list[int]:
+        """The versions of model ``name``, ascending; empty if there is none."""
+        folder = self.root / _checked(name)
+        if not folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / SPEC).is_file())
+
+    def find(self, reference: str) -> Path:
+        """The folder of ``name`` (its newest version) or ``name/version``.
+
+        Raises:
+            InvalidOption: not of that form.
+            NotFound: no such model or version.
+        """
+        name, _, version = reference.partition("/")
+        versions = self.versions(name)
+        if not versions:
+            known = ", ".join(self.names()) or "no model"
+            raise NotFound(f"model is {name!r}; {self.root} has {known}", field="model", value=reference)
+        if version and (not version.isdecimal() or int(version) not in versions):
+            raise NotFound(f"model is {reference!r}; {name} has versions {versions}", field="model", value=reference)
+        return self.root / name / (version or str(versions[-1]))
+
+    def specs(self) -> list[ModelSpec]:
+        """Every version of every model, by name and version."""
+        return [read_spec(self.root / name / str(v)) for name in self.names() for v in self.versions(name)]
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise InvalidOption("model", name, "a name of lower-case letters, digits, '.', '_' and '-', at most 64 long")
+    return name
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec in a model or run folder.
+
+    Raises:
+        NotFound: no ``model.json`` there.
+        BrokenModel: it cannot be read.
+    """
+    path = folder / SPEC
+    if not path.is_file():
+        raise NotFound(f"{folder} holds no model: it has no {SPEC}", field="model", value=str(folder))
+    try:
+        return ModelSpec.from_json(path.read_text())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BrokenModel(f"{path} cannot be read: {error!r}", field="model", value=str(path)) from error
+
+
+def write_spec(folder: Path, spec: ModelSpec) -> None:
+    """Write ``model.json`` in one step, so that a reader sees the old one or the new one."""
+    temporary = folder / (SPEC + ".tmp")
+    temporary.write_text(spec.to_json())
+    temporary.replace(folder / SPEC)
+
+
+def read_weights(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
+    """The verified weights of a model folder, float32 on the CPU.
+
+    Raises:
+        BrokenModel: the file is missing, or its hash is not the spec's.
+    """
+    from safetensors.torch import load
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise BrokenModel(f"{path} is missing", field="model", value=str(folder))
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != spec.weights_sha256:
+        raise BrokenModel(
+            f"{path} has SHA-256 {digest}; {SPEC} says {spec.weights_sha256}", field="model", value=str(path)
+        )
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load(data).items()}
+
+
+def write_weights(folder: Path, state: Mapping[str, Tensor]) -> str:
+    """Write weights, in one step, and give their SHA-256.
+
+    Convolution and linear weights are stored as float16; vectors (norms, biases) as float32, because a
+    running variance may be smaller than float16 can tell from 0.
+    """
+    from safetensors.torch import save
+
+    data = save(
+        {
+            name: (tensor.half() if tensor.dim() > 1 else tensor).detach().cpu().contiguous()
+            for name, tensor in state.items()
+            if tensor.is_floating_point()
+        }
+    )
+    temporary = folder / (WEIGHTS + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(folder / WEIGHTS)
+    return hashlib.sha256(data).hexdigest()

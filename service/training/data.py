@@ -1,0 +1,222 @@
+"""Folders of photographs as data sets: ``DIR/train/<class>/*`` and ``DIR/val/<class>/*``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from service.errors import DataError, InvalidImage
+from service.images.decode import decode, photograph
+from service.images.transforms import Preprocessing
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+# What a crop of one photograph depends on: bytes and the place of the photograph in its data set.
+Decode = Callable[[bytes, int], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Photographs:
+    """Labelled files: ``paths[i]`` shows class ``targets[i]``, an index into ``folders``."""
+
+    folders: tuple[str, ...]
+    paths: tuple[Path, ...]
+    targets: tuple[int, ...]
+
+    def subset(self, indices: Sequence[int]) -> Photographs:
+        """The photographs at ``indices``, in that order; the classes stay."""
+        return Photographs(
+            self.folders,
+            tuple(self.paths[i] for i in indices),
+            tuple(self.targets[i] for i in indices),
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def find(root: Path, split: str) -> Photographs:
+    """The photographs of ``root/split``; for ``train`` also of ``root`` itself when it holds the class folders.
+
+    Raises:
+        DataError: a missing folder, no class in it, fewer than two classes, or a class without photographs.
+    """
+    if not root.is_dir():
+        raise DataError(f"data is {str(root)!r}, which is no folder", field="data", value=str(root))
+    folder = root / split
+    if not folder.is_dir():
+        if split != "train" or (root / "val").is_dir():
+            raise DataError(
+                f"{root} has no folder {split}/; it must hold a folder of photographs for each class",
+                field="data",
+                value=str(root),
+            )
+        folder = root
+    try:
+        found = ImageFolder(str(folder), is_valid_file=_looks_like_image)
+    except FileNotFoundError as error:  # torchvision names the empty classes, or the lack of any
+        raise DataError(f"{folder}: {error}", field="data", value=str(root)) from error
+    if len(found.classes) < 2:
+        raise DataError(
+            f"{folder} holds {len(found.classes)} class; it takes at least 2", field="data", value=str(root)
+        )
+    paths, targets = zip(*found.samples, strict=True)
+    return Photographs(tuple(found.classes), tuple(map(Path, paths)), targets)
+
+
+def _looks_like_image(path: str) -> bool:
+    return path.lower().endswith(EXTENSIONS)
+
+
+def hold_out(photographs: Photographs, share: float, seed: int) -> tuple[Photographs, Photographs]:
+    """Split off ``share`` of every class: (the rest, the held out). The same for the same files, share and seed."""
+    shuffled = np.random.default_rng(seed).permutation(len(photographs))
+    targets = np.asarray(photographs.targets)[shuffled]
+    held: list[int] = []
+    for target in range(len(photographs.folders)):
+        members = shuffled[targets == target]
+        held += members[: round(len(members) * share)].tolist()
+    rest = sorted(set(range(len(photographs))) - set(held))
+    return photographs.subset(rest), photographs.subset(sorted(held))
+
+
+def halve(photographs: Photographs) -> tuple[Photographs, Photographs]:
+    """Two stratified halves of the held-out photographs: one fits, the other certifies."""
+    return hold_out(photographs, 0.5, seed=0)
+
+
+def labels(folders: Sequence[str], class_names: Path | None) -> tuple[str, ...]:
+    """A readable label for each class folder, from a JSON file of folder -> label, or the folder's name itself.
+
+    Raises:
+        DataError: the file cannot be read, or lacks a folder.
+    """
+    if class_names is None:
+        return tuple(folders)
+    try:
+        names = json.loads(class_names.read_text())
+        return tuple(str(names[folder]) for folder in folders)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"class names {class_names} cannot be read: {error}", field="class_names") from error
+    except KeyError as error:
+        raise DataError(f"class names {class_names} lack folder {error}", field="class_names") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images uint8 (B, 3, R, R), targets int64 (B,), their places in the data set, and the files that could not be read."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    unreadable: tuple[str, ...]
+
+    def pin_memory(self) -> Batch:
+        """The same, in page-locked memory."""
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.unreadable)
+
+
+class _Decoded(Dataset[tuple[Tensor | None, int, int, str]]):
+    def __init__(self, photographs: Photographs, decode: Decode) -> None:
+        self.photographs = photographs
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, str]:
+        path = self.photographs.paths[index]
+        target = self.photographs.targets[index]
+        try:
+            return self.decode(path.read_bytes(), index), target, index, str(path)
+        except (InvalidImage, OSError):
+            return None, target, index, str(path)
+
+
+def _collate(items: list[tuple[Tensor | None, int, int, str]]) -> Batch:
+    readable = [(image, target, index) for image, target, index, _ in items if image is not None]
+    return Batch(
+        torch.stack([image for image, _, _ in readable]) if readable else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        torch.tensor([target for _, target, _ in readable], dtype=torch.int64),
+        torch.tensor([index for _, _, index in readable], dtype=torch.int64),
+        tuple(path for image, _, _, path in items if image is None),
+    )
+
+
+def loader(
+    photographs: Photographs,
+    decode: Decode,
+    batch_size: int,
+    workers: int,
+    sampler: Sampler[int] | None = None,
+    drop_last: bool = False,
+) -> DataLoader[Batch]:
+    """Batches of ``photographs``, in order or by ``sampler``, decoded in ``workers`` processes (0: in this one)."""
+    return DataLoader(
+        _Decoded(photographs, decode),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        drop_last=drop_last,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TestCrop:
+    """The serving path's own decoding, for evaluation."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, data: bytes, index: int) -> Tensor:
+        return decode(data, self.preprocessing)
+
+
+class RandomCrop:
+    """A random crop, resized to ``resolution``, flipped half of the time.
+
+    The same for the same (seed, epoch, photograph), whichever process draws it: a resumed run sees what
+    an uninterrupted one would have seen.
+    """
+
+    def __init__(self, resolution: int, min_scale: float, seed: int, epoch: int) -> None:
+        self.seed = seed
+        self.epoch = epoch
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(resolution, scale=(min_scale, 1.0)),
+                v2.RandomHorizontalFlip(),
+                v2.PILToTensor(),
+            ]
+        )
+
+    def __call__(self, data: bytes, index: int) -> Tensor:
+        image = photograph(data)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.seed, self.epoch, index)) & 0x7FFF_FFFF_FFFF_FFFF)
+            crop: Tensor = self.transform(image)
+        return crop
+
+
+class EpochSampler(Sampler[int]):
+    """This process's share of one epoch's shuffled order, whole steps only; the same order whatever ``world`` is."""
+
+    def __init__(self, size: int, seed: int, epoch: int, rank: int, world: int) -> None:
+        order = np.random.default_rng((seed, epoch)).permutation(size)
+        self.indices = order[rank::world][: size // world].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)

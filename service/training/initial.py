@@ -1,0 +1,81 @@
+"""Starting from weights that exist: a model of the store, a weights file, or torchvision's ImageNet weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from service.errors import BrokenModel, InvalidOption, NotFound
+from service.inference.predictor import load_network
+from service.networks.msnet import MSNet
+from service.networks.registry import backbone_name
+from service.networks.transplant import TORCHVISION, from_torchvision
+from service.store import SPEC, ModelStore, read_spec
+from service.training.options import TrainOptions
+
+CLASSIFIERS = ("classifier.weight", "classifier.bias")
+
+
+def initialise_from(network: nn.Module, options: TrainOptions, store: Path | None) -> None:
+    """Copy the weights that ``options.init`` names into ``network``, in place.
+
+    A classifier for other classes keeps its fresh weights. ``torchvision`` starts the low and the high
+    network from the same ImageNet weights.
+
+    Raises:
+        InvalidOption: torchvision has no such network, or its weights cannot be fetched.
+        NotFound: no such model or file.
+        BrokenModel: weights of another network.
+    """
+    assert options.init is not None
+    if options.init == "torchvision":
+        backbones = [network.low, network.high] if isinstance(network, MSNet) else [network]
+        state = _torchvision_weights(backbone_name(options.network))
+        for backbone in backbones:
+            _copy(backbone, state, "torchvision")
+        return
+    _copy(network, _stored_weights(options.init, store), options.init)
+
+
+def _stored_weights(reference: str, store: Path | None) -> dict[str, Tensor]:
+    path = Path(reference)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        if not path.is_file():
+            raise NotFound(f"init is {reference!r}, which is no file", field="init", value=reference)
+        return load_file(path)
+    if (path / SPEC).is_file():
+        folder = path
+    elif store is not None:
+        folder = ModelStore(store).find(reference)
+    else:
+        raise NotFound(f"init is {reference!r}: no such run folder or file", field="init", value=reference)
+    return load_network(folder, read_spec(folder)).state_dict()
+
+
+def _torchvision_weights(name: str) -> dict[str, Tensor]:
+    if name not in TORCHVISION:
+        raise InvalidOption(
+            "init", "torchvision", f"used with one of {', '.join(TORCHVISION)}: torchvision has no {name}"
+        )
+    from torchvision.models import get_model
+
+    try:
+        return from_torchvision(name, get_model(TORCHVISION[name], weights="DEFAULT").state_dict())
+    except OSError as error:
+        raise InvalidOption("init", "torchvision", f"reachable: its weights could not be fetched ({error})") from error
+
+
+def _copy(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    own = network.state_dict()
+    fitting = {}
+    for name, tensor in state.items():
+        if name in own and own[name].shape == tensor.shape:
+            fitting[name] = tensor
+        elif not name.endswith(CLASSIFIERS):
+            raise BrokenModel(
+                f"init is {source!r}, whose {name!r} {tuple(tensor.shape)} does not fit this network", field="init"
+            )
+    network.load_state_dict(fitting, strict=False)

@@ -1,0 +1,363 @@
+"""Training a network into a run folder, safe to interrupt and resume.
+
+A run folder holds ``options.json`` (what was asked), ``log.csv`` (one line an epoch), ``checkpoint.pt``
+(everything to go on from the last whole epoch), and the model itself: ``weights.safetensors`` and
+``model.json``, renewed after every epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import service
+from service.errors import DataError, InvalidOption, NotFound
+from service.images.transforms import Preprocessing
+from service.inference.predictor import Predictor, choose_device, choose_precision, normalise
+from service.networks.cost import cost
+from service.networks.registry import build
+from service.store import Architecture, ModelSpec, write_spec, write_weights
+from service.training import data
+from service.training.initial import initialise_from
+from service.training.losses import loss
+from service.training.options import FREE_ON_RESUME, TrainOptions
+from service.training.processes import Processes
+from service.training.schedule import learning_rate, parameter_groups
+
+OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
+MOMENTUM = 0.9
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands; accuracies are of this epoch's training crops so far, shares of 1."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    resolution: int
+    loss: float
+    low_accuracy: float
+    high_accuracy: float
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochLog:
+    """One line of ``log.csv``; ``held_out_*`` are of the averaged weights on the calibration photographs.
+
+    A single-scale network has its accuracy under ``high`` and nan under ``low``.
+    """
+
+    epoch: int
+    resolution: int
+    learning_rate: float
+    loss: float
+    low_accuracy: float
+    high_accuracy: float
+    held_out_low_accuracy: float
+    held_out_high_accuracy: float
+    images_per_second: float
+    seconds: float
+    unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a run gave: the model's spec, every epoch's log line, the files that could not be read."""
+
+    spec: ModelSpec
+    log: tuple[EpochLog, ...]
+    unreadable: tuple[str, ...]
+
+
+def train(
+    options: TrainOptions,
+    *,
+    resume: bool = False,
+    store: Path | None = None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_epoch: Callable[[EpochLog], None] = lambda line: None,
+) -> Finished:
+    """Train, from the start or from the run folder's last whole epoch.
+
+    Under ``torchrun`` every process calls this; the first one writes. Interrupted at any moment, the same
+    call with ``resume`` gives the result of an uninterrupted run.
+
+    Args:
+        options: what to train.
+        resume: go on in ``options.out``.
+        store: where ``options.init`` looks for a model's name.
+        on_step, on_epoch: told of progress, in the first process.
+
+    Raises:
+        DataError, InvalidOption, NotFound: before any work.
+    """
+    with Processes.join(options.device) as processes:
+        return _Run(options, processes, resume, store).run(on_step, on_epoch)
+
+
+class _Run:
+    def __init__(self, options: TrainOptions, processes: Processes, resume: bool, store: Path | None) -> None:
+        self.options = options
+        self.processes = processes
+        self.device = processes.device or choose_device(options.device)
+        self.precision = choose_precision(options.precision, self.device)
+        found = data.find(options.data, "train")
+        self.photographs, self.held_out = data.hold_out(found, options.calibration_share, options.seed)
+        self.labels = data.labels(found.folders, options.class_names)
+        self.batch = processes.share(options.batch_size)
+        self.steps = len(self.photographs) // processes.world // self.batch
+        if self.steps == 0:
+            raise DataError(
+                f"{options.data} leaves {len(self.photographs)} photographs to train on; "
+                f"a step takes {options.batch_size}: lower the batch size",
+                field="batch_size",
+                value=options.batch_size,
+                bound=len(self.photographs),
+            )
+        self._claim_folder(resume)
+
+        torch.manual_seed(options.seed)
+        network = build(options.network, len(self.labels), options.network_options)
+        if options.init:
+            initialise_from(network, options, store)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.optimiser = torch.optim.SGD(
+            parameter_groups(self.network, options.weight_decay), lr=0.1, momentum=MOMENTUM, nesterov=True
+        )
+        self.average = self._new_average()
+        self.unreadable: set[str] = set()
+        self.log: list[EpochLog] = []
+        if resume:
+            self._restore()
+        self.parallel = DistributedDataParallel(self.network) if processes.world > 1 else self.network
+
+    def run(self, on_step: Callable[[Progress], None], on_epoch: Callable[[EpochLog], None]) -> Finished:
+        spec = None
+        for epoch in range(len(self.log), self.options.epochs):
+            line = self._epoch(epoch, on_step)
+            self.log.append(line)
+            if self.processes.is_first:
+                spec = self._save()
+                on_epoch(line)
+            self.processes.wait()
+        return Finished(spec or self._spec(""), tuple(self.log), tuple(sorted(self.unreadable)))
+
+    def _epoch(self, epoch: int, on_step: Callable[[Progress], None]) -> EpochLog:
+        options = self.options
+        resolution = options.resolution_in(epoch)
+        began = time.perf_counter()
+        totals = torch.zeros(4, dtype=torch.float64)  # loss, low right, high right, images
+        rate = 0.0
+        self.network.train()
+        for step, batch in enumerate(self._batches(epoch, resolution)):
+            rate = learning_rate(options, epoch + step / self.steps)
+            totals += self._step(batch, rate)
+            if self.processes.is_first:
+                on_step(self._progress(epoch, step, resolution, totals, time.perf_counter() - began))
+        totals = self.processes.sum(totals)
+        seconds = time.perf_counter() - began
+        mean = totals[:3] / totals[3].clamp(min=1)
+        held_low, held_high = self._held_out_accuracy() if self.processes.is_first else (0.0, 0.0)
+        return EpochLog(
+            epoch=epoch + 1,
+            resolution=resolution,
+            learning_rate=rate,
+            loss=mean[0].item(),
+            low_accuracy=mean[1].item() if options.is_multi_scale else float("nan"),
+            high_accuracy=mean[2].item(),
+            held_out_low_accuracy=held_low,
+            held_out_high_accuracy=held_high,
+            images_per_second=totals[3].item() / seconds,
+            seconds=seconds,
+            unreadable=len(self.unreadable),
+        )
+
+    def _batches(self, epoch: int, resolution: int) -> Any:
+        options, processes = self.options, self.processes
+        sampler = data.EpochSampler(len(self.photographs), options.seed, epoch, processes.rank, processes.world)
+        crop = data.RandomCrop(resolution, options.min_scale, options.seed, epoch)
+        return data.loader(self.photographs, crop, self.batch, self._workers(), sampler, drop_last=True)
+
+    def _step(self, batch: data.Batch, rate: float) -> Tensor:
+        """One update; gives (loss summed over images, low right, high right, images)."""
+        self.unreadable.update(batch.unreadable)
+        if len(batch.targets) < 2 and self.processes.world == 1:  # batch norm takes two
+            return torch.zeros(4, dtype=torch.float64)
+        images = normalise(batch.images.to(self.device, non_blocking=True), Preprocessing.at(self.options.resolution))
+        targets = batch.targets.to(self.device, non_blocking=True)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        amp = torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
+        with amp:
+            answered = self.parallel(images)
+        heads = answered if isinstance(answered, tuple) else (answered,)
+        value = loss(heads, targets)
+        value.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        right = [(head.detach().argmax(1) == targets).sum().item() for head in (heads[0], heads[-1])]
+        return torch.tensor([value.item() * len(targets), *right, len(targets)], dtype=torch.float64)
+
+    def _progress(self, epoch: int, step: int, resolution: int, totals: Tensor, seconds: float) -> Progress:
+        value, low, high, images = totals.tolist()
+        done = self._work(0, epoch) + self._work(epoch, epoch + 1) * (step + 1) / self.steps
+        spent = sum(line.seconds for line in self.log) + seconds
+        return Progress(
+            epoch=epoch + 1,
+            epochs=self.options.epochs,
+            step=step + 1,
+            steps=self.steps,
+            resolution=resolution,
+            loss=value / max(images, 1),
+            low_accuracy=low / max(images, 1) if self.options.is_multi_scale else float("nan"),
+            high_accuracy=high / max(images, 1),
+            images_per_second=images * self.processes.world / seconds,
+            seconds_left=spent * (self._work(0, self.options.epochs) / done - 1),
+        )
+
+    def _work(self, start: int, stop: int) -> float:
+        """Work of epochs [start, stop), in pixels a photograph: later epochs may be larger, so time left is not linear."""
+        return float(sum(self.options.resolution_in(epoch) ** 2 for epoch in range(start, stop)))
+
+    def _held_out_accuracy(self) -> tuple[float, float]:
+        if not len(self.held_out):
+            return float("nan"), float("nan")
+        predictor = Predictor(copy.deepcopy(self._model()), self._spec(""), self.device, self.precision)
+        crop = data.TestCrop(predictor.spec.preprocessing)
+        right = torch.zeros(2)
+        count = 0
+        for batch in data.loader(self.held_out, crop, EVALUATION_BATCH, self._workers()):
+            self.unreadable.update(batch.unreadable)
+            if not len(batch.targets):
+                continue
+            if predictor.is_multi_scale:
+                low = predictor.low(batch.images)
+                heads = [low.logits, predictor.high(batch.images, low)]
+            else:
+                heads = [predictor.single(batch.images)] * 2
+            right += torch.tensor([(head.argmax(1).cpu() == batch.targets).sum().item() for head in heads])
+            count += len(batch.targets)
+        low_right, high_right = (right / max(count, 1)).tolist()
+        return low_right if self.options.is_multi_scale else float("nan"), high_right
+
+    def _workers(self) -> int:
+        asked = self.options.workers
+        return (os.cpu_count() or 1) // self.processes.world if asked is None else asked
+
+    def _new_average(self) -> AveragedModel | None:
+        """A moving average of weights and norm statistics, its time constant at most a tenth of the run."""
+        epochs = min(self.options.ema_epochs, self.options.epochs / 10)
+        if epochs == 0:
+            return None
+        decay = 1 - 1 / max(epochs * self.steps, 1)
+        return AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def _model(self) -> nn.Module:
+        """The network whose weights are kept."""
+        return self.network if self.average is None or not self.average.n_averaged else self.average.module
+
+    def _spec(self, digest: str) -> ModelSpec:
+        options = self.options
+        costs = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
+        return ModelSpec(
+            name=options.out.name,
+            version=0,
+            architecture=Architecture(options.network, len(self.labels), dict(options.network_options)),
+            classes=self.labels,
+            preprocessing=Preprocessing.at(options.resolution),
+            low_mmacs=costs.low_mmacs,
+            high_mmacs=costs.high_mmacs,
+            weights_sha256=digest,
+            dataset=options.dataset or options.data.resolve().name,
+            recipe=options.recipe(),
+            training={
+                "epochs_done": len(self.log),
+                "seconds": round(sum(line.seconds for line in self.log), 1),
+                "train_images": len(self.photographs),
+                "calibration_images": len(self.held_out),
+                "device": str(self.device),
+                "precision": self.precision,
+                "processes": self.processes.world,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+            },
+            code_version=service.__version__,
+        )
+
+    def _claim_folder(self, resume: bool) -> None:
+        """Make the run folder ours, or find that it cannot be."""
+        out = self.options.out
+        if resume:
+            self._check_same_options()
+            return
+        if (out / OPTIONS).exists() and self.processes.is_first:
+            raise InvalidOption("out", str(out), "a folder without a run in it (or pass --resume to go on with it)")
+        self.processes.wait()
+        if self.processes.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / OPTIONS).write_text(json.dumps(self.options.to_json(), indent=1) + "\n")
+
+    def _check_same_options(self) -> None:
+        path = self.options.out / OPTIONS
+        if not path.is_file():
+            raise NotFound(f"{self.options.out} holds no run to resume", field="out", value=str(self.options.out))
+        before, now = json.loads(path.read_text()), self.options.to_json()
+        for name, value in now.items():
+            if name not in FREE_ON_RESUME and before.get(name) != value:
+                raise InvalidOption(name, value, f"{before.get(name)!r}, as in the run that is resumed")
+
+    def _save(self) -> ModelSpec:
+        out = self.options.out
+        with (out / LOG).open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(EpochLog)])
+            writer.writeheader()
+            writer.writerows(asdict(line) for line in self.log)
+        spec = self._spec(write_weights(out, self._model().state_dict()))
+        write_spec(out, spec)
+        temporary = out / (CHECKPOINT + ".tmp")
+        torch.save(
+            {
+                "network": self.network.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+                "log": [asdict(line) for line in self.log],
+                "unreadable": sorted(self.unreadable),
+            },
+            temporary,
+        )
+        temporary.replace(out / CHECKPOINT)
+        return spec
+
+    def _restore(self) -> None:
+        path = self.options.out / CHECKPOINT
+        if not path.is_file():  # interrupted in its first epoch
+            return
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(saved["network"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.log = [EpochLog(**line) for line in saved["log"]]
+        self.unreadable = set(saved["unreadable"])

@@ -1,0 +1,67 @@
+"""One training over several processes, as started by ``torchrun``; alone, every call here does nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from service.errors import InvalidOption
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process's place among ``world``; ``device`` is the GPU it was given, None for as asked."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device | None = None
+
+    @classmethod
+    @contextmanager
+    def join(cls, device: str) -> Iterator[Processes]:
+        """Join the group that ``torchrun`` announced in the environment, if any; leave it at the end."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            yield cls()
+            return
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else None
+        if own is not None:
+            torch.cuda.set_device(own)
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        try:
+            yield cls(dist.get_rank(), dist.get_world_size(), own)
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes files and reports."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> int:
+        """Images a step in this process.
+
+        Raises:
+            InvalidOption: ``batch_size`` cannot be shared evenly.
+        """
+        if batch_size % self.world:
+            raise InvalidOption("batch_size", batch_size, f"a multiple of the {self.world} processes")
+        return batch_size // self.world
+
+    def sum(self, value: Tensor) -> Tensor:
+        """``value`` added up over all processes."""
+        if self.world > 1:
+            value = value.to(self.device or "cpu")
+            dist.all_reduce(value)
+        return value.cpu()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
