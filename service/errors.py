@@ -30,9 +30,7 @@ class LowfirstError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
 
-    def __init__(
-        self, message: str, *, field: str | None = None, value: Any = None, bound: Any = None
-    ) -> None:
+    def __init__(self, message: str, *, field: str | None = None, value: Any = None, bound: Any = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field

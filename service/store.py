@@ -79,7 +79,7 @@ class ModelSpec:
 
     Attributes:
         name, version: place in the store; a run has its folder's name and version 0.
-        classes: label of each logit.
+        classes, class_folders: label of each logit, and its folder's name in the data set.
         low_mmacs, high_mmacs: millions of multiply-adds of the two passes (see ``networks.cost``).
         default_threshold: what the server starts with; None until calibrated.
         calibration: one table per (runtime, precision); empty until calibrated.
@@ -94,6 +94,7 @@ class ModelSpec:
     version: int
     architecture: Architecture
     classes: tuple[str, ...]
+    class_folders: tuple[str, ...]
     preprocessing: Preprocessing
     low_mmacs: float
     high_mmacs: float
@@ -123,6 +124,7 @@ class ModelSpec:
                 **raw,
                 "architecture": Architecture(**raw["architecture"]),
                 "classes": tuple(raw["classes"]),
+                "class_folders": tuple(raw["class_folders"]),
                 "preprocessing": Preprocessing(
                     **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
                 ),
@@ -145,7 +147,9 @@ class ModelStore:
         """Every model's name, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(path.name for path in self.root.iterdir() if NAME.fullmatch(path.name) and self.versions(path.name))
+        return sorted(
+            path.name for path in self.root.iterdir() if NAME.fullmatch(path.name) and self.versions(path.name)
+        )
 
     def versions(self, name: str) -> list[int]:
         """The versions of model ``name``, ascending; empty if there is none."""

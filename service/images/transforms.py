@@ -32,7 +32,7 @@ class Preprocessing:
         return cls(resize=round(resolution * RESIZE_RATIO), crop=resolution)
 
     def source_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a ``width`` x ``height`` photograph that becomes the crop: (left, top, right, bottom), in pixels."""
+        """The part of a ``width`` x ``height`` photograph that becomes the crop: (left, top, right, bottom)."""
         side = min(width, height) * self.crop / self.resize
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side

@@ -49,7 +49,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
@@ -78,7 +78,7 @@ class Predictor:
         self.device = device
         self.precision = precision
         self._dtype: torch.dtype = getattr(torch, precision)
-        self._network = network.eval().to(device, memory_format=torch.channels_last)
+        self._network = network.eval().to(device).to(memory_format=torch.channels_last)
         for module in self._network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):  # norms stay float32: a variance has no bits to spare
                 module.to(self._dtype)

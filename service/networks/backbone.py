@@ -35,9 +35,7 @@ class Backbone(nn.Module):
         stride: input pixels per pixel of the last map.
     """
 
-    def __init__(
-        self, blocks: list[Block], tail: nn.Module, num_features: int, num_classes: int, stride: int
-    ) -> None:
+    def __init__(self, blocks: list[Block], tail: nn.Module, num_features: int, num_classes: int, stride: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.tail = tail

@@ -94,7 +94,8 @@ class MSNet(nn.Module):
             return self.high.classify(self.high.pool(block(x)) + feature)
         return self.high.classify(self.high.pool(self._fuse(block, x, feature)))
 
-    def _fuse(self, block: Block, x: Tensor, feature: Tensor) -> Tensor:
+    def _fuse(self, block: nn.Module, x: Tensor, feature: Tensor) -> Tensor:
+        assert isinstance(block, Block)
         if self.fusion == "after_relu":
             out: Tensor = block(x)
             return out + upsample(feature, out.shape[-2:])
@@ -112,7 +113,7 @@ class MSNet(nn.Module):
 
 
 def upsample(x: Tensor, size: torch.Size) -> Tensor:
-    """``x`` (B, C, h, w) doubled by nearest neighbour, then cropped or zero-padded at the bottom and right to ``size``."""
+    """``x`` (B, C, h, w) doubled by nearest neighbour, cropped or zero-padded at the bottom and right to ``size``."""
     x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
     height, width = size
     bottom, right = height - x.shape[-2], width - x.shape[-1]

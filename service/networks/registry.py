@@ -15,12 +15,18 @@ from service.networks.resnet import resnet18
 
 MULTI_SCALE_PREFIX = "ms_"
 
+
+def _mobilenet(alpha: float) -> Callable[[int], Backbone]:
+    """The width belongs to the name, so no option may change it."""
+    return lambda num_classes: mobilenet_v1(num_classes, alpha)
+
+
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet18": resnet18,
-    "mobilenet_v1_100": partial(mobilenet_v1, alpha=1.0),
-    "mobilenet_v1_075": partial(mobilenet_v1, alpha=0.75),
-    "mobilenet_v1_050": partial(mobilenet_v1, alpha=0.5),
-    "mobilenet_v1_025": partial(mobilenet_v1, alpha=0.25),
+    "mobilenet_v1_100": _mobilenet(1.0),
+    "mobilenet_v1_075": _mobilenet(0.75),
+    "mobilenet_v1_050": _mobilenet(0.5),
+    "mobilenet_v1_025": _mobilenet(0.25),
     "densenet121": densenet121,
 }
 
@@ -66,9 +72,9 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
     if num_classes < 2:
         raise InvalidOption("num_classes", num_classes, "at least 2")
     backbone_options = dict(options or {})
-    fusion = backbone_options.pop("fusion", "before_relu") if is_multi_scale(name) else None
+    fusion: Any = backbone_options.pop("fusion", "before_relu") if is_multi_scale(name) else None
     make = partial(BACKBONES[backbone_name(name)], num_classes, **backbone_options)
     try:
-        return MSNet(make(), make(), fusion) if fusion is not None else make()
+        return MSNet(make(), make(), fusion) if is_multi_scale(name) else make()
     except (TypeError, ValueError) as error:
         raise InvalidOption("options", dict(options or {}), f"options that {name} has: {error}") from error

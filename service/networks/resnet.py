@@ -22,9 +22,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if project:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         self.final_relu = nn.ReLU(inplace=True) if final_relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +39,12 @@ def resnet18(num_classes: int, projection: bool = True) -> Backbone:
         num_classes: logits given.
         projection: the first block of conv2_x has a projection shortcut 64 -> 64, the variant whose
             multiply-adds "High Frequency Residual Learning" reports; without it, torchvision's.
+
+    Raises:
+        TypeError: ``projection`` is no bool ("false" would otherwise count as True).
     """
+    if not isinstance(projection, bool):
+        raise TypeError(f"projection is {projection!r}; it must be true or false")
     stem = [
         nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(64),

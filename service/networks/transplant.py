@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 # Base network -> torchvision's name of it.
 TORCHVISION = {"resnet18": "resnet18", "densenet121": "densenet121"}
 
-RESNET_RULES = (
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+RESNET_RULES: tuple[Rule, ...] = (
     (r"^conv1\.", "blocks.0.body.0."),
     (r"^bn1\.", "blocks.0.body.1."),
     (r"^layer1\.(\d)\.", lambda m: f"blocks.0.body.{4 + int(m[1])}."),
@@ -18,7 +20,7 @@ RESNET_RULES = (
     (r"\.downsample\.", ".shortcut."),
     (r"^fc\.", "classifier."),
 )
-DENSENET_RULES = (
+DENSENET_RULES: tuple[Rule, ...] = (
     (r"^features\.conv0\.", "blocks.0.body.0."),
     (r"^features\.norm0\.", "blocks.0.body.1."),
     (r"^features\.transition(\d)\.norm\.", lambda m: f"blocks.{m[1]}.body.0."),

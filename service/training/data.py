@@ -113,19 +113,18 @@ def labels(folders: Sequence[str], class_names: Path | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images uint8 (B, 3, R, R), targets int64 (B,), their places in the data set, and the files that could not be read."""
+    """Images uint8 (B, 3, R, R), targets int64 (B,), and the files that could not be read."""
 
     images: Tensor
     targets: Tensor
-    indices: Tensor
     unreadable: tuple[str, ...]
 
     def pin_memory(self) -> Batch:
         """The same, in page-locked memory."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.unreadable)
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.unreadable)
 
 
-class _Decoded(Dataset[tuple[Tensor | None, int, int, str]]):
+class _Decoded(Dataset[tuple[Tensor | None, int, str]]):
     def __init__(self, photographs: Photographs, decode: Decode) -> None:
         self.photographs = photographs
         self.decode = decode
@@ -133,22 +132,21 @@ class _Decoded(Dataset[tuple[Tensor | None, int, int, str]]):
     def __len__(self) -> int:
         return len(self.photographs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, str]:
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
         path = self.photographs.paths[index]
         target = self.photographs.targets[index]
         try:
-            return self.decode(path.read_bytes(), index), target, index, str(path)
+            return self.decode(path.read_bytes(), index), target, str(path)
         except (InvalidImage, OSError):
-            return None, target, index, str(path)
+            return None, target, str(path)
 
 
-def _collate(items: list[tuple[Tensor | None, int, int, str]]) -> Batch:
-    readable = [(image, target, index) for image, target, index, _ in items if image is not None]
+def _collate(items: list[tuple[Tensor | None, int, str]]) -> Batch:
+    readable = [(image, target) for image, target, _ in items if image is not None]
     return Batch(
-        torch.stack([image for image, _, _ in readable]) if readable else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
-        torch.tensor([target for _, target, _ in readable], dtype=torch.int64),
-        torch.tensor([index for _, _, index in readable], dtype=torch.int64),
-        tuple(path for image, _, _, path in items if image is None),
+        torch.stack([image for image, _ in readable]) if readable else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        torch.tensor([target for _, target in readable], dtype=torch.int64),
+        tuple(path for image, _, path in items if image is None),
     )
 
 
@@ -178,7 +176,7 @@ class TestCrop:
 
     preprocessing: Preprocessing
 
-    def __call__(self, data: bytes, index: int) -> Tensor:
+    def __call__(self, data: bytes, index: int) -> Tensor:  # noqa: ARG002
         return decode(data, self.preprocessing)
 
 

@@ -139,7 +139,7 @@ class _Run:
         network = build(options.network, len(self.labels), options.network_options)
         if options.init:
             initialise_from(network, options, store)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             parameter_groups(self.network, options.weight_decay), lr=0.1, momentum=MOMENTUM, nesterov=True
         )
@@ -151,7 +151,7 @@ class _Run:
         self.parallel = DistributedDataParallel(self.network) if processes.world > 1 else self.network
 
     def run(self, on_step: Callable[[Progress], None], on_epoch: Callable[[EpochLog], None]) -> Finished:
-        spec = None
+        spec = self._save() if self.log and self.processes.is_first else None
         for epoch in range(len(self.log), self.options.epochs):
             line = self._epoch(epoch, on_step)
             self.log.append(line)
@@ -211,7 +211,7 @@ class _Run:
             answered = self.parallel(images)
         heads = answered if isinstance(answered, tuple) else (answered,)
         value = loss(heads, targets)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -237,7 +237,7 @@ class _Run:
         )
 
     def _work(self, start: int, stop: int) -> float:
-        """Work of epochs [start, stop), in pixels a photograph: later epochs may be larger, so time left is not linear."""
+        """Work of epochs [start, stop), in pixels a photograph: later epochs may be larger."""
         return float(sum(self.options.resolution_in(epoch) ** 2 for epoch in range(start, stop)))
 
     def _held_out_accuracy(self) -> tuple[float, float]:
@@ -271,7 +271,8 @@ class _Run:
         if epochs == 0:
             return None
         decay = 1 - 1 / max(epochs * self.steps, 1)
-        return AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
     def _model(self) -> nn.Module:
         """The network whose weights are kept."""
@@ -285,6 +286,7 @@ class _Run:
             version=0,
             architecture=Architecture(options.network, len(self.labels), dict(options.network_options)),
             classes=self.labels,
+            class_folders=self.photographs.folders,
             preprocessing=Preprocessing.at(options.resolution),
             low_mmacs=costs.low_mmacs,
             high_mmacs=costs.high_mmacs,

@@ -104,7 +104,6 @@ class TrainOptions:
         raw = dataclasses.asdict(self)
         return {name: str(value) if isinstance(value, Path) else value for name, value in raw.items()}
 
-
     def recipe(self) -> dict[str, Any]:
         """What decided the weights, for the model card: all but places and machines."""
         return {name: value for name, value in self.to_json().items() if name not in PLACES}

@@ -1,0 +1,124 @@
+"""From held-out photographs to temperatures, a default threshold and certified tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from service.errors import DataError
+from service.evaluation.passes import Passes, check_classes, run_passes
+from service.inference.calibration import tabulate
+from service.inference.predictor import Predictor, choose_precision
+from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, write_spec
+from service.training.data import Photographs, find, halve, hold_out
+
+MIN_IMAGES = 20
+TOLERATED_DROP = 0.005
+TEMPERATURES = (0.05, 20.0)
+
+
+def calibrate(
+    folder: Path,
+    data: Path,
+    device: str = "auto",
+    workers: int | None = None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> ModelSpec:
+    """Calibrate the run in ``folder`` on the photographs that its training held out, and write the result there.
+
+    One half fits the temperatures and the default threshold, in float32; the other certifies, with one
+    table for each precision the device may serve in.
+
+    Raises:
+        DataError: nothing, or too little, was held out; classes that are not the model's; a single-scale network.
+    """
+    spec = read_spec(folder)
+    held_out = _held_out(spec, data)
+    fitting, certifying = halve(held_out)
+    reference = Predictor.load(folder, device, "float32")
+    if not reference.is_multi_scale:
+        raise DataError(f"{spec.architecture.network} is single-scale: it has no exit to calibrate", field="network")
+    precisions = list(dict.fromkeys(["float32", choose_precision("auto", reference.device)]))
+    total = len(fitting) + len(certifying) * len(precisions)
+
+    def done(images: int) -> None:
+        on_batch(images, total)
+
+    fitted = fit(run_passes(reference, fitting, workers, done), spec)
+    tables = []
+    for precision in precisions:
+        predictor = reference if precision == "float32" else Predictor.load(folder, device, precision)
+        tables.append(certify(run_passes(predictor, certifying, workers, done), fitted, predictor))
+    calibrated = dataclasses.replace(fitted, calibration=tuple(tables))
+    write_spec(folder, calibrated)
+    return calibrated
+
+
+def fit(passes: Passes, spec: ModelSpec) -> ModelSpec:
+    """``spec`` with the temperature of each head and the default threshold that ``passes`` suggest."""
+    temperature = Temperature(
+        low=fit_temperature(passes.low, passes.targets), high=fit_temperature(passes.high, passes.targets)
+    )
+    return dataclasses.replace(spec, temperature=temperature, default_threshold=cheapest(passes, temperature))
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature, within ``TEMPERATURES``, that minimises the cross entropy of ``logits / temperature``.
+
+    ``logits`` (n, K), ``targets`` (n,). Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
+    """
+    logits = logits.double()
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = cross_entropy(logits / log_temperature.exp(), targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    low, high = TEMPERATURES
+    return min(max(log_temperature.exp().item(), low), high)
+
+
+def cheapest(passes: Passes, temperature: Temperature) -> float:
+    """The lowest threshold whose accuracy is within ``TOLERATED_DROP`` of that at threshold 1."""
+    low, high, targets = passes.answers()
+    table = tabulate(passes.confidence(temperature), low, high, targets, "", "")
+    enough = table.rows[-1].right - TOLERATED_DROP * table.n
+    return next(row.threshold for row in table.rows if row.right >= enough)
+
+
+def certify(passes: Passes, spec: ModelSpec, predictor: Predictor) -> CalibrationTable:
+    """The table of ``predictor``'s runtime and precision, counted on images that fitted nothing."""
+    return tabulate(passes.confidence(spec.temperature), *passes.answers(), predictor.runtime, predictor.precision)
+
+
+def _held_out(spec: ModelSpec, data: Path) -> Photographs:
+    photographs = find(data, "train")
+    check_classes(photographs, spec.class_folders)
+    _, held_out = hold_out(photographs, spec.recipe["calibration_share"], spec.recipe["seed"])
+    expected = spec.training["train_images"] + spec.training["calibration_images"]
+    if len(photographs) != expected:
+        raise DataError(
+            f"{data} has {len(photographs)} training photographs and had {expected} when the model was trained: "
+            "which ones it has not seen cannot be told any more",
+            field="data",
+            value=len(photographs),
+            bound=expected,
+        )
+    if len(held_out) < MIN_IMAGES:
+        raise DataError(
+            f"{len(held_out)} photographs were held out of training; calibration takes at least {MIN_IMAGES}: "
+            "train with a larger --calibration-share or with more photographs",
+            field="data",
+            value=len(held_out),
+            bound=MIN_IMAGES,
+        )
+    return held_out

@@ -1,0 +1,133 @@
+"""Accuracy, exit rate and cost of a model over thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.errors import NotFound
+from service.evaluation.passes import Passes, check_classes, run_passes
+from service.inference.calibration import THRESHOLDS
+from service.inference.predictor import Predictor
+from service.store import ModelSpec
+from service.training.data import find
+
+EVALUATION = "evaluation.json"
+UNCALIBRATED_THRESHOLD = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a threshold gave: shares of all images, mean millions of multiply-adds an image."""
+
+    threshold: float
+    accuracy: float
+    exit_rate: float
+    mean_mmacs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model measured on a labelled set.
+
+    Attributes:
+        images, unreadable: photographs measured; files that could not be read.
+        default: at the model's default threshold, or at 1 when it has none.
+        low_accuracy, high_accuracy: of each pass on all images.
+        agreement: share of images on which both passes answer the same.
+        curve: one point a threshold, ascending from 0 to 1.
+    """
+
+    model: str
+    runtime: str
+    precision: str
+    images: int
+    unreadable: tuple[str, ...]
+    default: Point
+    low_accuracy: float
+    high_accuracy: float
+    agreement: float
+    curve: tuple[Point, ...]
+
+    def to_json(self) -> str:
+        """As printed by ``lowfirst evaluate --json`` and kept in a run folder."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Evaluation:
+        """What ``write`` left in a run folder. Raises NotFound when there is none."""
+        path = folder / EVALUATION
+        if not path.is_file():
+            raise NotFound(f"{folder} has no {EVALUATION}: run `lowfirst evaluate {folder} --data DIR` first")
+        raw: dict[str, Any] = json.loads(path.read_text())
+        return cls(
+            **{
+                **raw,
+                "unreadable": tuple(raw["unreadable"]),
+                "default": Point(**raw["default"]),
+                "curve": tuple(Point(**point) for point in raw["curve"]),
+            }
+        )
+
+    def write(self, folder: Path) -> None:
+        """Keep it in run folder ``folder``, for the model card."""
+        (folder / EVALUATION).write_text(self.to_json())
+
+
+def evaluate(
+    predictor: Predictor,
+    data: Path,
+    split: str = "val",
+    workers: int | None = None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Measure a model on ``data/split``.
+
+    Args:
+        on_batch: told (photographs just done, photographs in all).
+
+    Raises:
+        DataError: a missing folder, or classes that are not the model's.
+    """
+    photographs = find(data, split)
+    check_classes(photographs, predictor.spec.class_folders)
+    passes = run_passes(predictor, photographs, workers, lambda done: on_batch(done, len(photographs)))
+    return summarise(passes, predictor)
+
+
+def summarise(passes: Passes, predictor: Predictor) -> Evaluation:
+    """The evaluation that follows from both passes' logits."""
+    spec = predictor.spec
+    low, high, targets = passes.answers()
+    default = spec.default_threshold if spec.default_threshold is not None else UNCALIBRATED_THRESHOLD
+    thresholds = THRESHOLDS if predictor.is_multi_scale else (UNCALIBRATED_THRESHOLD,)
+    return Evaluation(
+        model=spec.name if spec.version == 0 else f"{spec.name}/{spec.version}",
+        runtime=predictor.runtime,
+        precision=predictor.precision,
+        images=len(passes),
+        unreadable=passes.unreadable,
+        default=_point(passes, spec, default),
+        low_accuracy=float((low == targets).mean()),
+        high_accuracy=float((high == targets).mean()),
+        agreement=float((low == high).mean()),
+        curve=tuple(_point(passes, spec, threshold) for threshold in thresholds),
+    )
+
+
+def _point(passes: Passes, spec: ModelSpec, threshold: float) -> Point:
+    low, high, targets = passes.answers()
+    exited = passes.confidence(spec.temperature) > threshold
+    exit_rate = float(exited.mean())
+    return Point(
+        threshold=threshold,
+        accuracy=float((np.where(exited, low, high) == targets).mean()),
+        exit_rate=exit_rate,
+        mean_mmacs=spec.low_mmacs + (1 - exit_rate) * spec.high_mmacs,
+    )

@@ -1,0 +1,105 @@
+"""Both passes over a set of photographs, once; every threshold is then a question of arithmetic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from service.errors import DataError
+from service.inference.exit_rule import confidence, probabilities
+from service.inference.predictor import Predictor
+from service.store import Temperature
+from service.training.data import Photographs, TestCrop, loader
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Logits float32 (n, K) of the two heads, targets int64 (n,), and the files that could not be read.
+
+    Of a single-scale network both logits are the same tensor.
+    """
+
+    low: Tensor
+    high: Tensor
+    targets: Tensor
+    unreadable: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def confidence(self, temperature: Temperature) -> npt.NDArray[np.float64]:
+        """Confidence of each low answer, (n,)."""
+        values: npt.NDArray[np.float64] = confidence(probabilities(self.low, temperature.low)).numpy()
+        return values
+
+    def answers(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Low answers, high answers, truth; each (n,)."""
+        return self.low.argmax(1).numpy(), self.high.argmax(1).numpy(), self.targets.numpy()
+
+
+def run_passes(
+    predictor: Predictor,
+    photographs: Photographs,
+    workers: int | None = None,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Passes:
+    """Decode as the server does, run the low and the high pass on everything.
+
+    Args:
+        predictor: the model.
+        photographs: what to run on.
+        workers: processes that decode; None is one a core.
+        on_batch: told how many photographs were just done.
+
+    Raises:
+        DataError: none of the photographs could be read.
+    """
+    low, high, targets = [], [], []
+    unreadable: list[str] = []
+    crop = TestCrop(predictor.spec.preprocessing)
+    processes = (os.cpu_count() or 1) if workers is None else workers
+    for batch in loader(photographs, crop, BATCH_SIZE, processes):
+        unreadable += batch.unreadable
+        if len(batch.targets):
+            low_logits, high_logits = _both(predictor, batch.images)
+            low.append(low_logits.float().cpu())
+            high.append(high_logits.float().cpu())
+            targets.append(batch.targets)
+        on_batch(len(batch.targets) + len(batch.unreadable))
+    if not targets:
+        raise DataError(f"none of {len(photographs)} photographs could be read", field="data")
+    return Passes(torch.cat(low), torch.cat(high), torch.cat(targets), tuple(unreadable))
+
+
+def _both(predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
+    if not predictor.is_multi_scale:
+        logits = predictor.single(images)
+        return logits, logits
+    low = predictor.low(images)
+    return low.logits, predictor.high(images, low)
+
+
+def check_classes(photographs: Photographs, class_folders: Sequence[str]) -> None:
+    """Whether the photographs' folders are the model's.
+
+    Raises:
+        DataError: naming the first folder that differs.
+    """
+    if tuple(photographs.folders) == tuple(class_folders):
+        return
+    foreign = sorted(set(photographs.folders) ^ set(class_folders))
+    raise DataError(
+        f"the data has {len(photographs.folders)} class folders and the model {len(class_folders)}; "
+        f"not in both: {', '.join(foreign[:5])}",
+        field="data",
+        value=len(photographs.folders),
+        bound=len(class_folders),
+    )

@@ -1,0 +1,194 @@
+"""What a threshold means: the calibration table, the bounds it certifies, and the questions it answers.
+
+A table counts, threshold by threshold, what happened on held-out images. Shares derived from it are
+estimates; the two bounds hold with 95 % confidence for images like the held-out ones: one-sided
+Clopper-Pearson (Clopper and Pearson, Biometrika 1934). Both bounded counts only grow as the threshold
+falls, so walking down from 1 and stopping at the first broken promise needs no correction for looking
+often (fixed-sequence testing, as in Angelopoulos et al., "Learn then Test", 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import InvalidOption
+from service.store import CalibrationRow, CalibrationTable, ModelSpec
+
+Goal = Literal["threshold", "max_mean_mmacs", "min_agreement", "max_accuracy_drop"]
+GOALS: tuple[str, ...] = get_args(Goal)
+
+RISK = 0.05  # 95 % confidence
+
+# Hundredths, and finer towards 1, where the confidences of well-trained networks crowd.
+THRESHOLDS: tuple[float, ...] = (
+    *(i / 100 for i in range(100)),
+    *(i / 1000 for i in range(991, 1000)),
+    *(i / 10000 for i in range(9991, 10000)),
+    1.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a threshold is expected to do; shares of all images.
+
+    Attributes:
+        exit_rate: images that exit.
+        mean_mmacs: mean millions of multiply-adds an image.
+        accuracy: images answered rightly.
+        agreement: images answered as the high pass would.
+        agreement_at_least, accuracy_drop_at_most: bounds at 95 % confidence, the drop against threshold 1.
+    """
+
+    exit_rate: float
+    mean_mmacs: float
+    accuracy: float
+    agreement: float
+    agreement_at_least: float
+    accuracy_drop_at_most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A model's table for one runtime and precision, with its two costs, ready to be asked."""
+
+    table: CalibrationTable
+    low_mmacs: float
+    high_mmacs: float
+
+    @classmethod
+    def of(cls, spec: ModelSpec, runtime: str, precision: str) -> Calibration | None:
+        """The table for exactly this runtime and precision, or the model's first; None if it has none."""
+        exact = [t for t in spec.calibration if (t.runtime, t.precision) == (runtime, precision)]
+        chosen = [*exact, *spec.calibration][:1]
+        return cls(chosen[0], spec.low_mmacs, spec.high_mmacs) if chosen else None
+
+    def predict(self, threshold: float) -> Effect:
+        """The effect of ``threshold``: between two rows shares are interpolated, bounds are the worse (lower) row's."""
+        rows, n = self.table.rows, self.table.n
+        above = min(bisect_right(rows, threshold, key=lambda row: row.threshold), len(rows) - 1)
+        low, high = rows[above - 1], rows[above]
+        weight = min((threshold - low.threshold) / (high.threshold - low.threshold), 1.0)
+
+        def share(name: str) -> float:
+            value: float = (1 - weight) * getattr(low, name) + weight * getattr(high, name)
+            return value / n
+
+        bounding = high if weight == 1.0 else low
+        exit_rate = share("exited")
+        return Effect(
+            exit_rate=exit_rate,
+            mean_mmacs=self.low_mmacs + (1 - exit_rate) * self.high_mmacs,
+            accuracy=share("right"),
+            agreement=1 - share("disagreements"),
+            agreement_at_least=1 - self._at_most(bounding.disagreements, bounding),
+            accuracy_drop_at_most=self._at_most(bounding.low_wrong_high_right, bounding),
+        )
+
+    def solve(self, goal: Goal, value: float) -> float:
+        """The threshold that ``goal`` asks for.
+
+        ``threshold``: ``value`` itself. ``max_mean_mmacs``: the highest threshold that costs at most ``value``.
+        ``min_agreement``, ``max_accuracy_drop`` (shares): the lowest threshold whose bound keeps the promise.
+
+        Raises:
+            InvalidOption: ``value`` is out of bounds, below the low pass's cost, or would take more
+                calibration images than there are.
+        """
+        if not math.isfinite(value):
+            raise InvalidOption(goal, value, "a finite number")
+        if goal == "max_mean_mmacs":
+            return self._highest_within(value)
+        if not 0 <= value <= 1:
+            raise InvalidOption(goal, value, "between 0 and 1")
+        if goal == "threshold":
+            return value
+        return self._lowest_keeping(goal, 1 - value if goal == "min_agreement" else value)
+
+    def _highest_within(self, budget: float) -> float:
+        rows, n = self.table.rows, self.table.n
+        if budget < self.low_mmacs:
+            raise InvalidOption("max_mean_mmacs", budget, f"at least {self.low_mmacs:.2f}, the cost of the low pass")
+        affordable = [r for r in rows if self.low_mmacs + (1 - r.exited / n) * self.high_mmacs <= budget]
+        return affordable[-1].threshold if affordable else 0.0
+
+    def _lowest_keeping(self, goal: Goal, risk: float) -> float:
+        n = self.table.n
+        if 0 < risk < upper_bound(0, n):
+            takes = math.ceil(math.log(RISK) / math.log1p(-risk))
+            raise InvalidOption(
+                goal,
+                1 - risk if goal == "min_agreement" else risk,
+                f"certifiable: it takes {takes} calibration images, and this model has {n} "
+                "(threshold 1 keeps any promise)",
+            )
+        chosen = 1.0
+        for row in reversed(self.table.rows):
+            broken = row.disagreements if goal == "min_agreement" else row.low_wrong_high_right
+            if self._at_most(broken, row) > risk:
+                break
+            chosen = row.threshold
+        return chosen
+
+    def _at_most(self, count: int, row: CalibrationRow) -> float:
+        """Bound of a share at ``row``; at threshold 1 nothing can exit, whatever the images, so it is 0."""
+        return 0.0 if row.threshold >= 1 else upper_bound(count, self.table.n)
+
+
+def upper_bound(count: int, n: int, risk: float = RISK) -> float:
+    """Clopper-Pearson: the largest share that could still, with probability ``risk``, show only ``count`` in ``n``."""
+    if count >= n:
+        return 1.0
+    low, high = count / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _binomial_cdf(count, n, middle) > risk else (low, middle)
+    return high
+
+
+def _binomial_cdf(count: int, n: int, p: float) -> float:
+    if p in (0.0, 1.0):
+        return 1.0 - p
+    log_p, log_q = math.log(p), math.log1p(-p)
+    return sum(
+        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_p + (n - k) * log_q)
+        for k in range(count + 1)
+    )
+
+
+def tabulate(
+    confidence: npt.NDArray[np.float64],
+    low: npt.NDArray[np.int64],
+    high: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    runtime: str,
+    precision: str,
+) -> CalibrationTable:
+    """Count what each of ``THRESHOLDS`` does to n images.
+
+    Args:
+        confidence: of the low answers, (n,).
+        low, high: the two passes' answers, class indices (n,).
+        targets: the truth, (n,).
+        runtime, precision: what computed them.
+    """
+    rows = []
+    for threshold in THRESHOLDS:
+        exited = confidence > threshold
+        rows.append(
+            CalibrationRow(
+                threshold=threshold,
+                exited=int(exited.sum()),
+                disagreements=int((exited & (low != high)).sum()),
+                low_right_high_wrong=int((exited & (low == targets) & (high != targets)).sum()),
+                low_wrong_high_right=int((exited & (low != targets) & (high == targets)).sum()),
+                right=int((np.where(exited, low, high) == targets).sum()),
+            )
+        )
+    return CalibrationTable(runtime, precision, len(targets), tuple(rows))
