@@ -12,16 +12,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from service.errors import InvalidOption
+from service.state.base import Goal
 from service.store import CalibrationRow, CalibrationTable, ModelSpec
-
-Goal = Literal["threshold", "max_mean_mmacs", "min_agreement", "max_accuracy_drop"]
-GOALS: tuple[str, ...] = get_args(Goal)
 
 RISK = 0.05  # 95 % confidence
 

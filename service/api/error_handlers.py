@@ -1,0 +1,97 @@
+"""Every error in the one shape; foreign exceptions are translated here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from service.api.request_context import request_id
+from service.api.schemas import ErrorAnswer, ErrorDetail
+from service.errors import Busy, LowfirstError
+from service.log import logger
+
+MAX_ECHO = 200
+
+
+def install(app: FastAPI) -> None:
+    """Make ``app`` answer every error in the one shape."""
+    app.add_exception_handler(LowfirstError, _own)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unknown)
+
+
+def detail(error: LowfirstError, id_: str) -> ErrorDetail:
+    """One of our errors as a body."""
+    return ErrorDetail(
+        code=error.code,
+        message=error.message,
+        field=error.field,
+        value=echo(error.value),
+        bound=echo(error.bound),
+        request_id=id_,
+    )
+
+
+def echo(value: Any) -> Any:
+    """A value short and plain enough to send back: JSON has no nan, and a client no use for a megabyte."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple) and len(value) <= MAX_ECHO:
+        return [echo(item) for item in value]
+    text = str(value)
+    return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + "…"
+
+
+def _respond(status: int, body: ErrorDetail, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), status, headers)
+
+
+async def _own(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LowfirstError)
+    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, Busy) else None
+    return _respond(error.status, detail(error, request_id(request)), headers)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    is_json = first["type"] == "json_invalid"
+    where = [str(part) for part in first["loc"] if part not in ("query", "body", "path", "header")]
+    field = None if is_json or not where else ".".join(where)
+    bounds = {key: value for key, value in first.get("ctx", {}).items() if key != "error"}
+    message = first["msg"].removeprefix("Value error, ")
+    named = f"{field} is {echo(first['input'])!r}: {message}" if field else message
+    return _respond(
+        HTTPStatus.BAD_REQUEST if is_json else HTTPStatus.UNPROCESSABLE_ENTITY,
+        ErrorDetail(
+            code="bad_request" if is_json else "invalid_field",
+            message=named,
+            field=field,
+            value=echo(first["input"]) if field else None,
+            bound=echo(next(iter(bounds.values()), None)),
+            request_id=request_id(request),
+        ),
+    )
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    body = ErrorDetail(code=code, message=str(error.detail), request_id=request_id(request))
+    return _respond(error.status_code, body, dict(error.headers or {}))
+
+
+async def _unknown(request: Request, error: Exception) -> JSONResponse:
+    """Tells the client nothing but the request id, under which the log has the rest."""
+    id_ = request_id(request)
+    logger.error("request %s failed", id_, exc_info=error)
+    return _respond(500, ErrorDetail(code="internal", message="internal error", request_id=id_))

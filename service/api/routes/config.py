@@ -1,0 +1,128 @@
+"""The runtime config: the threshold, asked for in four ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from service.api.dependencies import Injected, Parts
+from service.api.schemas import (
+    ConfigAnswer,
+    PredictedEffect,
+    PreviewAnswer,
+    RecentEffect,
+    Share,
+    ThresholdAnswer,
+    ThresholdPatch,
+)
+from service.errors import BadRequest, InvalidOption
+from service.log import logger
+from service.state.base import RuntimeConfig, ThresholdConfig
+
+router = APIRouter(prefix="/config", tags=["config"])
+
+ModelQuery = Annotated[str | None, Query(description="Name of a served model; unset: the only one.")]
+
+
+@router.get("")
+async def config(parts: Injected) -> ConfigAnswer:
+    """Everything that can be changed while the server runs."""
+    current = parts.config.current
+    return ConfigAnswer(
+        version=current.version, thresholds=[_answer(parts, current, name) for name in sorted(current.thresholds)]
+    )
+
+
+@router.get("/threshold")
+async def threshold(parts: Injected, response: Response, model: ModelQuery = None) -> ThresholdAnswer:
+    """The threshold in force, what was asked for it, and its predicted effect."""
+    current = parts.config.current
+    response.headers["ETag"] = f'"{current.version}"'
+    return _answer(parts, current, parts.check_model(model))
+
+
+@router.patch("/threshold")
+async def change_threshold(
+    parts: Injected,
+    patch: ThresholdPatch,
+    response: Response,
+    model: ModelQuery = None,
+    if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,
+) -> ThresholdAnswer:
+    """Move the balance of accuracy and cost: name the threshold, or what it should achieve."""
+    name = parts.check_model(model)
+    goal = patch.goal
+    solved = None if goal is None else _solve(parts, *goal)
+
+    def change(current: RuntimeConfig) -> Mapping[str, ThresholdConfig]:
+        before = current.thresholds[name]
+        floor = patch.floor if "floor" in patch.model_fields_set else before.floor
+        kept = before.threshold if solved is None else solved
+        if floor is not None and floor > kept:
+            raise InvalidOption("floor", floor, f"at most the threshold, {kept}")
+        asked = (before.goal, before.value) if goal is None else goal
+        return {**current.thresholds, name: ThresholdConfig(*asked, threshold=kept, floor=floor)}
+
+    current = await parts.config.update(change, _version(if_match))
+    chosen = current.thresholds[name]
+    logger.info(
+        "threshold of %s is %s (%s %s), floor %s, config version %d",
+        name, chosen.threshold, chosen.goal, chosen.value, chosen.floor, current.version,
+    )  # fmt: skip
+    response.headers["ETag"] = f'"{current.version}"'
+    return _answer(parts, current, name)
+
+
+@router.get("/threshold/preview")
+async def preview(parts: Injected, threshold: Annotated[Share, Query()], model: ModelQuery = None) -> PreviewAnswer:
+    """What a threshold would do: by the calibration table, and to the images seen lately. Nothing is changed."""
+    name = parts.check_model(model)
+    spec = parts.engine.spec
+    rate, images = parts.engine.recent.exit_rate_at(threshold)
+    return PreviewAnswer(
+        model=name,
+        threshold=threshold,
+        predicted=_predict(parts, threshold),
+        recent=RecentEffect(
+            images=images,
+            exit_rate=rate,
+            mean_mmacs=None if rate is None else spec.low_mmacs + (1 - rate) * spec.high_mmacs,
+        ),
+    )
+
+
+def _solve(parts: Parts, goal: str, value: float) -> float:
+    if parts.calibration is not None:
+        return parts.calibration.solve(goal, value)  # type: ignore[arg-type]
+    if goal == "threshold":
+        return value
+    raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
+
+
+def _predict(parts: Parts, threshold: float) -> PredictedEffect | None:
+    return None if parts.calibration is None else PredictedEffect.of(parts.calibration.predict(threshold))
+
+
+def _answer(parts: Parts, current: RuntimeConfig, name: str) -> ThresholdAnswer:
+    config = current.thresholds[name]
+    return ThresholdAnswer(
+        model=name,
+        goal=config.goal,
+        value=config.value,
+        threshold=config.threshold,
+        floor=config.floor,
+        version=current.version,
+        predicted=_predict(parts, config.threshold),
+    )
+
+
+def _version(if_match: str | None) -> int | None:
+    """The version in an ``If-Match`` header: ``"3"`` or ``3``; ``*`` matches any."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    bare = if_match.strip().removeprefix("W/").strip('"')
+    if not bare.isdecimal():
+        raise BadRequest(f"If-Match is {if_match!r}; it must be a version", field="If-Match", value=if_match)
+    return int(bare)

@@ -1,0 +1,49 @@
+"""``GET /models``: the store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from service.api.dependencies import Injected
+from service.api.schemas import CurvePoint, ModelAnswer, ModelsAnswer
+from service.inference.calibration import Calibration
+from service.store import ModelSpec
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models")
+async def models(parts: Injected) -> ModelsAnswer:
+    """Every version of every model in the store, with its costs and its calibration table."""
+    predictor = parts.engine.predictor
+    serving = (parts.engine.spec.name, parts.engine.spec.version)
+    return ModelsAnswer(
+        models=[
+            _answer(spec, Calibration.of(spec, predictor.runtime, predictor.precision), serving)
+            for spec in parts.store.specs()
+        ]
+    )
+
+
+def _answer(spec: ModelSpec, calibration: Calibration | None, serving: tuple[str, int]) -> ModelAnswer:
+    rows = () if calibration is None else calibration.table.rows
+    return ModelAnswer(
+        name=spec.name,
+        version=spec.version,
+        serving=(spec.name, spec.version) == serving,
+        network=spec.architecture.network,
+        classes=list(spec.classes),
+        resolution=spec.preprocessing.crop,
+        low_mmacs=spec.low_mmacs,
+        high_mmacs=spec.high_mmacs,
+        default_threshold=spec.default_threshold,
+        dataset=spec.dataset,
+        calibration_images=0 if calibration is None else calibration.table.n,
+        curve=[
+            CurvePoint(threshold=row.threshold, **asdict(calibration.predict(row.threshold)))
+            for row in rows
+            if calibration is not None
+        ],
+    )

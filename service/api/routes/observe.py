@@ -1,0 +1,64 @@
+"""What people and machines watch: ``/stats``, ``/metrics``, ``/health/*``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.api.dependencies import Injected
+from service.api.schemas import Health, LatencyMs, ModelName, QueueState, StatsAnswer
+from service.errors import Draining
+
+router = APIRouter(tags=["observe"])
+
+
+@router.get("/stats")
+async def stats(parts: Injected) -> StatsAnswer:
+    """A snapshot for people."""
+    engine = parts.engine
+    spec, predictor = engine.spec, engine.predictor
+    summary = engine.recent.summary()
+    current = parts.config.current
+    depth = engine.queue_depth()
+    return StatsAnswer(
+        model=ModelName(name=spec.name, version=spec.version),
+        runtime=predictor.runtime,
+        precision=predictor.precision,
+        device=str(predictor.device),
+        threshold=current.thresholds[spec.name].threshold,
+        config_version=current.version,
+        images=summary.images,
+        exit_rate=summary.exit_rate,
+        mean_mmacs=summary.mean_mmacs,
+        low_mmacs=spec.low_mmacs,
+        single_scale_mmacs=spec.high_mmacs,
+        requests_per_second=summary.images_per_second,
+        latency_ms=LatencyMs(**summary.latency_ms),
+        queue=QueueState(
+            low=depth["low"],
+            high=depth["high"],
+            images_in_flight=engine.admission.images,
+            bytes_in_flight=engine.admission.bytes,
+        ),
+    )
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(parts: Injected) -> Response:
+    """Everything, for Prometheus."""
+    return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """Whether the process answers."""
+    return Health(status="ok")
+
+
+@router.get("/health/ready")
+async def ready(parts: Injected) -> Health:
+    """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why."""
+    why = parts.engine.why_not_ready()
+    if why is not None:
+        raise Draining(f"not ready: {why}")
+    return Health(status="ok")

@@ -1,0 +1,118 @@
+"""Where the parts are wired together. Nothing is built on import."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+import service
+from service.api import error_handlers
+from service.api.dependencies import Parts
+from service.api.request_context import RequestContext
+from service.api.routes import classify, config, models, observe
+from service.engine.engine import Engine, Limits
+from service.errors import BrokenModel
+from service.inference.calibration import Calibration
+from service.inference.predictor import Predictor
+from service.log import logger
+from service.metrics import Metrics
+from service.settings import Settings
+from service.state.base import ThresholdConfig
+from service.state.memory import MemoryConfigStore, MemoryResultCache
+from service.store import ModelStore
+
+# Without a calibration no threshold is known to be good; at 1 every image gets both passes.
+UNCALIBRATED_THRESHOLD = 1.0
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server as an ASGI application; its model is loaded here, warmed up at start-up.
+
+    Raises:
+        NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
+        InvalidOption: a device or precision that this machine lacks.
+    """
+    parts = build_parts(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+        await parts.engine.start()
+        _announce(parts)
+        yield
+        await parts.engine.close()
+
+    app = FastAPIOffline(
+        title="lowfirst",
+        version=service.__version__,
+        description="Image classification that spends compute only where an image needs it.",
+        lifespan=lifespan,
+    )
+    app.state.parts = parts
+    app.add_middleware(RequestContext, metrics=parts.metrics)
+    error_handlers.install(app)
+    for routes in (classify, config, models, observe):
+        app.include_router(routes.router)
+    return app
+
+
+def build_parts(settings: Settings) -> Parts:
+    """Every part of one server, handed to each other. Raises as ``create_app``."""
+    store = ModelStore(settings.model_store)
+    predictor = Predictor.load(store.find(settings.model), settings.device, settings.precision)
+    spec = predictor.spec
+    if not predictor.is_multi_scale:
+        raise BrokenModel(f"{settings.model} is single-scale: it has no early exit to serve", field="model")
+    default = UNCALIBRATED_THRESHOLD if spec.default_threshold is None else spec.default_threshold
+    config_store = MemoryConfigStore({spec.name: ThresholdConfig("threshold", default, default)})
+    metrics = Metrics(_registry())
+    engine = Engine(
+        predictor,
+        config_store,
+        MemoryResultCache(settings.cache_entries) if settings.cache_entries else None,
+        metrics,
+        _limits(settings, on_cpu=predictor.device.type == "cpu"),
+    )
+    calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
+    return Parts(settings, store, engine, config_store, calibration, metrics)
+
+
+def _registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def _limits(settings: Settings, on_cpu: bool) -> Limits:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Limits(
+        max_batch_size=settings.max_batch_size,
+        max_images_in_flight=settings.max_images_in_flight,
+        max_bytes_in_flight=settings.max_bytes_in_flight,
+        feature_slots=settings.feature_slots,
+        workers=settings.workers or (cores if on_cpu else 1),
+        decode_threads=settings.decode_threads or cores,
+    )
+
+
+def _announce(parts: Parts) -> None:
+    predictor, spec = parts.engine.predictor, parts.engine.spec
+    table = parts.calibration.table if parts.calibration else None
+    if table is None:
+        logger.warning("%s has no calibration table: the threshold starts at 1, nothing exits", spec.name)
+    elif (table.runtime, table.precision) != (predictor.runtime, predictor.precision):
+        logger.warning(
+            "%s was calibrated for %s %s, not for %s %s: predictions are of the former",
+            spec.name, table.runtime, table.precision, predictor.runtime, predictor.precision,
+        )  # fmt: skip
+    logger.info(
+        "serving %s/%d on %s in %s, threshold %s",
+        spec.name, spec.version, predictor.device, predictor.precision,
+        parts.config.current.thresholds[spec.name].threshold,
+    )  # fmt: skip

@@ -1,0 +1,140 @@
+"""One image on its way through the engine, and the answer it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from service.errors import DeadlinePassed, LowfirstError
+from service.networks.msnet import LowState
+
+Stage = Literal["low", "high"]
+Reason = Literal["confident", "escalated", "deadline", "brownout", "cached"]
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds an image spent being decoded, waiting, and in each pass."""
+
+    decode: float = 0.0
+    queue: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request wants of one image.
+
+    Attributes:
+        arrival: of the request's head, on the clock of ``time.monotonic``.
+        threshold: for this image only; None takes the runtime config's.
+        deadline: seconds after ``arrival``; None waits as long as it takes.
+        top_k: labels to give, at most the number of classes.
+    """
+
+    arrival: float
+    threshold: float | None = None
+    deadline: float | None = None
+    top_k: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A class and its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of an image once it exits.
+
+    Attributes:
+        top_k: most probable first, by the pass that answers.
+        exit: the pass that answers. ``reason``: why it does.
+        confidence, threshold: of the low answer; what it was compared with.
+        mmacs: millions of multiply-adds spent on this image for this answer.
+        degraded: whether an unsure low answer was given because time ran out.
+        seconds: from the request's arrival.
+    """
+
+    top_k: tuple[Ranked, ...]
+    exit: Stage
+    reason: Reason
+    confidence: float
+    threshold: float
+    mmacs: float
+    degraded: bool
+    model: str
+    version: int
+    config_version: int
+    timing: Timing
+    seconds: float
+
+    @property
+    def cached(self) -> bool:
+        """Whether nothing was computed for it."""
+        return self.reason == "cached"
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One image in the engine. Threads fill it in; its future is resolved in the event loop's thread alone, once.
+
+    Attributes:
+        threshold, config_version: in force when it arrived.
+        arrival, deadline: absolute, on the clock of ``time.monotonic``.
+        image: uint8 (3, R, R) once decoded.
+        low_state: the low features while it is escalated.
+        low, high: probabilities (K,) of the passes done.
+        enqueued: when it entered the lane it is in.
+    """
+
+    threshold: float
+    config_version: int
+    top_k: int
+    arrival: float
+    deadline: float | None
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[tuple[Stage, Reason]]
+    image: Tensor | None = None
+    low_state: LowState | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+    confidence: float = 0.0
+    enqueued: float = 0.0
+    timing: Timing = field(default_factory=Timing)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether nobody waits for it any more: answered, failed, expired, or its client left."""
+        return self.future.done()
+
+    def resolve(self, exit_: Stage, reason: Reason) -> None:
+        """Answer it, unless it is dead. In the event loop's thread."""
+        if not self.future.done():
+            self.future.set_result((exit_, reason))
+
+    def fail(self, error: LowfirstError) -> None:
+        """Fail it, unless it is dead. In the event loop's thread."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def expire(self) -> None:
+        """The deadline has come: the low answer if there is one, else an error. In the event loop's thread."""
+        if self.low is not None:
+            self.resolve("low", "deadline")
+        else:
+            waited = time.monotonic() - self.arrival
+            self.fail(
+                DeadlinePassed(
+                    f"deadline passed after {waited * 1e3:.0f} ms, before any answer existed", field="deadline_ms"
+                )
+            )

@@ -1,0 +1,68 @@
+"""What happened lately, for people: rates, latencies, confidences. Prometheus has its own counters."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from service.engine.entry import Answer
+
+WINDOW_SECONDS = 60.0
+CONFIDENCES = 4096
+ANSWERS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Totals since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known."""
+
+    images: int
+    exit_rate: float | None
+    mean_mmacs: float | None
+    images_per_second: float
+    latency_ms: dict[str, float | None]
+
+
+class Recent:
+    """Used from the event loop's thread alone; bounded memory."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)  # (when, seconds)
+        self._confidences: deque[float] = deque(maxlen=CONFIDENCES)
+        self._images = 0
+        self._exited = 0
+        self._mmacs = 0.0
+
+    def add(self, answer: Answer) -> None:
+        """Count an answer."""
+        self._images += 1
+        self._exited += answer.exit == "low"
+        self._mmacs += answer.mmacs
+        self._answers.append((time.monotonic(), answer.seconds))
+        self._confidences.append(answer.confidence)
+
+    def exit_rate_at(self, threshold: float) -> tuple[float | None, int]:
+        """The share of the latest confidences above ``threshold`` (None without any), and how many those are."""
+        count = len(self._confidences)
+        above = sum(confidence > threshold for confidence in self._confidences)
+        return (above / count if count else None), count
+
+    def summary(self) -> Summary:
+        """Now."""
+        now = time.monotonic()
+        seconds = sorted(spent for when, spent in self._answers if when > now - WINDOW_SECONDS)
+        window = min(WINDOW_SECONDS, max(now - self._started, 1.0))
+        return Summary(
+            images=self._images,
+            exit_rate=self._exited / self._images if self._images else None,
+            mean_mmacs=self._mmacs / self._images if self._images else None,
+            images_per_second=len(seconds) / window,
+            latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in (50, 95, 99)},
+        )
+
+
+def _percentile_ms(ordered: list[float], q: int) -> float | None:
+    """Nearest-rank percentile."""
+    return 1e3 * ordered[max(0, -(-len(ordered) * q // 100) - 1)] if ordered else None

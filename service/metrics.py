@@ -1,0 +1,83 @@
+"""Every metric, on an injected registry.
+
+Rates and averages over replicas follow from counters alone: the early-exit rate is
+``images_total{exit="low"} / images_total``, the mean cost ``multiply_adds_total / images_total``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+CONFIDENCES = tuple(i / 20 for i in range(1, 21))
+
+
+class Metrics:
+    """The server's metrics. Attributes are named after the metric, without the ``lowfirst_`` prefix."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.images = Counter("lowfirst_images", "Images answered.", ["model", "exit", "reason"], registry=registry)
+        self.multiply_adds = Counter(
+            "lowfirst_multiply_adds", "Multiply-adds computed.", ["model", "stage"], registry=registry
+        )
+        self.requests = Counter("lowfirst_requests", "HTTP requests answered.", ["route", "code"], registry=registry)
+        self.rejected = Counter("lowfirst_rejected", "Images turned away.", ["reason"], registry=registry)
+        self.dropped = Counter(
+            "lowfirst_dropped",
+            "Images nobody waited for any more, by where they were dropped.",
+            ["point"],
+            registry=registry,
+        )
+        self.cache_requests = Counter(
+            "lowfirst_cache_requests", "Look-ups in the result cache.", ["result"], registry=registry
+        )
+        self.batches = Counter(
+            "lowfirst_batches", "Batches run, by why they were released.", ["stage", "reason"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "lowfirst_request_seconds",
+            "From a request's head to its answer.",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.decode_seconds = Histogram(
+            "lowfirst_decode_seconds", "Decoding one image.", buckets=SECONDS, registry=registry
+        )
+        self.queue_seconds = Histogram(
+            "lowfirst_queue_wait_seconds",
+            "An image's wait before a pass.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.compute_seconds = Histogram(
+            "lowfirst_compute_seconds", "One batch's pass.", ["stage"], buckets=SECONDS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "lowfirst_batch_size", "Images in a batch.", ["stage"], buckets=BATCH_SIZES, registry=registry
+        )
+        self.confidence = Histogram(
+            "lowfirst_confidence", "Confidence of the low answer.", ["model"], buckets=CONFIDENCES, registry=registry
+        )
+        self.threshold = Gauge("lowfirst_threshold", "Threshold in force.", ["model"], registry=registry)
+        self.config_version = Gauge("lowfirst_config_version", "Version of the runtime config.", registry=registry)
+        self.queue_depth = Gauge("lowfirst_queue_depth", "Images waiting for a pass.", ["stage"], registry=registry)
+        self.queued_seconds = Gauge(
+            "lowfirst_queued_seconds", "Age of the oldest image waiting for a pass.", ["stage"], registry=registry
+        )
+        self.in_flight = Gauge("lowfirst_images_in_flight", "Images accepted and not yet answered.", registry=registry)
+        self.single_scale_multiply_adds = Gauge(
+            "lowfirst_single_scale_multiply_adds",
+            "Multiply-adds an image would take without an early exit.",
+            ["model"],
+            registry=registry,
+        )
+
+    def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
+        """Read ``gauge`` from ``value`` whenever it is scraped."""
+        (gauge.labels(**labels) if labels else gauge).set_function(value)

@@ -1,0 +1,60 @@
+"""What is fixed when the server starts. The environment is read here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import InvalidOption
+
+SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
+SHIPPED_MODEL = "imagenette-mobilenet"
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Every setting is the environment variable of its name in capitals, prefixed with ``LOWFIRST_``."""
+
+    model_config = SettingsConfigDict(env_prefix="LOWFIRST_", frozen=True, extra="ignore", validate_default=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
+    model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    precision: str = Field("auto", description="auto, float32, bfloat16, or float16 (CUDA).")
+    workers: int | None = Field(None, ge=1, le=1024, description="Threads that run the network; unset: one a core.")
+    decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; unset: one a core.")
+    max_batch_size: int = Field(8, ge=1, le=1024, description="Images a batch of one pass may hold.")
+    max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
+    max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")
+    feature_slots: int = Field(128, ge=1, description="Images whose low features may wait for the high pass.")
+    max_image_bytes: int = Field(16 * MIB, ge=1, description="Bytes of one encoded image; beyond: 413.")
+    max_batch_bytes: int = Field(64 * MIB, ge=1, description="Bytes of a body of /classify/batch; beyond: 413.")
+    max_batch_images: int = Field(64, ge=1, le=1024, description="Images in one request of /classify/batch.")
+    deadline_ms: float | None = Field(None, gt=0, description="Deadline of requests that name none; unset: none.")
+    cache_entries: int = Field(0, ge=0, description="Images whose results are kept; 0 switches the cache off.")
+    drain_delay_seconds: float = Field(
+        3.0, ge=0, le=3600, description="On SIGTERM: how long to serve on, not ready, before the listener closes."
+    )
+    drain_timeout_seconds: int = Field(
+        30, ge=1, le=3600, description="Then: how long accepted requests may take to finish."
+    )
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning, error.")
+
+
+def load_settings() -> Settings:
+    """The settings of this environment.
+
+    Raises:
+        InvalidOption: naming the first variable that is out of bounds.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "LOWFIRST_" + "_".join(map(str, first["loc"])).upper()
+        raise InvalidOption(name, first["input"], first["msg"].removeprefix("Input should be ")) from error

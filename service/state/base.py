@@ -1,0 +1,74 @@
+"""What replicas share: the runtime config, and results already computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+Goal = Literal["threshold", "max_mean_mmacs", "min_agreement", "max_accuracy_drop"]
+GOALS: tuple[Goal, ...] = get_args(Goal)
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdConfig:
+    """One model's threshold: what was asked (``goal``, ``value``), the threshold solved from it, and the floor.
+
+    ``floor`` is how low an overloaded server may bring the threshold; None never lowers it.
+    """
+
+    goal: Goal
+    value: float
+    threshold: float
+    floor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """What can be changed while the server runs. ``version`` grows by one with every change."""
+
+    version: int
+    thresholds: Mapping[str, ThresholdConfig]
+
+
+Change = Callable[[RuntimeConfig], Mapping[str, ThresholdConfig]]
+
+
+class ConfigStore(Protocol):
+    """Holds the runtime config. One contract test suite runs over every implementation."""
+
+    @property
+    def current(self) -> RuntimeConfig:
+        """The newest config this process knows; costs nothing."""
+        ...
+
+    async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
+        """Replace the thresholds by ``change(current)`` in one atomic step; gives the new config.
+
+        Raises:
+            ConfigConflict: the version is not ``expected_version``, or another change came between.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPasses:
+    """The probabilities of an image's low pass, and of its high pass once known; each of length K.
+
+    Answers follow from them at any threshold, so a changed threshold invalidates nothing.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...] | None = None
+
+
+class ResultCache(Protocol):
+    """Passes by key. One contract test suite runs over every implementation."""
+
+    async def get(self, key: str) -> CachedPasses | None:
+        """What is known under ``key``; None on a miss or when the cache is out of reach."""
+        ...
+
+    async def put(self, key: str, passes: CachedPasses) -> None:
+        """Keep ``passes`` under ``key``; an entry with its high pass is never replaced by one without."""
+        ...

@@ -1,0 +1,61 @@
+"""Shared state of a server that stands alone: in its own memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from service.errors import ConfigConflict
+from service.state.base import CachedPasses, Change, RuntimeConfig, ThresholdConfig
+
+
+class MemoryConfigStore:
+    """The runtime config of one process; its first version is 1."""
+
+    def __init__(self, thresholds: Mapping[str, ThresholdConfig]) -> None:
+        self._current = RuntimeConfig(version=1, thresholds=dict(thresholds))
+        self._lock = asyncio.Lock()
+
+    @property
+    def current(self) -> RuntimeConfig:
+        """The config in force."""
+        return self._current
+
+    async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
+        """See ``ConfigStore.update``."""
+        async with self._lock:
+            before = self._current
+            if expected_version is not None and before.version != expected_version:
+                raise ConfigConflict(
+                    f"If-Match is {expected_version}; the config has version {before.version}",
+                    field="If-Match",
+                    value=expected_version,
+                    bound=before.version,
+                )
+            self._current = RuntimeConfig(before.version + 1, dict(change(before)))
+            return self._current
+
+
+class MemoryResultCache:
+    """The ``capacity`` results used last."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._entries: OrderedDict[str, CachedPasses] = OrderedDict()
+
+    async def get(self, key: str) -> CachedPasses | None:
+        """See ``ResultCache.get``."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    async def put(self, key: str, passes: CachedPasses) -> None:
+        """See ``ResultCache.put``."""
+        known = self._entries.get(key)
+        if known is None or known.high is None:
+            self._entries[key] = passes
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
