@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -46,14 +47,14 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning, error.")
 
 
-def load_settings() -> Settings:
-    """The settings of this environment.
+def load_settings(given: Mapping[str, object] | None = None) -> Settings:
+    """The settings of this environment, with ``given`` ones (of a command line) in their place.
 
     Raises:
         InvalidOption: naming the first variable that is out of bounds.
     """
     try:
-        return Settings()
+        return Settings(**dict(given or {}))  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = "LOWFIRST_" + "_".join(map(str, first["loc"])).upper()

@@ -49,8 +49,8 @@ class TrainOptions:
     network: str
     data: Path
     out: Path
-    resolution: int
-    epochs: int
+    resolution: int = 192
+    epochs: int = 40
     batch_size: int = 64
     learning_rate: float = 0.06
     schedule: str = "cosine"

@@ -1,0 +1,73 @@
+"""``lowfirst evaluate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from service.cli.console import (
+    AsJson,
+    Data,
+    Device,
+    Precision,
+    Workers,
+    model_folder,
+    name_unreadable,
+    output,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from service.evaluation.evaluate import Evaluation
+
+SHOWN = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, or model of the store by name or name/version.")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="Folder of --data to measure on.")] = "val",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure accuracy, exit rate and mean multiply-adds over thresholds."""
+    from service.evaluation.evaluate import evaluate as measure
+    from service.inference.predictor import Predictor
+
+    folder = model_folder(model)
+    predictor = Predictor.load(folder, device, precision)
+    with progress("evaluating") as show:
+        evaluation = measure(predictor, data, split, workers, show)
+    if predictor.spec.version == 0:
+        evaluation.write(folder)
+    name_unreadable(evaluation.unreadable)
+    if as_json:
+        typer.echo(evaluation.to_json(), nl=False)
+    else:
+        _print(evaluation)
+
+
+def _print(evaluation: Evaluation) -> None:
+    table = Table(
+        "threshold", "exit %", "mean M multiply-adds", "top-1 %",
+        title=f"{evaluation.model}: {evaluation.images} photographs, {evaluation.runtime} {evaluation.precision}",
+    )  # fmt: skip
+    points = {point.threshold: point for point in evaluation.curve if point.threshold in SHOWN}
+    points[evaluation.default.threshold] = evaluation.default
+    for threshold, point in sorted(points.items()):
+        table.add_row(
+            f"{threshold:g}" + (" *" if threshold == evaluation.default.threshold else ""),
+            f"{100 * point.exit_rate:.1f}",
+            f"{point.mean_mmacs:.1f}",
+            f"{100 * point.accuracy:.2f}",
+        )
+    output.print(table)
+    output.print(
+        f"low pass alone {100 * evaluation.low_accuracy:.2f} %, high pass {100 * evaluation.high_accuracy:.2f} %, "
+        f"agreement {100 * evaluation.agreement:.2f} %; * default threshold",
+        highlight=False,
+    )

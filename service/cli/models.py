@@ -1,0 +1,68 @@
+"""``lowfirst models``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from service.cli.console import AsJson, model_store, output
+
+CLASSES = 1000
+
+
+def models(
+    architectures: Annotated[bool, typer.Option("--architectures", help="List networks instead of the store.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the models of the store, or every network with its cost in millions of multiply-adds."""
+    rows = _architectures() if architectures else _stored()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        output.print(f"{model_store().root} holds no model", highlight=False, markup=False)
+        return
+    table = Table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    output.print(table)
+
+
+def _architectures() -> list[dict[str, Any]]:
+    """Costs at 1000 classes and the resolution that the paper quotes."""
+    from service.networks.cost import cost
+    from service.networks.registry import names, reference_resolution
+
+    rows = []
+    for name in names():
+        resolution = reference_resolution(name)
+        costs = cost(name, CLASSES, resolution)
+        rows.append(
+            {
+                "name": name,
+                "resolution": resolution,
+                "low_mmacs": costs.low_mmacs,
+                "high_mmacs": costs.high_mmacs,
+            }
+        )
+    return rows
+
+
+def _stored() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": spec.name,
+            "version": spec.version,
+            "network": spec.architecture.network,
+            "classes": len(spec.classes),
+            "resolution": spec.preprocessing.crop,
+            "low_mmacs": spec.low_mmacs,
+            "high_mmacs": spec.high_mmacs,
+            "default_threshold": spec.default_threshold,
+            "dataset": spec.dataset,
+        }
+        for spec in model_store().specs()
+    ]

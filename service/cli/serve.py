@@ -1,0 +1,84 @@
+"""``lowfirst serve``."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from service.log import configure, logger
+from service.settings import load_settings
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [default: LOWFIRST_HOST or 127.0.0.1]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 for a free one. [default: LOWFIRST_PORT or 8000]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to serve. [default: LOWFIRST_MODEL or the shipped one]")
+    ] = None,
+) -> None:
+    """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see the README."""
+    given = {"host": host, "port": port, "model": model}
+    settings = load_settings({name: value for name, value in given.items() if value is not None})
+    configure(settings.log_level)
+
+    from service.app import create_app
+
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_timeout_seconds,
+    )
+    engine = app.state.parts.engine
+    server = DrainingServer(config, on_drain=engine.drain, drain_delay_seconds=settings.drain_delay_seconds)
+    server.run()
+    if not server.started:
+        raise typer.Exit(1)
+
+
+class DrainingServer(uvicorn.Server):
+    """Stops in two steps on SIGTERM: readiness falls at once, the listener closes ``drain_delay_seconds`` later.
+
+    In between requests are served, so that a load balancer has time to look away; then accepted ones
+    finish. uvicorn's own handler closes the listener at once, as SIGINT still does here, and a second signal.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None], drain_delay_seconds: float) -> None:
+        super().__init__(config)
+        self._on_drain = on_drain
+        self._drain_delay_seconds = drain_delay_seconds
+        self._closes_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called on SIGTERM and SIGINT."""
+        self._on_drain()
+        if sig == signal.SIGTERM and self._closes_at is None:
+            logger.info("stopping: not ready, serving for %g seconds more", self._drain_delay_seconds)
+            self._closes_at = time.monotonic() + self._drain_delay_seconds
+            return
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn asks ten times a second whether to stop."""
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the listener, and say where it is."""
+        await super().startup(sockets)
+        for listener in (each for server in self.servers for each in server.sockets):
+            host, port = listener.getsockname()[:2]
+            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)

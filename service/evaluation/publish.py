@@ -1,0 +1,149 @@
+"""From a calibrated, evaluated run to a version in the model store, with its card and curve."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+from service.errors import DataError
+from service.evaluation.evaluate import Evaluation
+from service.inference.calibration import Calibration
+from service.networks.registry import backbone_name
+from service.store import WEIGHTS, ModelSpec, ModelStore, read_spec, read_weights, write_spec
+
+CARD, CURVE = "README.md", "curve.png"
+CARD_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
+    """Copy the run's model into ``store`` as the next version of ``name``, with a card and a curve.
+
+    Raises:
+        NotFound: no run there, or it was never evaluated.
+        DataError: it was never calibrated.
+        BrokenModel: its weights are not what its spec says.
+        InvalidOption: ``name`` cannot be a model's name.
+    """
+    spec = read_spec(run)
+    read_weights(run, spec)
+    if spec.default_threshold is None:
+        raise DataError(f"{run} has no default threshold: run `lowfirst calibrate {run} --data DIR` first")
+    evaluation = Evaluation.read(run)
+    versions = store.versions(name)
+    published = dataclasses.replace(spec, name=name, version=versions[-1] + 1 if versions else 1)
+    folder = store.root / name / str(published.version)
+    folder.mkdir(parents=True)
+    try:
+        shutil.copyfile(run / WEIGHTS, folder / WEIGHTS)
+        (folder / CARD).write_text(card(published, evaluation))
+        draw_curve(published, evaluation, folder / CURVE)
+        write_spec(folder, published)  # last: it is what makes the folder a model
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return published
+
+
+def card(spec: ModelSpec, evaluation: Evaluation) -> str:
+    """The model card, Markdown."""
+    training, recipe = spec.training, spec.recipe
+    crop = spec.preprocessing.crop
+    default = evaluation.default
+    error = 100 * math.sqrt(default.accuracy * (1 - default.accuracy) / evaluation.images)
+    return f"""# {spec.name}, version {spec.version}
+
+{spec.architecture.network} at {crop} pixels (high) and {crop // 2} pixels (low), trained from
+{recipe.get("init") or "scratch"} on {spec.dataset}. Every image costs {spec.low_mmacs:.1f} million multiply-adds;
+an unsure one costs {spec.high_mmacs:.1f} million more, as {backbone_name(spec.architecture.network)} alone would cost
+for every image.
+
+## What it is for, and what not
+
+It tells {len(spec.classes)} classes apart: {", ".join(spec.classes)}.
+
+**Any picture at all gets one of these labels.** The model has no way to say "none of these", and a high score on a
+picture of something else means nothing. It was measured on photographs like those it was trained on and will do worse
+on others.
+
+## Measured
+
+{evaluation.images} photographs of the validation split, none of them seen in training or calibration
+({evaluation.runtime} runtime, {evaluation.precision}). The low pass alone is right on
+{100 * evaluation.low_accuracy:.2f} %, the high pass on {100 * evaluation.high_accuracy:.2f} %, and they agree on
+{100 * evaluation.agreement:.2f} %. One standard error of the top-1 is {error:.1f} points.
+
+| threshold | exit early, % | mean multiply-adds, M | of single-scale, % | top-1, % |
+|---|---|---|---|---|
+{_measured(spec, evaluation)}
+
+![Top-1 against mean multiply-adds]({CURVE})
+
+To measure it again: `lowfirst evaluate {spec.name}/{spec.version} --data DIR --precision {evaluation.precision}`.
+
+## Calibration
+
+{_calibration(spec)}
+
+## Training
+
+{training["train_images"]} photographs, {training["epochs_done"]} epochs, {training["seconds"] / 60:.0f} minutes on
+{training["device"]} in {training["precision"]} with PyTorch {training["torch"]}; {training["calibration_images"]}
+more photographs were held out for calibration. lowfirst {spec.code_version}.
+
+| option | value |
+|---|---|
+{"".join(f"| {key} | {value} |{chr(10)}" for key, value in recipe.items())}
+The terms of the photographs are those of their data set; none of them is part of this folder.
+"""
+
+
+def _measured(spec: ModelSpec, evaluation: Evaluation) -> str:
+    points = {point.threshold: point for point in evaluation.curve if point.threshold in CARD_THRESHOLDS}
+    points[evaluation.default.threshold] = evaluation.default
+    return "\n".join(
+        f"| {threshold:.2f}{' (default)' if point is evaluation.default else ''} | {100 * point.exit_rate:.1f} "
+        f"| {point.mean_mmacs:.1f} | {100 * point.mean_mmacs / spec.high_mmacs:.0f} | {100 * point.accuracy:.2f} |"
+        for threshold, point in sorted(points.items())
+    )
+
+
+def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:
+    """Top-1 against mean multiply-adds while the threshold moves, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = evaluation.curve
+    axes.plot([p.mean_mmacs for p in points], [100 * p.accuracy for p in points], lw=2, label="threshold from 0 to 1")
+    default = evaluation.default
+    axes.plot(
+        default.mean_mmacs,
+        100 * default.accuracy,
+        "o",
+        ms=8,
+        label=f"default threshold {default.threshold:g}: {100 * default.exit_rate:.0f} % exit, "
+        f"{100 * default.accuracy:.1f} % right",
+    )
+    axes.axvline(spec.high_mmacs, color="0.6", ls="--", label="cost of the single-scale network")
+    axes.set_xlabel("mean multiply-adds an image, millions")
+    axes.set_ylabel("top-1, %")
+    axes.set_title(f"{spec.name} {spec.version}: {evaluation.images} validation photographs")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def _calibration(spec: ModelSpec) -> str:
+    calibration = Calibration.of(spec, "eager", "float32")
+    assert calibration is not None
+    assert spec.default_threshold is not None
+    effect = calibration.predict(spec.default_threshold)
+    return f"""Temperatures {spec.temperature.low:.3f} (low) and {spec.temperature.high:.3f} (high), default threshold
+{spec.default_threshold:g}: the cheapest whose accuracy on the fitting half of the held-out photographs is within half a
+point of that at threshold 1. The other half, {calibration.table.n} photographs, certifies: at the default threshold the
+answer is that of the high pass for at least {100 * effect.agreement_at_least:.1f} % of images, and at most
+{100 * effect.accuracy_drop_at_most:.1f} % lose a right answer, each with 95 % confidence and for images like these."""

@@ -1,0 +1,118 @@
+"""Real parts, made small: a seeded network in a real store, and real JPEG bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from service.images.decode import decode
+from service.images.transforms import Preprocessing
+from service.inference.calibration import tabulate
+from service.inference.exit_rule import confidence, probabilities
+from service.inference.predictor import Predictor, normalise
+from service.networks.cost import cost
+from service.networks.registry import build
+from service.store import Architecture, ModelSpec, write_spec, write_weights
+
+NETWORK = "ms_mobilenet_v1_025"
+CLASSES = ("ant", "bee", "cat", "dog")
+RESOLUTION = 64
+PREPROCESSING = Preprocessing.at(RESOLUTION)
+CALIBRATION_IMAGES = 60
+
+torch.set_num_threads(1)
+
+MakeJpeg = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def make_jpeg() -> MakeJpeg:
+    """``make_jpeg(seed, width, height)``: a JPEG of smooth random colours, different for every seed."""
+
+    def make(seed: int = 0, width: int = 96, height: int = 80) -> bytes:
+        random = np.random.default_rng(seed)
+        coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory, make_jpeg: MakeJpeg) -> Path:
+    """A model store with ``tiny/1``: a seeded, untrained network whose confidences spread, and its table."""
+    root = tmp_path_factory.mktemp("store")
+    folder = root / "tiny" / "1"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    network = build(NETWORK, len(CLASSES))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("classifier.weight"):
+                parameter.mul_(20)
+        network.train()
+        seen = normalise(torch.stack([decode(make_jpeg(2000 + i), PREPROCESSING) for i in range(64)]), PREPROCESSING)
+        for _ in range(60):  # norm statistics that fit what the tests send
+            network(seen)
+    costs = cost(NETWORK, len(CLASSES), RESOLUTION)
+    spec = ModelSpec(
+        name="tiny",
+        version=1,
+        architecture=Architecture(NETWORK, len(CLASSES)),
+        classes=CLASSES,
+        class_folders=CLASSES,
+        preprocessing=PREPROCESSING,
+        low_mmacs=costs.low_mmacs,
+        high_mmacs=costs.high_mmacs,
+        weights_sha256=write_weights(folder, network.state_dict()),
+        default_threshold=0.65,
+        dataset="nothing",
+    )
+    write_spec(folder, spec)
+    predictor = Predictor.load(folder, "cpu", "float32")
+    images = torch.stack([decode(make_jpeg(1000 + i), spec.preprocessing) for i in range(CALIBRATION_IMAGES)])
+    low = predictor.low(images)
+    table = tabulate(
+        confidence(probabilities(low.logits, 1.0)).numpy(),
+        low.logits.argmax(1).numpy(),
+        predictor.high(images, low).argmax(1).numpy(),
+        torch.arange(CALIBRATION_IMAGES).remainder(len(CLASSES)).numpy(),
+        "eager",
+        "float32",
+    )
+    write_spec(folder, dataclasses.replace(spec, calibration=(table,)))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's own shell reaches a test."""
+    for name in [name for name in os.environ if name.startswith("LOWFIRST_") and not name.startswith("LOWFIRST_TEST_")]:
+        monkeypatch.delenv(name)
+
+
+def need(available: bool, what: str, install: str) -> None:
+    """Skip, saying what to install; under LOWFIRST_TEST_ALL fail instead."""
+    if available:
+        return
+    message = f"{what} is missing: {install}"
+    if os.environ.get("LOWFIRST_TEST_ALL") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def imagenette() -> Path:
+    """The Imagenette photographs; ``LOWFIRST_TEST_DATA`` names their folder, with train/ and val/ in it."""
+    folder = Path(os.environ.get("LOWFIRST_TEST_DATA", "no-data"))
+    need((folder / "val").is_dir(), "the Imagenette data set", "set LOWFIRST_TEST_DATA to its folder")
+    return folder
