@@ -12,6 +12,7 @@ from service.errors import LowfirstError
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     help="Image classification that spends compute only where an image needs it.",
 )

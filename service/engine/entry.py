@@ -10,10 +10,11 @@ from typing import Literal
 from torch import Tensor
 
 from service.errors import DeadlinePassed, LowfirstError
+from service.inference.exit_rule import exits
 from service.networks.msnet import LowState
 
 Stage = Literal["low", "high"]
-Reason = Literal["confident", "escalated", "deadline", "brownout", "cached"]
+Reason = Literal["confident", "escalated", "deadline", "cached"]
 
 
 @dataclass(slots=True)
@@ -130,7 +131,7 @@ class Entry:
     def expire(self) -> None:
         """The deadline has come: the low answer if there is one, else an error. In the event loop's thread."""
         if self.low is not None:
-            self.resolve("low", "deadline")
+            self.resolve("low", "confident" if exits(self.confidence, self.threshold) else "deadline")
         else:
             waited = time.monotonic() - self.arrival
             self.fail(

@@ -1,0 +1,50 @@
+"""What the documents say of the code stays true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.api.dependencies import Parts
+from service.app import create_app
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_readme_lists_every_setting_with_its_default(name: str) -> None:
+    row = next(line for line in README.splitlines() if line.startswith(f"| `LOWFIRST_{name.upper()}` "))
+    default = Settings.model_fields[name].default
+    assert {None: "unset"}.get(default, str(default)) in row or name == "model_store"
+
+
+def test_readme_tree_names_what_is_there() -> None:
+    tree = README.split("## The tree")[1].split("```")[1]
+    named = re.findall(r"^( *)([\w./]+?(?:\.py|/))", tree, re.MULTILINE)
+    for indent, path in named:
+        assert ((ROOT / "service" / path) if indent else (ROOT / path)).exists(), path
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_store/*/*/README.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert "://" in target or (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_api_document_lists_every_route_and_every_metric(tiny_store: Path) -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    app = create_app(Settings(model_store=tiny_store, model="tiny"))
+    for path in app.openapi()["paths"]:
+        assert path in text
+    parts: Parts = app.state.parts
+    for family in parts.metrics.registry.collect():
+        if family.name.startswith("lowfirst_"):
+            assert family.name.removeprefix("lowfirst") in text, family.name

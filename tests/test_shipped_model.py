@@ -1,0 +1,86 @@
+"""The model in the store, and the pictures that stand in for photographs."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.evaluation.evaluate import evaluate
+from service.images.decode import decode
+from service.inference.exit_rule import confidence, exits, probabilities
+from service.inference.predictor import Predictor
+from service.settings import SHIPPED_MODEL, SHIPPED_STORE
+from service.store import WEIGHTS, ModelStore, read_spec
+
+EXAMPLES = Path(__file__).parent / "examples"
+PICTURES = sorted(EXAMPLES.glob("*.jpg"))
+FOLDER = ModelStore(SHIPPED_STORE).find(SHIPPED_MODEL)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor.load(FOLDER, "cpu", "float32")
+
+
+def _run(predictor: Predictor, picture: Path) -> tuple[str, bool]:
+    """(label, whether it exits) at the default threshold."""
+    spec = predictor.spec
+    assert spec.default_threshold is not None
+    images = decode(picture.read_bytes(), spec.preprocessing).unsqueeze(0)
+    low = predictor.low(images)
+    sure = confidence(probabilities(low.logits, spec.temperature.low)).item()
+    exited = exits(sure, spec.default_threshold)
+    logits = low.logits if exited else predictor.high(images, low)
+    return spec.classes[int(logits.argmax())], exited
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.stem)
+def test_every_example_is_labelled_right(predictor: Predictor, picture: Path) -> None:
+    label, _ = _run(predictor, picture)
+    assert label.replace(" ", "-") == picture.stem.rstrip("-0123456789")
+
+
+def test_some_examples_exit_and_some_escalate(predictor: Predictor) -> None:
+    exited = [_run(predictor, picture)[1] for picture in PICTURES]
+    assert 0 < sum(exited) < len(exited)
+
+
+def test_examples_are_what_the_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("draw", EXAMPLES / "draw.py")
+    assert spec is not None
+    assert spec.loader is not None
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    assert set(draw.EXAMPLES) == {picture.name for picture in PICTURES}
+    name, (subject, seed) = next(iter(draw.EXAMPLES.items()))
+    file = io.BytesIO()
+    draw.draw(subject, seed).save(file, "JPEG", quality=88)
+    drawn, kept = Image.open(file), Image.open(EXAMPLES / name)
+    assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(kept, dtype=int)).mean() < 1
+
+
+def test_weights_are_a_few_megabytes_and_the_spec_names_no_place() -> None:
+    assert (FOLDER / WEIGHTS).stat().st_size < 5_000_000
+    assert not re.search(r"\"[^\"]*(/|\\\\)[^\"]*/", (FOLDER / "model.json").read_text())
+
+
+def test_card_says_what_it_is_not_for() -> None:
+    assert "Any picture at all gets one of these labels" in (FOLDER / "README.md").read_text()
+
+
+def test_validation_photographs_give_what_the_card_says(predictor: Predictor, imagenette: Path) -> None:
+    measured = evaluate(predictor, imagenette)
+    assert measured.default.accuracy >= 0.84
+    assert not measured.unreadable
+    row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if "(default)" in line)
+    exit_rate, _, _, accuracy = (float(cell) for cell in row.split("|")[2:6])
+    two_images = 100 * 2 / measured.images
+    assert abs(100 * measured.default.accuracy - accuracy) <= two_images + 0.005
+    assert abs(100 * measured.default.exit_rate - exit_rate) <= two_images + 0.05
+    assert read_spec(FOLDER).default_threshold == measured.default.threshold
