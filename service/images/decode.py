@@ -1,28 +1,43 @@
 """Bytes -> pixels. Headers are checked before a pixel is decoded, and photographs are cropped before they are resized.
 
-What is read: JPEG, PNG, WebP, GIF, BMP and TIFF; grey, palette, CMYK, alpha (over white) and 16 bits become
-8-bit RGB; EXIF orientation is applied; of an animation the first frame is taken.
+What is read: JPEG, PNG, WebP, GIF and BMP; grey, palette, CMYK, alpha (over white) and 16 bits become 8-bit RGB;
+EXIF orientation is applied; of an animation the first frame is taken.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from traceback import clear_frames
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from service.errors import ImageTooLarge, InvalidImage, UnsupportedImage
 from service.images.transforms import Preprocessing
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
-# A baseline JPEG is decoded at a smaller scale line by line; every other format needs all its pixels in memory.
-MAX_JPEG_PIXELS = 64_000_000
-MAX_PIXELS = 8_000_000
+# What time allows. PIL looks at the header, warns beyond this and raises at twice as many.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS = 64_000_000
+PngImagePlugin.MAX_TEXT_MEMORY = 8_000_000
+
+# What decoding one image may take beside its bytes, and what a pixel takes: PIL's own four bytes, the same again for
+# each conversion, and what some decoders keep beside them.
+MAX_MEMORY = 60_000_000
+PIXEL_BYTES = 4
+DECODER_BYTES = {"WEBP": 8, "GIF": 4}
+COEFFICIENT_BYTES = 2
+PLAIN_MODES = ("RGB", "L", "CMYK")  # resized as they are
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 # How an image with each EXIF orientation is brought upright.
 ORIENTATIONS = {
@@ -41,68 +56,131 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Tensor:
 
     Raises:
         UnsupportedImage: no format that is read.
-        ImageTooLarge: more pixels than its format's limit.
+        ImageTooLarge: more pixels than its kind may have.
         InvalidImage: truncated or corrupt.
     """
-    crop = preprocessing.crop
+    size = (preprocessing.crop, preprocessing.crop)
     with _open(data) as image:
-        orientation = _orientation(image)
-        image.draft(None, (preprocessing.resize, preprocessing.resize))
-        box = preprocessing.source_box(*image.size)
-        square = _rgb(_narrow(image, box), (crop, crop))
-        if orientation in ORIENTATIONS:
-            square = square.transpose(ORIENTATIONS[orientation])
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        orientation, original = _orientation(image), image.size
+        box = preprocessing.source_box(*_reduce(image, preprocessing.resize))
+        part, box = _part(image, box, original)
+        square = _upright(_rgb(part.resize(size, Image.Resampling.BILINEAR, box)), orientation)
+        # NumPy's copy runs in this thread alone; PyTorch's would wake, and wait for, a thread a core.
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)))  # (3, crop, crop)
 
 
 def photograph(data: bytes) -> Image.Image:
-    """An encoded photograph -> all of it, upright, 8-bit RGB, for augmentation. Raises as ``decode`` does."""
+    """An encoded photograph -> all of it, upright, 8-bit RGB, for augmentation. Raises as ``decode`` does.
+
+    A JPEG of more pixels than memory allows comes at a half, a quarter or an eighth of its size.
+    """
     with _open(data) as image:
-        orientation = _orientation(image)
-        whole = _rgb(image, None)
-        return whole.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else whole
+        orientation, original = _orientation(image), image.size
+        pixels = image.width * image.height
+        if pixels * PIXEL_BYTES > MAX_MEMORY:
+            _reduce(image, int(min(image.size) * math.sqrt(MAX_MEMORY / PIXEL_BYTES / pixels) / 2))
+        whole, _ = _part(image, (0, 0, *image.size), original)
+        return _upright(_rgb(whole), orientation)
 
 
 @contextmanager
-def _open(data: bytes) -> Iterator[Image.Image]:
-    """The image with its header checked; whatever the decoder raises inside becomes an ``InvalidImage``."""
+def _open(data: bytes) -> Iterator[ImageFile]:
+    """The image, its header checked; whatever a decoder raises on corrupt input becomes an ``InvalidImage``."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image)
+        with closing(Image.open(io.BytesIO(data), formats=FORMATS)) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise _too_large(f"image is {image.width}x{image.height}, {pixels} pixels", pixels, MAX_PIXELS)
             yield image
     except InvalidImage:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        raise _too_large(f"image has {pixels} pixels", pixels, MAX_PIXELS) from error
     except UnidentifiedImageError as error:
+        if _looks_known(data):
+            raise InvalidImage(f"image of {len(data)} bytes is corrupt or truncated", field="image") from error
         raise UnsupportedImage(
             f"image is {len(data)} bytes of no known format; it must be one of {', '.join(FORMATS)}",
             field="image",
             bound=list(FORMATS),
         ) from error
-    except Exception as error:  # decoders raise whatever they like on corrupt input
-        raise InvalidImage(f"image cannot be decoded: {error}", field="image") from error
+    except Exception as error:
+        clear_frames(error.__traceback__)  # they hold pixels for as long as the error lives
+        raise InvalidImage(f"image of {len(data)} bytes is corrupt or truncated", field="image") from error
 
 
-def _check_size(image: Image.Image) -> None:
-    pixels = image.width * image.height
-    streams = image.format == "JPEG" and not image.info.get("progressive")
-    limit = MAX_JPEG_PIXELS if streams else MAX_PIXELS
-    if pixels > limit:
-        raise ImageTooLarge(
-            f"image is {image.width}x{image.height}, {pixels} pixels; a {image.format} may have {limit}",
-            field="image",
-            value=pixels,
-            bound=limit,
-        )
+def _looks_known(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is read."""
+    tests = (Image.OPEN[name][1] for name in FORMATS)
+    return any(test is not None and bool(test(data[:16])) for test in tests)
 
 
-def _orientation(image: Image.Image) -> int:
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+def _too_large(what: str, pixels: int, limit: int) -> ImageTooLarge:
+    return ImageTooLarge(f"{what}; the limit is {limit}", field="image", value=pixels, bound=limit)
 
 
-def _narrow(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    return image.crop((int(box[0]), int(box[1]), int(box[2]) + 1, int(box[3]) + 1))
+def _reduce(image: ImageFile, shorter: int) -> tuple[float, float]:
+    """Have a JPEG decoded at the smallest of its scales that leaves the shorter side ``shorter`` pixels.
+
+    Gives width and height at that scale: fractions, as the last block of pixels need not be full.
+    """
+    drafted = image.draft(None, (shorter, shorter))
+    return image.size if drafted is None else drafted[1][2:]
 
 
-def _rgb(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    image = image.convert("RGB")
-    return image if size is None else image.resize(size, Image.Resampling.BILINEAR)
+def _part(image: ImageFile, box: Box, original: tuple[int, int]) -> tuple[Image.Image, Box]:
+    """Pixels that may be interpolated, of at least the part of ``image`` in ``box``; and where the box is in them."""
+    left, top, right, bottom = box
+    x, y, end_x, end_y = int(left), int(top), math.ceil(right), math.ceil(bottom)
+    is_plain = image.mode in PLAIN_MODES and not image.has_transparency_data
+    pixels = original[0] * original[1]
+    needed = PIXEL_BYTES * (image.width * image.height + (0 if is_plain else (end_x - x) * (end_y - y)))
+    needed += int(pixels * _decoder_bytes(image))
+    if needed > MAX_MEMORY:
+        what = f"image is {original[0]}x{original[1]}, {pixels} pixels, a {image.format} of mode {image.mode}"
+        raise _too_large(what, pixels, pixels * MAX_MEMORY // needed)
+    if is_plain:
+        image.load()
+        return image, box
+    part = image.crop((x, y, end_x, end_y))
+    image.close()
+    return _interpolable(part), (left - x, top - y, right - x, bottom - y)
+
+
+def _decoder_bytes(image: ImageFile) -> float:
+    """Memory that the format's decoder keeps for each pixel of the encoded image."""
+    if isinstance(image, JpegImageFile) and image.info.get("progressive"):
+        samples = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+        return COEFFICIENT_BYTES * sum(samples) / max(samples)  # all coefficients, until the last scan
+    return DECODER_BYTES.get(image.format or "", 0)
+
+
+def _orientation(image: ImageFile) -> int:
+    """EXIF orientation, 1 to 8; 1 where it is corrupt or missing."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a photograph is worth more than its metadata
+        return 1
+
+
+def _interpolable(image: Image.Image) -> Image.Image:
+    """Palettes, bits, transparent colours and 16-bit samples as a mode whose pixels may be mixed."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    return image.convert("RGB") if image.mode in ("P", "1") else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB, transparent parts over white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else image

@@ -31,7 +31,7 @@ class Preprocessing:
         """The usual test transform for networks of high resolution ``resolution``."""
         return cls(resize=round(resolution * RESIZE_RATIO), crop=resolution)
 
-    def source_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def source_box(self, width: float, height: float) -> tuple[float, float, float, float]:
         """The part of a ``width`` x ``height`` photograph that becomes the crop: (left, top, right, bottom)."""
         side = min(width, height) * self.crop / self.resize
         left, top = (width - side) / 2, (height - side) / 2

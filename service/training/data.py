@@ -18,7 +18,7 @@ from service.errors import DataError, InvalidImage
 from service.images.decode import decode, photograph
 from service.images.transforms import Preprocessing
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 # What a crop of one photograph depends on: bytes and the place of the photograph in its data set.
 Decode = Callable[[bytes, int], Tensor]
@@ -91,7 +91,9 @@ def hold_out(photographs: Photographs, share: float, seed: int) -> tuple[Photogr
 
 def halve(photographs: Photographs) -> tuple[Photographs, Photographs]:
     """Two stratified halves of the held-out photographs: one fits, the other certifies."""
-    return hold_out(photographs, 0.5, seed=0)
+    shuffled = np.random.default_rng(0).permutation(len(photographs))
+    by_class = shuffled[np.argsort(np.asarray(photographs.targets)[shuffled], kind="stable")]
+    return photographs.subset(sorted(by_class[::2])), photographs.subset(sorted(by_class[1::2]))
 
 
 def labels(folders: Sequence[str], class_names: Path | None) -> tuple[str, ...]:
