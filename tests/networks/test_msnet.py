@@ -1,0 +1,357 @@
+"""The multi-scale network against its formula, its base networks, and what escalation asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from service.networks.backbone import Backbone, Block
+from service.networks.mobilenet import mobilenet_v1
+from service.networks.msnet import FUSIONS, Fusion, LowState, MSNet, upsample
+from service.networks.registry import BACKBONES, build
+
+FAMILIES = ["resnet18", "mobilenet_v1_025", "densenet121"]
+BATCH = 6
+every_family = pytest.mark.parametrize("name", FAMILIES)
+every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
+orders = st.lists(st.integers(0, BATCH - 1), min_size=1, max_size=BATCH, unique=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients_unless_asked_for() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def randomise(network: nn.Module) -> None:
+    """Norms far from their initial state and weights that let the image through, so that nothing agrees by chance."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            for scale in (module.weight, module.running_var):
+                nn.init.uniform_(scale, 0.5, 1.5)
+            for shift in (module.bias, module.running_mean):
+                nn.init.normal_(shift, std=0.2)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+@cache
+def low_and_high(name: str) -> tuple[Backbone, Backbone]:
+    """Float64 and in evaluation mode; shared between tests, none of which changes them."""
+    torch.manual_seed(0)
+    make = partial(mobilenet_v1, alpha=0.125) if name == "tiny" else BACKBONES[name]
+    low, high = make(5), make(5)
+    for network in (low, high):
+        randomise(network)
+    return low.double().eval(), high.double().eval()
+
+
+def network_of(name: str, fusion: Fusion) -> MSNet:
+    return MSNet(*low_and_high(name), fusion).eval()
+
+
+def tiny(fusion: Fusion) -> MSNet:
+    """A MobileNet of an eighth of the width."""
+    return network_of("tiny", fusion)
+
+
+def images(count: int, resolution: int) -> Tensor:
+    generator = torch.Generator().manual_seed(resolution)
+    return torch.randn(count, 3, resolution, resolution, dtype=torch.float64, generator=generator)
+
+
+def base_network(name: str, weights: Backbone) -> Backbone:
+    network = BACKBONES[name](5).double().eval()
+    network.load_state_dict(weights.state_dict())
+    return network
+
+
+def two_by_two_means(x: Tensor) -> Tensor:
+    return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+
+
+def materialised(low: Tensor, like: Tensor) -> Tensor:
+    """u(low) on a zeroed map of ``like``'s size."""
+    doubled = low.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    height, width = min(doubled.shape[2], like.shape[2]), min(doubled.shape[3], like.shape[3])
+    out = torch.zeros_like(like)
+    out[..., :height, :width] = doubled[..., :height, :width]
+    return out
+
+
+def low_maps(network: MSNet, x: Tensor) -> list[Tensor]:
+    maps = []
+    x = two_by_two_means(x)
+    for block in network.low.blocks:
+        x = block(x)
+        maps.append(x.clone())
+    return maps
+
+
+def high_by_formula(network: MSNet, x: Tensor) -> Tensor:
+    """x_H[i+1] = H_i(x_H[i]) + u(x_L[i+1]), every upsampled map materialised."""
+    for block, low in zip(network.high.blocks, low_maps(network, x), strict=True):
+        assert isinstance(block, Block)
+        if network.fusion == "after_relu":
+            x = block(x)
+            x = x + materialised(low, x)
+        else:
+            x = block.body(x)
+            x = block.activation(x + materialised(low, x))
+    return network.high.classify(network.high.pool(x))
+
+
+@every_family
+@every_fusion
+@pytest.mark.parametrize("resolution", [64, 96])
+def test_high_network_computes_the_formula(name: str, fusion: Fusion, resolution: int) -> None:
+    network, x = network_of(name, fusion), images(2, resolution)
+    assert_close(network(x)[1], high_by_formula(network, x))
+
+
+@settings(deadline=None, max_examples=25)
+@given(resolution=st.integers(16, 80).map(lambda half: 2 * half), fusion=st.sampled_from(FUSIONS))
+def test_formula_holds_at_every_even_resolution(resolution: int, fusion: Fusion) -> None:
+    network, x = tiny(fusion), images(1, resolution)
+    assert_close(network(x)[1], high_by_formula(network, x))
+
+
+@every_family
+@every_fusion
+def test_high_network_without_low_features_is_the_base_network(name: str, fusion: Fusion) -> None:
+    network, x = network_of(name, fusion), images(2, 64)
+    low = network.forward_low(x)
+    nothing = LowState(low.logits, tuple(torch.zeros_like(feature) for feature in low.features))
+    expected = base_network(name, network.high)(x)
+    assert_close(network.forward_high(x, nothing), expected)
+    assert (network.forward_high(x, low) - expected).abs().max() > 0.01  # else zeroing proves nothing
+
+
+@every_family
+@every_fusion
+def test_low_network_is_the_base_network_on_the_half_size_image(name: str, fusion: Fusion) -> None:
+    network, x = network_of(name, fusion), images(2, 64)
+    expected = base_network(name, network.low)(two_by_two_means(x))
+    assert_close(network.forward_low(x).logits, expected)
+
+
+@every_family
+@every_fusion
+def test_different_images_get_different_answers(name: str, fusion: Fusion) -> None:
+    for logits in network_of(name, fusion)(images(2, 64)) + tiny(fusion)(images(2, 64)):
+        assert (logits[0] - logits[1]).abs().max() > 0.01  # else the comparisons of this file prove little
+
+
+@every_fusion
+def test_forward_is_the_low_pass_then_the_high_pass(fusion: Fusion) -> None:
+    network, x = tiny(fusion), images(2, 64)
+    low = network.forward_low(x)
+    assert_close(network(x), (low.logits, network.forward_high(x, low)))
+
+
+@every_family
+@every_fusion
+def test_an_images_answers_do_not_depend_on_its_batch(name: str, fusion: Fusion) -> None:
+    network, x = network_of(name, fusion), images(3, 64)
+    alone = [network(image[None]) for image in x]
+    low, high = network(x)
+    assert_close(low, torch.cat([answer[0] for answer in alone]))
+    assert_close(high, torch.cat([answer[1] for answer in alone]))
+
+
+@every_family
+@every_fusion
+def test_high_pass_leaves_images_and_low_features_as_they_were(name: str, fusion: Fusion) -> None:
+    network, x = network_of(name, fusion), images(2, 64)
+    low, x_before = network.forward_low(x), x.clone()
+    features_before = [feature.clone() for feature in low.features]
+    network.forward_high(x, low)
+    assert_close(x, x_before, rtol=0, atol=0)
+    assert_close(list(low.features), features_before, rtol=0, atol=0)
+
+
+@cache
+def batch_of_low_states(fusion: Fusion) -> tuple[Tensor, LowState, Tensor]:
+    """Images, their low state and their high logits, all in one batch."""
+    x = images(BATCH, 64)
+    low = tiny(fusion).forward_low(x)
+    return x, low, tiny(fusion).forward_high(x, low)
+
+
+@settings(deadline=None, max_examples=30)
+@given(order=orders, fusion=st.sampled_from(FUSIONS))
+def test_escalating_any_images_in_any_order_gives_each_its_own_answer(order: list[int], fusion: Fusion) -> None:
+    x, low, high = batch_of_low_states(fusion)
+    index = torch.tensor(order)
+    assert_close(tiny(fusion).forward_high(x[index], low.rows(index)), high[index])
+
+
+@settings(deadline=None, max_examples=30)
+@given(order=orders, cut=st.integers(0, BATCH), fusion=st.sampled_from(FUSIONS))
+def test_stack_keeps_the_order_of_what_it_joins(order: list[int], cut: int, fusion: Fusion) -> None:
+    _, low, _ = batch_of_low_states(fusion)
+    parts = [low.rows(torch.tensor(part)) for part in (order[:cut], order[cut:]) if part]
+    joined, expected = LowState.stack(parts), low.rows(torch.tensor(order))
+    assert_close(joined.logits, expected.logits, rtol=0, atol=0)
+    assert_close(joined.features, expected.features, rtol=0, atol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(order=orders, fusion=st.sampled_from(FUSIONS))
+def test_single_low_states_stack_to_their_batch(order: list[int], fusion: Fusion) -> None:
+    x, low, high = batch_of_low_states(fusion)
+    stacked = LowState.stack([low.rows(torch.tensor([row])) for row in order])
+    index = torch.tensor(order)
+    assert_close(stacked.logits, low.logits[index])
+    assert_close(tiny(fusion).forward_high(x[index], stacked), high[index])
+
+
+@pytest.mark.parametrize("order", [[2], [4, 1], list(range(BATCH))])
+def test_rows_own_their_memory_and_no_more_than_it(order: list[int]) -> None:
+    low = tiny("after_relu").forward_low(images(BATCH, 64))
+    rows = low.rows(torch.tensor(order))
+    for taken, whole in zip((rows.logits, *rows.features), (low.logits, *low.features), strict=True):
+        assert taken.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+        assert taken.untyped_storage().nbytes() == taken.numel() * taken.element_size()
+
+
+def test_rows_survive_their_batch() -> None:
+    network, x = tiny("before_relu"), images(BATCH, 64)
+    low, index = network.forward_low(x), torch.tensor([3, 0])
+    rows, expected = low.rows(index), network(x)[1][index]
+    for tensor in (low.logits, *low.features):
+        tensor.fill_(torch.nan)
+    assert_close(network.forward_high(x[index], rows), expected)
+
+
+def test_upsample_doubles_by_nearest_neighbour() -> None:
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    expected = [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+    assert upsample(x, torch.Size((4, 4)))[0, 0].tolist() == expected
+
+
+def test_upsample_pads_with_zeros_at_the_bottom_and_crops_at_the_right() -> None:
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    assert upsample(x, torch.Size((5, 3)))[0, 0].tolist() == [[1, 1, 2], [1, 1, 2], [3, 3, 4], [3, 3, 4], [0, 0, 0]]
+    assert upsample(x, torch.Size((3, 5)))[0, 0].tolist() == [[1, 1, 2, 2, 0], [1, 1, 2, 2, 0], [3, 3, 4, 4, 0]]
+
+
+def last_maps(name: str, resolution: int) -> tuple[Tensor, Tensor]:
+    """The last low map and the last high map, on the meta device: shapes alone."""
+    with torch.device("meta"):
+        network = build("ms_" + name, 5, {"fusion": "before_relu"}).eval()
+        assert isinstance(network, MSNet)
+        x = torch.empty(1, 3, resolution, resolution)
+        low = network.forward_low(x).features[-1]
+        for block in network.high.blocks:
+            x = block(x)
+    return low, x
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "low_side", "high_side"),
+    [
+        ("densenet121", 224, 3, 7),  # 6 against 7: padded, as the paper says
+        ("densenet121", 256, 4, 8),
+        ("resnet18", 200, 4, 7),  # 8 against 7: cropped
+        ("resnet18", 256, 4, 8),
+        ("mobilenet_v1_025", 192, 3, 6),
+        ("mobilenet_v1_025", 224, 4, 7),
+    ],
+)
+def test_last_maps_do_not_always_double(name: str, resolution: int, low_side: int, high_side: int) -> None:
+    low, high = last_maps(name, resolution)
+    assert (low.shape[-2:], high.shape[-2:]) == ((low_side, low_side), (high_side, high_side))
+
+
+@pytest.mark.parametrize(("name", "resolution"), [("densenet121", 224), ("resnet18", 200)])
+@every_fusion
+def test_unequal_last_maps_are_padded_or_cropped_and_summed(name: str, resolution: int, fusion: Fusion) -> None:
+    network, x = network_of(name, fusion), images(1, resolution)
+    assert_close(network(x)[1], high_by_formula(network, x))
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", 512), ("mobilenet_v1_025", 256)])
+@pytest.mark.parametrize("resolution", [64, 120, 128])  # last maps at 120: 2 and 4, rounded up
+def test_last_low_feature_is_its_mean_where_nothing_follows_the_sum(name: str, channels: int, resolution: int) -> None:
+    network, x = network_of(name, "after_relu"), images(2, resolution)
+    last = network.forward_low(x).features[-1]
+    assert last.shape == (2, channels)
+    assert_close(last, low_maps(network, x)[-1].mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "fusion", "resolution"),
+    [
+        ("resnet18", "before_relu", 64),  # a ReLU follows the sum
+        ("mobilenet_v1_025", "before_relu", 64),
+        ("densenet121", "after_relu", 64),  # a norm and a ReLU follow it
+        ("resnet18", "after_relu", 96),  # 4 cropped to 3
+        ("mobilenet_v1_025", "after_relu", 200),  # 8 cropped to 7
+    ],
+)
+def test_last_low_feature_is_a_map_elsewhere(name: str, fusion: Fusion, resolution: int) -> None:
+    network, x = network_of(name, fusion), images(1, resolution)
+    assert_close(network.forward_low(x).features[-1], low_maps(network, x)[-1])
+
+
+@every_family
+def test_fusions_differ_only_where_a_block_ends_with_a_relu(name: str) -> None:
+    before, x = network_of(name, "before_relu"), images(1, 64)
+    after = MSNet(before.low, before.high, "after_relu")
+    difference = (before(x)[1] - after(x)[1]).abs().max()
+    assert difference == 0 if name == "densenet121" else difference > 0.01
+
+
+def gradients(loss: Tensor, network: nn.Module) -> dict[str, Tensor | None]:
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True), strict=True))
+
+
+@every_family
+@every_fusion
+def test_high_loss_trains_every_low_block_and_no_low_classifier(name: str, fusion: Fusion) -> None:
+    network = network_of(name, fusion)
+    with torch.enable_grad():
+        loss = nn.functional.cross_entropy(network(images(2, 64))[1], torch.tensor([0, 3]))
+    for parameter, gradient in gradients(loss, network.low).items():
+        if parameter.startswith("blocks."):
+            assert gradient is not None, parameter
+            assert gradient.abs().max() > 0, parameter
+        else:
+            assert gradient is None or gradient.abs().max() == 0, parameter
+
+
+@every_family
+@every_fusion
+def test_low_loss_never_reaches_the_high_network(name: str, fusion: Fusion) -> None:
+    network = network_of(name, fusion)
+    with torch.enable_grad():
+        loss = nn.functional.cross_entropy(network(images(2, 64))[0], torch.tensor([0, 3]))
+    assert all(gradient is None for gradient in gradients(loss, network.high).values())
+    assert all(gradient is not None for gradient in gradients(loss, network.low).values())
+
+
+def test_low_answer_does_not_depend_on_the_high_network() -> None:
+    network, x = tiny("before_relu"), images(2, 64)
+    other = MSNet(network.low, mobilenet_v1(5, 0.125).double().eval())
+    assert_close(other(x)[0], network(x)[0], rtol=0, atol=0)
+    assert (other(x)[1] - network(x)[1]).abs().max() > 0.01
+
+
+def test_sum_is_taken_before_the_relu_unless_asked_otherwise() -> None:
+    assert MSNet(mobilenet_v1(5, 0.125), mobilenet_v1(5, 0.125)).fusion == "before_relu"
+
+
+def test_unknown_fusion_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="before_relu, after_relu"):
+        MSNet(mobilenet_v1(5, 0.125), mobilenet_v1(5, 0.125), "sideways")  # type: ignore[arg-type]
