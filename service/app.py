@@ -59,10 +59,10 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    app.add_middleware(RequestContext, metrics=parts.metrics)
+    app.add_middleware(RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown)
     error_handlers.install(app)
     for routes in (classify, config, models, observe):
-        app.include_router(routes.router)
+        app.include_router(routes.router, responses=error_handlers.RESPONSES)
     return app
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,7 +37,9 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(16 * MIB, ge=1, description="Bytes of one encoded image; beyond: 413.")
     max_batch_bytes: int = Field(64 * MIB, ge=1, description="Bytes of a body of /classify/batch; beyond: 413.")
     max_batch_images: int = Field(64, ge=1, le=1024, description="Images in one request of /classify/batch.")
-    deadline_ms: float | None = Field(None, gt=0, description="Deadline of requests that name none; unset: none.")
+    deadline_ms: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Deadline of requests that name none; unset: none."
+    )
     cache_entries: int = Field(0, ge=0, description="Images whose results are kept; 0 switches the cache off.")
     drain_delay_seconds: float = Field(
         3.0, ge=0, le=3600, description="On SIGTERM: how long to serve on, not ready, before the listener closes."
@@ -44,7 +47,7 @@ class Settings(BaseSettings):
     drain_timeout_seconds: int = Field(
         30, ge=1, le=3600, description="Then: how long accepted requests may take to finish."
     )
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning, error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
 
 
 def load_settings(given: Mapping[str, object] | None = None) -> Settings:

@@ -24,6 +24,7 @@ FORMAT = 1
 WEIGHTS = "weights.safetensors"
 SPEC = "model.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ class ModelSpec:
         raw = json.loads(text)
         if raw["format"] != FORMAT:
             raise ValueError(f"format is {raw['format']!r}; this version reads {FORMAT}")
+        if len(raw["classes"]) != raw["architecture"]["num_classes"]:
+            raise ValueError(f"{len(raw['classes'])} classes for {raw['architecture']['num_classes']} logits")
         preprocessing = raw["preprocessing"]
         return cls(
             **{
@@ -153,10 +156,17 @@ class ModelStore:
 
     def versions(self, name: str) -> list[int]:
         """The versions of model ``name``, ascending; empty if there is none."""
+        return sorted(version for version, folder in self._folders(name) if (folder / SPEC).is_file())
+
+    def next_version(self, name: str) -> int:
+        """One more than any version of model ``name``, half-written ones too."""
+        return max((version for version, _ in self._folders(name)), default=0) + 1
+
+    def _folders(self, name: str) -> list[tuple[int, Path]]:
         folder = self.root / _checked(name)
         if not folder.is_dir():
             return []
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / SPEC).is_file())
+        return [(int(path.name), path) for path in folder.iterdir() if VERSION.fullmatch(path.name)]
 
     def find(self, reference: str) -> Path:
         """The folder of ``name`` (its newest version) or ``name/version``.
@@ -170,7 +180,7 @@ class ModelStore:
         if not versions:
             known = ", ".join(self.names()) or "no model"
             raise NotFound(f"model is {name!r}; {self.root} has {known}", field="model", value=reference)
-        if version and (not version.isdecimal() or int(version) not in versions):
+        if version and version not in map(str, versions):
             raise NotFound(f"model is {reference!r}; {name} has versions {versions}", field="model", value=reference)
         return self.root / name / (version or str(versions[-1]))
 
@@ -212,8 +222,9 @@ def read_weights(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
     """The verified weights of a model folder, float32 on the CPU.
 
     Raises:
-        BrokenModel: the file is missing, or its hash is not the spec's.
+        BrokenModel: the file is missing, its hash is not the spec's, or it holds no weights.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = folder / WEIGHTS
@@ -225,7 +236,11 @@ def read_weights(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
         raise BrokenModel(
             f"{path} has SHA-256 {digest}; {SPEC} says {spec.weights_sha256}", field="model", value=str(path)
         )
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load(data).items()}
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise BrokenModel(f"{path} cannot be read: {error}", field="model", value=str(path)) from error
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> str:

@@ -35,7 +35,7 @@ class Parts:
         return served
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:  # a plain function would cost a thread each time
     parts: Parts = request.app.state.parts
     return parts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -17,14 +17,14 @@ from service.errors import Busy, LowfirstError
 from service.log import logger
 
 MAX_ECHO = 200
+RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "Any error."}}
 
 
 def install(app: FastAPI) -> None:
-    """Make ``app`` answer every error in the one shape."""
+    """Make ``app`` answer every error in the one shape; unknown ones are ``RequestContext``'s."""
     app.add_exception_handler(LowfirstError, _own)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unknown)
 
 
 def detail(error: LowfirstError, id_: str) -> ErrorDetail:
@@ -41,9 +41,7 @@ def detail(error: LowfirstError, id_: str) -> ErrorDetail:
 
 def echo(value: Any) -> Any:
     """A value short and plain enough to send back: JSON has no nan, and a client no use for a megabyte."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or (isinstance(value, bool | int | float) and abs(value) <= sys.float_info.max):
         return value
     if isinstance(value, list | tuple) and len(value) <= MAX_ECHO:
         return [echo(item) for item in value]
@@ -66,17 +64,19 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     is_json = first["type"] == "json_invalid"
     where = [str(part) for part in first["loc"] if part not in ("query", "body", "path", "header")]
-    field = None if is_json or not where else ".".join(where)
-    bounds = {key: value for key, value in first.get("ctx", {}).items() if key != "error"}
+    field = None if is_json or not where else str(echo(".".join(where)))
+    value = None if field is None or first["type"] == "missing" else echo(first["input"])
+    bounds = {key: value for key, value in first.get("ctx", {}).items() if key not in ("error", "class_name")}
     message = first["msg"].removeprefix("Value error, ")
-    named = f"{field} is {echo(first['input'])!r}: {message}" if field else message
+    if field is not None:
+        message = f"{field} is missing" if first["type"] == "missing" else f"{field} is {value!r}: {message}"
     return _respond(
         HTTPStatus.BAD_REQUEST if is_json else HTTPStatus.UNPROCESSABLE_ENTITY,
         ErrorDetail(
             code="bad_request" if is_json else "invalid_field",
-            message=named,
+            message=message,
             field=field,
-            value=echo(first["input"]) if field else None,
+            value=value,
             bound=echo(next(iter(bounds.values()), None)),
             request_id=request_id(request),
         ),
@@ -90,7 +90,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return _respond(error.status_code, body, dict(error.headers or {}))
 
 
-async def _unknown(request: Request, error: Exception) -> JSONResponse:
+async def unknown(request: Request, error: Exception) -> JSONResponse:
     """Tells the client nothing but the request id, under which the log has the rest."""
     id_ = request_id(request)
     logger.error("request %s failed", id_, exc_info=error)

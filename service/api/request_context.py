@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
@@ -16,11 +18,18 @@ ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestContext:
-    """ASGI middleware: takes or makes an ``X-Request-ID``, notes the arrival, counts the answer."""
+    """ASGI middleware: takes or makes an ``X-Request-ID``, notes the arrival, counts the answer.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    ``on_error`` answers errors that no handler knows: Starlette would, but outside of here, uncounted and
+    without the id in its headers.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, on_error: Callable[[Request, Exception], Awaitable[Response]]
+    ) -> None:
         self.app = app
         self.metrics = metrics
+        self.on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -41,6 +50,11 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, send_counted)
+        except Exception as error:
+            if code:  # the answer has begun
+                raise
+            response = await self.on_error(Request(scope), error)
+            await response(scope, receive, send_counted)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             self.metrics.requests.labels(route, code).inc()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.engine.entry import Answer, Reason, Stage
+from service.errors import InvalidOption
 from service.inference.calibration import Effect
 from service.state.base import GOALS, Goal
 
@@ -177,7 +178,7 @@ class ThresholdPatch(_Strict):
         named = [goal for goal in GOALS if goal in self.model_fields_set]
         empty = [goal for goal in named if getattr(self, goal) is None]
         if empty:
-            raise ValueError(f"{empty[0]} is null; it must be a number")
+            raise InvalidOption(empty[0], None, "a number")
         if len(named) > 1 or (not named and "floor" not in self.model_fields_set):
             raise ValueError(f"{len(named)} goals are given; it must be exactly one of {', '.join(GOALS)}")
         return self

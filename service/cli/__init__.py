@@ -28,7 +28,7 @@ def version_option() -> None:
 def main() -> None:
     """Run the command line; our own errors become one line, and status 1."""
     try:
-        app()
+        app(prog_name="lowfirst")
     except LowfirstError as error:
         errors.print(f"error: {error.message}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)

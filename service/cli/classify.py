@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from service.cli.console import AsJson, errors, output
@@ -61,11 +62,13 @@ def _print(answers: list[dict[str, Any]]) -> None:
     table = Table("file", "label", "score", "exit", "confidence", "M multiply-adds")
     for answer in answers:
         if "error" in answer:
-            errors.print(f"{answer['file']}: {answer['error']}", style="red", highlight=False, markup=False)
+            errors.print(
+                f"{answer['file']}: {answer['error']}", style="red", highlight=False, markup=False, soft_wrap=True
+            )
             continue
         table.add_row(
-            answer["file"],
-            answer["label"],
+            escape(answer["file"]),
+            escape(answer["label"]),
             f"{answer['score']:.3f}",
             answer["exit"],
             f"{answer['confidence']:.3f}",

@@ -25,7 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def model_store() -> ModelStore:
-    """The store that the environment names, without reading the server's other settings."""
+    """The store that the environment names. Raises InvalidOption when any of its settings is out of bounds."""
     from service.settings import load_settings
 
     return ModelStore(load_settings().model_store)
@@ -57,5 +57,9 @@ def name_unreadable(files: tuple[str, ...]) -> None:
         listed = "\n  ".join(files[:20])
         more = f"\n  … and {len(files) - 20} more" if len(files) > 20 else ""
         errors.print(
-            f"{len(files)} unreadable, left out:\n  {listed}{more}", style="yellow", highlight=False, markup=False
+            f"{len(files)} unreadable, left out:\n  {listed}{more}",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )

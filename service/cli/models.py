@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from service.cli.console import AsJson, model_store, output
@@ -23,11 +24,11 @@ def models(
         typer.echo(json.dumps(rows, indent=1))
         return
     if not rows:
-        output.print(f"{model_store().root} holds no model", highlight=False, markup=False)
+        output.print(f"{model_store().root} holds no model", highlight=False, markup=False, soft_wrap=True)
         return
     table = Table(*(name.replace("_", " ") for name in rows[0]))
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     output.print(table)
 
 

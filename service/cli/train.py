@@ -26,8 +26,8 @@ from service.cli.console import (
 from service.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from service.training.loop import EpochLog
     from service.training.loop import Progress as TrainProgress
+    from service.training.run_folder import EpochLog
 
 
 class Recipe(StrEnum):
@@ -112,11 +112,14 @@ def train(
         with _bar() as show:
             finished = run(options, resume=resume, store=model_store().root, on_step=show, on_epoch=_print_epoch)
     except KeyboardInterrupt:
-        errors.print(f"interrupted; the same command with --resume goes on with {out}", style="yellow")
+        if is_first_process():
+            say = f"interrupted; the same command with --resume goes on with {out}"
+            errors.print(say, style="yellow", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     if is_first_process():
         name_unreadable(finished.unreadable)
-        output.print(f"trained {out}; next: lowfirst calibrate {out} --data {data}", highlight=False, markup=False)
+        say = f"trained {out}; next: lowfirst calibrate {out} --data {data}"
+        output.print(say, highlight=False, markup=False, soft_wrap=True)
 
 
 def _network_options(pairs: list[str]) -> dict[str, Any]:

@@ -110,17 +110,16 @@ class Engine:
         """The answer to one encoded image.
 
         Args:
-            body: JPEG, PNG, WebP, GIF, BMP or TIFF.
+            body: JPEG, PNG, WebP, GIF or BMP.
             ask: what is wanted.
 
         Raises:
             InvalidImage: ``body`` cannot be read.
             DeadlinePassed: before any answer existed.
-            Draining: the engine does not run.
+            Draining: the engine does not run, or stopped while the cache was asked.
             DeviceFailed: the network failed on this image, or a worker died.
         """
-        if not self._running or self._death is not None:
-            raise Draining(f"not ready: {self.why_not_ready()}")
+        self._check_running()
         entry = self._entry(ask)
         key = self._key(body) if self._cache is not None else ""
         cached = await self._look_up(key, entry)
@@ -139,6 +138,10 @@ class Engine:
         """Images waiting for each pass."""
         return {stage: self._scheduler.depth(stage) for stage in STAGES}
 
+    def _check_running(self) -> None:
+        if not self._running or self._death is not None:
+            raise Draining(f"not ready: {self.why_not_ready()}")
+
     def _entry(self, ask: Ask) -> Entry:
         assert self._loop is not None
         config = self._config.current
@@ -154,6 +157,7 @@ class Engine:
 
     async def _run(self, entry: Entry, body: bytes) -> tuple[Stage, Reason]:
         """Send it on its way and wait. A cancelled caller leaves a dead entry, which is dropped where it is met."""
+        self._check_running()
         timer = None
         if entry.deadline is not None:
             timer = entry.loop.call_later(max(0.0, entry.deadline - time.monotonic()), entry.expire)
@@ -243,14 +247,13 @@ class Engine:
 
     def _warm_up(self) -> None:
         crop = self.spec.preprocessing.crop
-        for size in range(1, self._max_batch_size + 1):
+        for size in range(self._max_batch_size, 0, -1):  # one image last: the first pass of all is no measure
             images = torch.zeros(size, 3, crop, crop, dtype=torch.uint8)
             state = self.predictor.low(images)
             rows = [state.rows(torch.tensor([row], device=state.logits.device)) for row in range(size)]
             began = time.monotonic()
             self.predictor.high(images, LowState.stack(rows)).cpu()
-            if size == 1:
-                self._workers.escalation_seconds = time.monotonic() - began
+            self._workers.escalation_seconds = time.monotonic() - began
 
     def _die(self, error: BaseException) -> None:
         """In a worker's thread: not ready any more, and nobody waits for an answer that cannot come."""
@@ -262,6 +265,7 @@ class Engine:
     def _fail_waiting(self) -> None:
         for entry in list(self._waiting):
             entry.fail(DeviceFailed("a worker died"))
+        self._scheduler.close()  # the others leave too: they might wait for slots that the dead one held
 
     def _watch(self) -> None:
         metrics, spec = self._metrics, self.spec

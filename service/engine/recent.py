@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.entry import Answer
@@ -25,10 +26,11 @@ class Summary:
 
 
 class Recent:
-    """Used from the event loop's thread alone; bounded memory."""
+    """Used from the event loop's thread alone; bounded memory. ``clock`` gives seconds."""
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started = clock()
         self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)  # (when, seconds)
         self._confidences: deque[float] = deque(maxlen=CONFIDENCES)
         self._images = 0
@@ -40,7 +42,7 @@ class Recent:
         self._images += 1
         self._exited += answer.exit == "low"
         self._mmacs += answer.mmacs
-        self._answers.append((time.monotonic(), answer.seconds))
+        self._answers.append((self._clock(), answer.seconds))
         self._confidences.append(answer.confidence)
 
     def exit_rate_at(self, threshold: float) -> tuple[float | None, int]:
@@ -51,14 +53,15 @@ class Recent:
 
     def summary(self) -> Summary:
         """Now."""
-        now = time.monotonic()
-        seconds = sorted(spent for when, spent in self._answers if when > now - WINDOW_SECONDS)
-        window = min(WINDOW_SECONDS, max(now - self._started, 1.0))
+        now = self._clock()
+        known_since = self._answers[0][0] if len(self._answers) == ANSWERS else self._started
+        since = max(known_since, now - WINDOW_SECONDS)
+        seconds = sorted(spent for when, spent in self._answers if when >= since)
         return Summary(
             images=self._images,
             exit_rate=self._exited / self._images if self._images else None,
             mean_mmacs=self._mmacs / self._images if self._images else None,
-            images_per_second=len(seconds) / window,
+            images_per_second=len(seconds) / max(now - since, 1.0),
             latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in (50, 95, 99)},
         )
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from service.engine.entry import Entry, Reason, Stage
-from service.engine.scheduler import Scheduler
+from service.engine.scheduler import Batch, Scheduler
 from service.errors import DeviceFailed, LowfirstError
 from service.inference.exit_rule import confidence, exits, probabilities
 from service.inference.predictor import Predictor
@@ -21,6 +21,10 @@ from service.networks.msnet import LowState
 
 # Weight of the newest escalation in the running mean of how long one takes.
 NEWEST = 0.2
+
+# What remains of that mean after each escalation it rules out. Nothing else lowers it once none is run, and an
+# overload long past would rule them out for ever.
+FORGETTING = 0.98
 
 
 class Workers:
@@ -68,11 +72,19 @@ class Workers:
             if self._predictor.device.type == "cpu":
                 torch.set_num_threads(1)
             while (batch := self._scheduler.wait()) is not None:
-                self._metrics.batches.labels(batch.stage, batch.reason).inc()
+                self._count(batch)
                 self._run(batch.stage, batch.entries)
                 del batch  # or its images live on while this thread waits
         except BaseException as error:
             self._on_death(error)
+
+    def _count(self, batch: Batch) -> None:
+        now = time.monotonic()
+        self._metrics.batches.labels(batch.stage, batch.reason).inc()
+        for entry in batch.entries:
+            waited = now - entry.enqueued
+            entry.timing.queue += waited
+            self._metrics.queue_seconds.labels(batch.stage).observe(waited)
 
     def _run(self, stage: Stage, entries: list[Entry]) -> None:
         """One batch; if it raises, its entries one by one, so that only the one at fault fails."""
@@ -88,7 +100,7 @@ class Workers:
                 self._run(stage, [entry])
 
     def _low(self, entries: list[Entry]) -> None:
-        began = self._begin("low", entries)
+        began = time.monotonic()
         state = self._predictor.low(_stack(entries))
         low = probabilities(state.logits, self._predictor.spec.temperature.low).cpu()
         sure = confidence(low).tolist()
@@ -116,6 +128,7 @@ class Workers:
         if exits(entry.confidence, entry.threshold):
             return "confident"
         if entry.deadline is not None and time.monotonic() + self.escalation_seconds > entry.deadline:
+            self.escalation_seconds *= FORGETTING
             return "deadline"
         return None
 
@@ -126,7 +139,7 @@ class Workers:
         self._scheduler.push("high", entries)
 
     def _high(self, entries: list[Entry]) -> None:
-        began = self._begin("high", entries)
+        began = time.monotonic()
         states = LowState.stack([entry.low_state for entry in entries if entry.low_state is not None])
         logits = self._predictor.high(_stack(entries), states)
         high = probabilities(logits, self._predictor.spec.temperature.high).cpu()
@@ -139,14 +152,6 @@ class Workers:
             took = began + spent - entry.enqueued
             self.escalation_seconds += NEWEST * (took - self.escalation_seconds)
         _hand_over(entries[0].loop, [partial(entry.resolve, "high", "escalated") for entry in entries])
-
-    def _begin(self, stage: Stage, entries: list[Entry]) -> float:
-        now = time.monotonic()
-        for entry in entries:
-            waited = now - entry.enqueued
-            entry.timing.queue += waited
-            self._metrics.queue_seconds.labels(stage).observe(waited)
-        return now
 
     def _end(self, stage: Stage, began: float, images: int) -> float:
         spent = time.monotonic() - began

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import NotFound
+from service.errors import DataError, NotFound
 from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
-from service.store import ModelSpec
+from service.store import ModelSpec, Temperature
 from service.training.data import find
 
 EVALUATION = "evaluation.json"
@@ -37,6 +37,8 @@ class Evaluation:
     """A model measured on a labelled set.
 
     Attributes:
+        weights_sha256, temperature: of the model as it was measured.
+        split: folder of the data set.
         images, unreadable: photographs measured; files that could not be read.
         default: at the model's default threshold, or at 1 when it has none.
         low_accuracy, high_accuracy: of each pass on all images.
@@ -45,8 +47,11 @@ class Evaluation:
     """
 
     model: str
+    weights_sha256: str
+    temperature: Temperature
     runtime: str
     precision: str
+    split: str
     images: int
     unreadable: tuple[str, ...]
     default: Point
@@ -61,23 +66,38 @@ class Evaluation:
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
-        """What ``write`` left in a run folder. Raises NotFound when there is none."""
+        """What ``write`` left in a run folder.
+
+        Raises:
+            NotFound: nothing.
+            DataError: nothing that this version reads.
+        """
         path = folder / EVALUATION
+        measure = f"run `lowfirst evaluate {folder} --data DIR`"
         if not path.is_file():
-            raise NotFound(f"{folder} has no {EVALUATION}: run `lowfirst evaluate {folder} --data DIR` first")
-        raw: dict[str, Any] = json.loads(path.read_text())
-        return cls(
-            **{
-                **raw,
-                "unreadable": tuple(raw["unreadable"]),
-                "default": Point(**raw["default"]),
-                "curve": tuple(Point(**point) for point in raw["curve"]),
-            }
-        )
+            raise NotFound(f"{folder} has no {EVALUATION}: {measure} first")
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text())
+            return cls(
+                **{
+                    **raw,
+                    "temperature": Temperature(**raw["temperature"]),
+                    "unreadable": tuple(raw["unreadable"]),
+                    "default": Point(**raw["default"]),
+                    "curve": tuple(Point(**point) for point in raw["curve"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {measure} again") from error
 
     def write(self, folder: Path) -> None:
         """Keep it in run folder ``folder``, for the model card."""
         (folder / EVALUATION).write_text(self.to_json())
+
+    def is_of(self, spec: ModelSpec) -> bool:
+        """Whether it measured the weights of ``spec``, calibrated as they are now."""
+        measured = self.weights_sha256, self.temperature, self.default.threshold
+        return measured == (spec.weights_sha256, spec.temperature, spec.default_threshold)
 
 
 def evaluate(
@@ -98,19 +118,22 @@ def evaluate(
     photographs = find(data, split)
     check_classes(photographs, predictor.spec.class_folders)
     passes = run_passes(predictor, photographs, workers, lambda done: on_batch(done, len(photographs)))
-    return summarise(passes, predictor)
+    return summarise(passes, predictor, split)
 
 
-def summarise(passes: Passes, predictor: Predictor) -> Evaluation:
-    """The evaluation that follows from both passes' logits."""
+def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
+    """The evaluation that follows from both passes' logits on ``split``."""
     spec = predictor.spec
     low, high, targets = passes.answers()
     default = spec.default_threshold if spec.default_threshold is not None else UNCALIBRATED_THRESHOLD
     thresholds = THRESHOLDS if predictor.is_multi_scale else (UNCALIBRATED_THRESHOLD,)
     return Evaluation(
         model=spec.name if spec.version == 0 else f"{spec.name}/{spec.version}",
+        weights_sha256=spec.weights_sha256,
+        temperature=spec.temperature,
         runtime=predictor.runtime,
         precision=predictor.precision,
+        split=split,
         images=len(passes),
         unreadable=passes.unreadable,
         default=_point(passes, spec, default),

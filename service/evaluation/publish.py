@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from service.errors import DataError
@@ -22,7 +23,7 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
 
     Raises:
         NotFound: no run there, or it was never evaluated.
-        DataError: it was never calibrated.
+        DataError: it was never calibrated, or not evaluated since, or evaluated on what it was trained on.
         BrokenModel: its weights are not what its spec says.
         InvalidOption: ``name`` cannot be a model's name.
     """
@@ -31,8 +32,10 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
     if spec.default_threshold is None:
         raise DataError(f"{run} has no default threshold: run `lowfirst calibrate {run} --data DIR` first")
     evaluation = Evaluation.read(run)
-    versions = store.versions(name)
-    published = dataclasses.replace(spec, name=name, version=versions[-1] + 1 if versions else 1)
+    if evaluation.split == "train" or not evaluation.is_of(spec):
+        reason = "was evaluated on train/" if evaluation.split == "train" else "has changed since it was evaluated"
+        raise DataError(f"{run} {reason}: run `lowfirst evaluate {run} --data DIR` again")
+    published = dataclasses.replace(spec, name=name, version=store.next_version(name))
     folder = store.root / name / str(published.version)
     folder.mkdir(parents=True)
     try:
@@ -42,6 +45,8 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
         write_spec(folder, published)  # last: it is what makes the folder a model
     except BaseException:
         shutil.rmtree(folder)
+        with suppress(OSError):  # other versions are there
+            folder.parent.rmdir()
         raise
     return published
 
@@ -69,7 +74,7 @@ on others.
 
 ## Measured
 
-{evaluation.images} photographs of the validation split, none of them seen in training or calibration
+{evaluation.images} photographs of `{evaluation.split}/`, none of them seen in training or calibration
 ({evaluation.runtime} runtime, {evaluation.precision}). The low pass alone is right on
 {100 * evaluation.low_accuracy:.2f} %, the high pass on {100 * evaluation.high_accuracy:.2f} %, and they agree on
 {100 * evaluation.agreement:.2f} %. One standard error of the top-1 is {error:.1f} points.
@@ -103,7 +108,7 @@ def _measured(spec: ModelSpec, evaluation: Evaluation) -> str:
     points = {point.threshold: point for point in evaluation.curve if point.threshold in CARD_THRESHOLDS}
     points[evaluation.default.threshold] = evaluation.default
     return "\n".join(
-        f"| {threshold:.2f}{' (default)' if point is evaluation.default else ''} | {100 * point.exit_rate:.1f} "
+        f"| {threshold:g}{' (default)' if point is evaluation.default else ''} | {100 * point.exit_rate:.1f} "
         f"| {point.mean_mmacs:.1f} | {100 * point.mean_mmacs / spec.high_mmacs:.0f} | {100 * point.accuracy:.2f} |"
         for threshold, point in sorted(points.items())
     )
@@ -131,7 +136,7 @@ def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:
     axes.axvline(spec.high_mmacs, color="0.6", ls="--", label="cost of the single-scale network")
     axes.set_xlabel("mean multiply-adds an image, millions")
     axes.set_ylabel("top-1, %")
-    axes.set_title(f"{spec.name} {spec.version}: {evaluation.images} validation photographs")
+    axes.set_title(f"{spec.name} {spec.version}: {evaluation.images} photographs of {evaluation.split}/")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=110)

@@ -74,7 +74,8 @@ class Calibration:
         weight = min((threshold - low.threshold) / (high.threshold - low.threshold), 1.0)
 
         def share(name: str) -> float:
-            value: float = (1 - weight) * getattr(low, name) + weight * getattr(high, name)
+            below: int = getattr(low, name)
+            value: float = below + weight * (getattr(high, name) - below)
             return value / n
 
         bounding = high if weight == 1.0 else low
@@ -150,13 +151,18 @@ def upper_bound(count: int, n: int, risk: float = RISK) -> float:
 
 
 def _binomial_cdf(count: int, n: int, p: float) -> float:
-    if p in (0.0, 1.0):
-        return 1.0 - p
-    log_p, log_q = math.log(p), math.log1p(-p)
-    return sum(
-        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_p + (n - k) * log_q)
-        for k in range(count + 1)
-    )
+    """Probability of at most ``count`` in ``n``, for ``p`` above ``count / n``: then terms fall from ``count`` down."""
+    if p == 1.0:
+        return 0.0
+    ways = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+    term = math.exp(ways + count * math.log(p) + (n - count) * math.log1p(-p))
+    total = 0.0
+    for k in range(count, -1, -1):
+        total += term
+        term *= k / (n - k + 1) * (1 - p) / p
+        if term <= 1e-17 * total:  # the rest is less than what float64 can tell
+            break
+    return total
 
 
 def tabulate(

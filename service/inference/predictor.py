@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,7 +13,7 @@ from service.errors import BrokenModel, InvalidOption
 from service.images.transforms import Preprocessing
 from service.networks.msnet import LowState, MSNet
 from service.networks.registry import build
-from service.store import ModelSpec, read_spec, read_weights
+from service.store import SPEC, WEIGHTS, ModelSpec, read_spec, read_weights
 
 Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -28,6 +29,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidOption("device", name, f"auto, cpu or a CUDA device of this machine ({error})") from error
@@ -126,14 +129,22 @@ class Predictor:
 def load_network(folder: Path, spec: ModelSpec) -> nn.Module:
     """The network of ``spec`` with the weights in ``folder``, float32 on the CPU. Raises as ``Predictor.load``."""
     architecture = spec.architecture
-    network = build(architecture.network, architecture.num_classes, architecture.options)
-    missing, unexpected = network.load_state_dict(read_weights(folder, spec), strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
+    weights = read_weights(folder, spec)
+    try:
+        network = build(architecture.network, architecture.num_classes, architecture.options)
+    except InvalidOption as error:
+        raise BrokenModel(f"{folder / SPEC}: {error.message}", field="model", value=str(folder)) from error
+    foreign = sorted(_shapes(network.state_dict()) ^ _shapes(weights))
+    if foreign:
+        name, shape = foreign[0]
         raise BrokenModel(
-            f"the weights in {folder} are not those of {architecture.network}: "
-            f"{len(missing)} missing, {len(unexpected)} unexpected, first {(missing + unexpected)[0]!r}",
+            f"{folder / WEIGHTS} does not fit {architecture.network}: {name!r} {tuple(shape)} is in one of them only",
             field="model",
             value=str(folder),
         )
+    network.load_state_dict(weights, strict=False)
     return network
+
+
+def _shapes(state: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}

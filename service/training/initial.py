@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from service.errors import BrokenModel, InvalidOption, NotFound
@@ -15,6 +16,7 @@ from service.store import SPEC, ModelStore, read_spec
 from service.training.options import TrainOptions
 
 CLASSIFIERS = ("classifier.weight", "classifier.bias")
+REPLACEABLE = (*CLASSIFIERS, "num_batches_tracked")
 
 
 def initialise_from(network: nn.Module, options: TrainOptions, store: Path | None) -> None:
@@ -26,7 +28,7 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
     Raises:
         InvalidOption: torchvision has no such network, or its weights cannot be fetched.
         NotFound: no such model or file.
-        BrokenModel: weights of another network.
+        BrokenModel: a file that cannot be read, or weights of another network.
     """
     assert options.init is not None
     if options.init == "torchvision":
@@ -35,7 +37,11 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
         for backbone in backbones:
             _copy(backbone, state, "torchvision")
         return
-    _copy(network, _stored_weights(options.init, store), options.init)
+    weights = _stored_weights(options.init, store)
+    missing = [name for name in network.state_dict() if name not in weights and not name.endswith(REPLACEABLE)]
+    if missing:
+        raise BrokenModel(f"init is {options.init!r}, which lacks {missing[0]!r} of this network", field="init")
+    _copy(network, weights, options.init)
 
 
 def _stored_weights(reference: str, store: Path | None) -> dict[str, Tensor]:
@@ -45,14 +51,22 @@ def _stored_weights(reference: str, store: Path | None) -> dict[str, Tensor]:
 
         if not path.is_file():
             raise NotFound(f"init is {reference!r}, which is no file", field="init", value=reference)
-        return load_file(path)
-    if (path / SPEC).is_file():
-        folder = path
-    elif store is not None:
-        folder = ModelStore(store).find(reference)
-    else:
-        raise NotFound(f"init is {reference!r}: no such run folder or file", field="init", value=reference)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise BrokenModel(f"init is {reference!r}, which cannot be read: {error}", field="init") from error
+    folder = path if (path / SPEC).is_file() else _in_store(reference, store)
     return load_network(folder, read_spec(folder)).state_dict()
+
+
+def _in_store(reference: str, store: Path | None) -> Path:
+    nowhere = f"init is {reference!r}, which is no run folder"
+    if store is None:
+        raise NotFound(nowhere, field="init", value=reference)
+    try:
+        return ModelStore(store).find(reference)
+    except (InvalidOption, NotFound) as error:
+        raise NotFound(f"{nowhere} and no model: {error.message}", field="init", value=reference) from error
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:

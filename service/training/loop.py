@@ -1,20 +1,13 @@
-"""Training a network into a run folder, safe to interrupt and resume.
-
-A run folder holds ``options.json`` (what was asked), ``log.csv`` (one line an epoch), ``checkpoint.pt``
-(everything to go on from the last whole epoch), and the model itself: ``weights.safetensors`` and
-``model.json``, renewed after every epoch.
-"""
+"""Training a network into a run folder, safe to interrupt and resume."""
 
 from __future__ import annotations
 
 import copy
-import csv
-import json
 import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +18,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import service
-from service.errors import DataError, InvalidOption, NotFound
+from service.errors import DataError
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor, choose_device, choose_precision, normalise
 from service.networks.cost import cost
 from service.networks.registry import build
-from service.store import Architecture, ModelSpec, write_spec, write_weights
+from service.store import Architecture, ModelSpec
 from service.training import data
 from service.training.initial import initialise_from
 from service.training.losses import loss
-from service.training.options import FREE_ON_RESUME, TrainOptions
+from service.training.options import TrainOptions
 from service.training.processes import Processes
+from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
 
-OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
 MOMENTUM = 0.9
 EVALUATION_BATCH = 64
 
@@ -57,26 +50,6 @@ class Progress:
     high_accuracy: float
     images_per_second: float
     seconds_left: float
-
-
-@dataclass(frozen=True, slots=True)
-class EpochLog:
-    """One line of ``log.csv``; ``held_out_*`` are of the averaged weights on the calibration photographs.
-
-    A single-scale network has its accuracy under ``high`` and nan under ``low``.
-    """
-
-    epoch: int
-    resolution: int
-    learning_rate: float
-    loss: float
-    low_accuracy: float
-    high_accuracy: float
-    held_out_low_accuracy: float
-    held_out_high_accuracy: float
-    images_per_second: float
-    seconds: float
-    unreadable: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +81,8 @@ def train(
         on_step, on_epoch: told of progress, in the first process.
 
     Raises:
-        DataError, InvalidOption, NotFound: before any work.
+        DataError, InvalidOption, NotFound, BrokenModel: before any work.
+        DataError: none of the photographs could be read.
     """
     with Processes.join(options.device) as processes:
         return _Run(options, processes, resume, store).run(on_step, on_epoch)
@@ -133,11 +107,17 @@ class _Run:
                 value=options.batch_size,
                 bound=len(self.photographs),
             )
-        self._claim_folder(resume)
+        self.folder = RunFolder(options.out)
+        if resume:
+            self.folder.check_same(options, self.photographs, self.held_out)
+        else:
+            self.folder.check_free()
+        saved = self.folder.checkpoint(self.device) if resume else None
+        self.cost = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
 
         torch.manual_seed(options.seed)
         network = build(options.network, len(self.labels), options.network_options)
-        if options.init:
+        if options.init and saved is None:
             initialise_from(network, options, store)
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
@@ -146,12 +126,16 @@ class _Run:
         self.average = self._new_average()
         self.unreadable: set[str] = set()
         self.log: list[EpochLog] = []
-        if resume:
-            self._restore()
+        if saved is not None:
+            self._restore(saved)
         self.parallel = DistributedDataParallel(self.network) if processes.world > 1 else self.network
+        if processes.is_first and not resume:  # the last check of every process lies before the line above
+            self.folder.claim(options)
 
     def run(self, on_step: Callable[[Progress], None], on_epoch: Callable[[EpochLog], None]) -> Finished:
-        spec = self._save() if self.log and self.processes.is_first else None
+        spec = None
+        if self.log and self.processes.is_first:  # interrupted while saving, the model may not be the checkpoint's
+            spec = self.folder.model_after(len(self.log)) or self._save()
         for epoch in range(len(self.log), self.options.epochs):
             line = self._epoch(epoch, on_step)
             self.log.append(line)
@@ -159,7 +143,7 @@ class _Run:
                 spec = self._save()
                 on_epoch(line)
             self.processes.wait()
-        return Finished(spec or self._spec(""), tuple(self.log), tuple(sorted(self.unreadable)))
+        return Finished(spec or self._spec(), tuple(self.log), tuple(sorted(self.unreadable)))
 
     def _epoch(self, epoch: int, on_step: Callable[[Progress], None]) -> EpochLog:
         options = self.options
@@ -174,8 +158,15 @@ class _Run:
             if self.processes.is_first:
                 on_step(self._progress(epoch, step, resolution, totals, time.perf_counter() - began))
         totals = self.processes.sum(totals)
+        self.unreadable = self.processes.union(self.unreadable)
+        if not totals[3]:
+            raise DataError(
+                f"no step had two photographs that can be read; {len(self.unreadable)} cannot",
+                field="data",
+                value=str(options.data),
+            )
         seconds = time.perf_counter() - began
-        mean = totals[:3] / totals[3].clamp(min=1)
+        mean = totals[:3] / totals[3]
         held_low, held_high = self._held_out_accuracy() if self.processes.is_first else (0.0, 0.0)
         return EpochLog(
             epoch=epoch + 1,
@@ -200,7 +191,8 @@ class _Run:
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
         """One update; gives (loss summed over images, low right, high right, images)."""
         self.unreadable.update(batch.unreadable)
-        if len(batch.targets) < 2 and self.processes.world == 1:  # batch norm takes two
+        too_few = torch.tensor(int(len(batch.targets) < 2))  # batch norm takes two
+        if self.processes.sum(too_few):  # all skip the step, or the others would wait for this one's gradients
             return torch.zeros(4, dtype=torch.float64)
         images = normalise(batch.images.to(self.device, non_blocking=True), Preprocessing.at(self.options.resolution))
         targets = batch.targets.to(self.device, non_blocking=True)
@@ -243,7 +235,7 @@ class _Run:
     def _held_out_accuracy(self) -> tuple[float, float]:
         if not len(self.held_out):
             return float("nan"), float("nan")
-        predictor = Predictor(copy.deepcopy(self._model()), self._spec(""), self.device, self.precision)
+        predictor = Predictor(copy.deepcopy(self._model()), self._spec(), self.device, self.precision)
         crop = data.TestCrop(predictor.spec.preprocessing)
         right = torch.zeros(2)
         count = 0
@@ -278,19 +270,18 @@ class _Run:
         """The network whose weights are kept."""
         return self.network if self.average is None or not self.average.n_averaged else self.average.module
 
-    def _spec(self, digest: str) -> ModelSpec:
+    def _spec(self) -> ModelSpec:
         options = self.options
-        costs = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
         return ModelSpec(
-            name=options.out.name,
+            name=options.out.resolve().name,
             version=0,
             architecture=Architecture(options.network, len(self.labels), dict(options.network_options)),
             classes=self.labels,
             class_folders=self.photographs.folders,
             preprocessing=Preprocessing.at(options.resolution),
-            low_mmacs=costs.low_mmacs,
-            high_mmacs=costs.high_mmacs,
-            weights_sha256=digest,
+            low_mmacs=self.cost.low_mmacs,
+            high_mmacs=self.cost.high_mmacs,
+            weights_sha256="",
             dataset=options.dataset or options.data.resolve().name,
             recipe=options.recipe(),
             training={
@@ -308,55 +299,17 @@ class _Run:
             code_version=service.__version__,
         )
 
-    def _claim_folder(self, resume: bool) -> None:
-        """Make the run folder ours, or find that it cannot be."""
-        out = self.options.out
-        if resume:
-            self._check_same_options()
-            return
-        if (out / OPTIONS).exists() and self.processes.is_first:
-            raise InvalidOption("out", str(out), "a folder without a run in it (or pass --resume to go on with it)")
-        self.processes.wait()
-        if self.processes.is_first:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / OPTIONS).write_text(json.dumps(self.options.to_json(), indent=1) + "\n")
-
-    def _check_same_options(self) -> None:
-        path = self.options.out / OPTIONS
-        if not path.is_file():
-            raise NotFound(f"{self.options.out} holds no run to resume", field="out", value=str(self.options.out))
-        before, now = json.loads(path.read_text()), self.options.to_json()
-        for name, value in now.items():
-            if name not in FREE_ON_RESUME and before.get(name) != value:
-                raise InvalidOption(name, value, f"{before.get(name)!r}, as in the run that is resumed")
-
     def _save(self) -> ModelSpec:
-        out = self.options.out
-        with (out / LOG).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(EpochLog)])
-            writer.writeheader()
-            writer.writerows(asdict(line) for line in self.log)
-        spec = self._spec(write_weights(out, self._model().state_dict()))
-        write_spec(out, spec)
-        temporary = out / (CHECKPOINT + ".tmp")
-        torch.save(
-            {
-                "network": self.network.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "average": self.average.state_dict() if self.average is not None else None,
-                "log": [asdict(line) for line in self.log],
-                "unreadable": sorted(self.unreadable),
-            },
-            temporary,
-        )
-        temporary.replace(out / CHECKPOINT)
-        return spec
+        checkpoint = {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "log": [asdict(line) for line in self.log],
+            "unreadable": sorted(self.unreadable),
+        }
+        return self.folder.save(self.log, self._model().state_dict(), self._spec(), checkpoint)
 
-    def _restore(self) -> None:
-        path = self.options.out / CHECKPOINT
-        if not path.is_file():  # interrupted in its first epoch
-            return
-        saved = torch.load(path, map_location=self.device, weights_only=True)
+    def _restore(self, saved: dict[str, Any]) -> None:
         self.network.load_state_dict(saved["network"])
         self.optimiser.load_state_dict(saved["optimiser"])
         if self.average is not None:

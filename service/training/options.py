@@ -85,6 +85,9 @@ class TrainOptions:
         _check("min_scale", self.min_scale, 0.01, 1)
         _check("ema_epochs", self.ema_epochs, 0, 1000)
         _check("calibration_share", self.calibration_share, 0, 0.5)
+        _check("seed", self.seed, 0, 2**32 - 1)
+        if self.workers is not None:
+            _check("workers", self.workers, 0, 1024)
 
     @property
     def is_multi_scale(self) -> bool:

@@ -48,10 +48,12 @@ class Processes:
         """Images a step in this process.
 
         Raises:
-            InvalidOption: ``batch_size`` cannot be shared evenly.
+            InvalidOption: ``batch_size`` cannot be shared evenly, or leaves less than the two that batch norm takes.
         """
-        if batch_size % self.world:
-            raise InvalidOption("batch_size", batch_size, f"a multiple of the {self.world} processes")
+        if batch_size % self.world or batch_size < 2 * self.world:
+            raise InvalidOption(
+                "batch_size", batch_size, f"a multiple of the {self.world} processes, 2 or more for each"
+            )
         return batch_size // self.world
 
     def sum(self, value: Tensor) -> Tensor:
@@ -60,6 +62,14 @@ class Processes:
             value = value.to(self.device or "cpu")
             dist.all_reduce(value)
         return value.cpu()
+
+    def union(self, values: set[str]) -> set[str]:
+        """What is in ``values`` of any process."""
+        if self.world == 1:
+            return values
+        gathered: list[set[str]] = [set()] * self.world
+        dist.all_gather_object(gathered, values)
+        return set().union(*gathered)
 
     def wait(self) -> None:
         """Until every process is here."""

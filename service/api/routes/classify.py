@@ -79,10 +79,11 @@ async def classify_batch(request: Request, parts: Injected, query: Annotated[Cla
     """
     ask = _ask(request, parts, query)
     limit = parts.settings.max_batch_bytes
+    most = min(parts.settings.max_batch_images, parts.settings.max_images_in_flight)  # more could never be admitted
     id_ = request_id(request)
     admission = parts.engine.admission
     with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
-        images = bodies.many_images(request, await bodies.read(request, limit), parts.settings.max_batch_images)
+        images = bodies.many_images(request, await bodies.read(request, limit), most)
         with admission.admit(images=len(images) - 1):
             results = await _unless_client_leaves(
                 request, asyncio.gather(*(_classify_or_error(parts, image, ask, id_) for image in images))

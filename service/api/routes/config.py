@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
+from service.api import bodies
 from service.api.dependencies import Injected, Parts
 from service.api.schemas import (
     ConfigAnswer,
@@ -24,6 +25,19 @@ from service.state.base import RuntimeConfig, ThresholdConfig
 router = APIRouter(prefix="/config", tags=["config"])
 
 ModelQuery = Annotated[str | None, Query(description="Name of a served model; unset: the only one.")]
+
+MAX_PATCH_BYTES = 4096
+PATCH = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": ThresholdPatch.model_json_schema()}},
+    }
+}
+
+
+async def _patch(request: Request) -> ThresholdPatch:
+    """The body, bounded: FastAPI by itself would read it however long it is."""
+    return bodies.parse(ThresholdPatch, await bodies.read(request, MAX_PATCH_BYTES))
 
 
 @router.get("")
@@ -43,10 +57,10 @@ async def threshold(parts: Injected, response: Response, model: ModelQuery = Non
     return _answer(parts, current, parts.check_model(model))
 
 
-@router.patch("/threshold")
+@router.patch("/threshold", openapi_extra=PATCH)
 async def change_threshold(
     parts: Injected,
-    patch: ThresholdPatch,
+    patch: Annotated[ThresholdPatch, Depends(_patch)],
     response: Response,
     model: ModelQuery = None,
     if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,

@@ -15,7 +15,7 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/models")
-async def models(parts: Injected) -> ModelsAnswer:
+def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and computes bounds by the hundred
     """Every version of every model in the store, with its costs and its calibration table."""
     predictor = parts.engine.predictor
     serving = (parts.engine.spec.name, parts.engine.spec.version)

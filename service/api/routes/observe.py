@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
@@ -10,6 +11,12 @@ from service.api.schemas import Health, LatencyMs, ModelName, QueueState, StatsA
 from service.errors import Draining
 
 router = APIRouter(tags=["observe"])
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """Where a person who opens the address in a browser finds everything."""
+    return RedirectResponse("/docs")
 
 
 @router.get("/stats")

@@ -1,0 +1,129 @@
+"""The folder of one run, which says everything about itself.
+
+``options.json`` is what was asked. After every epoch come anew ``log.csv`` (one line an epoch), the model itself
+(``weights.safetensors`` and ``model.json``) and, last, ``checkpoint.pt``: everything to go on from that epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from service.errors import BrokenModel, DataError, InvalidOption, NotFound
+from service.store import SPEC, ModelSpec, read_spec, read_weights, write_spec, write_weights
+from service.training.data import Photographs
+from service.training.options import FREE_ON_RESUME, TrainOptions
+
+OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochLog:
+    """One line of ``log.csv``; ``held_out_*`` are of the averaged weights on the calibration photographs.
+
+    A single-scale network has its accuracy under ``high`` and nan under ``low``.
+    """
+
+    epoch: int
+    resolution: int
+    learning_rate: float
+    loss: float
+    low_accuracy: float
+    high_accuracy: float
+    held_out_low_accuracy: float
+    held_out_high_accuracy: float
+    images_per_second: float
+    seconds: float
+    unreadable: int
+
+
+class RunFolder:
+    """Reads and writes the run folder at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_free(self) -> None:
+        """Raises InvalidOption when a run is there already."""
+        if (self.path / OPTIONS).exists():
+            raise InvalidOption(
+                "out", str(self.path), "a folder without a run in it (or pass --resume to go on with it)"
+            )
+
+    def check_same(self, options: TrainOptions, photographs: Photographs, held_out: Photographs) -> None:
+        """Whether ``options`` and the photographs are those of the run that is here.
+
+        Raises:
+            NotFound: no run is here.
+            InvalidOption: naming the first option that differs, and both values.
+            DataError: other photographs: some held out then would be trained on now.
+        """
+        path = self.path / OPTIONS
+        if not path.is_file():
+            raise NotFound(f"{self.path} holds no run to resume", field="out", value=str(self.path))
+        before, now = json.loads(path.read_text()), options.to_json()
+        for name, value in now.items():
+            if name not in FREE_ON_RESUME and before.get(name) != value:
+                raise InvalidOption(name, value, f"{before.get(name)!r}, as in the run that is resumed")
+        if not (self.path / SPEC).is_file():  # interrupted in its first epoch
+            return
+        spec = read_spec(self.path)
+        was = spec.training["train_images"], spec.training["calibration_images"], spec.class_folders
+        found = len(photographs), len(held_out), photographs.folders
+        if was != found:
+            raise DataError(
+                f"{options.data} has {found[0]} photographs to train on, {found[1]} held out and {len(found[2])} "
+                f"classes; the run that is resumed had {was[0]}, {was[1]} and {len(was[2])}",
+                field="data",
+                value=str(options.data),
+            )
+
+    def claim(self, options: TrainOptions) -> None:
+        """Make the folder, and keep ``options`` in it. Raises InvalidOption when it cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidOption("out", str(self.path), f"a folder that can be made ({error.strerror})") from error
+        temporary = self.path / (OPTIONS + ".tmp")
+        temporary.write_text(json.dumps(options.to_json(), indent=1) + "\n")
+        temporary.replace(self.path / OPTIONS)
+
+    def checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """What ``save`` was given last; None when the first epoch never ended."""
+        path = self.path / CHECKPOINT
+        if not path.is_file():
+            return None
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return saved
+
+    def save(
+        self, log: Sequence[EpochLog], weights: dict[str, Tensor], spec: ModelSpec, checkpoint: dict[str, Any]
+    ) -> ModelSpec:
+        """Write everything that an epoch renews; gives ``spec`` with the weights' digest."""
+        with (self.path / LOG).open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(EpochLog)])
+            writer.writeheader()
+            writer.writerows(asdict(line) for line in log)
+        spec = dataclasses.replace(spec, weights_sha256=write_weights(self.path, weights))
+        write_spec(self.path, spec)
+        temporary = self.path / (CHECKPOINT + ".tmp")
+        torch.save(checkpoint, temporary)
+        temporary.replace(self.path / CHECKPOINT)
+        return spec
+
+    def model_after(self, epochs: int) -> ModelSpec | None:
+        """The model here, with its calibration if it has one; None unless it is whole and ``epochs`` old."""
+        try:
+            spec = read_spec(self.path)
+            read_weights(self.path, spec)
+        except (NotFound, BrokenModel):
+            return None
+        return spec if spec.training["epochs_done"] == epochs else None

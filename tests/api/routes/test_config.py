@@ -1,0 +1,223 @@
+"""The runtime config over HTTP: the threshold in four forms, its floor, its version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/config/threshold"
+RAW = {"Content-Type": "image/jpeg"}
+
+
+async def test_the_default_threshold_comes_with_its_predicted_effect(client: httpx.AsyncClient) -> None:
+    response = await client.get(PATH)
+    answer = response.json()
+    predicted = answer.pop("predicted")
+    assert answer == {
+        "model": "tiny", "goal": "threshold", "value": 0.65, "threshold": 0.65, "floor": None, "version": 1
+    }  # fmt: skip
+    assert set(predicted) == {
+        "exit_rate", "mean_mmacs", "accuracy", "agreement", "agreement_at_least", "accuracy_drop_at_most"
+    }  # fmt: skip
+    assert response.headers["ETag"] == '"1"'
+
+
+async def test_the_config_holds_every_threshold(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/config")).json() == {"version": 1, "thresholds": [(await client.get(PATH)).json()]}
+
+
+@pytest.mark.parametrize(
+    ("goal", "value"), [("threshold", 0.5), ("max_mean_mmacs", 3), ("min_agreement", 0.8), ("max_accuracy_drop", 0.1)]
+)
+async def test_the_threshold_is_asked_for_in_four_ways(fresh: httpx.AsyncClient, goal: str, value: float) -> None:
+    response = await fresh.patch(PATH, json={goal: value})
+    answer = response.json()
+    assert (response.status_code, answer["goal"], answer["value"], answer["version"]) == (200, goal, value, 2)
+    assert response.headers["ETag"] == '"2"'
+    assert (await fresh.get(PATH)).json() == answer
+    predicted = answer["predicted"]
+    kept = {
+        "threshold": answer["threshold"] == value,
+        "max_mean_mmacs": predicted["mean_mmacs"] <= value,
+        "min_agreement": predicted["agreement_at_least"] >= value,
+        "max_accuracy_drop": predicted["accuracy_drop_at_most"] <= value,
+    }
+    assert kept[goal]
+
+
+async def test_the_next_image_is_answered_by_the_new_threshold(fresh: httpx.AsyncClient, jpeg: bytes) -> None:
+    for threshold, exit_ in ((0, "low"), (1, "high"), (0.0, "low"), (1.0, "high")):
+        version = (await fresh.patch(PATH, json={"threshold": threshold})).json()["version"]
+        answer = (await fresh.post("/classify", content=jpeg, headers=RAW)).json()
+        assert (answer["exit"], answer["threshold"], answer["config_version"]) == (exit_, threshold, version)
+
+
+async def test_thresholds_zero_and_one_predict_all_and_nothing(fresh: httpx.AsyncClient) -> None:
+    model = (await fresh.get("/models")).json()["models"][0]
+    all_exit = (await fresh.patch(PATH, json={"threshold": 0})).json()["predicted"]
+    none_exits = (await fresh.patch(PATH, json={"threshold": 1})).json()["predicted"]
+    assert (all_exit["exit_rate"], all_exit["mean_mmacs"]) == (1, model["low_mmacs"])
+    assert (none_exits["exit_rate"], none_exits["agreement"]) == (0, 1)
+    assert none_exits["mean_mmacs"] == pytest.approx(model["low_mmacs"] + model["high_mmacs"])
+
+
+async def test_a_budget_below_the_low_pass_is_refused(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]]
+) -> None:
+    error = error_of(await client.patch(PATH, json={"max_mean_mmacs": 0.5}), 422, "invalid_field")
+    assert (error["field"], error["value"]) == ("max_mean_mmacs", 0.5)
+    assert "at least" in error["bound"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ('{"threshold": 1.5}', "threshold"),
+        ('{"threshold": -1}', "threshold"),
+        ('{"threshold": NaN}', "threshold"),
+        ('{"threshold": Infinity}', "threshold"),
+        ('{"threshold": 1e999}', "threshold"),
+        ('{"threshold": "0.5"}', "threshold"),
+        ('{"threshold": true}', "threshold"),
+        ('{"threshold": null}', "threshold"),
+        ('{"threshold": ' + "9" * 400 + "}", "threshold"),
+        ('{"max_mean_mmacs": 0}', "max_mean_mmacs"),
+        ('{"min_agreement": 2}', "min_agreement"),
+        ('{"min_agreement": 0.9999}', "min_agreement"),
+        ('{"max_accuracy_drop": -0.1}', "max_accuracy_drop"),
+        ('{"floor": 2}', "floor"),
+        ('{"treshold": 0.5}', "treshold"),
+        ('{"' + "x" * 1000 + '": 1}', "x" * 200 + "…"),
+        ("{}", None),
+        ('{"threshold": 0.5, "min_agreement": 0.5}', None),
+        ("[0.5]", None),
+        ("0.5", None),
+    ],
+)
+async def test_a_wrong_change_names_its_field_and_changes_nothing(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], body: str, field: str | None
+) -> None:
+    error = error_of(await client.patch(PATH, content=body), 422, "invalid_field")
+    assert error["field"] == field
+    assert len(error["message"]) < 1000
+    assert (await client.get("/config")).json()["version"] == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b'{"threshold": "\\ud800"}', b'{"\\ud800": 1}', b"[" * 4000])
+async def test_broken_json_is_a_bad_request(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], body: bytes
+) -> None:
+    error_of(await client.patch(PATH, content=body), 400, "bad_request")
+
+
+async def test_a_body_of_megabytes_is_refused(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]]
+) -> None:
+    error = error_of(await client.patch(PATH, content=b" " * 2**20), 413, "image_too_large")
+    assert (error["field"], error["value"], error["bound"]) == ("body", 2**20, 4096)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain"])
+async def test_the_content_type_of_a_change_does_not_matter(fresh: httpx.AsyncClient, kind: str) -> None:
+    response = await fresh.patch(PATH, content='{"threshold": 0.5}', headers={"Content-Type": kind})
+    assert response.json()["threshold"] == 0.5
+
+
+async def test_a_floor_is_kept_until_it_is_cleared(fresh: httpx.AsyncClient) -> None:
+    for change, floor in (
+        ({"floor": 0.4}, 0.4),
+        ({"threshold": 0.6}, 0.4),
+        ({"threshold": 0.7, "floor": 0.7}, 0.7),
+        ({"floor": None}, None),
+        ({"threshold": 0.6, "floor": 0.2}, 0.2),
+        ({"threshold": 0.6, "floor": None}, None),
+    ):
+        answer = (await fresh.patch(PATH, json=change)).json()
+        assert answer["floor"] == floor
+    assert (answer["threshold"], answer["version"]) == (0.6, 7)
+
+
+async def test_a_floor_above_the_threshold_is_refused(
+    fresh: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]]
+) -> None:
+    await fresh.patch(PATH, json={"threshold": 0.6, "floor": 0.5})
+    for change, floor in (({"floor": 0.61}, 0.61), ({"threshold": 0.4}, 0.5), ({"threshold": 0.1, "floor": 0.2}, 0.2)):
+        error = error_of(await fresh.patch(PATH, json=change), 422, "invalid_field")
+        assert (error["field"], error["value"]) == ("floor", floor)
+        assert "at most the threshold" in error["bound"]
+    assert (await fresh.get(PATH)).json()["version"] == 2
+
+
+@pytest.mark.parametrize("if_match", ['"1"', "1", "*", 'W/"1"', ' "1" '])
+async def test_a_version_that_matches_lets_the_change_pass(fresh: httpx.AsyncClient, if_match: str) -> None:
+    response = await fresh.patch(PATH, json={"threshold": 0.5}, headers={"If-Match": if_match})
+    assert (response.status_code, response.json()["version"]) == (200, 2)
+
+
+@pytest.mark.parametrize("if_match", ['"3"', "3", 'W/"3"'])
+async def test_a_stale_version_is_a_conflict(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], if_match: str
+) -> None:
+    response = await client.patch(PATH, json={"threshold": 0.5}, headers={"If-Match": if_match})
+    error = error_of(response, 412, "config_conflict")
+    assert (error["field"], error["value"], error["bound"]) == ("If-Match", 3, 1)
+    assert (await client.get("/config")).json()["version"] == 1
+
+
+@pytest.mark.parametrize("if_match", ["three", "", '"1", "2"'])
+async def test_a_version_that_is_none_is_a_bad_request(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], if_match: str
+) -> None:
+    response = await client.patch(PATH, json={"threshold": 0.5}, headers={"If-Match": if_match})
+    error = error_of(response, 400, "bad_request")
+    assert (error["field"], error["value"]) == ("If-Match", if_match)
+
+
+async def test_the_etag_of_an_answer_guards_the_next_change(fresh: httpx.AsyncClient) -> None:
+    seen = (await fresh.get(PATH)).headers["ETag"]
+    guarded = {"If-Match": seen}
+    assert (await fresh.patch(PATH, json={"threshold": 0.5}, headers=guarded)).status_code == 200
+    assert (await fresh.patch(PATH, json={"threshold": 0.6}, headers=guarded)).status_code == 412
+
+
+async def test_a_preview_tells_both_effects_and_changes_nothing(fresh: httpx.AsyncClient, jpeg: bytes) -> None:
+    before = (await fresh.get("/config")).json()
+    empty = (await fresh.get(f"{PATH}/preview?threshold=0.5")).json()
+    assert empty["recent"] == {"images": 0, "exit_rate": None, "mean_mmacs": None}
+    confidence = (await fresh.post("/classify", content=jpeg, headers=RAW)).json()["confidence"]
+    below = (await fresh.get(f"{PATH}/preview", params={"threshold": confidence - 0.01})).json()
+    above = (await fresh.get(f"{PATH}/preview", params={"threshold": confidence})).json()
+    assert (below["recent"]["images"], below["recent"]["exit_rate"], above["recent"]["exit_rate"]) == (1, 1, 0)
+    assert below["recent"]["mean_mmacs"] < above["recent"]["mean_mmacs"]
+    assert (below["model"], above["threshold"]) == ("tiny", confidence)
+    assert (await fresh.get("/config")).json() == before
+
+
+async def test_a_preview_predicts_what_a_change_then_predicts(fresh: httpx.AsyncClient) -> None:
+    preview = (await fresh.get(f"{PATH}/preview?threshold=0.42")).json()
+    changed = (await fresh.patch(PATH, json={"threshold": 0.42})).json()
+    assert preview["predicted"] == changed["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("query", "value"), [("", None), ("?threshold=nan", "nan"), ("?threshold=2", "2"), ("?threshold=", "")]
+)
+async def test_a_preview_of_no_threshold_is_refused(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], query: str, value: str | None
+) -> None:
+    error = error_of(await client.get(f"{PATH}/preview{query}"), 422, "invalid_field")
+    assert (error["field"], error["value"]) == ("threshold", value)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", PATH), ("PATCH", PATH), ("GET", f"{PATH}/preview")])
+async def test_the_config_of_a_model_that_is_not_served_is_not_found(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], method: str, path: str
+) -> None:
+    params = {"model": "huge", **({"threshold": "0.5"} if path.endswith("preview") else {})}
+    response = await client.request(method, path, params=params, content='{"threshold": 0.5}')
+    assert error_of(response, 404, "not_found")["field"] == "model"

@@ -1,0 +1,132 @@
+"""``/stats``, ``/metrics`` and ``/health/*``: what they tell is what clients saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = pytest.mark.anyio
+
+RAW = {"Content-Type": "image/jpeg"}
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+
+
+async def scrape(client: httpx.AsyncClient) -> Samples:
+    """Every sample of ``/metrics`` by its name."""
+    response = await client.get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    samples: Samples = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """The sum of the samples of that name with these labels."""
+    return sum(value for found, value in samples.get(name, []) if labels.items() <= found.items())
+
+
+async def classify_many(
+    client: httpx.AsyncClient, make_jpeg: Callable[[int], bytes], count: int
+) -> list[dict[str, Any]]:
+    """Answers to ``count`` photographs."""
+    return [(await client.post("/classify", content=make_jpeg(seed), headers=RAW)).json() for seed in range(count)]
+
+
+async def test_counters_agree_with_what_the_client_counted(
+    fresh: httpx.AsyncClient, make_jpeg: Callable[[int], bytes]
+) -> None:
+    answers = await classify_many(fresh, make_jpeg, 40)
+    exits = sum(answer["exit"] == "low" for answer in answers)
+    assert 0 < exits < 40
+    samples = await scrape(fresh)
+    images = total(samples, "lowfirst_images_total", model="tiny/1")
+    assert (images, total(samples, "lowfirst_images_total", exit="low", reason="confident")) == (40, exits)
+    mean_mmacs = sum(answer["mmacs"] for answer in answers) / 40
+    assert total(samples, "lowfirst_multiply_adds_total") / images / 1e6 == pytest.approx(mean_mmacs, rel=1e-6)
+
+
+async def test_stats_agree_with_what_the_client_counted(
+    fresh: httpx.AsyncClient, make_jpeg: Callable[[int], bytes]
+) -> None:
+    answers = await classify_many(fresh, make_jpeg, 10)
+    stats = (await fresh.get("/stats")).json()
+    assert stats["images"] == 10
+    assert stats["exit_rate"] == sum(answer["exit"] == "low" for answer in answers) / 10
+    assert stats["mean_mmacs"] == pytest.approx(sum(answer["mmacs"] for answer in answers) / 10)
+    assert stats["latency_ms"]["p99"] == max(answer["timing_ms"]["total"] for answer in answers)
+
+
+async def test_stats_of_an_unused_server_have_every_field(fresh: httpx.AsyncClient) -> None:
+    stats = (await fresh.get("/stats")).json()
+    assert stats["model"] == {"name": "tiny", "version": 1}
+    assert (stats["runtime"], stats["precision"], stats["device"]) == ("eager", "float32", "cpu")
+    assert (stats["threshold"], stats["config_version"], stats["images"]) == (0.65, 1, 0)
+    assert (stats["exit_rate"], stats["mean_mmacs"], stats["requests_per_second"]) == (None, None, 0)
+    assert stats["latency_ms"] == {"p50": None, "p95": None, "p99": None}
+    assert stats["queue"] == {"low": 0, "high": 0, "images_in_flight": 0, "bytes_in_flight": 0}
+    assert 0 < stats["low_mmacs"] < stats["single_scale_mmacs"]
+
+
+async def test_gauges_follow_the_config(fresh: httpx.AsyncClient) -> None:
+    await fresh.patch("/config/threshold", json={"threshold": 0.25})
+    samples = await scrape(fresh)
+    assert samples["lowfirst_threshold"] == [({"model": "tiny/1"}, 0.25)]
+    assert samples["lowfirst_config_version"] == [({}, 2)]
+    assert samples["lowfirst_images_in_flight"] == [({}, 0)]
+    assert {labels["stage"] for labels, _ in samples["lowfirst_queue_depth"]} == {"low", "high"}
+
+
+async def test_requests_are_counted_by_route_and_code(fresh: httpx.AsyncClient, jpeg: bytes) -> None:
+    await fresh.post("/classify", content=jpeg, headers=RAW)
+    await fresh.post("/classify", content=b"no image", headers=RAW)
+    await fresh.get("/config/threshold")
+    await fresh.get("/nowhere")
+    await fresh.get("/nowhere/else")
+    samples = await scrape(fresh)
+    counted = {(labels["route"], labels["code"]): value for labels, value in samples["lowfirst_requests_total"]}
+    assert counted == {
+        ("/classify", "200"): 1, ("/classify", "415"): 1, ("/config/threshold", "200"): 1, ("unknown", "404"): 2
+    }  # fmt: skip
+    assert total(samples, "lowfirst_request_seconds_count", route="/classify") == 2
+
+
+async def test_a_cached_answer_costs_nothing_and_says_so(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], jpeg: bytes
+) -> None:
+    async with connect(make_app(cache_entries=4)) as client:
+        computed, cached = [(await client.post("/classify", content=jpeg, headers=RAW)).json() for _ in range(2)]
+        samples = await scrape(client)
+    assert (cached["cached"], cached["mmacs"], cached["reason"]) == (True, 0, "cached")
+    assert cached["top_k"] == computed["top_k"]
+    assert total(samples, "lowfirst_cache_requests_total", result="hit") == 1
+    assert total(samples, "lowfirst_multiply_adds_total") / 1e6 == pytest.approx(computed["mmacs"], rel=1e-6)
+
+
+async def test_a_live_server_is_alive_and_ready(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health/live")).json() == {"status": "ok"}
+    assert (await client.get("/health/ready")).json() == {"status": "ok"}
+
+
+async def test_a_server_is_not_ready_before_it_is_warm_nor_once_it_drains(
+    make_app: Callable[..., FastAPI],
+    connect: Callable[..., Any],
+    jpeg: bytes,
+    error_of: Callable[..., dict[str, Any]],
+) -> None:
+    app = make_app()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as early:
+        assert "being loaded" in error_of(await early.get("/health/ready"), 503, "unavailable")["message"]
+        error_of(await early.post("/classify", content=jpeg, headers=RAW), 503, "unavailable")
+        assert (await early.get("/health/live")).status_code == 200
+    async with connect(app) as client:
+        app.state.parts.engine.drain()
+        assert "stopping" in error_of(await client.get("/health/ready"), 503, "unavailable")["message"]
+        assert (await client.post("/classify", content=jpeg, headers=RAW)).status_code == 200

@@ -1,0 +1,104 @@
+"""The composition root: what an app is made of, and that importing makes nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+RAW = {"Content-Type": "image/jpeg"}
+ROUTES = {
+    "/classify": {"post"},
+    "/classify/batch": {"post"},
+    "/config": {"get"},
+    "/config/threshold": {"get", "patch"},
+    "/config/threshold/preview": {"get"},
+    "/models": {"get"},
+    "/stats": {"get"},
+    "/metrics": {"get"},
+    "/health/live": {"get"},
+    "/health/ready": {"get"},
+}
+
+
+def run(code: str) -> str:
+    """What a new interpreter prints, with every setting wrong."""
+    environment = {"LOWFIRST_PORT": "none", "LOWFIRST_MODEL": "none", "LOWFIRST_MODEL_STORE": "/nowhere"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    assert run("import sys, service; print([m for m in sys.modules if m.startswith(('torch', 'fastapi'))])") == "[]"
+
+
+def test_importing_the_app_builds_nothing() -> None:
+    code = """
+import threading, service.app
+from prometheus_client import REGISTRY
+print(threading.active_count(), [f.name for f in REGISTRY.collect() if f.name.startswith("lowfirst")])
+print([name for name, value in vars(service.app).items() if type(value).__module__.startswith(("fastapi", "service"))])
+"""
+    assert run(code).splitlines() == ["1 []", "[]"]
+
+
+@pytest.mark.anyio
+async def test_two_apps_live_in_one_process(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], jpeg: bytes
+) -> None:
+    async with connect(make_app()) as one, connect(make_app()) as other:
+        await one.patch("/config/threshold", json={"threshold": 0})
+        await one.post("/classify", content=jpeg, headers=RAW)
+        await one.post("/classify", content=jpeg, headers=RAW)
+        await other.post("/classify", content=jpeg, headers=RAW)
+        thresholds = [(await app.get("/config/threshold")).json()["threshold"] for app in (one, other)]
+        images = [(await app.get("/stats")).json()["images"] for app in (one, other)]
+        metrics = [(await app.get("/metrics")).text for app in (one, other)]
+    assert (thresholds, images) == ([0, 0.65], [2, 1])
+    assert 'lowfirst_requests_total{code="200",route="/classify"} 2.0' in metrics[0]
+    assert 'lowfirst_requests_total{code="200",route="/classify"} 1.0' in metrics[1]
+
+
+@pytest.mark.anyio
+async def test_openapi_lists_every_route(client: httpx.AsyncClient) -> None:
+    schema = (await client.get("/openapi.json")).json()
+    assert schema["openapi"].startswith("3.")
+    assert {path: set(methods) for path, methods in schema["paths"].items()} == ROUTES
+    text = str(schema)
+    for reference in set(re.findall(r"#/components/schemas/(\w+)", text)):
+        assert reference in schema["components"]["schemas"]
+    assert "#/$defs" not in text
+
+
+@pytest.mark.anyio
+async def test_openapi_tells_the_one_shape_of_errors_and_the_forms_of_bodies(client: httpx.AsyncClient) -> None:
+    schema = (await client.get("/openapi.json")).json()
+    operations = [operation for path in schema["paths"].values() for operation in path.values()]
+    shapes = [operation["responses"]["default"]["content"]["application/json"]["schema"] for operation in operations]
+    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * len(operations)
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+    assert set(schema["paths"]["/classify"]["post"]["requestBody"]["content"]) == {
+        "image/*", "application/octet-stream", "multipart/form-data", "application/json"
+    }  # fmt: skip
+    patch = schema["paths"]["/config/threshold"]["patch"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(patch["properties"]) == {"threshold", "max_mean_mmacs", "min_agreement", "max_accuracy_drop", "floor"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_the_documentation_asks_no_other_host(client: httpx.AsyncClient, path: str) -> None:
+    page = (await client.get(path)).text
+    assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", page)
+    assets = re.findall(r'(?:src|href)="(/[^"]+)"', page)
+    assert assets
+    for asset in assets:
+        assert (await client.get(asset)).status_code == 200

@@ -1,0 +1,191 @@
+"""Commands explain themselves, fail in one line, and stop when told to."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.networks.registry import names
+from service.store import SPEC
+
+Lowfirst = Callable[..., Any]
+
+COMMANDS = ("serve", "classify", "train", "calibrate", "evaluate", "publish", "models")
+QUICK = ("--resolution", "64", "--epochs", "1", "--device", "cpu", "--precision", "float32", "--workers", "0")
+
+# Whatever started the tests may have told its children to ignore the interrupt.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from service.cli import main; main()"
+)
+
+
+def test_help_names_every_command(lowfirst: Lowfirst) -> None:
+    done = lowfirst("--help")
+    assert done.status == 0
+    assert all(command in done.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_every_option_has_help(lowfirst: Lowfirst, command: str) -> None:
+    done = lowfirst(command, "--help")
+    assert done.status == 0
+    assert f"lowfirst {command}" in done.out
+    assert done.err == ""
+
+
+def test_architectures_are_listed_with_the_papers_costs(lowfirst: Lowfirst) -> None:
+    rows = {row["name"]: row for row in json.loads(lowfirst("models", "--architectures", "--json").out)}
+    assert list(rows) == names()
+    row = rows["ms_mobilenet_v1_050"]
+    assert (round(row["low_mmacs"], 1), round(row["high_mmacs"], 1), row["resolution"]) == (49.2, 195.1, 256)
+    assert rows["ms_densenet121"]["resolution"] == 224
+    assert rows["mobilenet_v1_050"]["low_mmacs"] == 0
+
+
+def test_architectures_are_listed_as_a_table(lowfirst: Lowfirst) -> None:
+    printed = lowfirst("models", "--architectures").out
+    assert all(name in printed for name in names())
+
+
+def test_empty_store_is_said_to_be_empty(lowfirst: Lowfirst, tmp_path: Path) -> None:
+    assert lowfirst("models").out == f"{tmp_path / 'store'} holds no model\n"
+    assert json.loads(lowfirst("models", "--json").out) == []
+
+
+ERRORS = {
+    "train missing data": (["train", "resnet18", "--data", "nowhere", "--out", "x"], "data is 'nowhere', which is no"),
+    "train unknown network": (["train", "resnet1", "--data", "x", "--out", "x"], "network is 'resnet1'; it must be"),
+    "train odd resolution": (
+        ["train", "resnet18", "--data", "x", "--out", "x", "--resolution", "97"],
+        "resolution is 97; it must be even",
+    ),
+    "train negative seed": (["train", "resnet18", "--data", "x", "--out", "x", "--seed", "-1"], "seed is -1"),
+    "train no key": (
+        ["train", "resnet18", "--data", "x", "--out", "x", "--option", "fusion"],
+        "option is 'fusion'; it must be KEY=VALUE",
+    ),
+    "train resume nothing": (["train", "resnet18", "--data", "{data}", "--out", "x", "--resume"], "x holds no run to"),
+    "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "nowhere holds no model"),
+    "evaluate no model": (["evaluate", "nobody", "--data", "x"], "model is 'nobody'; "),
+    "publish no run": (["publish", "nowhere", "--name", "x"], "nowhere holds no model"),
+    "classify no model": (["classify", "--model", "nobody", "x.jpg"], "model is 'nobody'; "),
+    "classify a path": (["classify", "--model", "../tiny", "x.jpg"], "model is '..'; it must be a name of"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_is_one_line_and_status_1(
+    lowfirst: Lowfirst, name: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, message = ERRORS[name]
+    monkeypatch.chdir(tmp_path)
+    done = lowfirst(*(argument.replace("{data}", str(shapes)) for argument in arguments))
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith(f"error: {message}")
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["models"], ["classify", "x.jpg"], ["serve"]])
+def test_setting_out_of_bounds_is_one_line_too(
+    lowfirst: Lowfirst, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWFIRST_PORT", "http")
+    done = lowfirst(*command)
+    assert done.status == 1
+    assert done.err.startswith("error: LOWFIRST_PORT is 'http'; it must be a valid integer")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["classify"], ["nonsense"], ["models", "--nonsense"]])
+def test_wrong_usage_is_status_2(lowfirst: Lowfirst, arguments: list[str]) -> None:
+    done = lowfirst(*arguments)
+    assert done.status == 2
+    assert "Usage: lowfirst" in done.err
+
+
+def test_broken_model_is_named(lowfirst: Lowfirst, tiny_store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store" / "tiny" / "1"
+    folder.mkdir(parents=True)
+    (folder / SPEC).write_bytes((tiny_store / "tiny" / "1" / SPEC).read_bytes())
+    done = lowfirst("classify", "--model", "tiny", "x.jpg")
+    assert (done.status, done.err) == (1, f"error: {folder / 'weights.safetensors'} is missing\n")
+
+
+def test_photograph_that_cannot_be_read_is_named_among_the_others(
+    lowfirst: Lowfirst, tiny_store: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWFIRST_MODEL_STORE", str(tiny_store))
+    monkeypatch.chdir(tmp_path)
+    Path("text.jpg").write_text("no photograph")
+    done = lowfirst("classify", "--model", "tiny", "text.jpg", shapes / "val" / "circle" / "00.jpg", "nowhere.jpg")
+    assert done.status == 1
+    assert "circle" in done.out
+    first, second = done.err.splitlines()
+    assert first.startswith("text.jpg: image is 13 bytes of no known format")
+    assert second.startswith("nowhere.jpg: ")
+
+
+def test_unreadable_photographs_are_named_and_counted(
+    lowfirst: Lowfirst, shapes: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    val = tmp_path / "val"
+    for name in ("ant", "bee", "cat", "dog"):
+        (val / name).mkdir(parents=True)
+        (val / name / "00.jpg").write_bytes((shapes / "val" / "circle" / "00.jpg").read_bytes())
+    (val / "cat" / "empty.jpg").touch()
+    model = tiny_store / "tiny" / "1"
+    done = lowfirst("evaluate", model, "--data", tmp_path, "--device", "cpu", "--workers", "0", "--json")
+    assert done.status == 0
+    assert done.err == f"1 unreadable, left out:\n  {val / 'cat' / 'empty.jpg'}\n"
+    assert json.loads(done.out)["images"] == 4
+
+
+def test_papers_recipe_is_taken_but_for_what_is_given(lowfirst: Lowfirst, shapes: Path, tmp_path: Path) -> None:
+    arguments = ("train", "mobilenet_v1_025", "--data", shapes, "--out", tmp_path / "run", "--recipe", "paper")
+    assert "a step takes 256: lower the batch size" in lowfirst(*arguments, *QUICK).err
+    done = lowfirst(*arguments, *QUICK, "--batch-size", "16", "--option", "fusion=after_relu")
+    assert "options that mobilenet_v1_025 has" in done.err
+    assert lowfirst(*arguments, *QUICK, "--batch-size", "16").status == 0
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert (options["schedule"], options["min_scale"], options["weight_decay"]) == ("step", 0.08, 4e-5)
+    assert (options["epochs"], options["batch_size"], options["progressive"]) == (1, 16, False)
+
+
+def test_fine_tuning_a_stored_model_is_one_command(
+    lowfirst: Lowfirst, shapes: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWFIRST_MODEL_STORE", str(tiny_store))
+    out = tmp_path / "run"
+    done = lowfirst("train", "ms_mobilenet_v1_025", "--data", shapes / "train", "--out", out, "--init", "tiny", *QUICK,
+                    "--batch-size", "16")  # fmt: skip
+    assert done.status == 0, done.err
+    spec = json.loads((out / SPEC).read_text())
+    assert (spec["classes"], spec["recipe"]["init"]) == (["circle", "square", "triangle"], "tiny")
+
+
+def test_interrupted_training_says_how_to_go_on(shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("train", "ms_mobilenet_v1_025", "--data", str(shapes), "--out", str(out), *QUICK, "--epochs", "1000")
+    command = [sys.executable, "-c", INTERRUPTIBLE, *arguments, "--batch-size", "16"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("epoch 1 ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == f"interrupted; the same command with --resume goes on with {out}\n"
+
+
+def test_module_runs_as_the_command_does() -> None:
+    command = [sys.executable, "-m", "service.cli", "evaluate", "nobody", "--data", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: model is 'nobody'; ")

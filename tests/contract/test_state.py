@@ -1,0 +1,210 @@
+"""What every implementation of the shared state keeps to. Another one is one more parameter."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from service.errors import ConfigConflict
+from service.state.base import CachedPasses, Change, ConfigStore, ResultCache, RuntimeConfig, ThresholdConfig
+from service.state.memory import MemoryConfigStore, MemoryResultCache
+
+pytestmark = pytest.mark.anyio
+
+START = {"tiny": ThresholdConfig("threshold", 0.0, 0.5), "other": ThresholdConfig("min_agreement", 0.9, 0.7, 0.2)}
+
+LOW = CachedPasses((0.6, 0.4))
+COMPLETE = CachedPasses((0.6, 0.4), (0.1, 0.9))
+
+OpenConfig = Callable[[Mapping[str, ThresholdConfig]], AbstractAsyncContextManager[ConfigStore]]
+OpenCache = Callable[[], AbstractAsyncContextManager[ResultCache]]
+
+
+@asynccontextmanager
+async def memory_config(thresholds: Mapping[str, ThresholdConfig]) -> AsyncIterator[ConfigStore]:
+    yield MemoryConfigStore(thresholds)
+
+
+@asynccontextmanager
+async def memory_cache() -> AsyncIterator[ResultCache]:
+    yield MemoryResultCache(capacity=100)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=[pytest.param(memory_config, id="memory")])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:
+    """A config store that starts with ``START``."""
+    open_: OpenConfig = request.param
+    async with open_(START) as store:
+        yield store
+
+
+@pytest.fixture(params=[pytest.param(memory_cache, id="memory")])
+async def cache(request: pytest.FixtureRequest) -> AsyncIterator[ResultCache]:
+    """An empty cache."""
+    open_: OpenCache = request.param
+    async with open_() as cache:
+        yield cache
+
+
+def setting(threshold: float) -> Change:
+    """Sets the threshold of ``tiny``, whatever it was."""
+    return lambda config: {**config.thresholds, "tiny": ThresholdConfig("threshold", threshold, threshold)}
+
+
+def counting(config: RuntimeConfig) -> Mapping[str, ThresholdConfig]:
+    """Adds one to the value of ``tiny``: applied n times, it says n."""
+    tiny = config.thresholds["tiny"]
+    return {**config.thresholds, "tiny": dataclasses.replace(tiny, value=tiny.value + 1)}
+
+
+async def until_applied(store: ConfigStore, change: Change) -> RuntimeConfig:
+    """As a client does that may meet others."""
+    while True:
+        try:
+            return await store.update(change)
+        except ConfigConflict:
+            continue
+
+
+async def test_store_starts_with_what_it_is_given(store: ConfigStore) -> None:
+    assert store.current.version >= 1
+    assert store.current.thresholds == START
+
+
+async def test_version_grows_by_one_with_every_change(store: ConfigStore) -> None:
+    first = store.current.version
+    versions = [(await store.update(setting(threshold))).version for threshold in (0.1, 0.2, 0.2)]
+    assert versions == [first + 1, first + 2, first + 3]
+
+
+async def test_update_gives_the_config_it_made_and_current_is_that(store: ConfigStore) -> None:
+    updated = await store.update(setting(0.25))
+    assert updated.thresholds == {**START, "tiny": ThresholdConfig("threshold", 0.25, 0.25)}
+    assert store.current == updated
+
+
+async def test_floor_and_goal_survive(store: ConfigStore) -> None:
+    change = ThresholdConfig("max_accuracy_drop", 0.01, 1 / 3, floor=0.1)
+    await store.update(lambda config: {**config.thresholds, "tiny": change})
+    assert store.current.thresholds["tiny"] == change
+
+
+async def test_earlier_config_does_not_change(store: ConfigStore) -> None:
+    before = store.current
+    await store.update(setting(0.25))
+    assert before.thresholds == START
+
+
+async def test_mapping_that_a_change_gave_is_copied(store: ConfigStore) -> None:
+    given = dict(START)
+    await store.update(lambda config: given)
+    given.clear()
+    assert store.current.thresholds == START
+
+
+async def test_expected_version_lets_a_change_through(store: ConfigStore) -> None:
+    updated = await store.update(setting(0.25), expected_version=store.current.version)
+    assert updated.thresholds["tiny"].threshold == 0.25
+
+
+@pytest.mark.parametrize("off_by", [-1, 1])
+async def test_other_version_than_expected_is_a_conflict_that_names_both(store: ConfigStore, off_by: int) -> None:
+    before = store.current
+    with pytest.raises(ConfigConflict) as conflict:
+        await store.update(setting(0.25), expected_version=before.version + off_by)
+    assert (conflict.value.value, conflict.value.bound) == (before.version + off_by, before.version)
+    assert store.current == before
+
+
+async def test_change_that_raises_changes_nothing(store: ConfigStore) -> None:
+    before = store.current
+
+    def refuse(config: RuntimeConfig) -> Mapping[str, ThresholdConfig]:
+        raise KeyError(config.version)
+
+    with pytest.raises(KeyError):
+        await store.update(refuse)
+    assert store.current == before
+    assert (await store.update(setting(0.25))).version == before.version + 1
+
+
+async def test_concurrent_changes_are_all_applied_once(store: ConfigStore) -> None:
+    first = store.current.version
+    made = await asyncio.gather(*(until_applied(store, counting) for _ in range(50)))
+    assert sorted(config.version for config in made) == list(range(first + 1, first + 51))
+    assert store.current.thresholds["tiny"].value == 50
+    assert store.current.version == first + 50
+
+
+async def test_of_concurrent_changes_to_one_version_one_wins(store: ConfigStore) -> None:
+    version = store.current.version
+    changes = (store.update(counting, expected_version=version) for _ in range(20))
+    outcomes = await asyncio.gather(*changes, return_exceptions=True)
+    assert sum(isinstance(outcome, RuntimeConfig) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, ConfigConflict) for outcome in outcomes) == 19
+    assert store.current.thresholds["tiny"].value == 1
+
+
+async def test_unknown_key_is_a_miss(cache: ResultCache) -> None:
+    assert await cache.get("nothing") is None
+
+
+@pytest.mark.parametrize("passes", [LOW, COMPLETE])
+async def test_passes_come_back_to_the_last_digit(cache: ResultCache, passes: CachedPasses) -> None:
+    exact = CachedPasses(tuple(p / 3 for p in passes.low), passes.high)
+    await cache.put("key", exact)
+    assert await cache.get("key") == exact
+
+
+async def test_keys_do_not_mix(cache: ResultCache) -> None:
+    await cache.put("one", LOW)
+    await cache.put("two", COMPLETE)
+    assert (await cache.get("one"), await cache.get("two")) == (LOW, COMPLETE)
+
+
+async def test_high_pass_completes_an_entry(cache: ResultCache) -> None:
+    await cache.put("key", LOW)
+    await cache.put("key", COMPLETE)
+    assert await cache.get("key") == COMPLETE
+
+
+async def test_complete_entry_is_not_replaced_by_one_without_its_high_pass(cache: ResultCache) -> None:
+    await cache.put("key", COMPLETE)
+    await cache.put("key", LOW)
+    assert await cache.get("key") == COMPLETE
+
+
+async def test_concurrent_puts_keep_the_complete_entry(cache: ResultCache) -> None:
+    await asyncio.gather(*(cache.put("key", COMPLETE if i == 7 else LOW) for i in range(20)))
+    assert await cache.get("key") == COMPLETE
+
+
+async def test_memory_keeps_the_entries_used_last() -> None:
+    cache = MemoryResultCache(capacity=2)
+    await cache.put("one", LOW)
+    await cache.put("two", LOW)
+    assert await cache.get("one") == LOW
+    await cache.put("three", LOW)
+    assert [await cache.get(key) for key in ("one", "two", "three")] == [LOW, None, LOW]
+
+
+async def test_memory_counts_a_put_as_use() -> None:
+    cache = MemoryResultCache(capacity=2)
+    await cache.put("one", COMPLETE)
+    await cache.put("two", LOW)
+    await cache.put("one", LOW)
+    await cache.put("three", LOW)
+    assert [await cache.get(key) for key in ("one", "two", "three")] == [COMPLETE, None, LOW]
+
+
+async def test_memory_starts_at_version_one() -> None:
+    assert MemoryConfigStore(START).current.version == 1

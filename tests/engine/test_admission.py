@@ -1,0 +1,94 @@
+"""Work in flight is bounded, and what is turned away is told when to come back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engine.admission import Admission
+from service.errors import Busy
+
+
+def test_room_is_held_while_the_block_runs() -> None:
+    admission = Admission(max_images=2, max_bytes=100)
+    with admission.admit(images=1, size=30), admission.admit(images=1, size=70):
+        assert (admission.images, admission.bytes) == (2, 100)
+    assert (admission.images, admission.bytes) == (0, 0)
+
+
+def test_room_is_given_back_when_the_block_raises() -> None:
+    admission = Admission(max_images=1, max_bytes=100)
+    with pytest.raises(KeyError), admission.admit(images=1, size=30):
+        raise KeyError
+    assert (admission.images, admission.bytes) == (0, 0)
+
+
+def test_one_image_too_many_is_busy_and_holds_nothing() -> None:
+    admission = Admission(max_images=1, max_bytes=100)
+    with admission.admit(images=1, size=10):
+        with pytest.raises(Busy) as busy, admission.admit(images=1, size=10):
+            pytest.fail("admitted")
+        assert (admission.images, admission.bytes) == (1, 10)
+    assert (busy.value.field, busy.value.value, busy.value.bound) == ("images_in_flight", 1, 1)
+
+
+def test_one_byte_too_many_is_busy() -> None:
+    admission = Admission(max_images=9, max_bytes=100)
+    with (
+        admission.admit(images=1, size=60),
+        pytest.raises(Busy, match="60 bytes are in flight") as busy,
+        admission.admit(images=1, size=41),
+    ):
+        pytest.fail("admitted")
+    assert (busy.value.field, busy.value.bound) == ("bytes_in_flight", 100)
+
+
+def test_body_larger_than_the_limit_is_admitted_alone() -> None:
+    admission = Admission(max_images=9, max_bytes=100)
+    with admission.admit(images=1, size=500):
+        assert admission.bytes == 500
+        with pytest.raises(Busy), admission.admit(images=1, size=1):
+            pytest.fail("admitted")
+
+
+def test_rest_of_a_batch_request_is_admitted_by_images_alone() -> None:
+    admission = Admission(max_images=4, max_bytes=100)
+    with admission.admit(images=1, size=100), admission.admit(images=3):
+        assert (admission.images, admission.bytes) == (4, 100)
+
+
+@pytest.mark.parametrize(("waits", "retry"), [(0.0, 1), (0.2, 1), (2.0, 2), (2.1, 3)])
+def test_retry_after_is_the_wait_in_whole_seconds_at_least_one(waits: float, retry: int) -> None:
+    admission = Admission(max_images=0, max_bytes=0, wait_seconds=lambda: waits)
+    with pytest.raises(Busy) as busy, admission.admit(images=1):
+        pytest.fail("admitted")
+    assert busy.value.retry_after_seconds == retry
+
+
+def test_rejections_are_told_by_limit() -> None:
+    reasons: list[str] = []
+    admission = Admission(max_images=1, max_bytes=10, on_reject=reasons.append)
+    with admission.admit(size=5):
+        for images, size in ((2, 0), (1, 6)):
+            with pytest.raises(Busy), admission.admit(images=images, size=size):
+                pytest.fail("admitted")
+    assert reasons == ["images", "bytes"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50)), max_size=20))
+def test_limits_hold_whatever_is_asked(wanted: list[tuple[int, int]]) -> None:
+    admission = Admission(max_images=8, max_bytes=80)
+    held = []
+    for images, size in wanted:
+        room = admission.admit(images=images, size=size)
+        try:
+            room.__enter__()
+        except Busy:
+            continue
+        held.append(room)
+        assert admission.images <= 8
+        assert admission.bytes <= 80
+    for room in held:
+        room.__exit__(None, None, None)
+    assert (admission.images, admission.bytes) == (0, 0)

@@ -1,0 +1,63 @@
+"""An entry is answered once, whoever comes first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from service.engine.entry import Entry
+from service.errors import DeadlinePassed, DeviceFailed
+
+
+@pytest.fixture
+def entry() -> Iterator[Entry]:
+    loop = asyncio.new_event_loop()
+    yield Entry(0.5, 1, 1, time.monotonic(), None, loop, loop.create_future())
+    loop.close()
+
+
+def test_first_answer_stands(entry: Entry) -> None:
+    assert not entry.is_dead
+    entry.resolve("low", "confident")
+    entry.resolve("high", "escalated")
+    entry.fail(DeviceFailed("too late"))
+    entry.expire()
+    assert entry.is_dead
+    assert entry.future.result() == ("low", "confident")
+
+
+def test_first_error_stands(entry: Entry) -> None:
+    entry.fail(DeviceFailed("broken"))
+    entry.resolve("high", "escalated")
+    assert isinstance(entry.future.exception(), DeviceFailed)
+
+
+def test_entry_whose_client_left_takes_no_answer(entry: Entry) -> None:
+    entry.future.cancel()
+    entry.resolve("low", "confident")
+    entry.fail(DeviceFailed("too late"))
+    entry.expire()
+    assert entry.future.cancelled()
+
+
+def test_deadline_before_any_answer_is_an_error_that_tells_the_wait(entry: Entry) -> None:
+    entry.arrival -= 0.25
+    entry.expire()
+    with pytest.raises(DeadlinePassed, match=r"after 2\d\d ms|after [3-9]\d\d ms|after \d{4,} ms"):
+        entry.future.result()
+
+
+def test_deadline_of_an_unsure_image_gives_its_low_answer(entry: Entry) -> None:
+    entry.confidence, entry.low = 0.4, torch.tensor([0.4, 0.3, 0.3])
+    entry.expire()
+    assert entry.future.result() == ("low", "deadline")
+
+
+def test_deadline_does_not_degrade_an_answer_that_is_sure(entry: Entry) -> None:
+    entry.confidence, entry.low = 0.6, torch.tensor([0.6, 0.2, 0.2])
+    entry.expire()
+    assert entry.future.result() == ("low", "confident")

@@ -1,0 +1,101 @@
+"""What people are told of the last minute, on a clock that stands still unless told to move."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.engine import recent as recent_module
+from service.engine.entry import Answer, Reason, Stage, Timing
+from service.engine.recent import WINDOW_SECONDS, Recent
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def recent(clock: Clock) -> Recent:
+    return Recent(clock)
+
+
+def answer(exit_: Stage = "low", confidence: float = 0.9, mmacs: float = 10.0, seconds: float = 0.1) -> Answer:
+    reason: Reason = "confident" if exit_ == "low" else "escalated"
+    return Answer((), exit_, reason, confidence, 0.5, mmacs, False, "tiny", 1, 1, Timing(), seconds)
+
+
+def test_nothing_is_known_before_the_first_answer(recent: Recent) -> None:
+    summary = recent.summary()
+    assert (summary.images, summary.exit_rate, summary.mean_mmacs) == (0, None, None)
+    assert summary.images_per_second == 0
+    assert summary.latency_ms == {"p50": None, "p95": None, "p99": None}
+    assert recent.exit_rate_at(0.5) == (None, 0)
+
+
+def test_totals_are_of_all_answers(recent: Recent, clock: Clock) -> None:
+    recent.add(answer("low", mmacs=10))
+    clock.now += 10 * WINDOW_SECONDS
+    recent.add(answer("high", mmacs=50))
+    recent.add(answer("low", mmacs=0))
+    summary = recent.summary()
+    assert (summary.images, summary.exit_rate, summary.mean_mmacs) == (3, 2 / 3, 20)
+
+
+def test_rate_is_over_the_time_since_the_start_while_that_is_short(recent: Recent, clock: Clock) -> None:
+    for _ in range(20):
+        recent.add(answer())
+    assert recent.summary().images_per_second == 20  # over a second at least
+    clock.now += 10
+    assert recent.summary().images_per_second == 2
+
+
+def test_rate_and_latency_forget_what_is_older_than_the_window(recent: Recent, clock: Clock) -> None:
+    clock.now += WINDOW_SECONDS
+    recent.add(answer(seconds=9.0))
+    clock.now += WINDOW_SECONDS - 1
+    recent.add(answer(seconds=0.5))
+    assert recent.summary().images_per_second == 2 / WINDOW_SECONDS
+    clock.now += 2
+    assert recent.summary().images_per_second == 1 / WINDOW_SECONDS
+    assert recent.summary().latency_ms == {"p50": 500, "p95": 500, "p99": 500}
+
+
+def test_rate_is_right_when_more_is_answered_than_is_kept(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_module, "ANSWERS", 50)
+    recent = Recent(clock)
+    for _ in range(300):
+        clock.now += 0.1
+        recent.add(answer())
+    assert recent.summary().images_per_second == pytest.approx(10, rel=0.05)
+
+
+def test_percentiles_are_by_nearest_rank(recent: Recent) -> None:
+    for ms in reversed(range(1, 201)):
+        recent.add(answer(seconds=ms / 1000))
+    assert recent.summary().latency_ms == pytest.approx({"p50": 100, "p95": 190, "p99": 198})
+
+
+def test_exit_rate_at_a_threshold_counts_what_is_strictly_above(recent: Recent) -> None:
+    for confidence in (0.2, 0.5, 0.5, 0.8):
+        recent.add(answer(confidence=confidence))
+    assert recent.exit_rate_at(0.5) == (1 / 4, 4)
+    assert recent.exit_rate_at(0.0) == (1.0, 4)
+    assert recent.exit_rate_at(1.0) == (0.0, 4)
+
+
+def test_exit_rate_is_of_the_latest_confidences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_module, "CONFIDENCES", 3)
+    recent = Recent()
+    for confidence in (0.9, 0.9, 0.1, 0.1, 0.9):
+        recent.add(answer(confidence=confidence))
+    assert recent.exit_rate_at(0.5) == (1 / 3, 3)

@@ -1,0 +1,146 @@
+"""Accuracy, exit rate and cost of a model over thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.errors import DataError, NotFound
+from service.evaluation.evaluate import EVALUATION, Evaluation, evaluate
+from service.evaluation.passes import run_passes
+from service.inference.calibration import THRESHOLDS
+from service.inference.predictor import Predictor
+from service.networks.registry import build
+from service.store import Architecture, read_spec, write_spec, write_weights
+from service.training.data import find
+
+
+@pytest.fixture(scope="module")
+def predictor(calibrated: Path) -> Predictor:
+    return Predictor.load(calibrated, "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def evaluation(predictor: Predictor, shapes: Path) -> Evaluation:
+    return evaluate(predictor, shapes, workers=0)
+
+
+def test_points_at_0_and_1_are_the_two_passes(evaluation: Evaluation, predictor: Predictor) -> None:
+    first, last = evaluation.curve[0], evaluation.curve[-1]
+    spec = predictor.spec
+    assert (first.threshold, first.exit_rate, first.accuracy) == (0, 1, evaluation.low_accuracy)
+    assert (last.threshold, last.exit_rate, last.accuracy) == (1, 0, evaluation.high_accuracy)
+    assert first.mean_mmacs == spec.low_mmacs
+    assert last.mean_mmacs == spec.low_mmacs + spec.high_mmacs
+
+
+def test_curve_has_every_threshold_and_its_cost_follows_the_exit_rate(
+    evaluation: Evaluation, predictor: Predictor
+) -> None:
+    assert tuple(point.threshold for point in evaluation.curve) == THRESHOLDS
+    for point in evaluation.curve:
+        expected = predictor.spec.low_mmacs + (1 - point.exit_rate) * predictor.spec.high_mmacs
+        assert point.mean_mmacs == pytest.approx(expected)
+
+
+def test_passes_are_counted_image_by_image(evaluation: Evaluation, predictor: Predictor, shapes: Path) -> None:
+    low, high, targets = run_passes(predictor, find(shapes, "val"), workers=0).answers()
+    assert evaluation.images == len(targets) == 18
+    assert evaluation.low_accuracy == pytest.approx((low == targets).mean())
+    assert evaluation.agreement == pytest.approx((low == high).mean())
+
+
+def test_default_point_is_at_the_models_default_threshold(evaluation: Evaluation, predictor: Predictor) -> None:
+    assert evaluation.default.threshold == predictor.spec.default_threshold
+    assert evaluation.default in evaluation.curve
+
+
+def test_uncalibrated_model_is_measured_at_threshold_1(trained: Path, shapes: Path) -> None:
+    assert evaluate(Predictor.load(trained, "cpu", "float32"), shapes, workers=0).default.threshold == 1
+
+
+def test_json_has_the_default_and_the_curve(evaluation: Evaluation) -> None:
+    raw = json.loads(evaluation.to_json())
+    point = {"threshold", "accuracy", "exit_rate", "mean_mmacs"}
+    assert set(raw["default"]) == point
+    assert all(set(each) == point for each in raw["curve"])
+    assert (raw["model"], raw["precision"], raw["split"], raw["unreadable"]) == ("run", "float32", "val", [])
+
+
+def test_what_is_written_is_read_back(evaluation: Evaluation, tmp_path: Path) -> None:
+    evaluation.write(tmp_path)
+    assert Evaluation.read(tmp_path) == evaluation
+
+
+def test_missing_evaluation_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"has no evaluation\.json: run `lowfirst evaluate .* --data DIR` first"):
+        Evaluation.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": 3}'])
+def test_evaluation_that_cannot_be_read_says_what_to_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / EVALUATION).write_text(text)
+    with pytest.raises(DataError, match=r"evaluation\.json cannot be read: run `lowfirst evaluate"):
+        Evaluation.read(tmp_path)
+
+
+def test_evaluation_belongs_to_its_weights_and_calibration(evaluation: Evaluation, calibrated: Path) -> None:
+    spec = read_spec(calibrated)
+    assert evaluation.is_of(spec)
+    assert not evaluation.is_of(dataclasses.replace(spec, weights_sha256="0" * 64))
+    assert not evaluation.is_of(dataclasses.replace(spec, default_threshold=0.123))
+    assert not evaluation.is_of(dataclasses.replace(spec, temperature=dataclasses.replace(spec.temperature, low=9)))
+
+
+@pytest.mark.parametrize("rename", [("circle", "disc"), ("circle", "zebra")])
+def test_classes_that_are_not_the_models_are_named(
+    predictor: Predictor, shapes: Path, tmp_path: Path, rename: tuple[str, str]
+) -> None:
+    shutil.copytree(shapes / "val", tmp_path / "val")
+    (tmp_path / "val" / rename[0]).rename(tmp_path / "val" / rename[1])
+    with pytest.raises(DataError, match=f"3 class folders and the model 3; not in both: circle, {rename[1]}"):
+        evaluate(predictor, tmp_path, workers=0)
+
+
+def test_missing_class_is_named(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes / "val", tmp_path / "val")
+    shutil.rmtree(tmp_path / "val" / "square")
+    with pytest.raises(DataError, match="2 class folders and the model 3; not in both: square"):
+        evaluate(predictor, tmp_path, workers=0)
+
+
+def test_missing_split_is_named(predictor: Predictor, shapes: Path) -> None:
+    with pytest.raises(DataError, match="has no folder test/"):
+        evaluate(predictor, shapes, "test", workers=0)
+
+
+def test_unreadable_photographs_are_named_and_left_out(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes / "val", tmp_path / "val")
+    (tmp_path / "val" / "circle" / "empty.jpg").touch()
+    measured = evaluate(predictor, tmp_path, workers=0)
+    assert measured.images == 18
+    assert measured.unreadable == (str(tmp_path / "val" / "circle" / "empty.jpg"),)
+
+
+def test_nothing_but_unreadable_photographs_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
+    for folder in predictor.spec.class_folders:
+        (tmp_path / "val" / folder).mkdir(parents=True)
+        (tmp_path / "val" / folder / "empty.jpg").touch()
+    with pytest.raises(DataError, match="none of 3 photographs could be read"):
+        evaluate(predictor, tmp_path, workers=0)
+
+
+def test_single_scale_network_has_one_point(calibrated: Path, shapes: Path, tmp_path: Path) -> None:
+    digest = write_weights(tmp_path, build("mobilenet_v1_025", 3).state_dict())
+    spec = dataclasses.replace(
+        read_spec(calibrated),
+        architecture=Architecture("mobilenet_v1_025", 3), weights_sha256=digest, low_mmacs=0.0, default_threshold=None,
+    )  # fmt: skip
+    write_spec(tmp_path, spec)
+    measured = evaluate(Predictor.load(tmp_path, "cpu", "float32"), shapes, workers=0)
+    assert [(p.threshold, p.exit_rate, p.mean_mmacs) for p in measured.curve] == [(1, 0, spec.high_mmacs)]
+    assert measured.low_accuracy == measured.high_accuracy

@@ -1,0 +1,115 @@
+"""Every setting is an environment variable with a bound, and a value out of it is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import InvalidOption
+from service.settings import SHIPPED_MODEL, SHIPPED_STORE, Settings, load_settings
+
+VALUES = {
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("0", 0),
+    "model_store": ("/models", Path("/models")),
+    "model": ("bees/2", "bees/2"),
+    "device": ("cpu", "cpu"),
+    "precision": ("float32", "float32"),
+    "workers": ("3", 3),
+    "decode_threads": ("5", 5),
+    "max_batch_size": ("16", 16),
+    "max_images_in_flight": ("9", 9),
+    "max_bytes_in_flight": ("1000", 1000),
+    "feature_slots": ("7", 7),
+    "max_image_bytes": ("100", 100),
+    "max_batch_bytes": ("200", 200),
+    "max_batch_images": ("2", 2),
+    "deadline_ms": ("12.5", 12.5),
+    "cache_entries": ("10", 10),
+    "drain_delay_seconds": ("0", 0.0),
+    "drain_timeout_seconds": ("60", 60),
+    "log_level": ("debug", "debug"),
+}
+
+OUT_OF_BOUNDS = [
+    ("port", "-1"),
+    ("port", "65536"),
+    ("port", "http"),
+    ("port", ""),
+    ("workers", "0"),
+    ("workers", "1025"),
+    ("workers", "all"),
+    ("decode_threads", "0"),
+    ("max_batch_size", "0"),
+    ("max_batch_size", "1025"),
+    ("max_images_in_flight", "0"),
+    ("max_bytes_in_flight", "0"),
+    ("feature_slots", "0"),
+    ("max_image_bytes", "0"),
+    ("max_image_bytes", "16MiB"),
+    ("max_batch_bytes", "0"),
+    ("max_batch_images", "0"),
+    ("max_batch_images", "1025"),
+    ("deadline_ms", "0"),
+    ("deadline_ms", "-5"),
+    ("deadline_ms", "inf"),
+    ("deadline_ms", "nan"),
+    ("cache_entries", "-1"),
+    ("drain_delay_seconds", "-1"),
+    ("drain_delay_seconds", "inf"),
+    ("drain_timeout_seconds", "0"),
+    ("drain_timeout_seconds", "3601"),
+    ("log_level", "loud"),
+    ("log_level", "INFO"),
+]
+
+
+def test_defaults_serve_the_shipped_model_on_this_machine_alone() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert (settings.model_store, settings.model) == (SHIPPED_STORE, SHIPPED_MODEL)
+
+
+def test_every_setting_is_tested_here() -> None:
+    assert set(VALUES) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_setting_is_read_from_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, value = VALUES[name]
+    monkeypatch.setenv(f"LOWFIRST_{name.upper()}", text)
+    assert getattr(load_settings(), name) == value
+    assert type(getattr(load_settings(), name)) is type(value) or isinstance(value, Path)
+
+
+@pytest.mark.parametrize(("name", "text"), OUT_OF_BOUNDS)
+def test_variable_out_of_bounds_is_named_with_its_value(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = f"LOWFIRST_{name.upper()}"
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(InvalidOption) as caught:
+        load_settings()
+    assert caught.value.field == variable
+    assert caught.value.message.startswith(f"{variable} is {text!r}; it must be ")
+    assert "String should" not in caught.value.message
+
+
+def test_every_number_has_a_bound_that_is_tested() -> None:
+    numbers = {name for name, (_, value) in VALUES.items() if isinstance(value, int | float)}
+    assert numbers <= {name for name, _ in OUT_OF_BOUNDS}
+
+
+def test_what_the_command_line_gives_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWFIRST_PORT", "1")
+    monkeypatch.setenv("LOWFIRST_MODEL", "bees")
+    settings = load_settings({"port": 2})
+    assert (settings.port, settings.model) == (2, "bees")
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in Settings.model_fields.values())

@@ -1,0 +1,173 @@
+"""Starting from weights that exist keeps all of them but classifiers for other classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from service.errors import BrokenModel, InvalidOption, NotFound
+from service.inference.predictor import load_network
+from service.networks.msnet import MSNet
+from service.networks.registry import build
+from service.networks.transplant import from_torchvision
+from service.store import read_spec
+from service.training.initial import initialise_from
+from service.training.loop import train
+from service.training.options import TrainOptions
+
+MakeOptions = Callable[..., TrainOptions]
+
+NETWORK = "ms_mobilenet_v1_025"  # tiny's
+
+
+def _is_classifier(name: str) -> bool:
+    return "classifier" in name
+
+
+def _weights(network: nn.Module, *, of_classifiers: bool) -> dict[str, Tensor]:
+    return {
+        name: tensor.clone()
+        for name, tensor in network.state_dict().items()
+        if _is_classifier(name) == of_classifiers and tensor.is_floating_point()
+    }
+
+
+def _same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.fixture
+def stored(tiny_store: Path) -> nn.Module:
+    """The network of the store's ``tiny``, of four classes."""
+    folder = tiny_store / "tiny" / "1"
+    return load_network(folder, read_spec(folder))
+
+
+@pytest.mark.parametrize("reference", ["tiny", "tiny/1"])
+def test_model_of_the_store_gives_everything_but_its_classifiers(
+    make_options: MakeOptions, tiny_store: Path, stored: nn.Module, reference: str
+) -> None:
+    network = build(NETWORK, 3)
+    fresh = _weights(network, of_classifiers=True)
+    initialise_from(network, make_options(init=reference), tiny_store)
+    assert _same(_weights(network, of_classifiers=False), stored.state_dict())
+    assert _same(_weights(network, of_classifiers=True), fresh)
+
+
+def test_as_many_classes_keep_the_classifiers_too(
+    make_options: MakeOptions, tiny_store: Path, stored: nn.Module
+) -> None:
+    network = build(NETWORK, 4)
+    initialise_from(network, make_options(init="tiny"), tiny_store)
+    assert _same(_weights(network, of_classifiers=True), stored.state_dict())
+
+
+def test_weights_file_does_as_well_as_the_model_itself(
+    make_options: MakeOptions, tiny_store: Path, stored: nn.Module
+) -> None:
+    file = tiny_store / "tiny" / "1" / "weights.safetensors"
+    network = build(NETWORK, 3)
+    initialise_from(network, make_options(init=str(file)), None)
+    assert _same(_weights(network, of_classifiers=False), stored.state_dict())
+
+
+def test_run_folder_does_as_well_as_a_published_model(
+    make_options: MakeOptions, tiny_store: Path, stored: nn.Module
+) -> None:
+    network = build(NETWORK, 3)
+    initialise_from(network, make_options(init=str(tiny_store / "tiny" / "1")), None)
+    assert _same(_weights(network, of_classifiers=False), stored.state_dict())
+
+
+def test_fine_tuning_starts_from_the_stored_model(make_options: MakeOptions, tiny_store: Path) -> None:
+    options = make_options(init="tiny", epochs=1, learning_rate=1e-6, weight_decay=0, precision="float32")
+    spec = train(options, store=tiny_store).spec
+    tuned = load_network(options.out, spec).state_dict()
+    before = load_network(tiny_store / "tiny" / "1", read_spec(tiny_store / "tiny" / "1"))
+    for name, parameter in before.named_parameters():
+        if not _is_classifier(name):
+            assert torch.allclose(tuned[name], parameter, rtol=1e-2, atol=1e-3), name
+    assert spec.recipe["init"] == "tiny"
+    assert len(spec.classes) == 3
+
+
+def test_resumed_fine_tuning_no_longer_needs_what_it_started_from(make_options: MakeOptions, tiny_store: Path) -> None:
+    options = make_options(init="tiny", epochs=1)
+    spec = train(options, store=tiny_store).spec
+    assert train(options, store=None, resume=True).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("nowhere.safetensors", "init is 'nowhere.safetensors', which is no file"),
+        ("nobody", "init is 'nobody', which is no run folder and no model: model is 'nobody'; .* has tiny"),
+        ("tiny/7", r"model is 'tiny/7'; tiny has versions \[1\]"),
+        ("runs/nowhere", "init is 'runs/nowhere', which is no run folder and no model"),
+        ("/nowhere", "init is '/nowhere', which is no run folder and no model"),
+        ("../tiny", r"init is '\.\./tiny', which is no run folder and no model"),
+    ],
+)
+def test_what_does_not_exist_is_named(make_options: MakeOptions, tiny_store: Path, init: str, message: str) -> None:
+    options = make_options(init=init)
+    with pytest.raises(NotFound, match=message) as caught:
+        train(options, store=tiny_store)
+    assert caught.value.field == "init"
+    assert not options.out.exists()
+
+
+@pytest.mark.parametrize("network", ["ms_mobilenet_v1_050", "ms_resnet18", "mobilenet_v1_025"])
+def test_weights_of_another_network_are_refused(make_options: MakeOptions, tiny_store: Path, network: str) -> None:
+    with pytest.raises(BrokenModel, match="init is 'tiny', ") as caught:
+        initialise_from(build(network, 3), make_options(network=network, init="tiny"), tiny_store)
+    assert caught.value.field == "init"
+
+
+def test_file_that_lacks_weights_is_refused(make_options: MakeOptions, tmp_path: Path) -> None:
+    network = build(NETWORK, 3)
+    save_file({"low.classifier.bias": torch.zeros(3)}, tmp_path / "some.safetensors")
+    with pytest.raises(BrokenModel, match=r"lacks 'low\.blocks\.0\.body\.0\.weight' of this network"):
+        initialise_from(network, make_options(init=str(tmp_path / "some.safetensors")), None)
+
+
+def test_file_of_no_weights_is_refused(make_options: MakeOptions, tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("no weights at all, but long enough for a header")
+    with pytest.raises(BrokenModel, match="which cannot be read"):
+        initialise_from(build(NETWORK, 3), make_options(init=str(tmp_path / "text.safetensors")), None)
+
+
+def test_torchvisions_weights_start_both_networks(
+    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = get_model("resnet18", weights=None).state_dict()
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(theirs, cache / get_model_weights("resnet18")["DEFAULT"].url.rpartition("/")[2])  # as if fetched before
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = build("ms_resnet18", 3)
+    initialise_from(network, make_options(network="ms_resnet18", init="torchvision"), None)
+    assert isinstance(network, MSNet)
+    for name, tensor in from_torchvision("resnet18", theirs).items():
+        if not _is_classifier(name):
+            assert torch.equal(network.low.state_dict()[name], tensor)
+            assert torch.equal(network.high.state_dict()[name], tensor)
+
+
+def test_torchvisions_weights_that_cannot_be_fetched_are_an_error(
+    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))  # no folder to fetch into
+    with pytest.raises(InvalidOption, match="init is 'torchvision'; it must be reachable: its weights could not be"):
+        initialise_from(build("resnet18", 3), make_options(network="resnet18", init="torchvision"), None)
+
+
+def test_network_that_torchvision_lacks_is_named(make_options: MakeOptions) -> None:
+    with pytest.raises(InvalidOption, match="resnet18, densenet121: torchvision has no mobilenet_v1_025"):
+        initialise_from(build(NETWORK, 3), make_options(init="torchvision"), None)

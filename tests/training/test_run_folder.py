@@ -1,0 +1,138 @@
+"""What a run folder refuses, and what resuming may and may not change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.errors import BrokenModel, DataError, InvalidOption, NotFound
+from service.evaluation.calibrate import calibrate
+from service.store import read_spec
+from service.training.loop import train
+from service.training.options import TrainOptions
+from service.training.run_folder import CHECKPOINT, LOG, OPTIONS
+
+MakeOptions = Callable[..., TrainOptions]
+
+
+@pytest.fixture(scope="session")
+def finished_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+    """A run of one epoch; tests copy it."""
+    options = TrainOptions(
+        network="ms_mobilenet_v1_025",
+        data=shapes,
+        out=tmp_path_factory.mktemp("finished") / "run",
+        resolution=64,
+        epochs=1,
+        batch_size=8,
+        calibration_share=0.3,
+        device="cpu",
+        precision="float32",
+        workers=0,
+    )
+    train(options)
+    return options
+
+
+@pytest.fixture
+def run(finished_run: TrainOptions, tmp_path: Path) -> TrainOptions:
+    """A copy of the finished run, and its options."""
+    shutil.copytree(finished_run.out, tmp_path / "run")
+    return dataclasses.replace(finished_run, out=tmp_path / "run")
+
+
+def test_folder_with_a_run_is_refused(run: TrainOptions) -> None:
+    before = read_spec(run.out)
+    with pytest.raises(InvalidOption, match="a folder without a run in it") as caught:
+        train(run)
+    assert caught.value.field == "out"
+    assert read_spec(run.out) == before
+
+
+def test_folder_that_cannot_be_made_is_named(make_options: MakeOptions, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidOption, match=r"out is .*file/run'; it must be a folder that can be made"):
+        train(make_options(out=tmp_path / "file" / "run"))
+
+
+def test_resuming_nothing_is_an_error(make_options: MakeOptions) -> None:
+    options = make_options()
+    with pytest.raises(NotFound, match="holds no run to resume"):
+        train(options, resume=True)
+    assert not options.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 2}, "epochs is 2; it must be 1, as in the run that is resumed"),
+        ({"learning_rate": 0.01}, "learning_rate is 0.01; it must be 0.06, as in"),
+        ({"network": "ms_mobilenet_v1_050"}, "network is 'ms_mobilenet_v1_050'; it must be 'ms_mobilenet_v1_025'"),
+        ({"network_options": {"fusion": "after_relu"}}, "network_options is {'fusion': 'after_relu'}; it must be {}"),
+        ({"init": "torchvision"}, "init is 'torchvision'; it must be None"),
+    ],
+)
+def test_resuming_with_another_option_names_it_and_both_values(
+    run: TrainOptions, changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        train(dataclasses.replace(run, **changed), resume=True)  # type: ignore[arg-type]
+    assert caught.value.message.startswith(message)
+
+
+def test_resuming_may_change_places(run: TrainOptions, shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes, tmp_path / "moved")
+    moved = dataclasses.replace(run, data=tmp_path / "moved", workers=1, dataset="Shapes, moved")
+    assert train(moved, resume=True).spec.weights_sha256 == read_spec(run.out).weights_sha256
+
+
+def test_resuming_with_other_photographs_is_an_error(run: TrainOptions, shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes, tmp_path / "fewer")
+    (tmp_path / "fewer" / "train" / "circle" / "00.jpg").unlink()
+    with pytest.raises(DataError, match=r"has 50 photographs to train on, 21 held out and 3 classes; .* had 51, 21"):
+        train(dataclasses.replace(run, data=tmp_path / "fewer"), resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(run: TrainOptions) -> None:
+    before = {path.name: path.read_bytes() for path in run.out.iterdir()}
+    finished = train(run, resume=True)
+    assert {path.name: path.read_bytes() for path in run.out.iterdir()} == before
+    assert len(finished.log) == 1
+    assert finished.spec == read_spec(run.out)
+
+
+def test_resuming_a_finished_run_keeps_its_calibration(run: TrainOptions) -> None:
+    calibrated = calibrate(run.out, run.data, "cpu", workers=0)
+    assert train(run, resume=True).spec == calibrated
+    assert read_spec(run.out) == calibrated
+
+
+@pytest.mark.parametrize("missing", ["weights.safetensors", "model.json"])
+def test_resuming_writes_a_model_that_was_interrupted_in_its_writing(run: TrainOptions, missing: str) -> None:
+    before = read_spec(run.out)
+    (run.out / missing).unlink()
+    train(run, resume=True)
+    assert read_spec(run.out) == before
+    assert (run.out / "weights.safetensors").is_file()
+
+
+def test_resuming_before_the_first_epoch_ended_starts_again(run: TrainOptions) -> None:
+    before = read_spec(run.out)
+    for name in (CHECKPOINT, LOG, "model.json", "weights.safetensors"):
+        (run.out / name).unlink()
+    assert train(run, resume=True).spec.weights_sha256 == before.weights_sha256
+
+
+def test_broken_model_in_a_resumed_run_is_named(run: TrainOptions) -> None:
+    (run.out / "model.json").write_text("{")
+    with pytest.raises(BrokenModel, match=r"model\.json cannot be read"):
+        train(run, resume=True)
+
+
+def test_options_are_readable_json(run: TrainOptions) -> None:
+    assert json.loads((run.out / OPTIONS).read_text())["network"] == "ms_mobilenet_v1_025"
