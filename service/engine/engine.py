@@ -160,7 +160,10 @@ class Engine:
         self._check_running()
         timer = None
         if entry.deadline is not None:
-            timer = entry.loop.call_later(max(0.0, entry.deadline - time.monotonic()), entry.expire)
+            left = entry.deadline - time.monotonic()
+            if left <= 0:
+                entry.expire()
+            timer = entry.loop.call_later(left, entry.expire)
         self._waiting.add(entry)
         try:
             self._decoders.submit(self._decode, entry, body)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +140,7 @@ class Calibration:
         return 0.0 if row.threshold >= 1 else upper_bound(count, self.table.n)
 
 
+@lru_cache(maxsize=4096)
 def upper_bound(count: int, n: int, risk: float = RISK) -> float:
     """Clopper-Pearson: the largest share that could still, with probability ``risk``, show only ``count`` in ``n``."""
     if count >= n:

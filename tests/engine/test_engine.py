@@ -399,6 +399,19 @@ async def test_client_that_leaves_while_its_batch_runs_harms_nobody(model: Path,
         assert server.count("images_total", model="tiny/1", exit="high", reason="escalated") == 3
 
 
+async def test_image_of_a_client_that_left_is_not_decoded(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, decode_threads=1) as server:
+        free = threading.Event()
+        server.engine._decoders.submit(free.wait, TIMEOUT)
+        leaving, staying = server.start(direct[0].body), server.start(direct[1].body)
+        await asyncio.sleep(0)
+        await leave(leaving)
+        free.set()
+        assert_answers(await staying, direct[1], 0.5)
+        assert server.dropped() == {"decode": 1}
+        assert server.count("decode_seconds_count") == 1
+
+
 async def test_image_of_a_client_that_left_is_dropped_before_its_low_pass(model: Path, direct: list[Direct]) -> None:
     async with serving(model, 0.0) as server:
         gate = server.gate("low")
