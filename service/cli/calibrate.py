@@ -29,6 +29,7 @@ def calibrate(
         f"temperature low {spec.temperature.low:.3f}, high {spec.temperature.high:.3f}; "
         f"default threshold {spec.default_threshold:g}",
         highlight=False,
+        soft_wrap=True,
     )
     for table in spec.calibration:
         calibration = Calibration(table, spec.low_mmacs, spec.high_mmacs)

@@ -70,4 +70,5 @@ def _print(evaluation: Evaluation) -> None:
         f"low pass alone {100 * evaluation.low_accuracy:.2f} %, high pass {100 * evaluation.high_accuracy:.2f} %, "
         f"agreement {100 * evaluation.agreement:.2f} %; * default threshold",
         highlight=False,
+        soft_wrap=True,
     )

@@ -162,4 +162,5 @@ def _print_epoch(line: EpochLog) -> None:
         "held out low/high {held_out_low_accuracy:.3f}/{held_out_high_accuracy:.3f}  "
         "{images_per_second:.0f} images/s".format(**raw),
         highlight=False,
+        soft_wrap=True,
     )

@@ -94,8 +94,8 @@ To measure it again: `lowfirst evaluate {spec.name}/{spec.version} --data DIR --
 ## Training
 
 {training["train_images"]} photographs, {training["epochs_done"]} epochs, {training["seconds"] / 60:.0f} minutes on
-{training["device"]} in {training["precision"]} with PyTorch {training["torch"]}; {training["calibration_images"]}
-more photographs were held out for calibration. lowfirst {spec.code_version}.
+{training["device"]} ({training["processes"]} at a time) in {training["precision"]} with PyTorch {training["torch"]};
+{training["calibration_images"]} more photographs were held out for calibration. lowfirst {spec.code_version}.
 
 | option | value |
 |---|---|

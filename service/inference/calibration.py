@@ -120,11 +120,11 @@ class Calibration:
     def _lowest_keeping(self, goal: Goal, risk: float) -> float:
         n = self.table.n
         if 0 < risk < upper_bound(0, n):
-            takes = math.ceil(math.log(RISK) / math.log1p(-risk))
+            takes = np.ceil(math.log(RISK) / math.log1p(-risk))  # a float: there are risks that take infinitely many
             raise InvalidOption(
                 goal,
                 1 - risk if goal == "min_agreement" else risk,
-                f"certifiable: it takes {takes} calibration images, and this model has {n} "
+                f"certifiable: it takes {takes:.15g} calibration images, and this model has {n} "
                 "(threshold 1 keeps any promise)",
             )
         chosen = 1.0

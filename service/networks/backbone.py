@@ -49,9 +49,9 @@ class Backbone(nn.Module):
         return self.classify(self.pool(x))
 
     def pool(self, features: Tensor) -> Tensor:
-        """Last block's map (B, C, H, W) -> pooled features (B, C)."""
-        pooled: Tensor = self.tail(features).mean(dim=(2, 3))
-        return pooled
+        """Last block's map (B, C, H, W) -> pooled features (B, C), float32 at least."""
+        features = self.tail(features)
+        return features.mean(dim=(2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, C) -> logits (B, num_classes)."""

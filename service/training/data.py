@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,6 +154,17 @@ def _collate(items: list[tuple[Tensor | None, int, str]]) -> Batch:
     )
 
 
+class _Loader(DataLoader[Batch]):
+    """Its processes never see Ctrl-C, which reaches the whole group: one that died of it would look like a crash."""
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # new processes inherit it
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def loader(
     photographs: Photographs,
     decode: Decode,
@@ -161,7 +174,7 @@ def loader(
     drop_last: bool = False,
 ) -> DataLoader[Batch]:
     """Batches of ``photographs``, in order or by ``sampler``, decoded in ``workers`` processes (0: in this one)."""
-    return DataLoader(
+    return _Loader(
         _Decoded(photographs, decode),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=sampler,

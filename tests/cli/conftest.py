@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from service.cli import main
+from service.cli.console import output
 
 COLOURS = {"circle": (200, 40, 40), "square": (40, 180, 60), "triangle": (50, 70, 210)}
 TRAIN, VAL = 24, 6
@@ -45,6 +46,12 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _wide_tables() -> None:
+    """Tables fit, whatever terminal the tests run in."""
+    output.width = 200
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """What a command left behind."""
@@ -61,7 +68,6 @@ def lowfirst(
     """``lowfirst(*arguments)`` runs the command in this process, as its entry point does, with an empty store."""
     for name, value in {"MODEL_STORE": str(tmp_path / "store"), "DEVICE": "cpu", "PRECISION": "float32"}.items():
         monkeypatch.setenv(f"LOWFIRST_{name}", value)
-    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["lowfirst", *map(str, arguments)])

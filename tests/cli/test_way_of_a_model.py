@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(root: Path) -> Callable[..., str]:
     """``command(*arguments)`` gives what it printed; it has to succeed."""
     settings = {"MODEL_STORE": str(root / "store"), "MODEL": "shapes", "DEVICE": "cpu", "PRECISION": "float32"}
-    runner = CliRunner(env={f"LOWFIRST_{name}": value for name, value in settings.items()} | {"COLUMNS": "200"})
+    runner = CliRunner(env={f"LOWFIRST_{name}": value for name, value in settings.items()})
 
     def run(*arguments: str | Path) -> str:
         done = runner.invoke(app, list(map(str, arguments)), catch_exceptions=False)
@@ -136,8 +136,11 @@ def test_threshold_decides_which_pass_answers(
     assert (answer["exit"], answer["threshold"], len(answer["top_k"])) == (exits, float(threshold), 2)
 
 
-def test_answers_are_printed_as_a_table(command: Callable[..., str], said: dict[str, str], shapes: Path) -> None:
-    assert said
-    printed = command("classify", shapes / "val" / "square" / "00.jpg")
+@pytest.mark.usefixtures("said")
+def test_answers_are_printed_as_a_table(
+    command: Callable[..., str], shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shapes / "val")
+    printed = command("classify", "square/00.jpg")
     assert "confidence" in printed
-    assert "00.jpg" in printed
+    assert "square/00.jpg" in printed

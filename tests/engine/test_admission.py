@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.admission import Admission
@@ -76,6 +76,7 @@ def test_rejections_are_told_by_limit() -> None:
     assert reasons == ["images", "bytes"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50)), max_size=20))
 def test_limits_hold_whatever_is_asked(wanted: list[tuple[int, int]]) -> None:
     admission = Admission(max_images=8, max_bytes=80)

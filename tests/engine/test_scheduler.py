@@ -84,14 +84,17 @@ lanes_of_any_kind = st.fixed_dictionaries(
     }
 )
 picks = given(lanes=lanes_of_any_kind, free=st.integers(0, 20), most=st.integers(1, 8))
+untimed = settings(deadline=None)
 
 
+@untimed
 @picks
 def test_something_is_picked_whenever_something_may_start(lanes: dict[Stage, Waiting], free: int, most: int) -> None:
     may_start = lanes["high"].size > 0 or (lanes["low"].size > 0 and free > 0)
     assert (pick(lanes, free, most) is not None) == may_start
 
 
+@untimed
 @picks
 def test_batch_is_as_large_as_lane_slots_and_limit_allow(lanes: dict[Stage, Waiting], free: int, most: int) -> None:
     picked = pick(lanes, free, most)
@@ -100,6 +103,7 @@ def test_batch_is_as_large_as_lane_slots_and_limit_allow(lanes: dict[Stage, Wait
         assert picked.size == min(bounds) > 0
 
 
+@untimed
 @picks
 def test_only_want_of_slots_lets_a_younger_image_go_first(lanes: dict[Stage, Waiting], free: int, most: int) -> None:
     picked = pick(lanes, free, most)
@@ -107,6 +111,7 @@ def test_only_want_of_slots_lets_a_younger_image_go_first(lanes: dict[Stage, Wai
         assert (picked.stage, free) == ("high", 0)
 
 
+@untimed
 @picks
 def test_reason_tells_what_limited_the_batch(lanes: dict[Stage, Waiting], free: int, most: int) -> None:
     picked = pick(lanes, free, most)

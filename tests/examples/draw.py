@@ -22,7 +22,14 @@ WIDTH, HEIGHT = 500, 375
 SCALE = 2  # drawn larger, then reduced, for smooth edges
 
 # File name -> what is drawn, and the seed.
-EXAMPLES: dict[str, tuple[str, int]] = {}
+EXAMPLES = {
+    "church.jpg": ("church", 1),
+    "gas-pump.jpg": ("gas pump", 9),
+    "gas-pump-2.jpg": ("gas pump", 1),
+    "golf-ball.jpg": ("golf ball", 3),
+    "parachute.jpg": ("parachute", 5),
+    "parachute-2.jpg": ("parachute", 4),
+}
 
 
 def draw(subject: str, seed: int) -> Image.Image:

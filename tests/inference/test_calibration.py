@@ -232,3 +232,8 @@ def test_promise_that_no_table_of_this_size_can_keep_says_how_many_images_it_tak
     with pytest.raises(InvalidOption, match="it takes 299 calibration images, and this model has 298"):
         perfect(298).solve(goal, value)
     assert perfect(299).solve(goal, value) == 0
+
+
+def test_promise_too_fine_for_any_number_of_images_is_refused() -> None:
+    with pytest.raises(InvalidOption, match="it takes inf calibration images"):
+        _calibration(n=100).solve("max_accuracy_drop", 1e-313)
