@@ -619,10 +619,13 @@ async def test_closing_twice_is_harmless(model: Path) -> None:
 
 
 async def test_closed_engine_leaves_no_thread(model: Path, direct: list[Direct]) -> None:
+    before = set(threading.enumerate())
     async with serving(model, workers=3) as server:
         await server.classify(direct[0].body)
-        assert [thread for thread in threading.enumerate() if thread.name.startswith(("worker-", "decode"))]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("worker-", "decode"))]
+        started = {thread.name for thread in set(threading.enumerate()) - before}
+        assert {"worker-0", "worker-1", "worker-2", "decode_0"} <= started
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not [name for name in left if name.startswith(("worker-", "decode"))]
 
 
 # a worker that dies

@@ -178,19 +178,19 @@ def test_budget_of_the_low_pass_lets_everything_exit() -> None:
 def test_promise_is_kept_at_the_solved_threshold_and_broken_just_below(
     goal: Goal, calibration: Calibration, value: float
 ) -> None:
-    def keeps(threshold: float) -> bool:
+    def broken_by(threshold: float) -> float:
         effect = calibration.predict(threshold)
         if goal == "min_agreement":
-            return 1 - effect.agreement_at_least <= 1 - value + 1e-12
-        return effect.accuracy_drop_at_most <= value + 1e-12
+            return value - effect.agreement_at_least
+        return effect.accuracy_drop_at_most - value
 
     try:
         solved = calibration.solve(goal, value)
     except InvalidOption:
         return
-    assert all(keeps(t) for t in THRESHOLDS if t >= solved)
+    assert all(broken_by(t) <= 1e-12 for t in THRESHOLDS if t >= solved)
     lower = [t for t in THRESHOLDS if t < solved]
-    assert not lower or not keeps(lower[-1])
+    assert not lower or broken_by(lower[-1]) > -1e-12
 
 
 def test_promise_of_nothing_lets_everything_exit_and_of_everything_nothing() -> None:
