@@ -165,17 +165,20 @@ class Engine:
                 entry.expire()
             timer = entry.loop.call_later(left, entry.expire)
         self._waiting.add(entry)
+        entry.body = body
         try:
-            self._decoders.submit(self._decode, entry, body)
+            self._decoders.submit(self._decode, entry)
             return await entry.future
         finally:
+            entry.body = None  # it may still stand in the decoders' queue, and counts as in flight no more
             self._waiting.discard(entry)
             if timer is not None:
                 timer.cancel()
 
-    def _decode(self, entry: Entry, body: bytes) -> None:
+    def _decode(self, entry: Entry) -> None:
         """In a decode thread: bytes to pixels, then into the low lane."""
-        if entry.is_dead:
+        body = entry.body
+        if body is None or entry.is_dead:
             self._metrics.dropped.labels("decode").inc()
             return
         began = time.monotonic()

@@ -92,6 +92,7 @@ class Entry:
     Attributes:
         threshold, config_version: in force when it arrived.
         arrival, deadline: absolute, on the clock of ``time.monotonic``.
+        body: the encoded image until it is decoded, or nobody waits for it any more.
         image: uint8 (3, R, R) once decoded.
         low_state: the low features while it is escalated.
         low, high: probabilities (K,) of the passes done.
@@ -112,6 +113,7 @@ class Entry:
     confidence: float = 0.0
     enqueued: float = 0.0
     timing: Timing = field(default_factory=Timing)
+    body: bytes | None = None
 
     @property
     def is_dead(self) -> bool:

@@ -15,7 +15,7 @@ from service.errors import DataError
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
 from service.store import Temperature
-from service.training.data import Photographs, TestCrop, loader
+from service.training.data import CentreCrop, Photographs, loader
 
 BATCH_SIZE = 32
 
@@ -64,7 +64,7 @@ def run_passes(
     """
     low, high, targets = [], [], []
     unreadable: list[str] = []
-    crop = TestCrop(predictor.spec.preprocessing)
+    crop = CentreCrop(predictor.spec.preprocessing)
     processes = (os.cpu_count() or 1) if workers is None else workers
     for batch in loader(photographs, crop, BATCH_SIZE, processes):
         unreadable += batch.unreadable

@@ -186,7 +186,7 @@ def loader(
 
 
 @dataclass(frozen=True, slots=True)
-class TestCrop:
+class CentreCrop:
     """The serving path's own decoding, for evaluation."""
 
     preprocessing: Preprocessing

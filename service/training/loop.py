@@ -236,7 +236,7 @@ class _Run:
         if not len(self.held_out):
             return float("nan"), float("nan")
         predictor = Predictor(copy.deepcopy(self._model()), self._spec(), self.device, self.precision)
-        crop = data.TestCrop(predictor.spec.preprocessing)
+        crop = data.CentreCrop(predictor.spec.preprocessing)
         right = torch.zeros(2)
         count = 0
         for batch in data.loader(self.held_out, crop, EVALUATION_BATCH, self._workers()):

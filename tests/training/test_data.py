@@ -15,6 +15,7 @@ from service.errors import DataError
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
 from service.training.data import (
+    CentreCrop,
     EpochSampler,
     Photographs,
     RandomCrop,
@@ -24,7 +25,6 @@ from service.training.data import (
     labels,
     loader,
 )
-from service.training.data import TestCrop as CentreCrop  # pytest takes every Test... for tests
 
 
 def _photographs(*counts: int) -> Photographs:
