@@ -31,6 +31,18 @@ class ClassifyQuery(_Strict):
     model: str | None = Field(None, description="Name of a served model; unset: the only one.")
 
 
+class ModelQuery(_Strict):
+    """Which model a request is about."""
+
+    model: str | None = Field(None, description="Name of a served model; unset: the only one.")
+
+
+class PreviewQuery(ModelQuery):
+    """Which threshold to look at."""
+
+    threshold: Share
+
+
 class JsonImage(_Strict):
     """The JSON form of one image."""
 

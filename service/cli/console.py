@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from service.errors import NotFound
 from service.store import SPEC, ModelStore
 
 output = Console()
@@ -34,7 +35,16 @@ def model_store() -> ModelStore:
 def model_folder(reference: str) -> Path:
     """A run folder, or a model of the store by ``name`` or ``name/version``. Raises NotFound."""
     path = Path(reference)
-    return path if (path / SPEC).is_file() else model_store().find(reference)
+    if (path / SPEC).is_file():
+        return path
+    store = model_store()
+    known = store.names()
+    if reference.partition("/")[0] not in known:
+        found = ", ".join(known) or "no model"
+        raise NotFound(
+            f"model is {reference!r}; it is no run folder, and {store.root} has {found}", field="model", value=reference
+        )
+    return store.find(reference)
 
 
 @contextmanager

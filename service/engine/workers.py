@@ -111,11 +111,10 @@ class Workers:
             entry.timing.low = spent
             entry.confidence = sure[row]
             entry.low = low[row]
-            reason = self._decide(entry)
-            if reason is not None:
-                answers.append(partial(entry.resolve, "low", reason))
-            elif entry.is_dead:
+            if entry.is_dead:
                 self._metrics.dropped.labels("escalation").inc()
+            elif (reason := self._decide(entry)) is not None:
+                answers.append(partial(entry.resolve, "low", reason))
             else:
                 entry.low_state = state.rows(torch.tensor([row], device=state.logits.device))
                 escalated.append(entry)
@@ -146,6 +145,8 @@ class Workers:
         spent = self._end("high", began, len(entries))
         self._scheduler.release(len(entries))
         for row, entry in enumerate(entries):
+            if entry.is_dead:
+                self._metrics.dropped.labels("answer").inc()
             entry.timing.high = spent
             entry.high = high[row]
             entry.low_state = None

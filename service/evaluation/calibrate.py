@@ -15,9 +15,8 @@ from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import tabulate
 from service.inference.predictor import Predictor, choose_precision
 from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, write_spec
-from service.training.data import Photographs, find, halve, hold_out
+from service.training.data import MIN_HELD_OUT, Photographs, find, halve, hold_out
 
-MIN_IMAGES = 20
 TOLERATED_DROP = 0.005
 TEMPERATURES = (0.05, 20.0)
 
@@ -113,12 +112,12 @@ def _held_out(spec: ModelSpec, data: Path) -> Photographs:
             value=len(photographs),
             bound=expected,
         )
-    if len(held_out) < MIN_IMAGES:
+    if len(held_out) < MIN_HELD_OUT:
         raise DataError(
-            f"{len(held_out)} photographs were held out of training; calibration takes at least {MIN_IMAGES}: "
+            f"{len(held_out)} photographs were held out of training; calibration takes at least {MIN_HELD_OUT}: "
             "train with a larger --calibration-share or with more photographs",
             field="data",
             value=len(held_out),
-            bound=MIN_IMAGES,
+            bound=MIN_HELD_OUT,
         )
     return held_out

@@ -91,6 +91,8 @@ def _open(data: bytes) -> Iterator[ImageFile]:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise _too_large(f"image is {image.width}x{image.height}, {pixels} pixels", pixels, MAX_PIXELS)
+            if image.format == "PNG":
+                Image.open(io.BytesIO(data), formats=["PNG"]).verify()  # its checksums, which decoding passes over
             yield image
     except InvalidImage:
         raise

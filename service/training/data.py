@@ -20,6 +20,9 @@ from service.errors import DataError, InvalidImage
 from service.images.decode import decode, photograph
 from service.images.transforms import Preprocessing
 
+# Fewer held-out photographs than this say nothing of a threshold.
+MIN_HELD_OUT = 20
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 # What a crop of one photograph depends on: bytes and the place of the photograph in its data set.

@@ -21,6 +21,7 @@ import service
 from service.errors import DataError
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor, choose_device, choose_precision, normalise
+from service.log import logger
 from service.networks.cost import cost
 from service.networks.registry import build
 from service.store import Architecture, ModelSpec
@@ -97,16 +98,21 @@ class _Run:
         found = data.find(options.data, "train")
         self.photographs, self.held_out = data.hold_out(found, options.calibration_share, options.seed)
         self.labels = data.labels(found.folders, options.class_names)
-        self.batch = processes.share(options.batch_size)
+        self.batch = processes.share(options.batch_size, len(self.photographs))
         self.steps = len(self.photographs) // processes.world // self.batch
         if self.steps == 0:
             raise DataError(
                 f"{options.data} leaves {len(self.photographs)} photographs to train on; "
-                f"a step takes {options.batch_size}: lower the batch size",
+                f"a step takes {self.batch * processes.world}: lower --batch-size",
                 field="batch_size",
-                value=options.batch_size,
+                value=self.batch * processes.world,
                 bound=len(self.photographs),
             )
+        if 0 < len(self.held_out) < data.MIN_HELD_OUT and processes.is_first:
+            logger.warning(
+                "%d photographs are held out of training; to calibrate takes %d: raise --calibration-share",
+                len(self.held_out), data.MIN_HELD_OUT,
+            )  # fmt: skip
         self.folder = RunFolder(options.out)
         if resume:
             self.folder.check_same(options, self.photographs, self.held_out)
@@ -292,6 +298,7 @@ class _Run:
                 "device": str(self.device),
                 "precision": self.precision,
                 "processes": self.processes.world,
+                "batch_size": self.batch * self.processes.world,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "torchvision": torchvision.__version__,

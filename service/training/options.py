@@ -28,7 +28,7 @@ class TrainOptions:
         out: the run folder.
         resolution: high resolution in pixels, even, 64 to 1024; the low network sees half of it.
         epochs: passes over the training images.
-        batch_size: images a step, over all processes.
+        batch_size: images a step, over all processes; None takes 64, or an eighth of the photographs if that is less.
         learning_rate: its peak.
         schedule: ``cosine`` (with a linear warm-up) or ``step`` (divided by 10 after 1/4, 1/2 and 3/4).
         warmup: share of the run with a linear warm-up, ``cosine`` only.
@@ -51,7 +51,7 @@ class TrainOptions:
     out: Path
     resolution: int = 192
     epochs: int = 40
-    batch_size: int = 64
+    batch_size: int | None = None
     learning_rate: float = 0.06
     schedule: str = "cosine"
     warmup: float = 0.04
@@ -78,7 +78,8 @@ class TrainOptions:
             raise InvalidOption("resolution", self.resolution, "even, so that it can be halved")
         _check("resolution", self.resolution, MIN_RESOLUTION, MAX_RESOLUTION)
         _check("epochs", self.epochs, 1, 10_000)
-        _check("batch_size", self.batch_size, 2, 65_536)
+        if self.batch_size is not None:
+            _check("batch_size", self.batch_size, 2, 65_536)
         _check("learning_rate", self.learning_rate, 1e-6, 10)
         _check("warmup", self.warmup, 0, 1)
         _check("weight_decay", self.weight_decay, 0, 1)

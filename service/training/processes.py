@@ -13,6 +13,8 @@ from torch import Tensor
 
 from service.errors import InvalidOption
 
+DEFAULT_BATCH_SIZE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Processes:
@@ -44,12 +46,14 @@ class Processes:
         """Whether this one writes files and reports."""
         return self.rank == 0
 
-    def share(self, batch_size: int) -> int:
-        """Images a step in this process.
+    def share(self, batch_size: int | None, photographs: int) -> int:
+        """Images a step in this process; see ``TrainOptions.batch_size``.
 
         Raises:
             InvalidOption: ``batch_size`` cannot be shared evenly, or leaves less than the two that batch norm takes.
         """
+        if batch_size is None:
+            return max(2, min(DEFAULT_BATCH_SIZE, photographs // 8) // self.world)
         if batch_size % self.world or batch_size < 2 * self.world:
             raise InvalidOption(
                 "batch_size", batch_size, f"a multiple of the {self.world} processes, 2 or more for each"

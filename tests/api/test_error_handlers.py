@@ -24,7 +24,13 @@ RAW = {"Content-Type": "image/jpeg"}
         ("DELETE", "/config/threshold", {}, 405, "method_not_allowed"),
         ("POST", "/classify?top_k=0", {}, 422, "invalid_field"),
         ("PATCH", "/config/threshold", {"json": {"threshold": 7}}, 422, "invalid_field"),
-        ("PATCH", "/config/threshold", {"content": "{"}, 400, "bad_request"),
+        (
+            "PATCH",
+            "/config/threshold",
+            {"content": "{", "headers": {"Content-Type": "application/json"}},
+            400,
+            "bad_request",
+        ),
         (
             "PATCH",
             "/config/threshold",

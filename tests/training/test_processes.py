@@ -40,7 +40,8 @@ def test_two_processes_train_into_one_run_folder(spoilt: Path, tmp_path: Path) -
 def test_alone_every_step_is_its_own() -> None:
     with Processes.join("cpu") as processes:
         assert (processes.rank, processes.world, processes.is_first) == (0, 1, True)
-        assert processes.share(6) == 6
+        assert processes.share(6, 1000) == 6
+        assert (processes.share(None, 1000), processes.share(None, 55)) == (64, 6)
         assert processes.sum(torch.tensor([1, 2])).tolist() == [1, 2]
         assert processes.union({"a"}) == {"a"}
         processes.wait()
@@ -49,4 +50,4 @@ def test_alone_every_step_is_its_own() -> None:
 @pytest.mark.parametrize("batch_size", [5, 2])
 def test_batch_that_cannot_be_shared_is_named(batch_size: int) -> None:
     with pytest.raises(InvalidOption, match="a multiple of the 2 processes, 2 or more for each"):
-        Processes(rank=0, world=2).share(batch_size)
+        Processes(rank=0, world=2).share(batch_size, 1000)

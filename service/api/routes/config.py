@@ -11,20 +11,19 @@ from service.api import bodies
 from service.api.dependencies import Injected, Parts
 from service.api.schemas import (
     ConfigAnswer,
+    ModelQuery,
     PredictedEffect,
     PreviewAnswer,
+    PreviewQuery,
     RecentEffect,
-    Share,
     ThresholdAnswer,
     ThresholdPatch,
 )
-from service.errors import BadRequest, InvalidOption
+from service.errors import BadRequest, InvalidOption, UnsupportedBody
 from service.log import logger
 from service.state.base import RuntimeConfig, ThresholdConfig
 
 router = APIRouter(prefix="/config", tags=["config"])
-
-ModelQuery = Annotated[str | None, Query(description="Name of a served model; unset: the only one.")]
 
 MAX_PATCH_BYTES = 4096
 PATCH = {
@@ -36,7 +35,15 @@ PATCH = {
 
 
 async def _patch(request: Request) -> ThresholdPatch:
-    """The body, bounded: FastAPI by itself would read it however long it is."""
+    """The body, bounded: FastAPI by itself would read it however long it is.
+
+    Only JSON: a page elsewhere can make a browser send other types without asking.
+    """
+    kind = bodies.content_type(request)
+    if kind != "application/json":
+        raise UnsupportedBody(
+            f"Content-Type is {kind or 'missing'!r}; it must be application/json", field="Content-Type", value=kind
+        )
     return bodies.parse(ThresholdPatch, await bodies.read(request, MAX_PATCH_BYTES))
 
 
@@ -50,11 +57,11 @@ async def config(parts: Injected) -> ConfigAnswer:
 
 
 @router.get("/threshold")
-async def threshold(parts: Injected, response: Response, model: ModelQuery = None) -> ThresholdAnswer:
+async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
     """The threshold in force, what was asked for it, and its predicted effect."""
     current = parts.config.current
     response.headers["ETag"] = f'"{current.version}"'
-    return _answer(parts, current, parts.check_model(model))
+    return _answer(parts, current, parts.check_model(query.model))
 
 
 @router.patch("/threshold", openapi_extra=PATCH)
@@ -62,11 +69,11 @@ async def change_threshold(
     parts: Injected,
     patch: Annotated[ThresholdPatch, Depends(_patch)],
     response: Response,
-    model: ModelQuery = None,
+    query: Annotated[ModelQuery, Query()],
     if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,
 ) -> ThresholdAnswer:
     """Move the balance of accuracy and cost: name the threshold, or what it should achieve."""
-    name = parts.check_model(model)
+    name = parts.check_model(query.model)
     goal = patch.goal
     solved = None if goal is None else _solve(parts, *goal)
 
@@ -75,7 +82,9 @@ async def change_threshold(
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
         kept = before.threshold if solved is None else solved
         if floor is not None and floor > kept:
-            raise InvalidOption("floor", floor, f"at most the threshold, {kept}")
+            if "floor" in patch.model_fields_set:
+                raise InvalidOption("floor", floor, f"at most the threshold, {kept}")
+            raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
         asked = (before.goal, before.value) if goal is None else goal
         return {**current.thresholds, name: ThresholdConfig(*asked, threshold=kept, floor=floor)}
 
@@ -90,10 +99,11 @@ async def change_threshold(
 
 
 @router.get("/threshold/preview")
-async def preview(parts: Injected, threshold: Annotated[Share, Query()], model: ModelQuery = None) -> PreviewAnswer:
+async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> PreviewAnswer:
     """What a threshold would do: by the calibration table, and to the images seen lately. Nothing is changed."""
-    name = parts.check_model(model)
+    name = parts.check_model(query.model)
     spec = parts.engine.spec
+    threshold = query.threshold
     rate, images = parts.engine.recent.exit_rate_at(threshold)
     return PreviewAnswer(
         model=name,

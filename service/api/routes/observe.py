@@ -56,12 +56,14 @@ async def metrics(parts: Injected) -> Response:
     return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> Health:
     """Whether the process answers."""
     return Health(status="ok")
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(parts: Injected) -> Health:
     """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why."""

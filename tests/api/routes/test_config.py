@@ -12,6 +12,7 @@ pytestmark = pytest.mark.anyio
 
 PATH = "/config/threshold"
 RAW = {"Content-Type": "image/jpeg"}
+JSON = {"Content-Type": "application/json"}
 
 
 async def test_the_default_threshold_comes_with_its_predicted_effect(client: httpx.AsyncClient) -> None:
@@ -102,7 +103,7 @@ async def test_a_budget_below_the_low_pass_is_refused(
 async def test_a_wrong_change_names_its_field_and_changes_nothing(
     client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], body: str, field: str | None
 ) -> None:
-    error = error_of(await client.patch(PATH, content=body), 422, "invalid_field")
+    error = error_of(await client.patch(PATH, content=body, headers=JSON), 422, "invalid_field")
     assert error["field"] == field
     assert len(error["message"]) < 1000
     assert (await client.get("/config")).json()["version"] == 1
@@ -112,20 +113,29 @@ async def test_a_wrong_change_names_its_field_and_changes_nothing(
 async def test_broken_json_is_a_bad_request(
     client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], body: bytes
 ) -> None:
-    error_of(await client.patch(PATH, content=body), 400, "bad_request")
+    error_of(await client.patch(PATH, content=body, headers=JSON), 400, "bad_request")
 
 
 async def test_a_body_of_megabytes_is_refused(
     client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]]
 ) -> None:
-    error = error_of(await client.patch(PATH, content=b" " * 2**20), 413, "image_too_large")
+    error = error_of(await client.patch(PATH, content=b" " * 2**20, headers=JSON), 413, "image_too_large")
     assert (error["field"], error["value"], error["bound"]) == ("body", 2**20, 4096)
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain"])
-async def test_the_content_type_of_a_change_does_not_matter(fresh: httpx.AsyncClient, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+async def test_a_change_that_is_not_json_is_refused(
+    fresh: httpx.AsyncClient, kind: str, error_of: Callable[..., dict[str, Any]]
+) -> None:
     response = await fresh.patch(PATH, content='{"threshold": 0.5}', headers={"Content-Type": kind})
-    assert response.json()["threshold"] == 0.5
+    assert error_of(response, 415, "unsupported_body")["field"] == "Content-Type"
+
+
+async def test_unknown_query_parameters_are_named(
+    fresh: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]]
+) -> None:
+    response = await fresh.patch(PATH + "?modle=tiny", json={"threshold": 0.5})
+    assert error_of(response, 422, "invalid_field")["field"] == "modle"
 
 
 async def test_a_floor_is_kept_until_it_is_cleared(fresh: httpx.AsyncClient) -> None:
@@ -146,10 +156,13 @@ async def test_a_floor_above_the_threshold_is_refused(
     fresh: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]]
 ) -> None:
     await fresh.patch(PATH, json={"threshold": 0.6, "floor": 0.5})
-    for change, floor in (({"floor": 0.61}, 0.61), ({"threshold": 0.4}, 0.5), ({"threshold": 0.1, "floor": 0.2}, 0.2)):
+    for change, floor in (({"floor": 0.61}, 0.61), ({"threshold": 0.1, "floor": 0.2}, 0.2)):
         error = error_of(await fresh.patch(PATH, json=change), 422, "invalid_field")
         assert (error["field"], error["value"]) == ("floor", floor)
         assert "at most the threshold" in error["bound"]
+    error = error_of(await fresh.patch(PATH, json={"threshold": 0.4}), 422, "invalid_field")
+    assert (error["field"], error["value"]) == ("threshold", 0.4)
+    assert "at least the floor in force, 0.5" in error["bound"]
     assert (await fresh.get(PATH)).json()["version"] == 2
 
 
@@ -219,5 +232,5 @@ async def test_the_config_of_a_model_that_is_not_served_is_not_found(
     client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], method: str, path: str
 ) -> None:
     params = {"model": "huge", **({"threshold": "0.5"} if path.endswith("preview") else {})}
-    response = await client.request(method, path, params=params, content='{"threshold": 0.5}')
+    response = await client.request(method, path, params=params, content='{"threshold": 0.5}', headers=JSON)
     assert error_of(response, 404, "not_found")["field"] == "model"
