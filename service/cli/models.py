@@ -6,7 +6,6 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from service.cli.console import AsJson, model_store, output
@@ -26,10 +25,13 @@ def models(
     if not rows:
         output.print(f"{model_store().root} holds no model", highlight=False, markup=False, soft_wrap=True)
         return
-    table = Table(*(name.replace("_", " ") for name in rows[0]))
-    for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
+    shown = rows if architectures else [_short(row) for row in rows]
+    table = Table(*(name.replace("_", " ") for name in shown[0]), box=None, pad_edge=False)
+    for row in shown:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     output.print(table)
+    if not architectures:
+        output.print('Any picture at all gets one of a model\'s labels: none can say "none of these".', highlight=False)
 
 
 def _architectures() -> list[dict[str, Any]]:
@@ -67,3 +69,16 @@ def _stored() -> list[dict[str, Any]]:
         }
         for spec in model_store().specs()
     ]
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """What of a stored model fits a terminal of 80 columns."""
+    return {
+        "model": f"{row['name']}/{row['version']}",
+        "network": row["network"],
+        "classes": row["classes"],
+        "pixels": row["resolution"],
+        "low M": row["low_mmacs"],
+        "high M": row["high_mmacs"],
+        "threshold": row["default_threshold"],
+    }
