@@ -76,7 +76,6 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": f"{row['name']}/{row['version']}",
         "network": row["network"],
-        "classes": row["classes"],
         "pixels": row["resolution"],
         "low M": row["low_mmacs"],
         "high M": row["high_mmacs"],
