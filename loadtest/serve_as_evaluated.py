@@ -66,7 +66,7 @@ async def _compare(data: Path, url: str, store: Path, connections: int, limit: i
             console.print(f"the classes of {data} are not those of {name}")
             return 1
         before = (await client.get("/config/threshold")).json()
-        default = spec.default_threshold if spec.default_threshold is not None else 1.0
+        default = spec.start_threshold
         evaluated = None if limit else _evaluate(f"{name}/{version}", data, stats["precision"])
         table = Table(
             "threshold", "from", "top-1 %", "exit %", "mean M", "right apart", "exited apart",

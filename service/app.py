@@ -32,9 +32,6 @@ from service.state.base import ThresholdConfig
 from service.state.memory import MemoryConfigStore, MemoryResultCache
 from service.store import ModelStore
 
-# Without a calibration no threshold is known to be good; at 1 every image gets both passes.
-UNCALIBRATED_THRESHOLD = 1.0
-
 
 def create_app(settings: Settings) -> FastAPI:
     """The server as an ASGI application; its model is loaded here, warmed up at start-up.
@@ -73,8 +70,8 @@ def build_parts(settings: Settings) -> Parts:
     spec = predictor.spec
     if not predictor.is_multi_scale:
         raise BrokenModel(f"{settings.model} is single-scale: it has no early exit to serve", field="model")
-    default = UNCALIBRATED_THRESHOLD if spec.default_threshold is None else spec.default_threshold
-    config_store = MemoryConfigStore({spec.name: ThresholdConfig("threshold", default, default)})
+    start = spec.start_threshold
+    config_store = MemoryConfigStore({spec.name: ThresholdConfig("threshold", start, start)})
     metrics = Metrics(_registry())
     engine = Engine(
         predictor,

@@ -109,6 +109,15 @@ class ModelSpec:
     code_version: str = ""
     format: int = FORMAT
 
+    @property
+    def start_threshold(self) -> float:
+        """The default threshold; 1, at which nothing exits, while no threshold is known to be good."""
+        return 1.0 if self.default_threshold is None else self.default_threshold
+
+    def mean_mmacs(self, exit_rate: float) -> float:
+        """Mean millions of multiply-adds an image when the share ``exit_rate`` of images exits."""
+        return self.low_mmacs + (1 - exit_rate) * self.high_mmacs
+
     def to_json(self) -> str:
         """The text of ``model.json``; ``from_json`` gives the same spec back."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""Real parts, made small: a seeded network in a real store, and real JPEG bytes."""
+"""Real parts, made small: a seeded network in a real store, real JPEG bytes, photographs to train on in seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
@@ -31,6 +31,9 @@ CALIBRATION_IMAGES = 60
 torch.set_num_threads(1)
 
 MakeJpeg = Callable[..., bytes]
+
+SHAPES = {"circle": (200, 40, 40), "square": (40, 180, 60), "triangle": (50, 70, 210)}
+PER_SHAPE = {"train": 24, "val": 6}
 
 
 @pytest.fixture(scope="session")
@@ -116,3 +119,31 @@ def imagenette() -> Path:
     folder = Path(os.environ.get("LOWFIRST_TEST_DATA", "no-data"))
     need((folder / "val").is_dir(), "the Imagenette data set", "set LOWFIRST_TEST_DATA to its folder")
     return folder
+
+
+def _draw(shape: str, random: np.random.Generator) -> Image.Image:
+    """One coloured shape somewhere on grey."""
+    width, height = (int(side) for side in random.integers(64, 96, 2))
+    image = Image.new("RGB", (width, height), (int(random.integers(90, 160)),) * 3)
+    size = int(random.integers(36, 56))
+    x, y = (int(random.integers(0, side - size)) for side in (width, height))
+    canvas, colour = ImageDraw.Draw(image), SHAPES[shape]
+    if shape == "circle":
+        canvas.ellipse((x, y, x + size, y + size), colour)
+    else:
+        canvas.regular_polygon((x + size // 2, y + size // 2, size // 2), 4 if shape == "square" else 3, fill=colour)
+    return image
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``train/`` and ``val/`` with JPEGs of three shapes, each in its own colour."""
+    root = tmp_path_factory.mktemp("shapes")
+    random = np.random.default_rng(0)
+    for split, count in PER_SHAPE.items():
+        for shape in SHAPES:
+            folder = root / split / shape
+            folder.mkdir(parents=True)
+            for index in range(count):
+                _draw(shape, random).save(folder / f"{index:02}.jpg", quality=90)
+    return root

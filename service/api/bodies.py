@@ -81,9 +81,7 @@ def one_image(request: Request, body: bytes) -> bytes:
         return _from_base64(parse(JsonImage, body).image)
     if kind == MULTIPART:
         return many_images(request, body, most=1)[0]
-    raise UnsupportedBody(
-        f"Content-Type is {kind or 'missing'!r}; it must be {FORMS}", field="Content-Type", value=kind, bound=FORMS
-    )
+    raise unsupported(kind, FORMS)
 
 
 def many_images(request: Request, body: bytes, most: int) -> list[bytes]:
@@ -97,9 +95,7 @@ def many_images(request: Request, body: bytes, most: int) -> list[bytes]:
     header = request.headers.get("content-type", "")
     kind, parameters = parse_options_header(header)
     if kind != MULTIPART.encode():
-        raise UnsupportedBody(
-            f"Content-Type is {header or 'missing'!r}; it must be {MULTIPART}", field="Content-Type", value=header
-        )
+        raise unsupported(header, MULTIPART)
     parts = _parts(body, parameters.get(b"boundary", b""), most + MAX_OTHER_PARTS)
     images = [value for name, value in parts if name == FIELD]
     if not images:
@@ -157,6 +153,16 @@ def _from_base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise BadRequest(f"{FIELD} is not base64: {error}", field=FIELD) from error
+
+
+def unsupported(given: str, expected: str) -> UnsupportedBody:
+    """The error for a body of content type ``given``."""
+    return UnsupportedBody(
+        f"Content-Type is {given or 'missing'!r}; it must be {expected}",
+        field="Content-Type",
+        value=given,
+        bound=expected,
+    )
 
 
 def _too_large(size: int, limit: int) -> ImageTooLarge:

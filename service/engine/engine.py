@@ -131,8 +131,7 @@ class Engine:
 
     def queued_seconds(self) -> float:
         """How long the oldest waiting image has waited."""
-        oldest = [arrival for stage in STAGES if (arrival := self._scheduler.oldest(stage)) is not None]
-        return time.monotonic() - min(oldest) if oldest else 0.0
+        return max(self._age(stage) for stage in STAGES)
 
     def queue_depth(self) -> dict[Stage, int]:
         """Images waiting for each pass."""

@@ -19,7 +19,6 @@ from service.store import ModelSpec, Temperature
 from service.training.data import find
 
 EVALUATION = "evaluation.json"
-UNCALIBRATED_THRESHOLD = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +124,14 @@ def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
     """The evaluation that follows from both passes' logits on ``split``."""
     spec = predictor.spec
     low, high, targets = passes.answers()
-    default = spec.default_threshold if spec.default_threshold is not None else UNCALIBRATED_THRESHOLD
-    thresholds = THRESHOLDS if predictor.is_multi_scale else (UNCALIBRATED_THRESHOLD,)
+    confidence = passes.confidence(spec.temperature)
+
+    def point(threshold: float) -> Point:
+        exited = confidence > threshold
+        exit_rate = float(exited.mean())
+        accuracy = float((np.where(exited, low, high) == targets).mean())
+        return Point(threshold, accuracy, exit_rate, spec.mean_mmacs(exit_rate))
+
     return Evaluation(
         model=spec.name if spec.version == 0 else f"{spec.name}/{spec.version}",
         weights_sha256=spec.weights_sha256,
@@ -136,21 +141,9 @@ def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
         split=split,
         images=len(passes),
         unreadable=passes.unreadable,
-        default=_point(passes, spec, default),
+        default=point(spec.start_threshold),
         low_accuracy=float((low == targets).mean()),
         high_accuracy=float((high == targets).mean()),
         agreement=float((low == high).mean()),
-        curve=tuple(_point(passes, spec, threshold) for threshold in thresholds),
-    )
-
-
-def _point(passes: Passes, spec: ModelSpec, threshold: float) -> Point:
-    low, high, targets = passes.answers()
-    exited = passes.confidence(spec.temperature) > threshold
-    exit_rate = float(exited.mean())
-    return Point(
-        threshold=threshold,
-        accuracy=float((np.where(exited, low, high) == targets).mean()),
-        exit_rate=exit_rate,
-        mean_mmacs=spec.low_mmacs + (1 - exit_rate) * spec.high_mmacs,
+        curve=tuple(map(point, THRESHOLDS if predictor.is_multi_scale else (1.0,))),
     )

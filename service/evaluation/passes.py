@@ -69,7 +69,7 @@ def run_passes(
     for batch in loader(photographs, crop, BATCH_SIZE, processes):
         unreadable += batch.unreadable
         if len(batch.targets):
-            low_logits, high_logits = _both(predictor, batch.images)
+            low_logits, high_logits = predictor.heads(batch.images)
             low.append(low_logits.float().cpu())
             high.append(high_logits.float().cpu())
             targets.append(batch.targets)
@@ -77,14 +77,6 @@ def run_passes(
     if not targets:
         raise DataError(f"none of {len(photographs)} photographs could be read", field="data")
     return Passes(torch.cat(low), torch.cat(high), torch.cat(targets), tuple(unreadable))
-
-
-def _both(predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
-    if not predictor.is_multi_scale:
-        logits = predictor.single(images)
-        return logits, logits
-    low = predictor.low(images)
-    return low.logits, predictor.high(images, low)
 
 
 def check_classes(photographs: Photographs, class_folders: Sequence[str]) -> None:

@@ -101,7 +101,7 @@ def _open(data: bytes) -> Iterator[ImageFile]:
         raise _too_large(f"image has {pixels} pixels", pixels, MAX_PIXELS) from error
     except UnidentifiedImageError as error:
         if _looks_known(data):
-            raise InvalidImage(f"image of {len(data)} bytes is corrupt or truncated", field="image") from error
+            raise _corrupt(data) from error
         raise UnsupportedImage(
             f"image is {len(data)} bytes of no known format; it must be one of {', '.join(FORMATS)}",
             field="image",
@@ -109,13 +109,17 @@ def _open(data: bytes) -> Iterator[ImageFile]:
         ) from error
     except Exception as error:
         clear_frames(error.__traceback__)  # they hold pixels for as long as the error lives
-        raise InvalidImage(f"image of {len(data)} bytes is corrupt or truncated", field="image") from error
+        raise _corrupt(data) from error
 
 
 def _looks_known(data: bytes) -> bool:
     """Whether the first bytes are those of a format that is read."""
     tests = (Image.OPEN[name][1] for name in FORMATS)
     return any(test is not None and bool(test(data[:16])) for test in tests)
+
+
+def _corrupt(data: bytes) -> InvalidImage:
+    return InvalidImage(f"image of {len(data)} bytes is corrupt or truncated", field="image")
 
 
 def _too_large(what: str, pixels: int, limit: int) -> ImageTooLarge:

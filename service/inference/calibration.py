@@ -83,7 +83,7 @@ class Calibration:
         exit_rate = share("exited")
         return Effect(
             exit_rate=exit_rate,
-            mean_mmacs=self.low_mmacs + (1 - exit_rate) * self.high_mmacs,
+            mean_mmacs=self._mean_mmacs(exit_rate),
             accuracy=share("right"),
             agreement=1 - share("disagreements"),
             agreement_at_least=1 - self._at_most(bounding.disagreements, bounding),
@@ -110,11 +110,14 @@ class Calibration:
             return value
         return self._lowest_keeping(goal, 1 - value if goal == "min_agreement" else value)
 
+    def _mean_mmacs(self, exit_rate: float) -> float:
+        return self.low_mmacs + (1 - exit_rate) * self.high_mmacs
+
     def _highest_within(self, budget: float) -> float:
         rows, n = self.table.rows, self.table.n
         if budget < self.low_mmacs:
             raise InvalidOption("max_mean_mmacs", budget, f"at least {self.low_mmacs:.2f}, the cost of the low pass")
-        affordable = [r for r in rows if self.low_mmacs + (1 - r.exited / n) * self.high_mmacs <= budget]
+        affordable = [row for row in rows if self._mean_mmacs(row.exited / n) <= budget]
         return affordable[-1].threshold if affordable else 0.0
 
     def _lowest_keeping(self, goal: Goal, risk: float) -> float:

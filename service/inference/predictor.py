@@ -117,6 +117,14 @@ class Predictor:
         assert isinstance(self._network, MSNet)
         return self._network.forward_high(self._prepare(images), low)
 
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both passes on everything: (low logits, high logits); of a single-scale network its logits twice."""
+        if not self.is_multi_scale:
+            logits = self.single(images)
+            return logits, logits
+        low = self.low(images)
+        return low.logits, self.high(images, low)
+
     @torch.inference_mode()
     def single(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, R, R) -> logits (B, K) of a single-scale network, on the device."""

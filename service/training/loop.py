@@ -249,11 +249,7 @@ class _Run:
             self.unreadable.update(batch.unreadable)
             if not len(batch.targets):
                 continue
-            if predictor.is_multi_scale:
-                low = predictor.low(batch.images)
-                heads = [low.logits, predictor.high(batch.images, low)]
-            else:
-                heads = [predictor.single(batch.images)] * 2
+            heads = predictor.heads(batch.images)
             right += torch.tensor([(head.argmax(1).cpu() == batch.targets).sum().item() for head in heads])
             count += len(batch.targets)
         low_right, high_right = (right / max(count, 1)).tolist()

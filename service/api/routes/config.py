@@ -19,7 +19,7 @@ from service.api.schemas import (
     ThresholdAnswer,
     ThresholdPatch,
 )
-from service.errors import BadRequest, InvalidOption, UnsupportedBody
+from service.errors import BadRequest, InvalidOption
 from service.log import logger
 from service.state.base import RuntimeConfig, ThresholdConfig
 
@@ -41,9 +41,7 @@ async def _patch(request: Request) -> ThresholdPatch:
     """
     kind = bodies.content_type(request)
     if kind != "application/json":
-        raise UnsupportedBody(
-            f"Content-Type is {kind or 'missing'!r}; it must be application/json", field="Content-Type", value=kind
-        )
+        raise bodies.unsupported(kind, "application/json")
     return bodies.parse(ThresholdPatch, await bodies.read(request, MAX_PATCH_BYTES))
 
 
@@ -112,7 +110,7 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
         recent=RecentEffect(
             images=images,
             exit_rate=rate,
-            mean_mmacs=None if rate is None else spec.low_mmacs + (1 - rate) * spec.high_mmacs,
+            mean_mmacs=None if rate is None else spec.mean_mmacs(rate),
         ),
     )
 
