@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+
+from loadtest.load import Stage, parse_closed, parse_opened
+
+WRK = """Running 1s test @ http://127.0.0.1:8000/classify
+  1 threads and 16 connections
+{"requests": 120, "seconds": 2.0, "statuses": {"200": 100, "429": 20}, "broken": 3, "p50_ms": 1.5, "p90_ms": 2, "p99_ms": 9}
+"""
+
+K6 = {
+    "latency_during": {"count": 90, "med": 5.0, "p(90)": 6.0, "p(95)": 7.0, "p(99)": 8.0, "max": 9.0},
+    "latency_during_0": {"count": 90, "p(99)": 8.5},
+    "status_during_200": {"count": 90, "rate": 45},
+    "status_during_429": {"count": 10, "rate": 5},
+    "status_during_503": {"count": 0, "rate": 0},
+    "status_before_200": {"count": 7, "rate": 7},
+    "dropped_iterations{scenario:during}": {"count": 4, "rate": 2},
+    "dropped_iterations": {"count": 11, "rate": 2},
+}
+
+
+def test_wrk_is_read_from_its_last_line() -> None:
+    seen = parse_closed(WRK)
+    assert seen.rate == 50  # only what was answered with 200 counts
+    assert seen.failures == 23
+    assert seen.p99_ms == 9
+
+
+def test_a_stage_of_k6_has_its_own_counts_only() -> None:
+    seen = parse_opened(json.loads(json.dumps(K6)), Stage("during", seconds=2, rate=50, windows=True))
+    assert seen.statuses == {"200": 90, "429": 10}
+    assert (seen.rate, seen.failures, seen.dropped) == (45, 10, 4)
+    assert (seen.p50_ms, seen.p95_ms, seen.p99_ms, seen.max_ms) == (5, 7, 8, 9)
+    assert seen.window_p99_ms == (8.5, None)
+
+
+def test_a_stage_in_which_nothing_was_answered_has_no_latency() -> None:
+    seen = parse_opened({}, Stage("during", seconds=1, rate=5))
+    assert (seen.statuses, seen.dropped, seen.p99_ms, seen.window_p99_ms) == ({}, 0, 0, ())
