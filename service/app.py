@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,9 +20,12 @@ from service.api import error_handlers
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, models, observe
-from service.engine.engine import Engine, Limits
+from service.engine.engine import Engine
+from service.engine.limits import Limits
 from service.errors import BrokenModel
 from service.inference.calibration import Calibration
+from service.inference.device import cores
+from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
@@ -44,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
-        await parts.engine.start()
+        await parts.engine.start(_profile(settings))
         _announce(parts)
         yield
         await parts.engine.close()
@@ -66,11 +68,13 @@ def create_app(settings: Settings) -> FastAPI:
 def build_parts(settings: Settings) -> Parts:
     """Every part of one server, handed to each other. Raises as ``create_app``."""
     store = ModelStore(settings.model_store)
-    predictor = Predictor.load(store.find(settings.model), settings.device, settings.precision)
+    predictor = Predictor.load(
+        store.find(settings.model), settings.device, settings.precision, settings.runtime, settings.threads
+    )
     spec = predictor.spec
     if not predictor.is_multi_scale:
         raise BrokenModel(f"{settings.model} is single-scale: it has no early exit to serve", field="model")
-    start = spec.start_threshold
+    start = spec.start_threshold(predictor.runtime, predictor.precision)
     config_store = MemoryConfigStore({spec.name: ThresholdConfig("threshold", start, start)})
     metrics = Metrics(_registry())
     engine = Engine(
@@ -93,15 +97,20 @@ def _registry() -> CollectorRegistry:
     return registry
 
 
+def _profile(settings: Settings) -> LatencyTable | None:
+    return None if settings.profile is None else LatencyTable.read(settings.profile)
+
+
 def _limits(settings: Settings, on_cpu: bool) -> Limits:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Limits(
         max_batch_size=settings.max_batch_size,
         max_images_in_flight=settings.max_images_in_flight,
         max_bytes_in_flight=settings.max_bytes_in_flight,
         feature_slots=settings.feature_slots,
-        workers=settings.workers or (cores if on_cpu else 1),
-        decode_threads=settings.decode_threads or cores,
+        workers=settings.workers or (max(1, cores() // settings.threads) if on_cpu else 2),
+        decode_threads=settings.decode_threads or cores(),
+        audit_probability=settings.audit_probability,
+        target_latency=settings.target_latency_ms / 1e3,
     )
 
 

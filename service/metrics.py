@@ -38,6 +38,15 @@ class Metrics:
         self.batches = Counter(
             "lowfirst_batches", "Batches run, by why they were released.", ["stage", "reason"], registry=registry
         )
+        self.audits = Counter(
+            "lowfirst_audits", "Images that exited and got the high pass too.", ["model"], registry=registry
+        )
+        self.audit_disagreements = Counter(
+            "lowfirst_audit_disagreements", "Of these, the high pass answered otherwise.", ["model"], registry=registry
+        )
+        self.audits_skipped = Counter(
+            "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
+        )
         self.request_seconds = Histogram(
             "lowfirst_request_seconds",
             "From a request's head to its answer.",
@@ -64,7 +73,14 @@ class Metrics:
         self.confidence = Histogram(
             "lowfirst_confidence", "Confidence of the low answer.", ["model"], buckets=CONFIDENCES, registry=registry
         )
-        self.threshold = Gauge("lowfirst_threshold", "Threshold in force.", ["model"], registry=registry)
+        self.threshold = Gauge("lowfirst_threshold", "Threshold asked for.", ["model"], registry=registry)
+        self.effective_threshold = Gauge(
+            "lowfirst_effective_threshold",
+            "Threshold in force: lower than asked for, down to its floor, while overloaded.",
+            ["model"],
+            registry=registry,
+        )
+        self.feature_bytes = Gauge("lowfirst_feature_bytes", "Low features kept for the high pass.", registry=registry)
         self.config_version = Gauge("lowfirst_config_version", "Version of the runtime config.", registry=registry)
         self.queue_depth = Gauge("lowfirst_queue_depth", "Images waiting for a pass.", ["stage"], registry=registry)
         self.queued_seconds = Gauge(

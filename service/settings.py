@@ -28,9 +28,18 @@ class Settings(BaseSettings):
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: str = Field("auto", description="auto, float32, bfloat16, or float16 (CUDA).")
-    workers: int | None = Field(None, ge=1, le=1024, description="Threads that run the network; unset: one a core.")
+    runtime: str = Field("auto", description="auto, eager, openvino or cuda; auto: the fastest that is installed.")
+    workers: int | None = Field(
+        None, ge=1, le=1024, description="Threads that run the network; unset: one a core, two for a GPU."
+    )
+    threads: int = Field(1, ge=1, le=1024, description="Cores that one batch uses (CPU).")
     decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; unset: one a core.")
-    max_batch_size: int = Field(8, ge=1, le=1024, description="Images a batch of one pass may hold.")
+    max_batch_size: int = Field(
+        32, ge=1, le=1024, description="Images a batch may hold; measured times may keep it smaller."
+    )
+    profile: Path | None = Field(
+        None, description="Times that `lowfirst bench --save` wrote; unset: they are measured at start-up."
+    )
     max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
     max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")
     feature_slots: int = Field(128, ge=1, description="Images whose low features may wait for the high pass.")
@@ -39,6 +48,12 @@ class Settings(BaseSettings):
     max_batch_images: int = Field(64, ge=1, le=1024, description="Images in one request of /classify/batch.")
     deadline_ms: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Deadline of requests that name none; unset: none."
+    )
+    target_latency_ms: float = Field(
+        500, gt=0, allow_inf_nan=False, description="Work that may be queued before a threshold sinks to its floor."
+    )
+    audit_probability: float = Field(
+        0.01, ge=0, le=1, description="Share of exited images that get the high pass too, to count disagreements."
     )
     cache_entries: int = Field(0, ge=0, description="Images whose results are kept; 0 switches the cache off.")
     drain_delay_seconds: float = Field(

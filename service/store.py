@@ -66,12 +66,16 @@ class CalibrationRow:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTable:
-    """One row a threshold, ascending from 0 to 1, measured with one runtime at one precision on ``n`` images."""
+    """One row a threshold, ascending from 0 to 1, measured with one runtime at one precision on ``n`` images.
+
+    ``default_threshold`` is what suits that runtime and precision; None takes the model's.
+    """
 
     runtime: str
     precision: str
     n: int
     rows: tuple[CalibrationRow, ...]
+    default_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class ModelSpec:
         training: what training measured: epochs, seconds, images per second, versions of the libraries.
         code_version: of this project, when trained.
         weights_sha256: hexadecimal digest of the weights file.
+        files: digests of what else a runtime reads there, by path in the folder.
     """
 
     name: str
@@ -107,12 +112,14 @@ class ModelSpec:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     code_version: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
-    @property
-    def start_threshold(self) -> float:
-        """The default threshold; 1, at which nothing exits, while no threshold is known to be good."""
-        return 1.0 if self.default_threshold is None else self.default_threshold
+    def start_threshold(self, runtime: str, precision: str) -> float:
+        """The default threshold of a runtime and precision; 1, where nothing exits, while none is known to be good."""
+        own = [t.default_threshold for t in self.calibration if (t.runtime, t.precision) == (runtime, precision)]
+        known = [threshold for threshold in (*own, self.default_threshold) if threshold is not None]
+        return known[0] if known else 1.0
 
     def mean_mmacs(self, exit_rate: float) -> float:
         """Mean millions of multiply-adds an image when the share ``exit_rate`` of images exits."""
@@ -227,6 +234,22 @@ def write_spec(folder: Path, spec: ModelSpec) -> None:
     temporary.replace(folder / SPEC)
 
 
+def verified(folder: Path, name: str, digest: str) -> bytes:
+    """The bytes of file ``name`` in a model folder.
+
+    Raises:
+        BrokenModel: it is missing, or its SHA-256 is not ``digest``.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise BrokenModel(f"{path} is missing", field="model", value=str(folder))
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise BrokenModel(f"{path} has SHA-256 {found}; {SPEC} says {digest}", field="model", value=str(path))
+    return data
+
+
 def read_weights(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
     """The verified weights of a model folder, float32 on the CPU.
 
@@ -236,19 +259,11 @@ def read_weights(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise BrokenModel(f"{path} is missing", field="model", value=str(folder))
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != spec.weights_sha256:
-        raise BrokenModel(
-            f"{path} has SHA-256 {digest}; {SPEC} says {spec.weights_sha256}", field="model", value=str(path)
-        )
+    data = verified(folder, WEIGHTS, spec.weights_sha256)
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise BrokenModel(f"{path} cannot be read: {error}", field="model", value=str(path)) from error
+        raise BrokenModel(f"{folder / WEIGHTS} cannot be read: {error}", field="model", value=str(folder)) from error
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from service.images.decode import decode
 from service.images.transforms import Preprocessing
 from service.inference.calibration import tabulate
 from service.inference.exit_rule import confidence, probabilities
-from service.inference.predictor import Predictor, normalise
+from service.inference.predictor import Predictor
+from service.inference.runtimes.base import normalise
 from service.networks.cost import cost
 from service.networks.registry import build
 from service.store import Architecture, ModelSpec, write_spec, write_weights
@@ -111,6 +113,12 @@ def need(available: bool, what: str, install: str) -> None:
     if os.environ.get("LOWFIRST_TEST_ALL") == "1":
         pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def openvino() -> None:
+    """Asked for by whatever needs OpenVINO, which is no part of the smallest installation."""
+    need(find_spec("openvino") is not None, "OpenVINO", "pip install 'lowfirst[openvino]'")
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.engine.entry import Answer, Reason, Stage
+from service.engine.entry import Answer, Reason
 from service.errors import InvalidOption
 from service.inference.calibration import Effect
+from service.inference.latency import Stage
 from service.state.base import GOALS, Goal
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -85,12 +86,17 @@ class ClassifyAnswer(BaseModel):
     confidence: float = Field(description="Largest probability of the low answer.")
     threshold: float = Field(description="What the confidence was compared with.")
     mmacs: float = Field(description="Millions of multiply-adds spent on this answer.")
-    degraded: bool = Field(description="An unsure low answer, given because time ran out.")
+    degraded: bool = Field(description="An unsure low answer, given because time ran out or the server is overloaded.")
     cached: bool
     model: ModelName
     config_version: int
     request_id: str
     timing_ms: TimingMs
+
+    @property
+    def server_timing(self) -> str:
+        """The same as a ``Server-Timing`` header (W3C), for browsers and tracing proxies."""
+        return ", ".join(f"{name};dur={spent:.2f}" for name, spent in self.timing_ms)
 
     @classmethod
     def of(cls, answer: Answer, request_id: str) -> ClassifyAnswer:
@@ -287,6 +293,15 @@ class QueueState(BaseModel):
     bytes_in_flight: int
 
 
+class AuditState(BaseModel):
+    """What the high pass said of the latest audited images that exit at the threshold; null without any."""
+
+    images: int
+    disagreements: int
+    disagreement: float | None
+    disagreement_at_most: float | None = Field(description="Bound at 95 % confidence.")
+
+
 class StatsAnswer(BaseModel):
     """A snapshot for people: totals since the start, rates and latencies of the last minute."""
 
@@ -295,6 +310,7 @@ class StatsAnswer(BaseModel):
     precision: str
     device: str
     threshold: float
+    effective_threshold: float = Field(description="Lower than the threshold while the server is overloaded.")
     config_version: int
     images: int
     exit_rate: float | None
@@ -304,6 +320,7 @@ class StatsAnswer(BaseModel):
     requests_per_second: float
     latency_ms: LatencyMs
     queue: QueueState
+    audit: AuditState
 
 
 class Health(BaseModel):

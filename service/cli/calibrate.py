@@ -37,10 +37,11 @@ def calibrate(
             "threshold", "exit %", "mean M", "top-1 %", "agree %", "agree >= %", "drop <= %",
             title=f"{table.runtime} {table.precision}, {table.n} photographs, bounds at 95 %",
         )  # fmt: skip
-        for threshold in sorted({*SHOWN, spec.default_threshold or 0.0}):
+        default = spec.start_threshold(table.runtime, table.precision)
+        for threshold in sorted({*SHOWN, default}):
             effect = calibration.predict(threshold)
             shown.add_row(
-                f"{threshold:g}" + (" *" if threshold == spec.default_threshold else ""),
+                f"{threshold:g}" + (" *" if threshold == default else ""),
                 f"{100 * effect.exit_rate:.1f}",
                 f"{effect.mean_mmacs:.1f}",
                 f"{100 * effect.accuracy:.1f}",

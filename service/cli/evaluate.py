@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from service.cli.console import (
     Data,
     Device,
     Precision,
+    Runtime,
     Workers,
     model_folder,
     name_unreadable,
@@ -31,17 +33,24 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Folder of --data to measure on.")] = "val",
     device: Device = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "eager",
+    compare: Annotated[bool, typer.Option(help="Also say how far every runtime agrees with eager float32.")] = False,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure accuracy, exit rate and mean multiply-adds over thresholds."""
+    from service.evaluation.evaluate import compare as compare_runtimes
     from service.evaluation.evaluate import evaluate as measure
     from service.inference.predictor import Predictor
 
     folder = model_folder(model)
-    predictor = Predictor.load(folder, device, precision)
+    predictor = Predictor.load(folder, device, precision, runtime)
     with progress("evaluating") as show:
         evaluation = measure(predictor, data, split, workers, show)
+    if compare and predictor.is_multi_scale:
+        with progress("comparing runtimes") as show:
+            points = compare_runtimes(folder, data, split, device, workers, show)
+        evaluation = replace(evaluation, runtimes=points)
     if predictor.spec.version == 0:
         evaluation.write(folder)
     name_unreadable(evaluation.unreadable)
@@ -66,9 +75,24 @@ def _print(evaluation: Evaluation) -> None:
             f"{100 * point.accuracy:.2f}",
         )
     output.print(table)
+    if evaluation.runtimes:
+        output.print(_runtimes(evaluation))
     output.print(
         f"low pass alone {100 * evaluation.low_accuracy:.2f} %, high pass {100 * evaluation.high_accuracy:.2f} %, "
         f"agreement {100 * evaluation.agreement:.2f} %; * default threshold",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _runtimes(evaluation: Evaluation) -> Table:
+    shown = Table("runtime", "threshold", "exit %", "top-1 %", "answers as eager float32 %", title="every runtime")
+    for point in evaluation.runtimes:
+        shown.add_row(
+            f"{point.runtime} {point.precision}",
+            f"{point.threshold:g}",
+            f"{100 * point.exit_rate:.1f}",
+            f"{100 * point.accuracy:.2f}",
+            f"{100 * point.agreement:.2f}",
+        )
+    return shown

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import cache as memoise
 from functools import partial
 from hashlib import blake2b
 
 import torch
 
 from service.engine.admission import Admission
-from service.engine.entry import Answer, Ask, Entry, Ranked, Reason, Stage
+from service.engine.brown_out import BrownOut, Load
+from service.engine.entry import Answer, Ask, Entry, Ranked, Reason
+from service.engine.features import FeaturePool
+from service.engine.limits import Limits
 from service.engine.recent import Recent
-from service.engine.scheduler import STAGES, Scheduler
+from service.engine.scheduler import Plan, Scheduler
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining, InvalidImage, LowfirstError
 from service.images.decode import decode
 from service.inference.exit_rule import exits
+from service.inference.latency import STAGES, LatencyTable, Stage
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
-from service.networks.msnet import LowState
 from service.state.base import CachedPasses, ConfigStore, ResultCache
 
+# One of so many feature slots may hold an image that waits for its audit.
+AUDIT_SLOTS = 8
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of an engine: see the settings of the same names."""
-
-    max_batch_size: int = 8
-    max_images_in_flight: int = 256
-    max_bytes_in_flight: int = 256 * 1024 * 1024
-    feature_slots: int = 128
-    workers: int = 1
-    decode_threads: int = 1
+# How often overload is looked at, and by how many of the latest confidences.
+STEERING_SECONDS = 0.05
+STEERING_CONFIDENCES = 1024
 
 
 class Engine:
@@ -66,25 +65,54 @@ class Engine:
         self._cache = cache
         self._metrics = metrics
         self._model = f"{spec.name}/{spec.version}"
+        self._answered = memoise(partial(metrics.images.labels, self._model))
+        self._confidence = metrics.confidence.labels(self._model)
+        self._limits = limits
+        self._pool = FeaturePool(limits.feature_slots)
         self._scheduler = Scheduler(
-            limits.max_batch_size, limits.feature_slots, on_drop=lambda stage: metrics.dropped.labels(stage).inc()
+            Plan(limits.max_batch_size, limits.max_batch_size),
+            limits.feature_slots,
+            audit_backlog=limits.feature_slots // AUDIT_SLOTS,
+            on_drop=lambda stage: metrics.dropped.labels(stage).inc(),
         )
-        self._workers = Workers(self._scheduler, predictor, metrics, self._model, limits.workers, self._die)
-        self._decoders = ThreadPoolExecutor(limits.decode_threads, thread_name_prefix="decode")
-        self._max_batch_size = limits.max_batch_size
+        self._workers = Workers(
+            self._scheduler,
+            predictor,
+            self._pool,
+            metrics,
+            limits,
+            threshold_for=self._threshold_for,
+            on_audit=self._audited,
+            on_failure=self._failed,
+            on_recovery=self._recovered,
+        )
+        self._decoders = ThreadPoolExecutor(
+            limits.decode_threads, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        self._brown_out = BrownOut(limits.target_latency)
+        self._lowered = math.inf
+        self._steering: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[Entry] = set()
         self._running = False
         self._draining = False
-        self._death: BaseException | None = None
+        self._failure: BaseException | None = None
         self._watch()
 
-    async def start(self) -> None:
-        """Run every batch size once, so that no request pays for it, then begin to answer."""
+    async def start(self, profile: LatencyTable | None = None) -> None:
+        """Warm up and measure the passes (unless ``profile`` tells their times), then begin to answer.
+
+        Raises: what a pass raised.
+        """
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._warm_up)
-        self._workers.start()
+        await asyncio.to_thread(self._workers.start, profile)
         self._running = True
+        self._steer()
+
+    @property
+    def latency_table(self) -> LatencyTable:
+        """Seconds of each pass by batch size."""
+        return self._workers.table
 
     def drain(self) -> None:
         """Stop being ready. Requests are still answered until ``close``."""
@@ -94,14 +122,18 @@ class Engine:
         """Finish what was accepted, then stop every thread."""
         self._draining = True
         self._running = False
+        if self._steering is not None:
+            self._steering.cancel()
+        if not self._workers.alive:  # nobody makes the room that decoders wait for
+            self._scheduler.close()
         await asyncio.to_thread(self._decoders.shutdown)
         self._scheduler.close()
         await asyncio.to_thread(self._workers.join)
 
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
-        if self._death is not None:
-            return "a worker died"
+        if self._failure is not None:
+            return f"the device failed ({self._failure}) and is tried again"
         if self._draining:
             return "the server is stopping"
         return None if self._running else "the model is being loaded"
@@ -117,7 +149,7 @@ class Engine:
             InvalidImage: ``body`` cannot be read.
             DeadlinePassed: before any answer existed.
             Draining: the engine does not run, or stopped while the cache was asked.
-            DeviceFailed: the network failed on this image, or a worker died.
+            DeviceFailed: the network failed on this image, or the device on all.
         """
         self._check_running()
         entry = self._entry(ask)
@@ -130,15 +162,22 @@ class Engine:
         return self._answer(entry, exit_, reason)
 
     def queued_seconds(self) -> float:
-        """How long the oldest waiting image has waited."""
-        return max(self._age(stage) for stage in STAGES)
+        """How long the device needs for what is queued, if images go on escalating as they did."""
+        load = self._load()
+        escalating = load.escalated + load.undecided * self._scheduler.escalating
+        return load.undecided * load.low_seconds + escalating * load.high_seconds
+
+    @property
+    def effective_threshold(self) -> float:
+        """The threshold in force: lower than asked for while the server is overloaded."""
+        return min(self._lowered, self._config.current.thresholds[self.spec.name].threshold)
 
     def queue_depth(self) -> dict[Stage, int]:
         """Images waiting for each pass."""
         return {stage: self._scheduler.depth(stage) for stage in STAGES}
 
     def _check_running(self) -> None:
-        if not self._running or self._death is not None:
+        if not self._running or (self._failure is not None and not self._workers.alive):
             raise Draining(f"not ready: {self.why_not_ready()}")
 
     def _entry(self, ask: Ask) -> Entry:
@@ -152,6 +191,7 @@ class Engine:
             deadline=None if ask.deadline is None else ask.arrival + ask.deadline,
             loop=self._loop,
             future=self._loop.create_future(),
+            is_fixed=ask.threshold is not None,
         )
 
     async def _run(self, entry: Entry, body: bytes) -> tuple[Stage, Reason]:
@@ -180,6 +220,10 @@ class Engine:
         if body is None or entry.is_dead:
             self._metrics.dropped.labels("decode").inc()
             return
+        self._scheduler.wait_for_room()
+        if entry.is_dead:
+            self._metrics.dropped.labels("decode").inc()
+            return
         began = time.monotonic()
         try:
             entry.image = decode(body, self.spec.preprocessing)
@@ -194,7 +238,7 @@ class Engine:
         entry.enqueued = time.monotonic()
         entry.timing.decode = entry.enqueued - began
         self._metrics.decode_seconds.observe(entry.timing.decode)
-        self._scheduler.push("low", [entry])
+        self._scheduler.push([entry])
 
     def _answer(self, entry: Entry, exit_: Stage, reason: Reason) -> Answer:
         spec = self.spec
@@ -212,15 +256,15 @@ class Engine:
             confidence=entry.confidence,
             threshold=entry.threshold,
             mmacs=computed,
-            degraded=reason == "deadline",
+            degraded=reason in ("deadline", "brownout"),
             model=spec.name,
             version=spec.version,
             config_version=entry.config_version,
             timing=entry.timing,
             seconds=time.monotonic() - entry.arrival,
         )
-        self._metrics.images.labels(self._model, exit_, reason).inc()
-        self._metrics.confidence.labels(self._model).observe(entry.confidence)
+        self._answered(exit_, reason).inc()
+        self._confidence.observe(entry.confidence)
         self.recent.add(answer)
         return answer
 
@@ -250,27 +294,47 @@ class Engine:
             high = None if entry.high is None else tuple(entry.high.tolist())
             await self._cache.put(key, CachedPasses(tuple(entry.low.tolist()), high))
 
-    def _warm_up(self) -> None:
-        crop = self.spec.preprocessing.crop
-        for size in range(self._max_batch_size, 0, -1):  # one image last: the first pass of all is no measure
-            images = torch.zeros(size, 3, crop, crop, dtype=torch.uint8)
-            state = self.predictor.low(images)
-            rows = [state.rows(torch.tensor([row], device=state.logits.device)) for row in range(size)]
-            began = time.monotonic()
-            self.predictor.high(images, LowState.stack(rows)).cpu()
-            self._workers.escalation_seconds = time.monotonic() - began
+    def _load(self) -> Load:
+        escalated = self._scheduler.depth("high")
+        return Load(
+            undecided=max(0, len(self._waiting) - escalated),
+            escalated=escalated,
+            low_seconds=self._workers.seconds("low"),
+            high_seconds=self._workers.seconds("high"),
+        )
 
-    def _die(self, error: BaseException) -> None:
-        """In a worker's thread: not ready any more, and nobody waits for an answer that cannot come."""
-        logger.critical("a worker died", exc_info=error)
-        self._death = error
-        if self._loop is not None:
+    def _steer(self) -> None:
+        """Every ``STEERING_SECONDS``, in the event loop's thread: what overload does to the threshold."""
+        assert self._loop is not None
+        config = self._config.current.thresholds[self.spec.name]
+        confidences = self.recent.confidences(STEERING_CONFIDENCES)
+        lowered = self._brown_out.steer(time.monotonic(), self._load(), confidences, config.threshold, config.floor)
+        self._lowered = lowered if lowered < config.threshold else math.inf
+        self._steering = self._loop.call_later(STEERING_SECONDS, self._steer)
+
+    def _threshold_for(self, entry: Entry) -> float:
+        return entry.threshold if entry.is_fixed else min(entry.threshold, self._lowered)
+
+    def _audited(self, entry: Entry, agreed: bool) -> None:
+        self._metrics.audits.labels(self._model).inc()
+        if not agreed:
+            self._metrics.audit_disagreements.labels(self._model).inc()
+        self.recent.audit(entry.confidence, agreed)
+
+    def _failed(self, error: BaseException, left: int) -> None:
+        """In a worker's thread: not ready any more; if no worker is left, nobody waits for what cannot come."""
+        self._failure = error
+        if not left and self._loop is not None:
             self._loop.call_soon_threadsafe(self._fail_waiting)
+
+    def _recovered(self) -> None:
+        if self._failure is not None:
+            logger.info("the device runs again")
+        self._failure = None
 
     def _fail_waiting(self) -> None:
         for entry in list(self._waiting):
-            entry.fail(DeviceFailed("a worker died"))
-        self._scheduler.close()  # the others leave too: they might wait for slots that the dead one held
+            entry.fail(DeviceFailed("the device failed"))
 
     def _watch(self) -> None:
         metrics, spec = self._metrics, self.spec
@@ -280,9 +344,14 @@ class Engine:
         metrics.watch(
             metrics.threshold, lambda: self._config.current.thresholds[spec.name].threshold, model=self._model
         )
+        metrics.watch(metrics.effective_threshold, lambda: self.effective_threshold, model=self._model)
+        metrics.watch(metrics.feature_bytes, self._feature_bytes)
         for stage in STAGES:
             metrics.watch(metrics.queue_depth, partial(self._scheduler.depth, stage), stage=stage)
             metrics.watch(metrics.queued_seconds, partial(self._age, stage), stage=stage)
+
+    def _feature_bytes(self) -> float:
+        return (self._limits.feature_slots - self._scheduler.free_slots) * self._pool.bytes_each
 
     def _age(self, stage: Stage) -> float:
         oldest = self._scheduler.oldest(stage)

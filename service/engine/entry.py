@@ -11,10 +11,9 @@ from torch import Tensor
 
 from service.errors import DeadlinePassed, LowfirstError
 from service.inference.exit_rule import exits
-from service.networks.msnet import LowState
+from service.inference.latency import Stage
 
-Stage = Literal["low", "high"]
-Reason = Literal["confident", "escalated", "deadline", "cached"]
+Reason = Literal["confident", "escalated", "deadline", "brownout", "cached"]
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ class Answer:
         exit: the pass that answers. ``reason``: why it does.
         confidence, threshold: of the low answer; what it was compared with.
         mmacs: millions of multiply-adds spent on this image for this answer.
-        degraded: whether an unsure low answer was given because time ran out.
+        degraded: whether an unsure low answer was given because time ran out, or the server was overloaded.
         seconds: from the request's arrival.
     """
 
@@ -90,11 +89,12 @@ class Entry:
     """One image in the engine. Threads fill it in; its future is resolved in the event loop's thread alone, once.
 
     Attributes:
-        threshold, config_version: in force when it arrived.
+        threshold, config_version: in force when it arrived; the threshold, once decided, what it was compared with.
+        is_fixed: whether the request named the threshold, so that overload does not lower it.
         arrival, deadline: absolute, on the clock of ``time.monotonic``.
         body: the encoded image until it is decoded, or nobody waits for it any more.
         image: uint8 (3, R, R) once decoded.
-        low_state: the low features while it is escalated.
+        slot: of the feature pool, which it holds while it is escalated or audited.
         low, high: probabilities (K,) of the passes done.
         enqueued: when it entered the lane it is in.
     """
@@ -107,7 +107,8 @@ class Entry:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[tuple[Stage, Reason]]
     image: Tensor | None = None
-    low_state: LowState | None = None
+    is_fixed: bool = False
+    slot: int | None = None
     low: Tensor | None = None
     high: Tensor | None = None
     confidence: float = 0.0

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from service.engine.entry import Answer
 
@@ -33,6 +34,7 @@ class Recent:
         self._started = clock()
         self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)  # (when, seconds)
         self._confidences: deque[float] = deque(maxlen=CONFIDENCES)
+        self._audits: deque[tuple[float, bool]] = deque(maxlen=CONFIDENCES)  # (confidence, agreed)
         self._images = 0
         self._exited = 0
         self._mmacs = 0.0
@@ -44,6 +46,19 @@ class Recent:
         self._mmacs += answer.mmacs
         self._answers.append((self._clock(), answer.seconds))
         self._confidences.append(answer.confidence)
+
+    def audit(self, confidence: float, agreed: bool) -> None:
+        """Note what the high pass said of an image that exited."""
+        self._audits.append((confidence, agreed))
+
+    def disagreement_at(self, threshold: float) -> tuple[int, int]:
+        """Of the latest audited images that exit at ``threshold``: how many the high pass disagreed on; how many."""
+        agreed = [agreed for confidence, agreed in self._audits if confidence > threshold]
+        return agreed.count(False), len(agreed)
+
+    def confidences(self, count: int) -> list[float]:
+        """The latest ``count`` confidences, or as many as are known."""
+        return list(islice(reversed(self._confidences), count))
 
     def exit_rate_at(self, threshold: float) -> tuple[float | None, int]:
         """The share of the latest confidences above ``threshold`` (None without any), and how many those are."""

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
 
-from service.engine.entry import Entry, Reason, Stage
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.entry import Entry, Reason
+from service.engine.features import FeaturePool
+from service.engine.limits import Limits
+from service.engine.scheduler import Batch, Plan, Scheduler, Work
 from service.errors import DeviceFailed, LowfirstError
 from service.inference.exit_rule import confidence, exits, probabilities
+from service.inference.latency import LatencyTable, Stage, measure
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
-from service.networks.msnet import LowState
 
-# Weight of the newest escalation in the running mean of how long one takes.
-NEWEST = 0.2
+# Weight of the newest batch in the running ratio of seconds taken to seconds foretold.
+NEWEST = 0.1
 
-# What remains of that mean after each escalation it rules out. Nothing else lowers it once none is run, and an
-# overload long past would rule them out for ever.
-FORGETTING = 0.98
+# One image on all cores is worth it where it takes at most this share of its time on one; the best of so many runs.
+WIDE_GAIN = 0.8
+WIDE_RUNS = 5
+
+# Seconds before a thread that replaces a failed one tries the device: doubled each time, up to the last.
+FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 
 
 class Workers:
@@ -33,139 +42,343 @@ class Workers:
     Args:
         scheduler: where batches come from and escalated entries go.
         predictor: what runs them; shared.
+        pool: where the low features of escalated entries are kept.
         metrics: what is told of batches.
-        model: the model's label in metrics.
-        count: threads.
-        on_death: told of the error that ended a thread.
+        limits: how many threads, how large a batch at most, how many audits.
+        threshold_for: what an entry's confidence is to be compared with now; asked in the workers' threads.
+        on_audit: told, in the event loop's thread, whether the high pass agreed with an entry that exited.
+        on_failure: told, in the worker's thread, of the error that ended it and how many workers are left.
+        on_recovery: told once all of them run.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
         predictor: Predictor,
+        pool: FeaturePool,
         metrics: Metrics,
-        model: str,
-        count: int,
-        on_death: Callable[[BaseException], None],
+        limits: Limits,
+        threshold_for: Callable[[Entry], float] = lambda entry: entry.threshold,
+        on_audit: Callable[[Entry, bool], None] = lambda entry, agreed: None,
+        on_failure: Callable[[BaseException, int], None] = lambda error, left: None,
+        on_recovery: Callable[[], None] = lambda: None,
     ) -> None:
+        self.table = LatencyTable({1: 1.0}, {1: 1.0})
+        self.slowdown = 1.0
+        self._count = limits.workers
         self._scheduler = scheduler
         self._predictor = predictor
+        self._pool = pool
         self._metrics = metrics
-        self._model = model
-        self._on_death = on_death
-        self._threads = [threading.Thread(target=self._work, name=f"worker-{i}", daemon=True) for i in range(count)]
-        self.escalation_seconds = 0.0
+        self._model = f"{predictor.spec.name}/{predictor.spec.version}"
+        self._limits = limits
+        self._threshold_for = threshold_for
+        self._on_audit = on_audit
+        self._on_failure = on_failure
+        self._on_recovery = on_recovery
+        self._wide = False
+        self._planned = threading.Event()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._alive = 0
+        self._busy = 0
 
-    def start(self) -> None:
-        """Begin to pull batches."""
-        for thread in self._threads:
-            thread.start()
+    def start(self, profile: LatencyTable | None = None) -> None:
+        """Warm up in all threads at once, as they will run, and measure (unless ``profile`` tells); then pull batches.
+
+        Raises: what a pass raised.
+        """
+        tables: list[Future[LatencyTable]] = [Future() for _ in range(self._count)]
+        warm: list[Future[None]] = [Future() for _ in range(self._count)]
+        for measured, warmed in zip(tables, warm, strict=True):
+            self._spawn(partial(self._first_life, profile, measured, warmed))
+        try:
+            self.table = LatencyTable.mean([future.result() for future in tables])
+            low, high = (self.table.best_size(stage, self._limits.max_batch_size) for stage in ("low", "high"))
+            self._scheduler.plan = Plan(low, high, self.table.seconds)
+            self._wide = self._count > 1 and self._is_wide_faster()
+        finally:
+            self._planned.set()
+        for future in warm:
+            future.result()
 
     def join(self) -> None:
         """Wait until every thread has run the closed scheduler empty."""
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
+        self._stopping.set()
+        while True:
+            with self._lock:
+                thread = next(iter(self._threads), None)
+            if thread is None:
+                return
+            thread.join()
 
-    def _work(self) -> None:
+    @property
+    def alive(self) -> int:
+        """Threads that pull batches."""
+        return self._alive
+
+    def seconds(self, stage: Stage) -> float:
+        """What an image takes of the whole device in full batches, as it runs now."""
+        plan = self._scheduler.plan
+        size = plan.low_size if stage == "low" else plan.high_size
+        return self.slowdown * self.table.seconds(stage, size) / size / self._count
+
+    def escalation_seconds(self) -> float:
+        """How long an image that escalates now would take to its high answer."""
+        waiting = self._scheduler.depth("high")
+        size = min(waiting + 1, self._scheduler.plan.high_size)
+        return waiting * self.seconds("high") + self.slowdown * self.table.seconds("high", size)
+
+    # a thread's life
+
+    def _spawn(self, life: Callable[[], None]) -> None:
+        def live() -> None:
+            try:
+                if self._predictor.device.type == "cpu":
+                    torch.set_num_threads(self._predictor.threads)
+                life()
+            finally:
+                with self._lock:
+                    self._threads.discard(threading.current_thread())
+
+        with self._lock:
+            thread = threading.Thread(target=live, name=f"worker-{len(self._threads)}", daemon=True)
+            self._threads.add(thread)
+        thread.start()
+
+    def _first_life(self, profile: LatencyTable | None, measured: Future[LatencyTable], warmed: Future[None]) -> None:
         try:
-            if self._predictor.device.type == "cpu":
-                torch.set_num_threads(1)
+            measured.set_result(profile or measure(self._predictor))
+            self._planned.wait()
+            self._warm_up()
+        except BaseException as error:
+            for future in (measured, warmed):
+                if not future.done():
+                    future.set_exception(error)
+            return
+        warmed.set_result(None)
+        self._serve()
+
+    def _next_life(self, delay: float) -> None:
+        """In place of a thread that the device failed. What a runtime keeps for a thread is made anew in a new one."""
+        if self._stopping.wait(delay):
+            return
+        try:
+            self._probe()
+            self._warm_up()
+        except BaseException as error:
+            logger.error("the device still fails: %s", error)
+            self._spawn(partial(self._next_life, min(2 * delay, LAST_RETRY)))
+            return
+        self._serve()
+
+    def _serve(self) -> None:
+        with self._lock:
+            self._alive += 1
+            if self._alive == self._count:
+                self._on_recovery()
+        try:
             while (batch := self._scheduler.wait()) is not None:
-                self._count(batch)
-                self._run(batch.stage, batch.entries)
+                with self._one_more_busy():
+                    self._note_waits(batch)
+                    self._run(batch)
                 del batch  # or its images live on while this thread waits
         except BaseException as error:
-            self._on_death(error)
+            logger.critical("a worker failed", exc_info=error)
+            with self._lock:
+                self._alive -= 1
+                alive = self._alive
+            self._on_failure(error, alive)
+            self._spawn(partial(self._next_life, FIRST_RETRY))
 
-    def _count(self, batch: Batch) -> None:
+    @contextmanager
+    def _one_more_busy(self) -> Iterator[None]:
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _warm_up(self) -> None:
+        """Run every batch size that may come once, so that no request pays for it."""
+        plan = self._scheduler.plan
+        crop = self._predictor.spec.preprocessing.crop
+        for size in range(max(plan.low_size, plan.high_size), 0, -1):
+            images = torch.zeros(size, crop, crop, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+            state = self._predictor.low(images)
+            if size <= plan.high_size:
+                self._predictor.high(images, state).cpu()
+
+    def _is_wide_faster(self) -> bool:
+        """Whether one image on all cores is answered sooner than on one; while the workers wait."""
+        if self._predictor.device.type != "cpu":
+            return False
+        crop = self._predictor.spec.preprocessing.crop
+        image = torch.zeros(1, crop, crop, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        seconds = []
+        for _ in range(WIDE_RUNS):
+            began = time.perf_counter()
+            self._predictor.high(image, self._predictor.low(image, wide=True), wide=True)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds) < WIDE_GAIN * (self.table.seconds("low", 1) + self.table.seconds("high", 1))
+
+    def _is_alone(self, entries: list[Entry]) -> bool:
+        """Whether a pass may take every core: one image, and nothing else to run."""
+        return self._wide and len(entries) == 1 and self._scheduler.is_idle and self._busy == 1
+
+    def _probe(self) -> None:
+        """Whether the device can run anything at all. Raises what it raises."""
+        crop = self._predictor.spec.preprocessing.crop
+        self._predictor.heads(torch.zeros(1, 3, crop, crop, dtype=torch.uint8))[1].cpu()
+
+    # a batch
+
+    def _note_waits(self, batch: Batch) -> None:
         now = time.monotonic()
-        self._metrics.batches.labels(batch.stage, batch.reason).inc()
+        self._metrics.batches.labels(batch.work, batch.reason).inc()
+        if batch.work == "audit":
+            return
+        waits = self._metrics.queue_seconds.labels(batch.work)
         for entry in batch.entries:
             waited = now - entry.enqueued
             entry.timing.queue += waited
-            self._metrics.queue_seconds.labels(batch.stage).observe(waited)
+            waits.observe(waited)
 
-    def _run(self, stage: Stage, entries: list[Entry]) -> None:
-        """One batch; if it raises, its entries one by one, so that only the one at fault fails."""
+    def _run(self, batch: Batch) -> None:
+        """One batch; if it raises, its entries one by one, so that only the one at fault fails.
+
+        Raises: what the device raises, if it can run nothing at all any more; every entry is answered nevertheless.
+        """
+        run = {"low": self._low, "high": self._high, "audit": self._audit}[batch.work]
         try:
-            (self._low if stage == "low" else self._high)(entries)
-        except Exception as error:
-            if len(entries) == 1:
-                logger.exception("the %s pass failed", stage)
-                self._scheduler.release(1)
-                _hand_over(entries[0].loop, [partial(entries[0].fail, _translate(error, stage))])
-                return
-            for entry in entries:
-                self._run(stage, [entry])
+            run(batch.entries, batch.slots)
+        except BaseException as error:
+            is_broken = not isinstance(error, Exception) or self._is_broken()
+            if is_broken or len(batch.entries) == 1:
+                logger.exception("the %s pass failed", batch.work)
+                self._abandon(batch, error)
+            if is_broken:
+                raise
+            if len(batch.entries) > 1:
+                self._run_singly(batch)
 
-    def _low(self, entries: list[Entry]) -> None:
+    def _run_singly(self, batch: Batch) -> None:
+        for index, (entry, slot) in enumerate(zip(batch.entries, batch.slots, strict=True)):
+            try:
+                self._run(replace(batch, entries=[entry], slots=[slot]))
+            except BaseException as error:
+                rest = replace(batch, entries=batch.entries[index + 1 :], slots=batch.slots[index + 1 :])
+                self._abandon(rest, error)
+                raise
+
+    def _abandon(self, batch: Batch, error: BaseException) -> None:
+        failure = _translate(error, batch.work)
+        self._scheduler.release(batch.slots)
+        for entry in batch.entries:
+            entry.loop.call_soon_threadsafe(entry.fail, failure)
+
+    def _is_broken(self) -> bool:
+        try:
+            self._probe()
+        except Exception:
+            return True
+        return False
+
+    def _low(self, entries: list[Entry], slots: list[int]) -> None:
         began = time.monotonic()
-        state = self._predictor.low(_stack(entries))
+        state = self._predictor.low(_stack(entries), self._is_alone(entries))
         low = probabilities(state.logits, self._predictor.spec.temperature.low).cpu()
         sure = confidence(low).tolist()
         spent = self._end("low", began, len(entries))
-        escalated: list[Entry] = []
+        kept: list[int] = []
         answers: list[Callable[[], None]] = []
+        audits: list[Entry] = []
         for row, entry in enumerate(entries):
             entry.timing.low = spent
             entry.confidence = sure[row]
             entry.low = low[row]
             if entry.is_dead:
                 self._metrics.dropped.labels("escalation").inc()
-            elif (reason := self._decide(entry)) is not None:
-                answers.append(partial(entry.resolve, "low", reason))
-            else:
-                entry.low_state = state.rows(torch.tensor([row], device=state.logits.device))
-                escalated.append(entry)
-        self._escalate(escalated)
-        self._scheduler.release(len(entries) - len(escalated))
+                continue
+            reason = self._decide(entry)
+            if reason is None:
+                kept.append(row)
+                continue
+            answers.append(partial(entry.resolve, "low", reason))
+            if reason == "confident" and random.random() < self._limits.audit_probability:
+                kept.append(row)
+                audits.append(entry)
+        if kept:
+            self._pool.put(state, kept, [slots[row] for row in kept])
+        now = time.monotonic()
+        for row in kept:
+            entries[row].slot = slots[row]
+            entries[row].enqueued = now
         _hand_over(entries[0].loop, answers)
+        escalated = [entries[row] for row in kept if entries[row] not in audits]
+        unused = [slot for row, slot in enumerate(slots) if row not in kept]
+        self._scheduler.escalate(escalated, len(entries), unused + self._send_to_audit(audits))
+
+    def _send_to_audit(self, entries: list[Entry]) -> list[int]:
+        """The slots of those for whom there was no room."""
+        refused = [entry for entry in entries if not self._scheduler.audit(entry)]
+        self._metrics.audits_skipped.inc(len(refused))
+        return [entry.slot for entry in refused if entry.slot is not None]
 
     def _decide(self, entry: Entry) -> Reason | None:
         """Why the low answer is final, or None if it is not."""
+        asked = entry.threshold
+        entry.threshold = self._threshold_for(entry)
         if exits(entry.confidence, entry.threshold):
-            return "confident"
-        if entry.deadline is not None and time.monotonic() + self.escalation_seconds > entry.deadline:
-            self.escalation_seconds *= FORGETTING
+            return "confident" if exits(entry.confidence, asked) else "brownout"
+        if entry.deadline is not None and time.monotonic() + self.escalation_seconds() > entry.deadline:
             return "deadline"
         return None
 
-    def _escalate(self, entries: list[Entry]) -> None:
-        now = time.monotonic()
-        for entry in entries:
-            entry.enqueued = now
-        self._scheduler.push("high", entries)
-
-    def _high(self, entries: list[Entry]) -> None:
+    def _high(self, entries: list[Entry], slots: list[int]) -> None:
         began = time.monotonic()
-        states = LowState.stack([entry.low_state for entry in entries if entry.low_state is not None])
-        logits = self._predictor.high(_stack(entries), states)
+        logits = self._predictor.high(_stack(entries), self._pool.take(slots), self._is_alone(entries))
         high = probabilities(logits, self._predictor.spec.temperature.high).cpu()
         spent = self._end("high", began, len(entries))
-        self._scheduler.release(len(entries))
+        self._scheduler.release(slots)
         for row, entry in enumerate(entries):
             if entry.is_dead:
                 self._metrics.dropped.labels("answer").inc()
             entry.timing.high = spent
             entry.high = high[row]
-            entry.low_state = None
-            took = began + spent - entry.enqueued
-            self.escalation_seconds += NEWEST * (took - self.escalation_seconds)
+            entry.slot = None
         _hand_over(entries[0].loop, [partial(entry.resolve, "high", "escalated") for entry in entries])
 
-    def _end(self, stage: Stage, began: float, images: int) -> float:
+    def _audit(self, entries: list[Entry], slots: list[int]) -> None:
+        began = time.monotonic()
+        answers = self._predictor.high(_stack(entries), self._pool.take(slots)).argmax(1).tolist()
+        self._end("audit", began, len(entries))
+        self._scheduler.release(slots)
+        for entry, answer in zip(entries, answers, strict=True):
+            assert entry.low is not None
+            agreed = answer == int(entry.low.argmax())
+            entry.loop.call_soon_threadsafe(self._on_audit, entry, agreed)
+
+    def _end(self, work: Work, began: float, images: int) -> float:
         spent = time.monotonic() - began
         spec = self._predictor.spec
-        self._metrics.compute_seconds.labels(stage).observe(spent)
-        self._metrics.batch_size.labels(stage).observe(images)
-        each = spec.low_mmacs if stage == "low" else spec.high_mmacs
-        self._metrics.multiply_adds.labels(self._model, stage).inc(round(each * 1e6) * images)
+        self._metrics.compute_seconds.labels(work).observe(spent)
+        self._metrics.batch_size.labels(work).observe(images)
+        each = spec.low_mmacs if work == "low" else spec.high_mmacs
+        self._metrics.multiply_adds.labels(self._model, work).inc(round(each * 1e6) * images)
+        self._scheduler.spent(work, spent)
+        foretold = self.table.seconds("low" if work == "low" else "high", images)
+        self.slowdown += NEWEST * (spent / foretold - self.slowdown)
         return spent
 
 
 def _stack(entries: list[Entry]) -> torch.Tensor:
-    return torch.stack([entry.image for entry in entries if entry.image is not None])  # (B, 3, R, R)
+    """uint8 (B, 3, R, R), channels last as the images are, so that nothing is reordered."""
+    pixels = torch.stack([entry.image.permute(1, 2, 0) for entry in entries if entry.image is not None])
+    return pixels.permute(0, 3, 1, 2)  # (B, R, R, 3) -> (B, 3, R, R)
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, calls: list[Callable[[], None]]) -> None:
@@ -179,5 +392,5 @@ def _hand_over(loop: asyncio.AbstractEventLoop, calls: list[Callable[[], None]])
         loop.call_soon_threadsafe(make)
 
 
-def _translate(error: Exception, stage: Stage) -> LowfirstError:
-    return error if isinstance(error, LowfirstError) else DeviceFailed(f"the {stage} pass failed on this image")
+def _translate(error: BaseException, work: Work) -> LowfirstError:
+    return error if isinstance(error, LowfirstError) else DeviceFailed(f"the {work} pass failed on this image")

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from service.errors import DataError
 from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import tabulate
-from service.inference.predictor import Predictor, choose_precision
+from service.inference.predictor import Predictor
+from service.inference.runtimes import available
 from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, write_spec
 from service.training.data import MIN_HELD_OUT, Photographs, find, halve, hold_out
 
@@ -30,29 +31,33 @@ def calibrate(
 ) -> ModelSpec:
     """Calibrate the run in ``folder`` on the photographs that its training held out, and write the result there.
 
-    One half fits the temperatures and the default threshold, in float32; the other certifies, with one
-    table for each precision the device may serve in.
+    One half fits the temperatures, in float32, and a default threshold for each runtime and precision that the
+    device may serve with; the other certifies, with one table for each.
 
     Raises:
         DataError: nothing, or too little, was held out; classes that are not the model's; a single-scale network.
     """
     spec = read_spec(folder)
-    held_out = _held_out(spec, data)
-    fitting, certifying = halve(held_out)
+    held = held_out(spec, data)
+    fitting, certifying = halve(held)
     reference = Predictor.load(folder, device, "float32")
     if not reference.is_multi_scale:
         raise DataError(f"{spec.architecture.network} is single-scale: it has no exit to calibrate", field="network")
-    precisions = list(dict.fromkeys(["float32", choose_precision("auto", reference.device)]))
-    total = len(fitting) + len(certifying) * len(precisions)
+    pairs = [*available(reference.device), *([("openvino", "int8")] if spec.files else [])]
+    total = (len(fitting) + len(certifying)) * len(pairs)
 
     def done(images: int) -> None:
         on_batch(images, total)
 
-    fitted = fit(run_passes(reference, fitting, workers, done), spec)
+    fit_on = run_passes(reference, fitting, workers, done)
+    fitted = fit(fit_on, spec)
     tables = []
-    for precision in precisions:
-        predictor = reference if precision == "float32" else Predictor.load(folder, device, precision)
-        tables.append(certify(run_passes(predictor, certifying, workers, done), fitted, predictor))
+    for runtime, precision in pairs:
+        is_reference = (runtime, precision) == (reference.runtime, reference.precision)
+        predictor = reference if is_reference else Predictor.load(folder, device, precision, runtime)
+        own = fit_on if is_reference else run_passes(predictor, fitting, workers, done)
+        table = certify(run_passes(predictor, certifying, workers, done), fitted, predictor)
+        tables.append(dataclasses.replace(table, default_threshold=cheapest(own, fitted.temperature)))
     calibrated = dataclasses.replace(fitted, calibration=tuple(tables))
     write_spec(folder, calibrated)
     return calibrated
@@ -99,10 +104,15 @@ def certify(passes: Passes, spec: ModelSpec, predictor: Predictor) -> Calibratio
     return tabulate(passes.confidence(spec.temperature), *passes.answers(), predictor.runtime, predictor.precision)
 
 
-def _held_out(spec: ModelSpec, data: Path) -> Photographs:
+def held_out(spec: ModelSpec, data: Path) -> Photographs:
+    """The photographs in ``data`` that the training of ``spec`` held out.
+
+    Raises:
+        DataError: too few, classes that are not the model's, or other photographs than then.
+    """
     photographs = find(data, "train")
     check_classes(photographs, spec.class_folders)
-    _, held_out = hold_out(photographs, spec.recipe["calibration_share"], spec.recipe["seed"])
+    _, held = hold_out(photographs, spec.recipe["calibration_share"], spec.recipe["seed"])
     expected = spec.training["train_images"] + spec.training["calibration_images"]
     if len(photographs) != expected:
         raise DataError(
@@ -112,12 +122,12 @@ def _held_out(spec: ModelSpec, data: Path) -> Photographs:
             value=len(photographs),
             bound=expected,
         )
-    if len(held_out) < MIN_HELD_OUT:
+    if len(held) < MIN_HELD_OUT:
         raise DataError(
-            f"{len(held_out)} photographs were held out of training; calibration takes at least {MIN_HELD_OUT}: "
+            f"{len(held)} photographs were held out of training; calibration takes at least {MIN_HELD_OUT}: "
             "train with a larger --calibration-share or with more photographs",
             field="data",
-            value=len(held_out),
+            value=len(held),
             bound=MIN_HELD_OUT,
         )
-    return held_out
+    return held

@@ -15,6 +15,8 @@ from service.errors import DataError, NotFound
 from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
+from service.inference.runtimes import available
+from service.inference.runtimes.eager import EagerRuntime
 from service.store import ModelSpec, Temperature
 from service.training.data import find
 
@@ -32,6 +34,23 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class RuntimePoint:
+    """A runtime and precision at its default threshold, against eager float32 at its own; shares of all images.
+
+    ``agreement``: answers that are the same. ``low_agreement``, ``high_agreement``: of each pass on all images.
+    """
+
+    runtime: str
+    precision: str
+    threshold: float
+    agreement: float
+    low_agreement: float
+    high_agreement: float
+    accuracy: float
+    exit_rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """A model measured on a labelled set.
 
@@ -43,6 +62,7 @@ class Evaluation:
         low_accuracy, high_accuracy: of each pass on all images.
         agreement: share of images on which both passes answer the same.
         curve: one point a threshold, ascending from 0 to 1.
+        runtimes: what the others give on the same images, where that was asked for.
     """
 
     model: str
@@ -58,6 +78,7 @@ class Evaluation:
     high_accuracy: float
     agreement: float
     curve: tuple[Point, ...]
+    runtimes: tuple[RuntimePoint, ...] = ()
 
     def to_json(self) -> str:
         """As printed by ``lowfirst evaluate --json`` and kept in a run folder."""
@@ -84,6 +105,7 @@ class Evaluation:
                     "unreadable": tuple(raw["unreadable"]),
                     "default": Point(**raw["default"]),
                     "curve": tuple(Point(**point) for point in raw["curve"]),
+                    "runtimes": tuple(RuntimePoint(**point) for point in raw.get("runtimes", ())),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -96,7 +118,8 @@ class Evaluation:
     def is_of(self, spec: ModelSpec) -> bool:
         """Whether it measured the weights of ``spec``, calibrated as they are now."""
         measured = self.weights_sha256, self.temperature, self.default.threshold
-        return measured == (spec.weights_sha256, spec.temperature, spec.default_threshold)
+        calibrated = spec.start_threshold(self.runtime, self.precision)
+        return measured == (spec.weights_sha256, spec.temperature, calibrated)
 
 
 def evaluate(
@@ -120,6 +143,49 @@ def evaluate(
     return summarise(passes, predictor, split)
 
 
+def compare(
+    folder: Path,
+    data: Path,
+    split: str = "val",
+    device: str = "auto",
+    workers: int | None = None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[RuntimePoint, ...]:
+    """Every runtime and precision of this machine against eager float32, on ``data/split``. Raises as ``evaluate``."""
+    reference = Predictor.load(folder, device, "float32")
+    photographs = find(data, split)
+    check_classes(photographs, reference.spec.class_folders)
+    pairs = available(reference.device)
+    points: list[RuntimePoint] = []
+    expected: Passes | None = None
+    for runtime, precision in pairs:
+        predictor = reference if expected is None else Predictor.load(folder, device, precision, runtime)
+        passes = run_passes(predictor, photographs, workers, lambda done: on_batch(done, len(pairs) * len(photographs)))
+        expected = expected or passes
+        points.append(_against(expected, passes, predictor))
+    return tuple(points)
+
+
+def _against(expected: Passes, passes: Passes, predictor: Predictor) -> RuntimePoint:
+    spec = predictor.spec
+    threshold = spec.start_threshold(predictor.runtime, predictor.precision)
+    exited = passes.confidence(spec.temperature) > threshold
+    low, high, targets = passes.answers()
+    answers = np.where(exited, low, high)
+    known_low, known_high, _ = expected.answers()
+    known_exited = expected.confidence(spec.temperature) > spec.start_threshold(EagerRuntime.name, "float32")
+    return RuntimePoint(
+        runtime=predictor.runtime,
+        precision=predictor.precision,
+        threshold=threshold,
+        agreement=float((answers == np.where(known_exited, known_low, known_high)).mean()),
+        low_agreement=float((low == known_low).mean()),
+        high_agreement=float((high == known_high).mean()),
+        accuracy=float((answers == targets).mean()),
+        exit_rate=float(exited.mean()),
+    )
+
+
 def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
     """The evaluation that follows from both passes' logits on ``split``."""
     spec = predictor.spec
@@ -141,7 +207,7 @@ def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
         split=split,
         images=len(passes),
         unreadable=passes.unreadable,
-        default=point(spec.start_threshold),
+        default=point(spec.start_threshold(predictor.runtime, predictor.precision)),
         low_accuracy=float((low == targets).mean()),
         high_accuracy=float((high == targets).mean()),
         agreement=float((low == high).mean()),

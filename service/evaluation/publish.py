@@ -39,7 +39,9 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
     folder = store.root / name / str(published.version)
     folder.mkdir(parents=True)
     try:
-        shutil.copyfile(run / WEIGHTS, folder / WEIGHTS)
+        for file in (WEIGHTS, *spec.files):
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(run / file, folder / file)
         (folder / CARD).write_text(card(published, evaluation))
         draw_curve(published, evaluation, folder / CURVE)
         write_spec(folder, published)  # last: it is what makes the folder a model
@@ -85,7 +87,7 @@ on others.
 
 ![Top-1 against mean multiply-adds]({CURVE})
 
-To measure it again: `lowfirst evaluate {spec.name}/{spec.version} --data DIR --precision {evaluation.precision}`.
+{_runtimes(spec, evaluation)}
 
 ## Calibration
 
@@ -112,6 +114,26 @@ def _measured(spec: ModelSpec, evaluation: Evaluation) -> str:
         f"| {point.mean_mmacs:.1f} | {100 * point.mean_mmacs / spec.high_mmacs:.0f} | {100 * point.accuracy:.2f} |"
         for threshold, point in sorted(points.items())
     )
+
+
+def _runtimes(spec: ModelSpec, evaluation: Evaluation) -> str:
+    again = f"To measure it again: `lowfirst evaluate {spec.name}/{spec.version} --data DIR"
+    options = f"--runtime {evaluation.runtime} --precision {evaluation.precision}"
+    if not evaluation.runtimes:
+        return f"{again} {options}`."
+    rows = "\n".join(
+        f"| {p.runtime} {p.precision} | {p.threshold:g} | {100 * p.exit_rate:.1f} | {100 * p.accuracy:.2f} "
+        f"| {100 * p.agreement:.2f} | {100 * p.low_agreement:.2f} | {100 * p.high_agreement:.2f} |"
+        for p in evaluation.runtimes
+    )
+    return f"""Every runtime at its default threshold on the same photographs, and how often it answers as eager
+float32 does:
+
+| runtime | threshold | exit early, % | top-1, % | same answer, % | same low answer, % | same high answer, % |
+|---|---|---|---|---|---|---|
+{rows}
+
+{again} {options} --compare`."""
 
 
 def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:

@@ -38,14 +38,6 @@ class LowState:
         """Copies of the rows in ``index`` (int64), in that order; keeps nothing of the batch alive."""
         return LowState(self.logits[index], tuple(feature[index] for feature in self.features))
 
-    @classmethod
-    def stack(cls, states: list[LowState]) -> LowState:
-        """One batch from several, in order."""
-        return cls(
-            torch.cat([state.logits for state in states]),
-            tuple(torch.cat(maps) for maps in zip(*(state.features for state in states), strict=True)),
-        )
-
 
 class MSNet(nn.Module):
     """Two copies of a base network, separate weights and norms; the high one receives the low one's features.

@@ -20,7 +20,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import service
 from service.errors import DataError
 from service.images.transforms import Preprocessing
-from service.inference.predictor import Predictor, choose_device, choose_precision, normalise
+from service.inference.device import choose_device, choose_precision
+from service.inference.predictor import Predictor
+from service.inference.runtimes.base import normalise
 from service.log import logger
 from service.networks.cost import cost
 from service.networks.registry import build

@@ -22,11 +22,13 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
-from service.engine.engine import Engine, Limits
-from service.engine.entry import Answer, Ask, Entry, Stage
-from service.errors import Busy, DeadlinePassed, DeviceFailed, Draining, InvalidImage, LowfirstError
+from service.engine.engine import Engine
+from service.engine.entry import Answer, Ask, Entry
+from service.engine.limits import Limits
+from service.errors import Busy, DeadlinePassed, DeviceFailed, Draining, InvalidImage
 from service.images.decode import decode
 from service.inference.exit_rule import confidence, probabilities
+from service.inference.latency import Stage
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.networks.msnet import LowState
@@ -54,13 +56,13 @@ class WatchedPredictor(Predictor):
 
     before: Callable[[Stage, Tensor], None] = staticmethod(lambda stage, images: None)
 
-    def low(self, images: Tensor) -> LowState:
+    def low(self, images: Tensor, wide: bool = False) -> LowState:
         self.before("low", images)
-        return super().low(images)
+        return super().low(images, wide)
 
-    def high(self, images: Tensor, low: LowState) -> Tensor:
+    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:
         self.before("high", images)
-        return super().high(images, low)
+        return super().high(images, low, wide)
 
 
 class Gate:
@@ -628,7 +630,7 @@ async def test_closed_engine_leaves_no_thread(model: Path, direct: list[Direct])
     assert not [name for name in left if name.startswith(("worker-", "decode"))]
 
 
-# a worker that dies
+# a device that fails
 
 
 def die_behind(gate: Gate) -> Callable[[Stage, Tensor], None]:
@@ -648,9 +650,22 @@ async def test_nobody_waits_for_a_dead_worker(model: Path, direct: list[Direct],
         await gate.arrival()
         gate.open()
         assert all(isinstance(error, DeviceFailed) for error in await outcomes(tasks))
-        assert server.engine.why_not_ready() == "a worker died"
-        with pytest.raises(LowfirstError, match="a worker died"):
+        assert "the device failed" in (server.engine.why_not_ready() or "")
+        with pytest.raises(Draining, match="the device failed"):
             await server.classify(direct[0].body)
+
+
+async def test_device_that_works_again_is_ready_again(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0, workers=2) as server:
+        gate = Gate("low")
+        server.predictor.before = die_behind(gate)
+        tasks = [server.start(image.body) for image in direct[:10]]
+        gate.open()
+        await outcomes(tasks)
+        await until(lambda: server.engine.why_not_ready() is not None)
+        server.predictor.before = WatchedPredictor.before
+        await until(lambda: server.engine.why_not_ready() is None)
+        assert_answers(await server.classify(direct[0].body), direct[0], 1.0)
 
 
 async def test_death_while_closing_does_not_hold_it_up(model: Path, direct: list[Direct]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from service.engine import recent as recent_module
-from service.engine.entry import Answer, Reason, Stage, Timing
+from service.engine.entry import Answer, Reason, Timing
 from service.engine.recent import WINDOW_SECONDS, Recent
+from service.inference.latency import Stage
 
 
 class Clock:

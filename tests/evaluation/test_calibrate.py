@@ -16,7 +16,8 @@ from service.errors import DataError, InvalidOption, NotFound
 from service.evaluation.calibrate import TEMPERATURES, TOLERATED_DROP, calibrate, cheapest, fit, fit_temperature
 from service.evaluation.passes import Passes, run_passes
 from service.inference.calibration import THRESHOLDS
-from service.inference.predictor import Predictor, choose_precision
+from service.inference.device import choose_precision
+from service.inference.predictor import Predictor
 from service.store import ModelSpec, Temperature, read_spec, write_spec
 from service.training.data import find, halve, hold_out
 from service.training.loop import train

@@ -16,8 +16,10 @@ from torch import Tensor
 from service.errors import BrokenModel, InvalidOption, NotFound
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
+from service.inference.device import choose_device, choose_precision
 from service.inference.exit_rule import confidence, probabilities
-from service.inference.predictor import Predictor, choose_device, choose_precision, load_network, normalise
+from service.inference.predictor import Predictor, load_network
+from service.inference.runtimes.base import normalise
 from service.networks.registry import build
 from service.store import SPEC, WEIGHTS, read_spec, write_spec, write_weights
 

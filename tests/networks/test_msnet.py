@@ -195,26 +195,6 @@ def test_escalating_any_images_in_any_order_gives_each_its_own_answer(order: lis
     assert_close(tiny(fusion).forward_high(x[index], low.rows(index)), high[index])
 
 
-@settings(deadline=None, max_examples=30)
-@given(order=orders, cut=st.integers(0, BATCH), fusion=st.sampled_from(FUSIONS))
-def test_stack_keeps_the_order_of_what_it_joins(order: list[int], cut: int, fusion: Fusion) -> None:
-    _, low, _ = batch_of_low_states(fusion)
-    parts = [low.rows(torch.tensor(part)) for part in (order[:cut], order[cut:]) if part]
-    joined, expected = LowState.stack(parts), low.rows(torch.tensor(order))
-    assert_close(joined.logits, expected.logits, rtol=0, atol=0)
-    assert_close(joined.features, expected.features, rtol=0, atol=0)
-
-
-@settings(deadline=None, max_examples=30)
-@given(order=orders, fusion=st.sampled_from(FUSIONS))
-def test_single_low_states_stack_to_their_batch(order: list[int], fusion: Fusion) -> None:
-    x, low, high = batch_of_low_states(fusion)
-    stacked = LowState.stack([low.rows(torch.tensor([row])) for row in order])
-    index = torch.tensor(order)
-    assert_close(stacked.logits, low.logits[index])
-    assert_close(tiny(fusion).forward_high(x[index], stacked), high[index])
-
-
 @pytest.mark.parametrize("order", [[2], [4, 1], list(range(BATCH))])
 def test_rows_own_their_memory_and_no_more_than_it(order: list[int]) -> None:
     low = tiny("after_relu").forward_low(images(BATCH, 64))

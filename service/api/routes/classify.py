@@ -151,4 +151,5 @@ async def _client_left(request: Request) -> None:
 def _json(answer: ClassifyAnswer | BatchAnswer | None) -> Response:
     if answer is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    headers = {"Server-Timing": answer.server_timing} if isinstance(answer, ClassifyAnswer) else None
+    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)

@@ -7,8 +7,9 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
-from service.api.schemas import Health, LatencyMs, ModelName, QueueState, StatsAnswer
+from service.api.schemas import AuditState, Health, LatencyMs, ModelName, QueueState, StatsAnswer
 from service.errors import Draining
+from service.inference.calibration import upper_bound
 
 router = APIRouter(tags=["observe"])
 
@@ -33,6 +34,7 @@ async def stats(parts: Injected) -> StatsAnswer:
         precision=predictor.precision,
         device=str(predictor.device),
         threshold=current.thresholds[spec.name].threshold,
+        effective_threshold=engine.effective_threshold,
         config_version=current.version,
         images=summary.images,
         exit_rate=summary.exit_rate,
@@ -47,6 +49,16 @@ async def stats(parts: Injected) -> StatsAnswer:
             images_in_flight=engine.admission.images,
             bytes_in_flight=engine.admission.bytes,
         ),
+        audit=_audit(*engine.recent.disagreement_at(current.thresholds[spec.name].threshold)),
+    )
+
+
+def _audit(disagreements: int, images: int) -> AuditState:
+    return AuditState(
+        images=images,
+        disagreements=disagreements,
+        disagreement=disagreements / images if images else None,
+        disagreement_at_most=upper_bound(disagreements, images) if images else None,
     )
 
 

@@ -1,0 +1,69 @@
+"""A lower threshold while the server is overloaded, down to the floor that its owner allows."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Share of the target that queued work may take; the rest is for decoding, HTTP and chance.
+ROOM = 0.6
+
+# Seconds in which the sustainable share of escalations may return from none to all: it falls at once.
+RETURN_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is to be done, in images, and what each takes of the device, in seconds.
+
+    Attributes:
+        undecided: images whose low pass is still to come or running.
+        escalated: images that wait for the high pass.
+        low_seconds, high_seconds: of the whole device, an image, as it runs now.
+    """
+
+    undecided: int
+    escalated: int
+    low_seconds: float
+    high_seconds: float
+
+
+class BrownOut:
+    """Works out which share of images may escalate, and the threshold that lets so many.
+
+    Args:
+        target_seconds: how long queued work may take.
+    """
+
+    def __init__(self, target_seconds: float) -> None:
+        self._target = target_seconds
+        self._share = 1.0
+        self._at = -math.inf
+
+    def steer(
+        self, now: float, load: Load, confidences: Sequence[float], threshold: float, floor: float | None
+    ) -> float:
+        """The threshold in force from ``now`` on: between ``floor`` and ``threshold``; without a floor, ``threshold``.
+
+        Args:
+            confidences: of the latest images, whose quantiles turn a share into a threshold.
+        """
+        sustainable = self._sustainable(load)
+        risen = self._share + (now - self._at) / RETURN_SECONDS
+        self._share, self._at = min(1.0, sustainable, risen), now
+        if floor is None or self._share >= 1.0 or not confidences:
+            return threshold
+        ordered = sorted(confidences)
+        may_escalate = int(self._share * len(ordered))
+        exiting = bisect_left(ordered, ordered[may_escalate])  # the surest that may not, and its equals, exit
+        lowered = ordered[exiting - 1] if exiting else 0.0
+        return max(floor, min(threshold, lowered))
+
+    def _sustainable(self, load: Load) -> float:
+        """The share of the undecided images that may escalate if all that is queued shall be done in time."""
+        left = ROOM * self._target - load.undecided * load.low_seconds - load.escalated * load.high_seconds
+        if not load.undecided:
+            return 1.0 if left > 0 else 0.0
+        return max(0.0, left / (load.undecided * load.high_seconds))

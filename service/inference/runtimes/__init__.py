@@ -1,0 +1,79 @@
+"""The runtimes, and which one serves."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from service.errors import InvalidOption
+from service.inference.device import Precision, choose_precision
+from service.inference.runtimes.base import Runtime
+from service.inference.runtimes.eager import EagerRuntime
+from service.store import ModelSpec
+
+RUNTIMES = ("eager", "openvino", "cuda")
+
+
+def choose_runtime(name: str, device: torch.device) -> str:
+    """``auto`` -> the fastest one that this machine has for ``device``; a runtime's name as asked.
+
+    Raises:
+        InvalidOption: no runtime of that name, not for this device, or not installed.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "cuda"
+        return "openvino" if find_spec("openvino") else "eager"
+    if name not in RUNTIMES:
+        raise InvalidOption("runtime", name, f"auto, {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}")
+    if name == "cuda" and device.type != "cuda":
+        raise InvalidOption("runtime", name, f"auto, eager or openvino: the device is {device.type}")
+    if name == "openvino":
+        if device.type != "cpu":
+            raise InvalidOption("runtime", name, f"auto, eager or cuda: the device is {device.type}")
+        if not find_spec("openvino"):
+            raise InvalidOption("runtime", name, "an installed one: pip install 'lowfirst[openvino]'")
+    return name
+
+
+def available(device: torch.device) -> list[tuple[str, Precision]]:
+    """Every (runtime, precision) that a model may be served with on ``device``; the reference, eager float32, first."""
+    runtimes = ["eager", *([choose_runtime("auto", device)] if choose_runtime("auto", device) != "eager" else [])]
+    precisions = dict.fromkeys(("float32", choose_precision("auto", device)))
+    return [(runtime, precision) for runtime in runtimes for precision in precisions]
+
+
+def build_runtime(
+    name: str, network: nn.Module, spec: ModelSpec, device: torch.device, precision: Precision, threads: int
+) -> Runtime:
+    """The runtime called ``name``, as ``choose_runtime`` gives it, for ``network``, which it takes over.
+
+    Args:
+        threads: that one batch may use on a CPU. PyTorch's are set by each calling thread, for itself.
+    """
+    if name == "openvino":
+        from service.inference.runtimes.openvino import OpenVINORuntime, convert
+
+        return OpenVINORuntime(convert(network, spec.preprocessing), precision, threads)
+    if name == "cuda":
+        from service.inference.runtimes.cuda import CudaRuntime
+
+        return CudaRuntime(network, spec.preprocessing, device, precision)
+    return EagerRuntime(network, spec.preprocessing, device, precision)
+
+
+def build_quantised(name: str, folder: Path, spec: ModelSpec, threads: int) -> Runtime:
+    """The runtime of the int8 stages in ``folder``.
+
+    Raises:
+        InvalidOption: the runtime is not OpenVINO, or the model has not been quantised.
+        BrokenModel: what is there is not what ``spec`` says.
+    """
+    if name != "openvino":
+        raise InvalidOption("precision", "int8", f"another one, or the runtime openvino: it is {name}")
+    from service.inference.runtimes.openvino import OpenVINORuntime, quantised
+
+    return OpenVINORuntime(quantised(folder, spec), "int8", threads)

@@ -1,0 +1,116 @@
+"""CUDA graphs: a pass is recorded once for each batch size of a ladder, then replayed as one launch."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from service.images.transforms import Preprocessing
+from service.inference.device import Precision
+from service.inference.runtimes.eager import EagerRuntime
+from service.networks.msnet import LowState
+
+LADDER = (1, 2, 4, 8, 16, 32, 64)
+WARM_UPS = 3  # before a capture: libraries choose their kernels
+
+
+class CudaRuntime:
+    """``network`` on ``device``. Takes the network over.
+
+    Each thread that calls has a stream and graphs of its own, so that one's copies overlap another's compute.
+    A batch is padded to the next size of the ladder; one beyond it runs operator by operator.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, device: torch.device, precision: Precision
+    ) -> None:
+        self._eager = EagerRuntime(network, preprocessing, device, precision)
+        self._device = device
+        self._own = threading.local()
+        self._capturing = threading.Lock()
+
+    def low(self, images: Tensor, wide: bool = False) -> LowState:  # noqa: ARG002
+        """See ``Runtime``."""
+        logits, *features = self._run("low", self._low, [images])
+        return LowState(logits, tuple(features))
+
+    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:  # noqa: ARG002
+        """See ``Runtime``."""
+        return self._run("high", self._high, [images, *low.features])[0]
+
+    def single(self, images: Tensor) -> Tensor:
+        """See ``Runtime``."""
+        return self._run("single", self._single, [images])[0]
+
+    def _low(self, images: Tensor) -> list[Tensor]:
+        state = self._eager.low(images)
+        return [state.logits, *state.features]
+
+    def _high(self, images: Tensor, *features: Tensor) -> list[Tensor]:
+        return [self._eager.high(images, LowState(images, features))]
+
+    def _single(self, images: Tensor) -> list[Tensor]:
+        return [self._eager.single(images)]
+
+    def _run(self, stage: str, forward: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
+        rows = len(inputs[0])
+        rung = bisect_left(LADDER, rows)
+        graphs = self._own_graphs()
+        if rung == len(LADDER):
+            return forward(*(tensor.to(self._device) for tensor in inputs))
+        key = (stage, LADDER[rung])
+        if key not in graphs:
+            with self._capturing:
+                graphs[key] = _Graph(forward, inputs, LADDER[rung], self._device)
+        return graphs[key].replay(inputs)
+
+    def _own_graphs(self) -> dict[tuple[str, int], _Graph]:
+        graphs: dict[tuple[str, int], _Graph] | None = getattr(self._own, "graphs", None)
+        if graphs is None:  # of this thread alone, as its stream is
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
+            graphs = self._own.graphs = {}
+        return graphs
+
+
+class _Graph:
+    """One pass recorded for ``size`` rows, with the memory it reads and writes."""
+
+    def __init__(
+        self, forward: Callable[..., list[Tensor]], examples: Sequence[Tensor], size: int, device: torch.device
+    ) -> None:
+        self._inputs = [_like(example, size, device) for example in examples]
+        pixels = examples[0]
+        self._pinned = _like(pixels, size, torch.device("cpu")).pin_memory()
+        with torch.inference_mode():
+            for _ in range(WARM_UPS):
+                forward(*self._inputs)
+            torch.cuda.current_stream(device).synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(device)):
+                self._outputs = forward(*self._inputs)
+
+    @torch.inference_mode()
+    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Views of the outputs' first rows, as many as the inputs have; overwritten by the next replay."""
+        rows = len(inputs[0])
+        pixels, *features = inputs
+        if pixels.device.type == "cpu":
+            # The last copy from here may still run: whoever read the last outputs on the host has waited for it.
+            self._pinned[:rows].copy_(pixels)
+            pixels = self._pinned[:rows]
+        for static, given in zip(self._inputs, [pixels, *features], strict=True):
+            static[:rows].copy_(given, non_blocking=True)
+        self._graph.replay()
+        return [output[:rows] for output in self._outputs]
+
+
+def _like(example: Tensor, rows: int, device: torch.device) -> Tensor:
+    """Zeros of ``rows`` rows shaped, typed and laid out in memory like the example's."""
+    zeros = torch.zeros((rows, *example.shape[1:]), dtype=example.dtype, device=device)
+    return zeros.contiguous(memory_format=torch.channels_last) if zeros.dim() == 4 else zeros

@@ -1,0 +1,408 @@
+"""One suite over every runtime: each computes the network's function, for any batch, from any thread."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from service.engine.features import FeaturePool
+from service.errors import InvalidOption
+from service.images.transforms import Preprocessing
+from service.inference.device import Precision
+from service.inference.runtimes import RUNTIMES, build_runtime, choose_runtime
+from service.inference.runtimes.base import Runtime, normalise
+from service.inference.runtimes.folding import fold_norms
+from service.networks.msnet import MSNet
+from service.networks.registry import build
+from service.store import Architecture, ModelSpec
+
+RESOLUTION = 64
+PREPROCESSING = Preprocessing.at(RESOLUTION)
+CLASSES = 5
+MULTI_SCALE = ("ms_resnet18", "ms_mobilenet_v1_025", "ms_densenet121")
+FAMILIES = ("resnet18", "mobilenet_v1_025", "densenet121")
+LARGEST = 9
+NEVER_SEEN = itertools.count(1)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ROUNDING = {"cpu": 2e-4, "cuda": 2e-2}  # of the largest logit; a GPU's convolutions round their inputs (TF32)
+
+T = TypeVar("T")
+
+every_network = pytest.mark.parametrize("network", [*MULTI_SCALE, *FAMILIES])
+every_multi_scale = pytest.mark.parametrize("network", MULTI_SCALE)
+small = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025", "mobilenet_v1_025"])
+small_multi_scale = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025"])
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Norms far from their initial state, with statistics that fit what they see: nothing agrees by chance."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.momentum = None  # the mean of all batches
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.5)
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(normalise(pixels(16), PREPROCESSING))
+    return network.eval()
+
+
+def pixels(count: int) -> Tensor:
+    """Images of coloured tiles, uint8 (count, 3, R, R), each different."""
+    tiles = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
+    return nn.functional.interpolate(tiles, size=RESOLUTION).mul(255).to(torch.uint8)
+
+
+@cache
+def network_of(name: str) -> nn.Module:
+    """Seeded, unfolded, float32; shared between tests, none of which changes it."""
+    torch.manual_seed(0)
+    return randomised(build(name, CLASSES))
+
+
+def spec_of(name: str) -> ModelSpec:
+    labels = tuple(str(i) for i in range(CLASSES))
+    architecture = Architecture(name, CLASSES)
+    return ModelSpec(name, 1, architecture, labels, labels, PREPROCESSING, 1.0, 4.0, weights_sha256="")
+
+
+def build_for(name: str, network: str, precision: Precision) -> Runtime:
+    device = CUDA if name == "cuda" else CPU
+    return build_runtime(name, copy.deepcopy(network_of(network)), spec_of(network), device, precision, 1)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A runtime with a network of its own, and what that network gives without it."""
+
+    runtime: Runtime
+    network: nn.Module
+    device: torch.device
+
+    def heads(self, images: Tensor) -> list[Tensor]:
+        """Low and high logits of the runtime, or the logits of a single-scale network."""
+        if not isinstance(self.network, MSNet):
+            return [self.runtime.single(images).cpu().clone()]
+        low = self.runtime.low(images)
+        logits = low.logits.cpu().clone()
+        return [logits, self.runtime.high(images, low).cpu().clone()]
+
+    def expected(self, images: Tensor) -> list[Tensor]:
+        """The same, by the network itself: PyTorch, float32, nothing folded."""
+        with torch.inference_mode():
+            given = self.network(normalise(images, PREPROCESSING))
+        return list(given) if isinstance(given, tuple) else [given]
+
+    def assert_same(self, given: list[Tensor], expected: list[Tensor], slack: float = 1.0) -> None:
+        for ours, theirs in zip(given, expected, strict=True):
+            assert ours.shape == theirs.shape
+            assert (ours.float() - theirs).abs().max() <= slack * ROUNDING[self.device.type] * theirs.abs().max()
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def runtime_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name == "openvino":
+        request.getfixturevalue("openvino")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU")
+    return name
+
+
+@pytest.fixture(scope="module")
+def subjects(runtime_name: str) -> Callable[[str], Subject]:
+    """``subjects(network)``: the runtime of this test with that network, built once."""
+    device = CUDA if runtime_name == "cuda" else CPU
+    return cache(lambda network: Subject(build_for(runtime_name, network, "float32"), network_of(network), device))
+
+
+@pytest.fixture
+def subject(subjects: Callable[[str], Subject], network: str) -> Subject:
+    return subjects(network)
+
+
+def in_threads(*works: Callable[[], T]) -> list[T]:
+    """What each gives, all run at once in threads of their own."""
+    results: dict[int, T] = {}
+    ready = threading.Barrier(len(works), timeout=60)
+
+    def run(index: int) -> None:
+        torch.set_num_threads(1)
+        ready.wait()
+        results[index] = works[index]()
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[index] for index in range(len(works))]
+
+
+# the function
+
+
+@every_network
+def test_runtime_computes_the_networks_function(subject: Subject) -> None:
+    images = pixels(4)
+    expected = subject.expected(images)
+    assert all((logits[0] - logits[1]).abs().max() > 0.01 * logits.abs().max() for logits in expected)
+    subject.assert_same(subject.heads(images), expected)
+
+
+@every_network
+def test_every_batch_size_gives_each_image_its_own_answer(subject: Subject) -> None:
+    images = pixels(LARGEST)
+    expected = subject.expected(images)
+    for size in (*range(1, LARGEST + 1), 1):
+        subject.assert_same(subject.heads(images[:size]), [logits[:size] for logits in expected])
+
+
+@small
+def test_pixels_are_normalised_as_the_model_says(runtime_name: str, network: str) -> None:
+    device = CUDA if runtime_name == "cuda" else CPU
+    mean = (0.1, 0.2, next(NEVER_SEEN) / 100)  # what is kept of the last must not be what makes it work
+    other = Preprocessing(75, RESOLUTION, mean, std=(0.5, 0.4, 0.3))
+    spec = dataclasses.replace(spec_of(network), preprocessing=other)
+    runtime = build_runtime(runtime_name, copy.deepcopy(network_of(network)), spec, device, "float32", 1)
+    subject = Subject(runtime, network_of(network), device)
+    with torch.inference_mode():
+        expected = network_of(network)(normalise(pixels(3), other))
+    subject.assert_same(subject.heads(pixels(3)), list(expected) if isinstance(expected, tuple) else [expected])
+
+
+@small
+def test_batch_larger_than_any_that_is_recorded_is_run_too(subject: Subject) -> None:
+    images = pixels(70)
+    subject.assert_same(subject.heads(images), subject.expected(images))
+
+
+@every_multi_scale
+def test_some_images_of_a_batch_escalate_like_all(subject: Subject) -> None:
+    images, chosen = pixels(6), torch.tensor([4, 0, 3])
+    low = subject.runtime.low(images)
+    rows = low.rows(chosen.to(low.logits.device))
+    high = subject.runtime.high(images[chosen], rows).cpu()
+    subject.assert_same([high], [subject.expected(images)[1][chosen]])
+
+
+@every_multi_scale
+def test_high_pass_reads_the_low_features_it_is_given(subject: Subject) -> None:
+    images = pixels(2)
+    low = subject.runtime.low(images)
+    swapped = low.rows(torch.tensor([1, 0], device=low.logits.device))
+    difference = subject.runtime.high(images, swapped).cpu() - subject.expected(images)[1]
+    assert difference.abs().max() > 0.01
+
+
+@small
+@pytest.mark.parametrize("layout", ["planes", "pixels", "strided", "repeated"])
+def test_images_may_lie_in_memory_in_any_way(subject: Subject, layout: str) -> None:
+    images = pixels(8)[::2]
+    laid = {
+        "planes": images.contiguous(),
+        "pixels": images.contiguous(memory_format=torch.channels_last),
+        "strided": images,
+        "repeated": images[:1].expand(4, -1, -1, -1),
+    }[layout]
+    before = laid.clone()
+    subject.assert_same(subject.heads(laid), subject.expected(before))
+    assert torch.equal(laid, before)  # and are as they were
+
+
+@every_network
+def test_bfloat16_is_close(runtime_name: str, network: str) -> None:
+    device = CUDA if runtime_name == "cuda" else CPU
+    subject = Subject(build_for(runtime_name, network, "bfloat16"), network_of(network), device)
+    images = pixels(8)
+    for ours, theirs in zip(subject.heads(images), subject.expected(images), strict=True):
+        assert ours.dtype == torch.float32  # in bfloat16 the two highest may be equal
+        assert (ours - theirs).abs().mean() < 0.35 * theirs.abs().mean()
+
+
+# memory and threads
+
+
+@small_multi_scale
+def test_low_state_lives_until_the_threads_next_pass(subject: Subject) -> None:
+    images, others = pixels(3), pixels(5)[1:4]
+    expected = subject.expected(images)
+    low = subject.runtime.low(images)
+    in_threads(lambda: subject.heads(others))  # another thread's passes are no matter
+    logits = low.logits.cpu().clone()
+    subject.assert_same([logits, subject.runtime.high(images, low).cpu()], expected)
+
+
+@small_multi_scale
+def test_what_the_pool_copied_outlives_every_other_pass(subject: Subject) -> None:
+    images, others, pool = pixels(4), pixels(6)[:4], FeaturePool(4)
+    pool.put(subject.runtime.low(images), [3, 1], [0, 2])
+    for _ in range(2):
+        subject.heads(others)
+    high = subject.runtime.high(images[[1, 3]], pool.take([2, 0])).cpu()
+    subject.assert_same([high], [subject.expected(images)[1][[1, 3]]])
+
+
+@small_multi_scale
+def test_low_state_of_one_thread_escalates_in_another(subject: Subject) -> None:
+    images, pool = pixels(4), FeaturePool(4)
+    in_threads(lambda: pool.put(subject.runtime.low(images), range(4), range(4)))
+    high = in_threads(lambda: subject.runtime.high(images, pool.take(range(4))).cpu().clone())
+    subject.assert_same(high, [subject.expected(images)[1]])
+
+
+@small
+def test_threads_at_once_give_what_one_gives(subject: Subject) -> None:
+    batches = [pixels(size) for size in (1, 4, 3)]
+
+    def work(images: Tensor) -> Callable[[], list[list[Tensor]]]:
+        return lambda: [subject.heads(images[: 1 + turn % len(images)]) for turn in range(6)]
+
+    for images, turns in zip(batches, in_threads(*map(work, batches)), strict=True):
+        expected = subject.expected(images)
+        for given in turns:
+            subject.assert_same(given, [logits[: len(given[0])] for logits in expected])
+
+
+@small_multi_scale
+def test_wide_passes_give_the_same_and_leave_the_thread_as_it_was(subject: Subject) -> None:
+    images, before = pixels(3), torch.get_num_threads()
+    low = subject.runtime.low(images, wide=True)
+    logits = low.logits.cpu().clone()
+    subject.assert_same([logits, subject.runtime.high(images, low, wide=True).cpu()], subject.expected(images))
+    assert torch.get_num_threads() == before
+
+
+@small_multi_scale
+def test_wide_and_narrow_passes_mix(subject: Subject) -> None:
+    images = pixels(3)
+    wide, narrow = subject.runtime.low(images, wide=True), subject.runtime.low
+    high = [subject.runtime.high(images, wide).cpu().clone(), subject.runtime.high(images, narrow(images), wide=True)]
+    for given in high:
+        subject.assert_same([given.cpu()], subject.expected(images)[1:])
+
+
+@pytest.mark.usefixtures("openvino")
+def test_runtime_asks_no_other_host_and_starts_nothing() -> None:
+    """OpenVINO's converter has a telemetry that does, in processes forked from a thread."""
+    code = """
+import sys, threading, service.inference.runtimes.openvino as runtime
+from service.images.transforms import Preprocessing
+from service.networks.registry import build
+runtime.convert(build("ms_mobilenet_v1_025", 4), Preprocessing.at(64))
+print([thread.name for thread in threading.enumerate()], flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={}, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        told = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+    process.wait()
+    assert told == "['MainThread']\n"
+
+
+# folding
+
+
+@every_network
+def test_folded_network_computes_the_same(network: str) -> None:
+    images = normalise(pixels(4), PREPROCESSING)
+    folded = fold_norms(copy.deepcopy(network_of(network)))
+    with torch.inference_mode():
+        before, after = network_of(network)(images), folded(images)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+
+
+def norms(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("network", ["resnet18", "mobilenet_v1_025", "ms_resnet18", "ms_mobilenet_v1_025"])
+def test_no_norm_is_left_where_each_follows_a_convolution(network: str) -> None:
+    folded = fold_norms(copy.deepcopy(network_of(network)))
+    assert norms(network_of(network))
+    assert norms(folded) == []
+
+
+def test_norms_that_follow_a_sum_or_a_concatenation_stay() -> None:
+    original = network_of("densenet121")
+    folded = fold_norms(copy.deepcopy(original))
+    gone = set(norms(original)) - set(norms(folded))
+    # the stem's, and the second of each layer's: the first reads what was concatenated, a transition's too
+    assert len(gone) == 1 + 6 + 12 + 24 + 16
+    assert sum(name.endswith("norm2") for name in gone) == len(gone) - 1
+    assert len(norms(folded)) == (6 + 12 + 24 + 16) + 3 + 1
+
+
+def test_folding_leaves_the_network_in_evaluation_mode() -> None:
+    folded = fold_norms(build("mobilenet_v1_025", CLASSES).train())
+    assert not any(module.training for module in folded.modules() if list(module.parameters()))
+
+
+# which one
+
+
+@pytest.mark.parametrize("name", ["abacus", "", "Eager", "tensorrt"])
+def test_unknown_runtime_is_told_those_that_exist(name: str) -> None:
+    with pytest.raises(InvalidOption, match="it must be auto, eager, openvino or cuda") as caught:
+        choose_runtime(name, CPU)
+    assert (caught.value.field, caught.value.value) == ("runtime", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "bound"),
+    [
+        ("cuda", CPU, "auto, eager or openvino: the device is cpu"),
+        ("openvino", CUDA, "auto, eager or cuda: the device is cuda"),
+    ],
+)
+def test_runtime_of_another_device_is_told_those_of_this_one(name: str, device: torch.device, bound: str) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        choose_runtime(name, device)
+    assert (caught.value.field, caught.value.value, caught.value.bound) == ("runtime", name, bound)
+
+
+def test_runtime_that_is_not_installed_is_told_how_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InvalidOption, match=r"pip install 'lowfirst\[openvino\]'"):
+        choose_runtime("openvino", CPU)
+
+
+def test_automatic_runtime_is_the_fastest_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_runtime("auto", CUDA) == "cuda"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert choose_runtime("auto", CPU) == "eager"
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_is_chosen_where_it_is_installed() -> None:
+    assert choose_runtime("auto", CPU) == choose_runtime("openvino", CPU) == "openvino"
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_eager_is_for_every_device(device: torch.device) -> None:
+    assert choose_runtime("eager", device) == "eager"
+
+
+@small_multi_scale
+def test_runtime_tells_its_name(subject: Subject, runtime_name: str) -> None:
+    assert subject.runtime.name == runtime_name

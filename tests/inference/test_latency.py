@@ -1,0 +1,136 @@
+"""Measured times of batches: between them, beyond them, on disk, and how they come to be."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import DataError
+from service.inference.latency import BUDGET_SECONDS, WORTHWHILE, LatencyTable, measure
+from service.inference.predictor import Predictor
+
+TABLE = LatencyTable(low={2: 0.03, 4: 0.05, 8: 0.06}, high={1: 0.1, 4: 0.2})
+
+positive = st.floats(1e-6, 1e6)
+times = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16, 32]), positive, min_size=1)
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(2, 0.03), (4, 0.05), (8, 0.06), (3, 0.04), (2.5, 0.035), (6, 0.055)])
+def test_time_between_two_sizes_is_interpolated(size: float, seconds: float) -> None:
+    assert TABLE.seconds("low", size) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(1, 0.015), (0, 0), (0.5, 0.0075), (16, 0.12), (12, 0.09)])
+def test_time_below_and_beyond_what_was_measured_is_in_proportion(size: float, seconds: float) -> None:
+    assert TABLE.seconds("low", size) == pytest.approx(seconds)
+
+
+def test_passes_have_times_of_their_own() -> None:
+    assert (TABLE.seconds("low", 4), TABLE.seconds("high", 4)) == (0.05, 0.2)
+
+
+@given(low=times, size=st.floats(0.1, 64))
+def test_time_never_jumps(low: dict[int, float], size: float) -> None:
+    table = LatencyTable(low, low)
+    before, after = table.seconds("low", size * (1 - 1e-9)), table.seconds("low", size * (1 + 1e-9))
+    assert before == pytest.approx(after, rel=1e-5, abs=1e-6 * max(low.values()))
+
+
+def test_best_batch_is_the_fastest_an_image() -> None:
+    table = LatencyTable({1: 1.0, 2: 1.0, 4: 1.0, 8: 4.0}, {1: 1.0, 2: 2.0, 4: 4.0})
+    assert (table.best_size("low", 8), table.best_size("high", 8)) == (4, 1)
+
+
+def test_larger_batch_must_be_worth_its_wait() -> None:
+    within, beyond = WORTHWHILE - 0.01, WORTHWHILE + 0.01
+    assert LatencyTable({1: within, 8: 8.0}, {1: 1.0}).best_size("low", 8) == 1
+    assert LatencyTable({1: beyond, 2: 2 * beyond, 4: 4 * beyond, 8: 8.0}, {1: 1.0}).best_size("low", 8) == 8
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 100])
+def test_best_batch_is_at_most_the_limit(limit: int) -> None:
+    constant = LatencyTable({1: 1.0, 1024: 1.0}, {1: 1.0})
+    assert constant.best_size("low", limit) == limit
+
+
+def test_mean_is_of_the_sizes_that_all_measured() -> None:
+    one, other = LatencyTable({1: 1.0, 2: 3.0}, {1: 2.0}), LatencyTable({1: 2.0}, {1: 4.0, 2: 9.0})
+    assert LatencyTable.mean([one, other]) == LatencyTable({1: 1.5}, {1: 3.0})
+
+
+def test_mean_of_one_table_is_that_table() -> None:
+    assert LatencyTable.mean([TABLE]) == TABLE
+
+
+@given(low=times, high=times)
+def test_table_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, low: dict[int, float], high: dict[int, float]
+) -> None:
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    LatencyTable(low, high).write(path)
+    assert LatencyTable.read(path) == LatencyTable(low, high)
+
+
+GOOD = {"low": {"1": 0.1}, "high": {"1": 0.2}}
+BAD = {
+    "empty": "",
+    "binary": "\x00\xff",
+    "cut": json.dumps(GOOD)[:-3],
+    "a list": "[]",
+    "a number": "7",
+    "another file": json.dumps({"name": "tiny", "version": 1}),
+    "one pass alone": json.dumps({"low": {"1": 0.1}}),
+    "no sizes": json.dumps({**GOOD, "low": {}}),
+    "sizes in a list": json.dumps({**GOOD, "low": [0.1]}),
+    "size in words": json.dumps({**GOOD, "low": {"one": 0.1}}),
+    "size of nothing": json.dumps({**GOOD, "low": {"0": 0.1}}),
+    "negative size": json.dumps({**GOOD, "high": {"-1": 0.1}}),
+    "time in words": json.dumps({**GOOD, "high": {"1": "long"}}),
+    "no time": json.dumps({**GOOD, "high": {"1": None}}),
+    "time of zero": json.dumps({**GOOD, "high": {"1": 0}}),
+    "negative time": json.dumps({**GOOD, "high": {"1": -0.1}}),
+    "endless time": '{"low": {"1": 0.1}, "high": {"1": Infinity}}',
+    "time that is no number": '{"low": {"1": NaN}, "high": {"1": 0.1}}',
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_file_that_is_no_profile_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(BAD[name], encoding="latin-1")
+    with pytest.raises(DataError, match=re.escape(f"{path} is no latency profile: ")) as caught:
+        LatencyTable.read(path)
+    assert (caught.value.field, caught.value.value) == ("profile", str(path))
+
+
+def test_missing_profile_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.json", tmp_path):
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            LatencyTable.read(path)
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_store: Path) -> Predictor:
+    return Predictor.load(tiny_store / "tiny" / "1", "cpu", "float32")
+
+
+def test_every_size_is_measured_where_time_allows(predictor: Predictor) -> None:
+    table = measure(predictor, budget=1000 * BUDGET_SECONDS, sizes=(1, 3, 5))
+    assert set(table.low) == set(table.high) == {1, 3, 5}
+    assert all(seconds > 0 for seconds in (*table.low.values(), *table.high.values()))
+
+
+def test_smallest_size_is_measured_however_little_time_there_is(predictor: Predictor) -> None:
+    table = measure(predictor, budget=0.0, sizes=(2, 4, 8))
+    assert set(table.low) == set(table.high) == {2}
+
+
+def test_what_was_measured_is_a_profile(predictor: Predictor, tmp_path: Path) -> None:
+    table = measure(predictor, budget=0.0)
+    table.write(tmp_path / "profile.json")
+    assert LatencyTable.read(tmp_path / "profile.json") == table
