@@ -66,8 +66,8 @@ async def _compare(data: Path, url: str, store: Path, connections: int, limit: i
             console.print(f"the classes of {data} are not those of {name}")
             return 1
         before = (await client.get("/config/threshold")).json()
-        default = spec.start_threshold
-        evaluated = None if limit else _evaluate(f"{name}/{version}", data, stats["precision"])
+        default = spec.start_threshold(stats["runtime"], stats["precision"])
+        evaluated = None if limit else _evaluate(f"{name}/{version}", data, stats["runtime"], stats["precision"])
         table = Table(
             "threshold", "from", "top-1 %", "exit %", "mean M", "right apart", "exited apart",
             title=f"{name}/{version}, {stats['precision']}, {len(photographs)} photographs, {connections} connections",
@@ -139,9 +139,9 @@ async def _counters(client: httpx.AsyncClient) -> Counts:
     return Counts(right=0, exited=int(exited), mmacs=multiply_adds / 1e6)
 
 
-def _evaluate(model: str, data: Path, precision: str) -> dict[float, dict[str, Any]]:
+def _evaluate(model: str, data: Path, runtime: str, precision: str) -> dict[float, dict[str, Any]]:
     command = [sys.executable, "-m", "service.cli", "evaluate", model]
-    command += ["--data", str(data), "--precision", precision, "--json"]
+    command += ["--data", str(data), "--runtime", runtime, "--precision", precision, "--json"]
     printed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     points = [*printed["curve"], printed["default"]]
     return {point["threshold"]: point for point in points}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,13 +22,13 @@ class FeaturePool:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._store: tuple[Tensor, ...] | None = None
+        self._rooms: tuple[_Room, ...] | None = None
         self._allocating = threading.Lock()
 
     @property
     def bytes_each(self) -> int:
         """What one image takes; 0 until the first state came."""
-        return sum(tensor[0].nbytes for tensor in self._store or ())
+        return sum(room.memory[0].nbytes for room in self._rooms or ())
 
     @torch.inference_mode()
     def put(self, state: LowState, rows: Sequence[int], slots: Sequence[int]) -> None:
@@ -35,28 +36,41 @@ class FeaturePool:
         given = (state.logits, *state.features)
         device = state.logits.device
         source, target = torch.tensor(rows, device=device), torch.tensor(slots, device=device)
-        for kept, tensor in zip(self._stored(given), given, strict=True):
-            kept.index_copy_(0, target, tensor.index_select(0, source))
+        for room, tensor in zip(self._allocated(given), given, strict=True):
+            room.memory.index_copy_(0, target, room.inward(tensor).index_select(0, source))
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # another thread's stream will read it
 
     @torch.inference_mode()
     def take(self, slots: Sequence[int]) -> LowState:
         """A batch of what ``slots`` hold, in that order."""
-        assert self._store is not None
-        index = torch.tensor(slots, device=self._store[0].device)
-        logits, *features = (tensor.index_select(0, index) for tensor in self._store)
+        assert self._rooms is not None
+        index = torch.tensor(slots, device=self._rooms[0].memory.device)
+        logits, *features = (room.outward(room.memory.index_select(0, index)) for room in self._rooms)
         return LowState(logits, tuple(features))
 
-    def _stored(self, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _allocated(self, like: Sequence[Tensor]) -> tuple[_Room, ...]:
         with self._allocating:
-            if self._store is None:
-                self._store = tuple(_room(tensor, self.slots) for tensor in like)
-            return self._store
+            if self._rooms is None:
+                self._rooms = tuple(_Room.of(tensor, self.slots) for tensor in like)
+            return self._rooms
 
 
-def _room(like: Tensor, slots: int) -> Tensor:
-    """Uninitialised (slots, ...), its rows laid out in memory like those of ``like``."""
-    room = torch.empty((slots, *like.shape[1:]), dtype=like.dtype, device=like.device)
-    is_channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
-    return room.to(memory_format=torch.channels_last) if is_channels_last else room
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Memory for one tensor of every slot, with rows laid out as they came: selecting rows keeps no other layout."""
+
+    memory: Tensor
+    is_channels_last: bool
+
+    @classmethod
+    def of(cls, like: Tensor, slots: int) -> _Room:
+        last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+        rows = like.permute(0, 2, 3, 1) if last else like
+        return cls(torch.empty((slots, *rows.shape[1:]), dtype=like.dtype, device=like.device), last)
+
+    def inward(self, tensor: Tensor) -> Tensor:
+        return tensor.permute(0, 2, 3, 1) if self.is_channels_last else tensor
+
+    def outward(self, rows: Tensor) -> Tensor:
+        return rows.permute(0, 3, 1, 2) if self.is_channels_last else rows

@@ -109,7 +109,8 @@ def _should_fill(now: float, high: Waiting, waiting: int, low_size: int, plan: P
         return False
     delay = plan.seconds("low", low_size)
     more = escalating * low_size
-    together = plan.seconds("high", high.size + more)
+    full = min(high.size + more, plan.high_size)
+    together = plan.seconds("high", full) + plan.seconds("high", high.size + more - full)
     if now + delay + together > high.deadline:
         return False
     if now + delay - high.since > PATIENCE * plan.seconds("low", plan.low_size):

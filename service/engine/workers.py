@@ -20,7 +20,7 @@ from service.engine.limits import Limits
 from service.engine.scheduler import Batch, Plan, Scheduler, Work
 from service.errors import DeviceFailed, LowfirstError
 from service.inference.exit_rule import confidence, exits, probabilities
-from service.inference.latency import LatencyTable, Stage, measure
+from service.inference.latency import SIZES, LatencyTable, Stage, measure
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
@@ -149,7 +149,7 @@ class Workers:
 
     def _first_life(self, profile: LatencyTable | None, measured: Future[LatencyTable], warmed: Future[None]) -> None:
         try:
-            measured.set_result(profile or measure(self._predictor))
+            measured.set_result(profile or measure(self._predictor, sizes=self._sizes()))
             self._planned.wait()
             self._warm_up()
         except BaseException as error:
@@ -159,6 +159,11 @@ class Workers:
             return
         warmed.set_result(None)
         self._serve()
+
+    def _sizes(self) -> list[int]:
+        """What is worth measuring: no batch will be larger than the largest of these."""
+        most = self._limits.max_batch_size
+        return [*(size for size in SIZES if size < most), most] if most <= SIZES[-1] else list(SIZES)
 
     def _next_life(self, delay: float) -> None:
         """In place of a thread that the device failed. What a runtime keeps for a thread is made anew in a new one."""

@@ -118,7 +118,7 @@ def _measured(spec: ModelSpec, evaluation: Evaluation) -> str:
 
 def _runtimes(spec: ModelSpec, evaluation: Evaluation) -> str:
     again = f"To measure it again: `lowfirst evaluate {spec.name}/{spec.version} --data DIR"
-    options = f"--runtime {evaluation.runtime} --precision {evaluation.precision}"
+    options = f"--precision {evaluation.precision} --runtime {evaluation.runtime}"
     if not evaluation.runtimes:
         return f"{again} {options}`."
     rows = "\n".join(

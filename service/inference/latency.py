@@ -81,8 +81,8 @@ class LatencyTable:
         try:
             raw = json.loads(path.read_text())
             low, high = ({int(k): float(v) for k, v in raw[stage].items()} for stage in ("low", "high"))
-            if not low or not high or not all(0 < v < math.inf for v in (*low.values(), *high.values())):
-                raise ValueError("times must be positive seconds")
+            if not low or not high or not all(k > 0 and 0 < v < math.inf for k, v in (*low.items(), *high.items())):
+                raise ValueError("sizes and seconds must be positive")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is no latency profile: {error}", field="profile", value=str(path)) from error
         return cls(low, high)

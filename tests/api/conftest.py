@@ -23,6 +23,7 @@ SMALL = {
     "model": "tiny",
     "device": "cpu",
     "precision": "float32",
+    "runtime": "eager",
     "workers": 1,
     "decode_threads": 1,
     "max_batch_size": 2,

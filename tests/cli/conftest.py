@@ -33,7 +33,12 @@ def lowfirst(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Done]:
     """``lowfirst(*arguments)`` runs the command in this process, as its entry point does, with an empty store."""
-    for name, value in {"MODEL_STORE": str(tmp_path / "store"), "DEVICE": "cpu", "PRECISION": "float32"}.items():
+    for name, value in {
+        "MODEL_STORE": str(tmp_path / "store"),
+        "DEVICE": "cpu",
+        "PRECISION": "float32",
+        "RUNTIME": "eager",
+    }.items():
         monkeypatch.setenv(f"LOWFIRST_{name}", value)
 
     def run(*arguments: str | Path) -> Done:

@@ -30,6 +30,7 @@ def environment(tiny_store: Path) -> dict[str, str]:
         "LOWFIRST_MODEL_STORE": str(tiny_store),
         "LOWFIRST_MODEL": "tiny",
         "LOWFIRST_PRECISION": "float32",
+        "LOWFIRST_RUNTIME": "eager",
         "LOWFIRST_DEVICE": "cpu",
         "LOWFIRST_PORT": "0",
         "LOWFIRST_WORKERS": "1",

@@ -25,10 +25,11 @@ from torch import Tensor
 from service.engine.engine import Engine
 from service.engine.entry import Answer, Ask, Entry
 from service.engine.limits import Limits
+from service.engine.scheduler import AHEAD
 from service.errors import Busy, DeadlinePassed, DeviceFailed, Draining, InvalidImage
 from service.images.decode import decode
 from service.inference.exit_rule import confidence, probabilities
-from service.inference.latency import Stage
+from service.inference.latency import LatencyTable, Stage
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.networks.msnet import LowState
@@ -39,6 +40,9 @@ pytestmark = pytest.mark.anyio
 
 TIMEOUT = 30.0
 IMAGES = 40
+
+# The largest batches are the best; no escalation takes so long that a test's deadline rules it out.
+PROFILE = LatencyTable({1: 0.01, 32: 0.01}, {1: 1e-5, 32: 1e-5})
 
 T = TypeVar("T")
 
@@ -175,16 +179,21 @@ def model(tiny_store: Path) -> Path:
 
 @asynccontextmanager
 async def serving(
-    model: Path, threshold: float = 0.5, cache: ResultCache | None = None, **limits: int
+    model: Path,
+    threshold: float = 0.5,
+    cache: ResultCache | None = None,
+    floor: float | None = None,
+    profile: LatencyTable | None = PROFILE,
+    **limits: Any,
 ) -> AsyncIterator[Server]:
     """A started engine; closed at the end, whatever stands in it."""
     predictor = WatchedPredictor.load(model, "cpu", "float32")
     assert isinstance(predictor, WatchedPredictor)
-    config = MemoryConfigStore({"tiny": ThresholdConfig("threshold", threshold, threshold)})
+    config = MemoryConfigStore({"tiny": ThresholdConfig("threshold", threshold, threshold, floor)})
     registry = CollectorRegistry()
     chosen = Limits(**{"max_batch_size": 4, "decode_threads": 2, **limits})
     engine = Engine(predictor, config, cache, Metrics(registry), chosen)
-    await in_time(engine.start())
+    await in_time(engine.start(profile))
     try:
         yield Server(engine, predictor, config, registry)
     finally:
@@ -571,7 +580,242 @@ def entries_alive() -> int:
     return sum(type(thing) is Entry for thing in gc.get_objects())
 
 
+# what is kept of escalated images
+
+
+def bytes_kept(server: Server) -> float:
+    return server.count("feature_bytes")
+
+
+async def nothing_is_kept(server: Server) -> None:
+    await until(lambda: bytes_kept(server) == 0)
+
+
+async def test_features_of_an_escalated_image_are_counted_until_its_answer(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0) as server:
+        assert bytes_kept(server) == 0
+        state = server.predictor.low(decode(direct[0].body, server.engine.spec.preprocessing)[None])
+        gate = server.gate("high")
+        task = server.start(direct[0].body)
+        await gate.arrival()
+        assert bytes_kept(server) == sum(tensor.nbytes for tensor in (state.logits, *state.features)) > 0
+        gate.open()
+        await task
+        await nothing_is_kept(server)
+
+
+async def test_features_of_images_that_exit_are_not_kept(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 0.0) as server:
+        await outcomes([server.start(image.body) for image in direct])
+        await nothing_is_kept(server)
+
+
+async def test_features_of_an_image_whose_client_left_are_let_go(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0) as server:
+        gate = server.gate("low")
+        escalated, older = await escalate_behind(server, gate, direct[0].body)
+        assert bytes_kept(server) > 0
+        await leave(escalated)
+        gate.open()
+        await older
+        await nothing_is_kept(server)
+
+
+@pytest.mark.parametrize("stage", ["low", "high"])
+async def test_features_of_an_image_that_fails_are_let_go(model: Path, direct: list[Direct], stage: Stage) -> None:
+    async with serving(model, 1.0) as server:
+        await server.classify(direct[0].body)
+        server.predictor.before = lambda now, images: refuse_white(now, images) if now == stage else None
+        with pytest.raises(DeviceFailed):
+            await server.classify(WHITE)
+        await nothing_is_kept(server)
+
+
+# overload
+
+
+async def swamp(server: Server, body: bytes, **ask: Any) -> tuple[Gate, asyncio.Task[Answer]]:
+    """An image before the low gate, with the target so short that this one is too many; its gate is still shut."""
+    await server.classify(body)  # so that a confidence is known
+    gate = server.gate("low")
+    task = server.start(body, **ask)
+    await gate.arrival()
+    await until(lambda: server.engine._brown_out._share == 0)
+    return gate, task
+
+
+async def test_overload_lowers_the_threshold_to_its_floor_and_says_so(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0, floor=0.1, target_latency=1e-9) as server:
+        gate, task = await swamp(server, direct[0].body)
+        assert server.engine.effective_threshold == server.count("effective_threshold", model="tiny/1") == 0.1
+        assert server.count("threshold", model="tiny/1") == 1.0
+        gate.open()
+        answer = await task
+        assert (answer.exit, answer.reason, answer.degraded, answer.threshold) == ("low", "brownout", True, 0.1)
+        assert answer.mmacs == server.engine.spec.low_mmacs
+        assert server.count("images_total", model="tiny/1", exit="low", reason="brownout") == 1
+
+
+async def test_overload_lowers_nothing_without_a_floor(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0, target_latency=1e-9) as server:
+        gate, task = await swamp(server, direct[0].body)
+        assert server.engine.effective_threshold == 1.0
+        gate.open()
+        assert (await task).reason == "escalated"
+
+
+async def test_threshold_that_a_request_names_is_not_lowered(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0, floor=0.1, target_latency=1e-9) as server:
+        gate, task = await swamp(server, direct[0].body, threshold=1.0)
+        assert server.engine.effective_threshold == 0.1
+        gate.open()
+        answer = await task
+        assert (answer.exit, answer.reason, answer.threshold) == ("high", "escalated", 1.0)
+
+
+async def test_image_that_would_exit_anyway_is_not_degraded_by_overload(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 0.2, floor=0.1, target_latency=1e-9) as server:
+        gate, task = await swamp(server, direct[0].body)
+        assert server.engine.effective_threshold == 0.1
+        gate.open()
+        answer = await task
+        assert (answer.reason, answer.degraded) == ("confident", False)
+
+
+async def test_threshold_returns_when_the_overload_is_over(
+    model: Path, direct: list[Direct], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.brown_out.RETURN_SECONDS", 0.1)
+    async with serving(model, 1.0, floor=0.1, target_latency=1e-9) as server:
+        gate, task = await swamp(server, direct[0].body)
+        gate.open()
+        await task
+        await until(lambda: server.engine.effective_threshold == 1.0)
+
+
+async def test_decoded_images_that_wait_are_bounded(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 0.0, max_batch_size=1, decode_threads=2) as server:
+        gate = server.gate("low")
+        tasks = [server.start(image.body) for image in direct]
+        depths = []
+        for _ in direct:
+            await gate.arrival()
+            waits = server.engine.queue_depth()["low"]
+            depths.append(waits)
+            gate.let_one_through()
+        assert all(isinstance(answer, Answer) for answer in await outcomes(tasks))
+        assert max(depths) <= AHEAD + 2 - 1
+
+
+# audits
+
+
+async def test_image_that_exits_is_audited_after_its_client_has_the_answer(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 0.0, audit_probability=1.0) as server:
+        gate = server.gate("high")
+        answer = await server.classify(direct[0].body)
+        assert (answer.exit, answer.mmacs) == ("low", server.engine.spec.low_mmacs)
+        await gate.arrival()
+        assert server.count("audits_total", model="tiny/1") == 0
+        gate.open()
+        await until(lambda: server.count("audits_total", model="tiny/1") == 1)
+
+
+async def test_audits_tell_how_often_the_high_pass_disagrees(model: Path, direct: list[Direct]) -> None:
+    disagree = [image.low.argmax() != image.high.argmax() for image in direct]
+    assert 0 < sum(disagree) < IMAGES
+    async with serving(model, 0.0, audit_probability=1.0) as server:
+        for done, image in enumerate(direct, 1):
+            await server.classify(image.body)
+            await until(lambda done=done: server.count("audits_total", model="tiny/1") == done)  # type: ignore[misc]
+        assert server.count("audit_disagreements_total", model="tiny/1") == sum(disagree)
+        assert server.engine.recent.disagreement_at(0.0) == (sum(disagree), IMAGES)
+        each = round(server.engine.spec.high_mmacs * 1e6)
+        assert server.count("multiply_adds_total", model="tiny/1", stage="audit") == IMAGES * each
+        assert server.count("images_total", model="tiny/1", exit="low", reason="confident") == IMAGES
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+
+
+async def test_only_the_drawn_share_is_audited(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 0.0, audit_probability=0.0) as server:
+        gate = server.gate("high")
+        await outcomes([server.start(image.body) for image in direct])
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+        assert gate.sizes == []
+
+
+async def test_audits_that_there_is_no_room_for_are_counted(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 0.0, audit_probability=1.0, feature_slots=4) as server:  # no eighth of four
+        await outcomes([server.start(image.body) for image in direct])
+        await until(lambda: server.count("audits_skipped_total") == IMAGES)
+        assert server.count("audits_total", model="tiny/1") == 0
+        await until(lambda: server.engine._scheduler.free_slots == 4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_close_gives_audits_up_and_answers_all(model: Path, direct: list[Direct], workers: int) -> None:
+    async with serving(model, 0.0, audit_probability=1.0, workers=workers, feature_slots=64) as server:
+        gate = server.gate("low")
+        tasks = [server.start(image.body) for image in direct]
+        await gate.arrival()
+        closing = asyncio.create_task(server.engine.close())
+        await until(lambda: server.engine.why_not_ready() is not None)
+        gate.open()
+        assert all(isinstance(answer, Answer) for answer in await outcomes(tasks))
+        await asyncio.wait_for(closing, TIMEOUT)
+        assert server.engine._scheduler.free_slots == 64
+
+
+async def test_image_that_cannot_be_audited_harms_nobody(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 0.0, audit_probability=1.0) as server:
+        server.predictor.before = lambda now, images: refuse_white(now, images) if now == "high" else None
+        assert isinstance(await server.classify(WHITE), Answer)
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+        assert_answers(await server.classify(direct[0].body), direct[0], 0.0)
+        assert server.engine.why_not_ready() is None
+
+
 # starting and stopping
+
+
+async def test_engine_starts_with_the_times_it_is_given(model: Path) -> None:
+    profile = LatencyTable({1: 1.0, 8: 3.0}, {2: 4.0})
+    async with serving(model, profile=profile) as server:
+        assert server.engine.latency_table == profile
+
+
+async def test_engine_measures_the_times_it_is_not_given(model: Path) -> None:
+    async with serving(model, profile=None) as server:
+        table = server.engine.latency_table
+        assert 1 in table.low
+        assert 1 in table.high
+
+
+def workers_alive() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("worker-")]
+
+
+@pytest.mark.parametrize("fails", [1, 1000])
+@pytest.mark.parametrize("stage", ["low", "high"])
+async def test_engine_that_cannot_warm_up_says_why_and_leaves_no_thread(model: Path, stage: Stage, fails: int) -> None:
+    predictor = WatchedPredictor.load(model, "cpu", "float32")
+    assert isinstance(predictor, WatchedPredictor)
+    left = iter(range(fails))  # so many passes, of one worker or of both
+
+    def refuse(now: Stage, images: Tensor) -> None:
+        if now == stage and next(left, None) is not None:
+            raise ValueError(f"{len(images)} are too many")
+
+    predictor.before = refuse
+    config = MemoryConfigStore({"tiny": ThresholdConfig("threshold", 0.5, 0.5)})
+    engine = Engine(predictor, config, None, Metrics(CollectorRegistry()), Limits(max_batch_size=2, workers=2))
+    try:
+        with pytest.raises(ValueError, match="are too many"):
+            await in_time(engine.start(PROFILE))
+        assert engine.why_not_ready() == "the model is being loaded"
+        await until(lambda: not workers_alive())
+    finally:
+        await in_time(engine.close())
 
 
 async def test_engine_that_was_not_started_takes_nothing(model: Path, direct: list[Direct]) -> None:
@@ -666,6 +910,128 @@ async def test_device_that_works_again_is_ready_again(model: Path, direct: list[
         server.predictor.before = WatchedPredictor.before
         await until(lambda: server.engine.why_not_ready() is None)
         assert_answers(await server.classify(direct[0].body), direct[0], 1.0)
+
+
+async def test_device_that_fails_tells_why_and_answers_the_next_image_once_it_works(
+    model: Path, direct: list[Direct]
+) -> None:
+    async with serving(model, 1.0) as server:
+
+        def fail(stage: Stage, images: Tensor) -> None:
+            raise RuntimeError(f"no {stage} pass of {len(images)}")
+
+        server.predictor.before = fail
+        answered = await outcomes([server.start(image.body) for image in direct[:6]])
+        assert all(isinstance(answer, DeviceFailed | Draining) for answer in answered)
+        assert any(isinstance(answer, DeviceFailed) for answer in answered)
+        assert "no low pass" in (server.engine.why_not_ready() or "")
+        server.predictor.before = WatchedPredictor.before
+        await until(lambda: server.engine.why_not_ready() is None)
+        assert_answers(await server.classify(direct[0].body), direct[0], 1.0)
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+
+
+async def test_worker_that_fails_leaves_the_other_serving(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0, workers=2) as server:
+        first_life = {thread for thread in threading.enumerate() if thread.name.startswith("worker-")}
+        failing: list[threading.Thread] = []
+
+        def fail(stage: Stage, images: Tensor) -> None:
+            """In the worker that comes first, and in those that replace it."""
+            failing[:] = failing or [threading.current_thread()]
+            if threading.current_thread() not in first_life.difference(failing):
+                raise RuntimeError(f"one of two, in its {stage} pass of {len(images)}")
+
+        server.predictor.before = fail
+        with pytest.raises(DeviceFailed):
+            await server.classify(direct[0].body)
+        await until(lambda: server.engine.why_not_ready() is not None)
+        for image in direct[1:5]:
+            assert_answers(await server.classify(image.body), image, 1.0)
+        assert "one of two" in (server.engine.why_not_ready() or "")
+        server.predictor.before = WatchedPredictor.before
+        await until(lambda: server.engine.why_not_ready() is None)
+        assert_answers(await server.classify(direct[0].body), direct[0], 1.0)
+
+
+async def test_image_that_no_pass_can_run_does_not_stop_the_server(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0) as server:
+        server.predictor.before = refuse_white
+        for _ in range(3):
+            with pytest.raises(DeviceFailed):
+                await server.classify(WHITE)
+            assert server.engine.why_not_ready() is None
+        assert_answers(await server.classify(direct[0].body), direct[0], 1.0)
+
+
+async def test_death_of_one_worker_leaves_nobody_waiting(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0, workers=2) as server:
+        deaths = iter(range(1))
+
+        def die_once(stage: Stage, images: Tensor) -> None:
+            if next(deaths, None) is not None:
+                raise Death(stage, len(images))
+
+        server.predictor.before = die_once
+        with pytest.raises(DeviceFailed):
+            await server.classify(direct[0].body)
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+
+
+@pytest.mark.parametrize("closes_first", [False, True])
+async def test_close_does_not_wait_for_a_device_that_fails(
+    model: Path, direct: list[Direct], closes_first: bool
+) -> None:
+    async with serving(model, 1.0, max_batch_size=1) as server:
+        gate = Gate("low")
+
+        def fail_behind(stage: Stage, images: Tensor) -> None:
+            gate(stage, images)
+            raise RuntimeError("it never works again")
+
+        server.predictor.before = fail_behind
+        tasks = [server.start(image.body) for image in direct[: 3 * AHEAD]]
+        await gate.arrival()
+        await until(lambda: server.engine.queue_depth()["low"] >= AHEAD)  # decoders wait for room
+        try:
+            closing = asyncio.create_task(server.engine.close()) if closes_first else None
+            await asyncio.sleep(0)
+            gate.open()
+            assert all(isinstance(error, DeviceFailed) for error in await outcomes(tasks))
+            await asyncio.wait_for(closing or server.engine.close(), TIMEOUT)
+        finally:
+            server.predictor.before = WatchedPredictor.before  # or the decoders wait for ever
+
+
+async def test_images_of_a_closing_server_are_answered_though_its_last_worker_fails(
+    model: Path, direct: list[Direct]
+) -> None:
+    one_by_one = LatencyTable(PROFILE.low, {1: 1.0, 32: 32.0})
+    async with serving(model, 1.0, workers=2, profile=one_by_one) as server:
+        gate = server.gate("low")
+        tasks = [server.start(image.body) for image in direct[:2]]
+        for _ in tasks:
+            await gate.arrival()  # a worker each
+        tasks += [server.start(image.body) for image in direct[2:6]]
+        await server.waiting("low", 4)
+        closing = asyncio.create_task(server.engine.close())
+        await until(lambda: server.engine._scheduler._closed)
+        for _ in range(2):
+            gate.let_one_through()
+        await gate.arrival()  # the four, in one worker
+        await until(lambda: len(workers_alive()) == 1)  # the other one has left
+
+        def fail(stage: Stage, images: Tensor) -> None:
+            gate(stage, images)
+            if stage == "high":
+                raise RuntimeError("broken")
+
+        server.predictor.before = fail
+        gate.open()
+        answered = await outcomes(tasks)
+        await asyncio.wait_for(closing, TIMEOUT)
+        assert all(isinstance(answer, Answer) for answer in answered[:2])
+        assert all(isinstance(answer, DeviceFailed) for answer in answered[2:])
 
 
 async def test_death_while_closing_does_not_hold_it_up(model: Path, direct: list[Direct]) -> None:

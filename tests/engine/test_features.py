@@ -91,7 +91,7 @@ def test_nothing_of_a_batch_is_kept_alive() -> None:
     alive = [weakref.ref(tensor) for tensor in tensors(batch)]
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors(batch)}
     pool.put(batch, [0], [0])
-    assert not storages & {tensor.untyped_storage().data_ptr() for tensor in pool._stored(())}
+    assert not storages & {room.memory.untyped_storage().data_ptr() for room in pool._allocated(())}
     del batch
     gc.collect()
     assert not [reference for reference in alive if reference() is not None]
@@ -100,11 +100,11 @@ def test_nothing_of_a_batch_is_kept_alive() -> None:
 def test_memory_is_taken_once_for_all_slots() -> None:
     pool = FeaturePool(SLOTS)
     pool.put(state(1), [0], [0])
-    before = [tensor.data_ptr() for tensor in pool._stored(())]
-    assert sum(tensor.untyped_storage().nbytes() for tensor in pool._stored(())) == SLOTS * BYTES_EACH
+    before = [room.memory.data_ptr() for room in pool._allocated(())]
+    assert sum(room.memory.untyped_storage().nbytes() for room in pool._allocated(())) == SLOTS * BYTES_EACH
     for slot in range(SLOTS):
         pool.put(state(slot), [1], [slot])
-    assert [tensor.data_ptr() for tensor in pool._stored(())] == before
+    assert [room.memory.data_ptr() for room in pool._allocated(())] == before
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float16, 2)])

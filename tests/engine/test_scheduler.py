@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -332,7 +333,7 @@ def test_nearest_deadline_of_the_escalated_images_counts(make_entry: MakeEntry) 
         scheduler = Scheduler(timed(), slots=64)
         scheduler.push([make_entry(0.0), make_entry(0.0)])
         low = taken(scheduler.take(0.0))
-        low.entries[1].deadline = deadline
+        low.entries[0].deadline, low.entries[1].deadline = 1e9, deadline
         escalate(scheduler, low, low.entries)
         scheduler.push([make_entry(1.0) for _ in range(8)])
         scheduler.escalating = 0.5
@@ -663,6 +664,14 @@ def feed(scheduler: Scheduler, entries: list[Entry]) -> threading.Thread:
     return run_in_thread(push)
 
 
+def until(reached: Callable[[], bool]) -> None:
+    """Look until other threads have got there."""
+    end = time.monotonic() + TIMEOUT
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0)
+
+
 def join(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join(TIMEOUT)
@@ -745,8 +754,7 @@ def test_decoders_stay_a_few_batches_ahead_and_no_more(make_entry: MakeEntry) ->
     decoders = [decode_through(scheduler, [make_entry(0.0) for _ in range(50)], depths) for _ in range(3)]
     ran = 0
     while ran < 150:
-        if len(depths) < 150 and scheduler.depth("low") < AHEAD * 2:
-            continue  # they will get there: nothing is run before
+        until(lambda: len(depths) == 150 or scheduler.depth("low") >= AHEAD * 2)  # nothing is run before
         batch = taken(scheduler.take(0.0))
         ran += len(batch.entries)
         scheduler.release(batch.slots)

@@ -170,6 +170,38 @@ async def test_batches_teach_how_much_slower_the_machine_is_than_measured(bench:
     assert bench.workers.seconds("high") > 10 * 1e-9
 
 
+async def test_machine_that_became_slower_rules_out_what_its_table_would_allow(bench: Bench) -> None:
+    bench.workers.table = LatencyTable({1: FAR / 2}, {1: FAR / 2})
+    assert await bench.run(threshold=1.0, deadline=time.monotonic() + FAR) == [("high", "escalated")] * 3
+    bench.workers.slowdown = 1000.0
+    assert await bench.run(threshold=1.0, deadline=time.monotonic() + FAR) == [("low", "deadline")] * 3
+
+
+async def test_workers_take_the_times_and_the_batch_sizes_they_are_given(bench: Bench) -> None:
+    assert bench.workers.table == PROFILE
+    plan = bench.scheduler.plan
+    assert (plan.low_size, plan.high_size) == (4, 4)
+    assert plan.seconds("high", 4) == PROFILE.seconds("high", 4)
+
+
+async def test_escalation_takes_as_long_as_what_waits_before_it(tiny_store: Path) -> None:
+    predictor = Predictor.load(tiny_store / "tiny" / "1", "cpu", "float32")
+    scheduler = Scheduler(Plan(8, 4), SLOTS)
+    limits = Limits(workers=2)
+    workers = Workers(scheduler, predictor, FeaturePool(SLOTS), Metrics(CollectorRegistry()), limits)
+    workers.table, workers.slowdown = LatencyTable({1: 1.0}, {1: 3.0, 2: 4.0, 4: 6.0}), 10.0
+    assert workers.escalation_seconds() == 10 * 3
+    loop = asyncio.get_running_loop()
+    scheduler.push([Entry(0.5, 1, 1, 0.0, None, loop, loop.create_future()) for _ in range(6)])
+    batch = scheduler.take(0.0)
+    assert batch is not None
+    for entry, slot in zip(batch.entries, batch.slots, strict=True):
+        entry.slot = slot
+    scheduler.escalate(batch.entries, 6, [])
+    assert workers.seconds("high") == 10 * 6 / 4 / 2  # in batches of 4, by two workers
+    assert workers.escalation_seconds() == 6 * workers.seconds("high") + 10 * 6
+
+
 async def test_image_that_exits_by_a_lowered_threshold_says_so(bench: Bench) -> None:
     bench.lowered = 0.0
     entries = bench.entries(threshold=1.0)

@@ -16,8 +16,8 @@ from service.errors import DataError, InvalidOption, NotFound
 from service.evaluation.calibrate import TEMPERATURES, TOLERATED_DROP, calibrate, cheapest, fit, fit_temperature
 from service.evaluation.passes import Passes, run_passes
 from service.inference.calibration import THRESHOLDS
-from service.inference.device import choose_precision
 from service.inference.predictor import Predictor
+from service.inference.runtimes import available
 from service.store import ModelSpec, Temperature, read_spec, write_spec
 from service.training.data import find, halve, hold_out
 from service.training.loop import train
@@ -81,9 +81,11 @@ def test_calibrating_writes_temperatures_a_default_and_a_table_for_each_precisio
     assert read_spec(run) == spec
     assert spec.default_threshold in THRESHOLDS
     assert all(TEMPERATURES[0] <= t <= TEMPERATURES[1] for t in (spec.temperature.low, spec.temperature.high))
-    precisions = dict.fromkeys(["float32", choose_precision("auto", torch.device("cpu"))])
-    assert [(table.runtime, table.precision) for table in spec.calibration] == [("eager", p) for p in precisions]
-    assert sum(done for done, _ in seen) == seen[-1][1] == 11 + 10 * len(precisions)
+    pairs = available(torch.device("cpu"))
+    assert pairs[0] == ("eager", "float32")
+    assert [(table.runtime, table.precision) for table in spec.calibration] == pairs
+    assert all(table.default_threshold in THRESHOLDS for table in spec.calibration)
+    assert sum(done for done, _ in seen) == seen[-1][1] == (11 + 10) * len(pairs)
     untouched = dataclasses.replace(spec, temperature=Temperature(), default_threshold=None, calibration=())
     assert untouched == before
 

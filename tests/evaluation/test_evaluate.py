@@ -92,7 +92,7 @@ def test_evaluation_belongs_to_its_weights_and_calibration(evaluation: Evaluatio
     spec = read_spec(calibrated)
     assert evaluation.is_of(spec)
     assert not evaluation.is_of(dataclasses.replace(spec, weights_sha256="0" * 64))
-    assert not evaluation.is_of(dataclasses.replace(spec, default_threshold=0.123))
+    assert not evaluation.is_of(dataclasses.replace(spec, default_threshold=0.123, calibration=()))
     assert not evaluation.is_of(dataclasses.replace(spec, temperature=dataclasses.replace(spec.temperature, low=9)))
 
 

@@ -111,7 +111,7 @@ def test_run_that_was_never_evaluated_is_refused(calibrated: Path, store: ModelS
 
 
 def test_evaluation_before_the_calibration_is_refused(ready: Path, store: ModelStore) -> None:
-    write_spec(ready, dataclasses.replace(read_spec(ready), default_threshold=0.4321))
+    write_spec(ready, dataclasses.replace(read_spec(ready), default_threshold=0.4321, calibration=()))
     with pytest.raises(DataError, match="has changed since it was evaluated: run `lowfirst evaluate"):
         publish(ready, store, "shapes")
     assert not store.root.exists()

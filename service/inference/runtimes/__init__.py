@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from service.inference.runtimes.eager import EagerRuntime
 from service.store import ModelSpec
 
 RUNTIMES = ("eager", "openvino", "cuda")
+
+# OpenVINO tells its vendor that it was imported, and from where, unless this package is missing. A server asks no
+# other host.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def choose_runtime(name: str, device: torch.device) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from service.errors import InvalidOption
@@ -182,9 +184,13 @@ def _pixels(images: Tensor) -> np.ndarray:
 
 def _convert(module: nn.Module, inputs: Sequence[Tensor]) -> ov.Model:
     """The module as a model of any batch size."""
+    with torch.inference_mode():
+        module(*inputs)  # what is made once must not be made while it is traced
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it traces: deprecated, and wary of sizes, which here do not change
-        model = ov.convert_model(module, example_input=tuple(inputs))
+        warnings.simplefilter("ignore")  # tracing is deprecated, and wary of sizes, which here do not change
+        decoder = TorchScriptPythonDecoder(module, example_input=tuple(inputs))
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
     for port, example in zip(model.inputs, inputs, strict=True):
         parameter = port.get_node()
         parameter.set_partial_shape(ov.PartialShape([-1, *example.shape[1:]]))

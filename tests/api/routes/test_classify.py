@@ -59,6 +59,22 @@ async def test_an_answer_has_every_promised_field(client: httpx.AsyncClient, jpe
     assert not answer["cached"]
 
 
+async def test_timing_is_told_in_a_header_too(client: httpx.AsyncClient, jpeg: bytes) -> None:
+    response = await client.post("/classify?threshold=1", content=jpeg, headers=RAW)
+    told = [entry.split(";dur=") for entry in response.headers["Server-Timing"].split(", ")]
+    assert [name for name, _ in told] == ["decode", "queue", "low", "high", "total"]
+    timing = response.json()["timing_ms"]
+    assert {name: float(spent) for name, spent in told} == pytest.approx(timing, abs=0.0051)
+    assert all(timing[name] > 0 for name in ("decode", "low", "high"))
+    assert sum(timing[name] for name in ("decode", "queue", "low", "high")) <= timing["total"]
+
+
+async def test_pass_that_did_not_run_took_no_time(client: httpx.AsyncClient, jpeg: bytes) -> None:
+    response = await client.post("/classify?threshold=0", content=jpeg, headers=RAW)
+    assert response.json()["timing_ms"]["high"] == 0
+    assert "high;dur=0.00" in response.headers["Server-Timing"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 async def test_every_form_of_body_gets_the_same_answer(
     client: httpx.AsyncClient, forms: dict[str, dict[str, Any]], form: str

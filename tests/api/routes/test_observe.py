@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,8 @@ async def test_stats_of_an_unused_server_have_every_field(fresh: httpx.AsyncClie
     assert stats["model"] == {"name": "tiny", "version": 1}
     assert (stats["runtime"], stats["precision"], stats["device"]) == ("eager", "float32", "cpu")
     assert (stats["threshold"], stats["config_version"], stats["images"]) == (0.65, 1, 0)
+    assert stats["effective_threshold"] == 0.65
+    assert stats["audit"] == {"images": 0, "disagreements": 0, "disagreement": None, "disagreement_at_most": None}
     assert (stats["exit_rate"], stats["mean_mmacs"], stats["requests_per_second"]) == (None, None, 0)
     assert stats["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert stats["queue"] == {"low": 0, "high": 0, "images_in_flight": 0, "bytes_in_flight": 0}
@@ -79,9 +82,31 @@ async def test_gauges_follow_the_config(fresh: httpx.AsyncClient) -> None:
     await fresh.patch("/config/threshold", json={"threshold": 0.25})
     samples = await scrape(fresh)
     assert samples["lowfirst_threshold"] == [({"model": "tiny/1"}, 0.25)]
+    assert samples["lowfirst_effective_threshold"] == [({"model": "tiny/1"}, 0.25)]
+    assert samples["lowfirst_feature_bytes"] == [({}, 0)]
     assert samples["lowfirst_config_version"] == [({}, 2)]
     assert samples["lowfirst_images_in_flight"] == [({}, 0)]
     assert {labels["stage"] for labels, _ in samples["lowfirst_queue_depth"]} == {"low", "high"}
+
+
+async def test_audits_are_told_once_they_ran(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], make_jpeg: Callable[[int], bytes]
+) -> None:
+    async with connect(make_app(audit_probability=1)) as client:
+        await client.patch("/config/threshold", json={"threshold": 0})
+        answers = await classify_many(client, make_jpeg, 20)
+        assert {answer["exit"] for answer in answers} == {"low"}
+        async with asyncio.timeout(30):
+            while total(samples := await scrape(client), "lowfirst_audits_total", model="tiny/1") < 20:
+                pass  # after the answers, when nothing else is to do
+        audit = (await client.get("/stats")).json()["audit"]
+        await client.patch("/config/threshold", json={"threshold": 1})
+        nothing_exits = (await client.get("/stats")).json()["audit"]
+    disagreements = total(samples, "lowfirst_audit_disagreements_total", model="tiny/1")
+    assert (audit["images"], audit["disagreements"]) == (20, disagreements)
+    assert audit["disagreement"] == disagreements / 20 < audit["disagreement_at_most"] <= 1
+    assert total(samples, "lowfirst_multiply_adds_total", stage="audit") > 0
+    assert (nothing_exits["images"], nothing_exits["disagreement_at_most"]) == (0, None)
 
 
 async def test_requests_are_counted_by_route_and_code(fresh: httpx.AsyncClient, jpeg: bytes) -> None:

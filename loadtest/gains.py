@@ -1,0 +1,218 @@
+"""What each means of speed brings by itself: network time alone, before and after, in interleaved rounds.
+
+    python loadtest/gains.py [--rounds 5] [--out runs/bench/gains.json]
+
+Both passes run on ready-made pixels with 35 % of the images escalated, in one thread a core unless a row says
+otherwise; a row's ratio is taken in each round, and quoted as its median with the smallest and the largest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import numpy as np
+import openvino as ov
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import service.inference.runtimes.eager as eager
+from service.evaluation.throughput import rate, together
+from service.images.transforms import Preprocessing
+from service.inference.device import Precision, choose_precision, cores
+from service.inference.runtimes.base import Runtime
+from service.inference.runtimes.eager import EagerRuntime
+from service.inference.runtimes.folding import fold_norms
+from service.inference.runtimes.openvino import PRECISION_HINTS, OpenVINORuntime, Stage, convert
+from service.networks.mobilenet import DepthwiseConv2d
+from service.networks.registry import build
+
+CPU = torch.device("cpu")
+NETWORKS = {"MS-ResNet-18 128/256": ("ms_resnet18", 256), "MS-MobileNetV1-0.5 96/192": ("ms_mobilenet_v1_050", 192)}
+BATCH = 8
+ESCALATED = 0.35
+SECONDS = 1.5
+
+Measure = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Images a second before and after, and after / before of each round."""
+
+    network: str
+    what: str
+    before: float
+    after: float
+    ratios: tuple[float, ...]
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    out: Annotated[Path | None, typer.Option(help="Write JSON there.")] = None,
+) -> None:
+    """Measure every means of speed by itself."""
+    gains = [
+        _gain(network, what, before, after, rounds)
+        for network, (name, resolution) in NETWORKS.items()
+        for what, before, after in _pairs(name, resolution)
+    ]
+    table = Table("network", "what", "before, images/s", "after", "ratio", "spread")
+    for gain in gains:
+        table.add_row(
+            gain.network, gain.what, f"{gain.before:.0f}", f"{gain.after:.0f}", f"{median(gain.ratios):.2f}",
+            f"{min(gain.ratios):.2f} to {max(gain.ratios):.2f}",
+        )  # fmt: skip
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps([asdict(gain) for gain in gains], indent=1) + "\n")
+
+
+def _gain(network: str, what: str, before: Measure, after: Measure, rounds: int) -> Gain:
+    pairs = [(before(), after()) for _ in range(rounds)]
+    return Gain(network, what, median(b for b, _ in pairs), median(a for _, a in pairs), tuple(a / b for b, a in pairs))
+
+
+def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]:
+    preprocessing = Preprocessing.at(resolution)
+    fast = choose_precision("auto", CPU)
+    all_cores = cores()
+
+    def cascade(runtime: Runtime, workers: int = all_cores, threads: int = 1, rebatch: bool = False) -> Measure:
+        step = _rebatched if rebatch else _inside
+        return lambda: sum(together(workers, threads, lambda: BATCH * rate(step(runtime, resolution), SECONDS)))
+
+    def eager_runtime(precision: Precision) -> Runtime:
+        return EagerRuntime(_network(name), preprocessing, CPU, precision)
+
+    with _unfolded():
+        unfolded = eager_runtime(fast)
+    plain, exact = eager_runtime(fast), eager_runtime("float32")
+    vino = OpenVINORuntime(convert(_network(name), preprocessing), fast, threads=1)
+    shared = _SharedStreams(convert(_network(name), preprocessing), fast, threads=1)
+    yield f"eager: float32 -> {fast}", cascade(exact), cascade(plain)
+    yield f"eager {fast}: norms folded", cascade(unfolded), cascade(plain)
+    yield f"eager {fast}: one worker of all cores -> one a core", cascade(plain, 1, all_cores), cascade(plain)
+    yield f"{fast}: eager -> OpenVINO", cascade(plain), cascade(vino)
+    yield f"OpenVINO {fast}: streams of one model -> one model a worker", cascade(shared), cascade(vino)
+    yield f"eager {fast}: escalating in each batch -> batched again", cascade(plain), cascade(plain, rebatch=True)
+    yield f"OpenVINO {fast}: escalating in each batch -> batched again", cascade(vino), cascade(vino, rebatch=True)
+    if name.startswith("ms_mobilenet"):
+        trained = partial(_training_step, name, resolution, fast)
+        yield f"training, {fast}: strided depthwise gradients -> strided after", trained(True), trained(False)
+
+
+def _network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build(name, 10, {}).eval()
+
+
+@contextmanager
+def _unfolded() -> Iterator[None]:
+    setattr(eager, "fold_norms", lambda network: network)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(eager, "fold_norms", fold_norms)  # noqa: B010
+
+
+def _pixels(resolution: int) -> Tensor:
+    return torch.randint(0, 256, (BATCH, resolution, resolution, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+def _inside(runtime: Runtime, resolution: int) -> Callable[[], object]:
+    """Every batch escalates its own unsure images, 3 and 2 by turns."""
+    images = _pixels(resolution)
+    counts = _escalated_counts()
+
+    def step() -> None:
+        state = runtime.low(images)
+        rows = torch.arange(next(counts))
+        runtime.high(images[rows], state.rows(rows))
+
+    return step
+
+
+def _rebatched(runtime: Runtime, resolution: int) -> Callable[[], object]:
+    """Unsure images of several batches wait until a batch of them is full."""
+    images = _pixels(resolution)
+    counts = _escalated_counts()
+    waiting = 0
+
+    def step() -> None:
+        nonlocal waiting
+        state = runtime.low(images)
+        rows = torch.arange(next(counts))
+        state.rows(rows)
+        waiting += len(rows)
+        if waiting >= BATCH:
+            waiting -= BATCH
+            runtime.high(images, state)
+
+    return step
+
+
+def _escalated_counts() -> Iterator[int]:
+    random = np.random.default_rng(0)
+    while True:
+        yield max(1, int(random.binomial(BATCH, ESCALATED)))
+
+
+class _SharedStreams(OpenVINORuntime):
+    """One compiled model with a stream for each core, called by all threads."""
+
+    def _own_stage(self, name: str) -> Stage:
+        stage: Stage | None = getattr(self._own, name, None)
+        if stage is None:
+            with self._wide:
+                if not hasattr(self, f"_shared_{name}"):
+                    config = {
+                        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[choose_precision("auto", CPU)],
+                        "NUM_STREAMS": str(cores()),
+                        "INFERENCE_NUM_THREADS": cores(),
+                        "ENABLE_CPU_PINNING": False,
+                    }
+                    setattr(self, f"_shared_{name}", ov.Core().compile_model(self._models[name], "CPU", config))
+            stage = Stage(getattr(self, f"_shared_{name}"))
+            setattr(self._own, name, stage)
+        return stage
+
+
+def _training_step(name: str, resolution: int, precision: Precision, strided: bool) -> Measure:
+    """Images a second of forward and backward passes."""
+    network = _network(name).train().to(memory_format=torch.channels_last)
+    images = torch.randn(BATCH, 3, resolution, resolution).to(memory_format=torch.channels_last)
+    targets = torch.zeros(BATCH, dtype=torch.long)
+
+    def step() -> None:
+        with torch.autocast("cpu", getattr(torch, precision)):
+            low, high = network(images)
+            loss = cross_entropy(low.float(), targets) + cross_entropy(high.float(), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def work() -> float:
+        if not strided:
+            return BATCH * rate(step, SECONDS)
+        forward = DepthwiseConv2d.forward
+        setattr(DepthwiseConv2d, "forward", nn.Conv2d.forward)  # noqa: B010
+        try:
+            return BATCH * rate(step, SECONDS)
+        finally:
+            setattr(DepthwiseConv2d, "forward", forward)  # noqa: B010
+
+    return lambda: sum(together(1, cores(), work))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,146 @@
+"""The models that are served: the shipped one, and untrained ones with seeded weights in a store made for the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from service.images.decode import decode
+from service.images.transforms import Preprocessing
+from service.inference.exit_rule import confidence, probabilities
+from service.inference.predictor import Predictor
+from service.inference.runtimes.base import normalise
+from service.networks.backbone import Backbone
+from service.networks.cost import cost
+from service.networks.msnet import MSNet
+from service.networks.registry import build
+from service.settings import SHIPPED_MODEL, SHIPPED_STORE
+from service.store import Architecture, ModelSpec, ModelStore, read_spec, write_spec, write_weights
+
+CLASSES = 10
+RESNET_RESOLUTION = 256
+EXIT_RATE = 0.65
+SEED = 0
+
+# Photographs that norm statistics and classifiers are fitted to.
+FITTED = 64
+
+# Standard deviation of an untrained classifier's logits. At 2 the largest of ten probabilities lies between 0.2 and
+# 0.95 for most photographs; with weights as initialised it is 0.11 for all, within what bfloat16 can tell apart.
+LOGIT_DEVIATION = 2.0
+
+
+class Network(StrEnum):
+    """What is served."""
+
+    resnet18 = "resnet18"
+    mobilenet = "mobilenet"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One network, twice: as a cascade, and its single-scale base network at the same high resolution.
+
+    Attributes:
+        cascade, single: their folders, each in a model store.
+    """
+
+    network: Network
+    cascade: Path
+    single: Path
+
+    @property
+    def store(self) -> Path:
+        """The store the cascade is in."""
+        return self.cascade.parent.parent
+
+    @property
+    def reference(self) -> str:
+        """The cascade's name in its store, with the version."""
+        return f"{self.cascade.parent.name}/{self.cascade.name}"
+
+
+def make(network: Network, store: Path, photographs: Sequence[bytes]) -> Model:
+    """The model of ``network``; what is untrained of it is written into ``store``.
+
+    ResNet-18 gets the threshold at which ``EXIT_RATE`` of the photographs exit, MobileNet its shipped one.
+    """
+    if network is Network.mobilenet:
+        cascade = ModelStore(SHIPPED_STORE).find(SHIPPED_MODEL)
+        spec = read_spec(cascade)
+        name = spec.architecture.network.removeprefix("ms_")
+        single = _untrained(name, spec.preprocessing, store, photographs)
+        return Model(network, cascade, single)
+    preprocessing = Preprocessing.at(RESNET_RESOLUTION)
+    cascade = _untrained("ms_resnet18", preprocessing, store, photographs)
+    return Model(network, cascade, _untrained("resnet18", preprocessing, store, photographs))
+
+
+def threshold_for(confidences: Sequence[float], exit_rate: float) -> float:
+    """The threshold, midway between two confidences, at which ``exit_rate`` of the images exit, or the nearest share.
+
+    Args:
+        confidences: of the images, at least 2.
+    """
+    ordered = sorted(confidences)
+    stay = min(max(round((1 - exit_rate) * len(ordered)), 1), len(ordered) - 1)
+    return (ordered[stay - 1] + ordered[stay]) / 2
+
+
+def _untrained(name: str, preprocessing: Preprocessing, store: Path, photographs: Sequence[bytes]) -> Path:
+    """A model of network ``name``; a cascade's default threshold lets ``EXIT_RATE`` of the photographs exit."""
+    folder = store / f"untrained-{name.replace('_', '-')}" / "1"
+    folder.mkdir(parents=True)
+    torch.manual_seed(SEED)
+    network = build(name, CLASSES)
+    images = torch.stack([decode(data, preprocessing) for data in photographs])
+    _fit(network, normalise(images[:: -(-len(images) // FITTED)], preprocessing))
+    costs = cost(name, CLASSES, preprocessing.crop)
+    labels = tuple(f"class {index}" for index in range(CLASSES))
+    spec = ModelSpec(
+        name=folder.parent.name,
+        version=1,
+        architecture=Architecture(name, CLASSES),
+        classes=labels,
+        class_folders=labels,
+        preprocessing=preprocessing,
+        low_mmacs=costs.low_mmacs,
+        high_mmacs=costs.high_mmacs,
+        weights_sha256=write_weights(folder, network.state_dict()),
+        dataset="nothing: its weights are as initialised",
+    )
+    write_spec(folder, spec)
+    if isinstance(network, MSNet):
+        predictor = Predictor.load(folder, "cpu")
+        sure = [confidence(probabilities(predictor.low(part).logits, 1.0)) for part in torch.split(images, FITTED)]
+        write_spec(folder, replace(spec, default_threshold=threshold_for(torch.cat(sure).tolist(), EXIT_RATE)))
+    return folder
+
+
+@torch.no_grad()
+def _fit(network: MSNet | Backbone, images: Tensor) -> None:
+    """Give the network norm statistics and classifiers that fit the photographs, so that its answers differ."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # its statistics become those of what is seen
+    network(images)
+    network.eval()
+    if isinstance(network, MSNet):
+        low, high = network(images)
+        _spread(network.low.classifier, low)
+        _spread(network.high.classifier, high)
+    else:
+        _spread(network.classifier, network(images))
+
+
+def _spread(classifier: nn.Linear, logits: Tensor) -> None:
+    """Change a classifier so that the logits it gave have mean 0 and ``LOGIT_DEVIATION``, class by class."""
+    scale = LOGIT_DEVIATION / logits.std(dim=0)
+    classifier.weight.mul_(scale[:, None])
+    classifier.bias.sub_(logits.mean(dim=0)).mul_(scale)
