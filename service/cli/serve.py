@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import time
@@ -77,8 +78,10 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the listener, and say where it is."""
+        """Open the listener, and say where it is. What was loaded until now is taken out of garbage collection."""
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # else a full collection walks all of PyTorch: every request waited 200 ms for it, now and then
         for listener in (each for server in self.servers for each in server.sockets):
             host, port = listener.getsockname()[:2]
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)

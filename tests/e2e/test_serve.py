@@ -16,8 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app as command_line
+from service.inference.latency import LatencyTable
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
+Serve = Callable[..., Server]
 
 RAW = {"Content-Type": "image/jpeg"}
 MIB = 1024 * 1024
@@ -157,6 +159,26 @@ def wait_until_in_flight(client: httpx.Client, images: int, at_least: bool = Tru
     end = time.monotonic() + TIMEOUT
     while at_least and client.get("/stats").json()["queue"]["images_in_flight"] != images:
         assert time.monotonic() < end
+
+
+def test_a_server_starts_with_a_saved_profile(serve: Serve, jpeg: bytes, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    LatencyTable({1: 0.001}, {1: 0.002}).write(profile)
+    client = serve(profile=str(profile))[1]
+    assert client.post("/classify", content=jpeg, headers=RAW).status_code == 200
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_serves_what_eager_serves(serve: Serve, server: Server, jpeg: bytes) -> None:
+    client = serve(runtime="openvino")[1]
+    assert client.get("/stats").json()["runtime"] == "openvino"
+    for threshold in (0, 1):
+        ours, theirs = (
+            each.post(f"/classify?threshold={threshold}", content=jpeg, headers=RAW).json()
+            for each in (client, server[1])
+        )
+        assert (ours["exit"], ours["label"]) == (theirs["exit"], theirs["label"])
+        assert ours["score"] == pytest.approx(theirs["score"], rel=1e-3)
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/stats", "/metrics", "/docs", "/openapi.json"])

@@ -100,3 +100,30 @@ def test_exit_rate_is_of_the_latest_confidences(monkeypatch: pytest.MonkeyPatch)
     for confidence in (0.9, 0.9, 0.1, 0.1, 0.9):
         recent.add(answer(confidence=confidence))
     assert recent.exit_rate_at(0.5) == (1 / 3, 3)
+
+
+def test_latest_confidences_are_as_many_as_asked_for_or_known(recent: Recent) -> None:
+    assert recent.confidences(5) == []
+    for confidence in (0.1, 0.2, 0.3):
+        recent.add(answer(confidence=confidence))
+    assert sorted(recent.confidences(2)) == [0.2, 0.3]
+    assert sorted(recent.confidences(9)) == [0.1, 0.2, 0.3]
+
+
+def test_disagreement_is_of_the_audited_images_that_exit_at_a_threshold(recent: Recent) -> None:
+    assert recent.disagreement_at(0.0) == (0, 0)
+    for confidence, agreed in ((0.3, False), (0.5, False), (0.7, True), (0.9, False)):
+        recent.audit(confidence, agreed)
+    assert recent.disagreement_at(0.0) == (3, 4)
+    assert recent.disagreement_at(0.5) == (1, 2)  # strictly above, as the exit rule has it
+    assert recent.disagreement_at(0.95) == (0, 0)
+
+
+def test_audits_are_the_latest_and_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_module, "CONFIDENCES", 2)
+    recent = Recent()
+    for agreed in (False, False, True, True):
+        recent.audit(0.5, agreed)
+    assert recent.disagreement_at(0.0) == (0, 2)
+    assert recent.summary().images == 0
+    assert recent.confidences(9) == []

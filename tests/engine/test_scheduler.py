@@ -720,6 +720,24 @@ def test_workers_that_wait_are_woken_by_an_audit(make_entry: MakeEntry) -> None:
     join(threads)
 
 
+def test_worker_that_waits_for_a_slot_is_woken_by_one_that_an_exit_gave_back(
+    loop: asyncio.AbstractEventLoop, make_entry: MakeEntry
+) -> None:
+    scheduler = Scheduler(plan_of(1), slots=1)
+    scheduler.push([make_entry(0.0)])
+    only = taken(scheduler.take(0.0))
+    waiting = make_entry(1.0)
+    waiting.future = future = Watched(loop)
+    scheduler.push([waiting])
+    ran = threading.Semaphore(0)
+    worker = work_through(scheduler, lambda batch: ran.release())
+    future.await_looks(1)
+    escalate(scheduler, only, [])
+    assert ran.acquire(timeout=TIMEOUT)
+    scheduler.close()
+    join([worker])
+
+
 def test_many_threads_run_every_image_once(make_entry: MakeEntry) -> None:
     scheduler = Scheduler(plan_of(4), slots=3)
     entries = [make_entry(float(i % 7)) for i in range(400)]
