@@ -40,13 +40,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
-        InvalidOption: a device or precision that this machine lacks.
+        InvalidOption: a device, precision or runtime that this machine lacks.
+        DataError: a latency profile that cannot be read.
     """
     parts = build_parts(settings)
+    profile = _profile(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
-        await parts.engine.start(_profile(settings))
+        await parts.engine.start(profile)
         _announce(parts)
         yield
         await parts.engine.close()

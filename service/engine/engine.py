@@ -335,6 +335,8 @@ class Engine:
     def _fail_waiting(self) -> None:
         for entry in list(self._waiting):
             entry.fail(DeviceFailed("the device failed"))
+        if not self._running:  # closing: nobody makes the room that decoders wait for any more
+            self._scheduler.close()
 
     def _watch(self) -> None:
         metrics, spec = self._metrics, self.spec

@@ -98,10 +98,15 @@ class Workers:
             low, high = (self.table.best_size(stage, self._limits.max_batch_size) for stage in ("low", "high"))
             self._scheduler.plan = Plan(low, high, self.table.seconds)
             self._wide = self._count > 1 and self._is_wide_faster()
-        finally:
             self._planned.set()
-        for future in warm:
-            future.result()
+            for future in warm:
+                future.result()
+        except BaseException:
+            self._scheduler.close()
+            self._stopping.set()
+            self._planned.set()
+            self.join()
+            raise
 
     def join(self) -> None:
         """Wait until every thread has run the closed scheduler empty."""
@@ -145,13 +150,14 @@ class Workers:
         with self._lock:
             thread = threading.Thread(target=live, name=f"worker-{len(self._threads)}", daemon=True)
             self._threads.add(thread)
-        thread.start()
+            thread.start()  # here, or ``join`` could meet it before
 
     def _first_life(self, profile: LatencyTable | None, measured: Future[LatencyTable], warmed: Future[None]) -> None:
         try:
             measured.set_result(profile or measure(self._predictor, sizes=self._sizes()))
             self._planned.wait()
-            self._warm_up()
+            if not self._stopping.is_set():
+                self._warm_up()
         except BaseException as error:
             for future in (measured, warmed):
                 if not future.done():
@@ -191,11 +197,15 @@ class Workers:
                 del batch  # or its images live on while this thread waits
         except BaseException as error:
             logger.critical("a worker failed", exc_info=error)
-            with self._lock:
-                self._alive -= 1
-                alive = self._alive
-            self._on_failure(error, alive)
+            self._on_failure(error, self._one_less_alive())
             self._spawn(partial(self._next_life, FIRST_RETRY))
+        else:
+            self._one_less_alive()
+
+    def _one_less_alive(self) -> int:
+        with self._lock:
+            self._alive -= 1
+            return self._alive
 
     @contextmanager
     def _one_more_busy(self) -> Iterator[None]:

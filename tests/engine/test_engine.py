@@ -791,8 +791,9 @@ async def test_engine_measures_the_times_it_is_not_given(model: Path) -> None:
         assert 1 in table.high
 
 
-def workers_alive() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("worker-")]
+def workers_since(before: set[threading.Thread]) -> set[threading.Thread]:
+    """Worker threads alive now; another engine of this process may have its own."""
+    return {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("worker-")}
 
 
 @pytest.mark.parametrize("fails", [1, 1000])
@@ -801,6 +802,7 @@ async def test_engine_that_cannot_warm_up_says_why_and_leaves_no_thread(model: P
     predictor = WatchedPredictor.load(model, "cpu", "float32")
     assert isinstance(predictor, WatchedPredictor)
     left = iter(range(fails))  # so many passes, of one worker or of both
+    before = set(threading.enumerate())
 
     def refuse(now: Stage, images: Tensor) -> None:
         if now == stage and next(left, None) is not None:
@@ -813,7 +815,7 @@ async def test_engine_that_cannot_warm_up_says_why_and_leaves_no_thread(model: P
         with pytest.raises(ValueError, match="are too many"):
             await in_time(engine.start(PROFILE))
         assert engine.why_not_ready() == "the model is being loaded"
-        await until(lambda: not workers_alive())
+        await until(lambda: not workers_since(before))
     finally:
         await in_time(engine.close())
 
@@ -932,8 +934,9 @@ async def test_device_that_fails_tells_why_and_answers_the_next_image_once_it_wo
 
 
 async def test_worker_that_fails_leaves_the_other_serving(model: Path, direct: list[Direct]) -> None:
+    before = set(threading.enumerate())
     async with serving(model, 1.0, workers=2) as server:
-        first_life = {thread for thread in threading.enumerate() if thread.name.startswith("worker-")}
+        first_life = workers_since(before)
         failing: list[threading.Thread] = []
 
         def fail(stage: Stage, images: Tensor) -> None:
@@ -1007,6 +1010,7 @@ async def test_images_of_a_closing_server_are_answered_though_its_last_worker_fa
     model: Path, direct: list[Direct]
 ) -> None:
     one_by_one = LatencyTable(PROFILE.low, {1: 1.0, 32: 32.0})
+    before = set(threading.enumerate())
     async with serving(model, 1.0, workers=2, profile=one_by_one) as server:
         gate = server.gate("low")
         tasks = [server.start(image.body) for image in direct[:2]]
@@ -1019,7 +1023,7 @@ async def test_images_of_a_closing_server_are_answered_though_its_last_worker_fa
         for _ in range(2):
             gate.let_one_through()
         await gate.arrival()  # the four, in one worker
-        await until(lambda: len(workers_alive()) == 1)  # the other one has left
+        await until(lambda: len(workers_since(before)) == 1)  # the other one has left
 
         def fail(stage: Stage, images: Tensor) -> None:
             gate(stage, images)

@@ -307,9 +307,10 @@ async def test_failed_warm_up_is_told_and_leaves_no_thread(tiny_store: Path) -> 
     predictor = Refusing.load(tiny_store / "tiny" / "1", "cpu", "float32")
     assert isinstance(predictor, Refusing)
     predictor.refuses = lambda stage, images: stage == "high"
+    before = set(threading.enumerate())
     scheduler = Scheduler(Plan(4, 4), SLOTS)
     workers = Workers(scheduler, predictor, FeaturePool(SLOTS), Metrics(CollectorRegistry()), Limits(workers=2))
     with pytest.raises(ValueError, match="refused"):
         await asyncio.to_thread(workers.start)
     await asyncio.wait_for(asyncio.to_thread(workers.join), TIMEOUT)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("worker-")]
