@@ -129,6 +129,7 @@ class Engine:
         await asyncio.to_thread(self._decoders.shutdown)
         self._scheduler.close()
         await asyncio.to_thread(self._workers.join)
+        self._fail_waiting()  # what a device that failed meanwhile left behind
 
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
