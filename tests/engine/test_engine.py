@@ -1013,9 +1013,10 @@ async def test_images_of_a_closing_server_are_answered_though_its_last_worker_fa
     before = set(threading.enumerate())
     async with serving(model, 1.0, workers=2, profile=one_by_one) as server:
         gate = server.gate("low")
-        tasks = [server.start(image.body) for image in direct[:2]]
-        for _ in tasks:
-            await gate.arrival()  # a worker each
+        tasks = []
+        for image in direct[:2]:
+            tasks.append(server.start(image.body))
+            await gate.arrival()  # in a worker of its own
         tasks += [server.start(image.body) for image in direct[2:6]]
         await server.waiting("low", 4)
         closing = asyncio.create_task(server.engine.close())
