@@ -10,8 +10,7 @@ serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWF
 install: $(VENV)/.installed  ## Make .venv and install the server into it.
 
 test: $(VENV)/.installed-test  ## Install the test packages, then run the whole suite.
-	$(BIN)/python -m pytest -n auto --ignore tests/contract/test_runtimes.py
-	$(BIN)/python -m pytest -n auto tests/contract/test_runtimes.py  # apart: loaders forked after so many runtimes crash
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.installed-test  ## Lint, formatting, types, and the direction of imports.
 	$(BIN)/ruff check .

@@ -18,7 +18,6 @@ from statistics import median
 from typing import Annotated
 
 import numpy as np
-import openvino as ov
 import torch
 import typer
 from rich.console import Console
@@ -33,7 +32,7 @@ from service.inference.device import Precision, choose_precision, cores
 from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime
 from service.inference.runtimes.folding import fold_norms
-from service.inference.runtimes.openvino import PRECISION_HINTS, OpenVINORuntime, Stage, convert
+from service.inference.runtimes.openvino import CORE, PRECISION_HINTS, OpenVINORuntime, Stage, convert
 from service.networks.mobilenet import DepthwiseConv2d
 from service.networks.registry import build
 
@@ -183,7 +182,7 @@ class _SharedStreams(OpenVINORuntime):
                         "INFERENCE_NUM_THREADS": cores(),
                         "ENABLE_CPU_PINNING": False,
                     }
-                    setattr(self, f"_shared_{name}", ov.Core().compile_model(self._models[name], "CPU", config))
+                    setattr(self, f"_shared_{name}", CORE.compile_model(self._models[name], "CPU", config))
             stage = Stage(getattr(self, f"_shared_{name}"))
             setattr(self._own, name, stage)
         return stage

@@ -320,6 +320,29 @@ print([thread.name for thread in threading.enumerate()], flush=True)
     assert told == "['MainThread']\n"
 
 
+@pytest.mark.usefixtures("openvino")
+def test_signals_are_handled_when_runtimes_are_gone() -> None:
+    """OpenVINO's plug-in takes a thread's signal stack away with itself, in whatever order plug-ins go."""
+    code = """
+import gc, os, signal, torch
+from service.images.transforms import Preprocessing
+from service.inference.runtimes.openvino import OpenVINORuntime, convert
+from service.networks.registry import build
+images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+runtimes = []
+for _ in range(3):
+    runtimes.append(OpenVINORuntime(convert(build("ms_mobilenet_v1_025", 4), Preprocessing.at(64)), "float32", 1))
+    runtimes[-1].low(images)
+while runtimes:
+    del runtimes[0]
+    gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
 # folding
 
 

@@ -28,6 +28,10 @@ PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 INT8_FOLDER = "openvino-int8"
 STAGES = ("low", "high")
 
+# One a process, never given back: OpenVINO's CPU plug-in gives the thread that loads it a stack for signals, and takes
+# it away with itself. Of several, the last may leave that thread with one already freed: the next signal crashes.
+CORE = ov.Core()
+
 
 def convert(network: nn.Module, preprocessing: Preprocessing) -> dict[str, ov.Model]:
     """Each stage of ``network``, which is taken over: uint8 pixels (B, R, R, 3) in, any B; float32 out."""
@@ -56,7 +60,7 @@ def quantised(folder: Path, spec: ModelSpec) -> dict[str, ov.Model]:
         raise InvalidOption("precision", "int8", f"another one: {spec.name} has not been quantised (lowfirst quantise)")
     for name, digest in spec.files.items():
         verified(folder, name, digest)
-    return {stage: ov.Core().read_model(folder / INT8_FOLDER / f"{stage}.xml") for stage in STAGES}
+    return {stage: CORE.read_model(folder / INT8_FOLDER / f"{stage}.xml") for stage in STAGES}
 
 
 class OpenVINORuntime:
@@ -72,7 +76,6 @@ class OpenVINORuntime:
         self._models = models
         self._threads = threads
         self._hint = PRECISION_HINTS[precision]
-        self._core = ov.Core()
         self._own = threading.local()
         self._wide = threading.Lock()
         self._wide_stages: dict[str, Stage] = {}
@@ -113,7 +116,7 @@ class OpenVINORuntime:
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
         }
-        return Stage(self._core.compile_model(self._models[name], "CPU", config))
+        return Stage(CORE.compile_model(self._models[name], "CPU", config))
 
 
 class Stage:
