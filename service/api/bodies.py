@@ -1,8 +1,10 @@
-"""Images out of request bodies, bounded while they are read."""
+"""What requests carry: images out of bodies, bounded while they are read, and the fields of queries."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -108,8 +110,21 @@ def many_images(request: Request, body: bytes, most: int) -> list[bytes]:
 
 def parse(schema: type[Schema], body: bytes) -> Schema:
     """A JSON body. Raises RequestValidationError: broken JSON, answered with 400, or a wrong field, with 422."""
-    try:
+    with _validation():
         return schema.model_validate_json(body)
+
+
+def query(request: Request, schema: type[Schema]) -> Schema:
+    """The query's fields, of several of one name the last. Raises RequestValidationError: a wrong field."""
+    with _validation():
+        return schema.model_validate(dict(request.query_params) if request.scope["query_string"] else {})
+
+
+@contextmanager
+def _validation() -> Iterator[None]:
+    """Pydantic's errors as FastAPI's."""
+    try:
+        yield
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
 

@@ -35,9 +35,14 @@ class Parts:
         return served
 
 
-async def _parts(request: Request) -> Parts:  # a plain function would cost a thread each time
+def parts_of(request: Request) -> Parts:
+    """The parts of the server that was asked."""
     parts: Parts = request.app.state.parts
     return parts
+
+
+async def _parts(request: Request) -> Parts:  # a plain function would cost a thread each time
+    return parts_of(request)
 
 
 Injected = Annotated[Parts, Depends(_parts)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
+from random import getrandbits
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,7 +37,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         arrival = time.monotonic()
-        id_ = _given_id(scope) or uuid.uuid4().hex.encode()
+        id_ = _given_id(scope) or b"%032x" % getrandbits(128)
         scope["state"] = {**scope.get("state", {}), "arrival": arrival, "request_id": id_.decode()}
         code = 0
 
