@@ -33,7 +33,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `loadtest` is not installed
 
 import service.app as composition
-import service.engine.engine as engine_module
+import service.engine.decoding as decoding
 from loadtest import bodies
 from loadtest.load import closed
 from loadtest.servers import free_port
@@ -92,7 +92,7 @@ def main(
 
 def measure(rounds: int, images: int, seconds: float) -> Cost:
     """Both costs, round by round."""
-    setattr(engine_module, "decode", _ready_made)  # noqa: B010
+    setattr(decoding, "decode", _ready_made)  # noqa: B010
     setattr(composition, "Predictor", NoOp)  # noqa: B010
     engine = asyncio.run(_engine(rounds, images))
     return Cost(tuple(engine), tuple(_http(rounds, seconds)))

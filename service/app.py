@@ -104,13 +104,17 @@ def _profile(settings: Settings) -> LatencyTable | None:
 
 
 def _limits(settings: Settings, on_cpu: bool) -> Limits:
+    workers = settings.workers or (max(1, cores() // settings.threads) if on_cpu else 2)
+    decoders = settings.decode_threads
+    if decoders is None:
+        decoders = 0 if on_cpu and workers * settings.threads >= cores() else cores()
     return Limits(
         max_batch_size=settings.max_batch_size,
         max_images_in_flight=settings.max_images_in_flight,
         max_bytes_in_flight=settings.max_bytes_in_flight,
         feature_slots=settings.feature_slots,
-        workers=settings.workers or (max(1, cores() // settings.threads) if on_cpu else 2),
-        decode_threads=settings.decode_threads or cores(),
+        workers=workers,
+        decode_threads=decoders,
         audit_probability=settings.audit_probability,
         target_latency=settings.target_latency_ms / 1e3,
     )

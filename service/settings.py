@@ -33,7 +33,12 @@ class Settings(BaseSettings):
         None, ge=1, le=1024, description="Threads that run the network; unset: one a core, two for a GPU."
     )
     threads: int = Field(1, ge=1, le=1024, description="Cores that one batch uses (CPU).")
-    decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; unset: one a core.")
+    decode_threads: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="Threads that decode, 0: the workers do; unset: 0 where each core has a worker, else one a core.",
+    )
     max_batch_size: int = Field(
         32, ge=1, le=1024, description="Images a batch may hold; measured times may keep it smaller."
     )

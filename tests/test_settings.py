@@ -53,7 +53,7 @@ OUT_OF_BOUNDS = [
     ("audit_probability", "-0.1"),
     ("audit_probability", "1.5"),
     ("audit_probability", "nan"),
-    ("decode_threads", "0"),
+    ("decode_threads", "-1"),
     ("max_batch_size", "0"),
     ("max_batch_size", "1025"),
     ("max_images_in_flight", "0"),

@@ -14,14 +14,14 @@ import torch
 
 from service.engine.admission import Admission
 from service.engine.brown_out import BrownOut, Load
+from service.engine.decoding import decode_entry
 from service.engine.entry import Answer, Ask, Entry, Ranked, Reason
 from service.engine.features import FeaturePool
 from service.engine.limits import Limits
 from service.engine.recent import Recent
 from service.engine.scheduler import Plan, Scheduler
 from service.engine.workers import Workers
-from service.errors import DeviceFailed, Draining, InvalidImage, LowfirstError
-from service.images.decode import decode
+from service.errors import DeviceFailed, Draining
 from service.inference.exit_rule import exits
 from service.inference.latency import STAGES, LatencyTable, Stage
 from service.inference.predictor import Predictor
@@ -86,9 +86,7 @@ class Engine:
             on_failure=self._failed,
             on_recovery=self._recovered,
         )
-        self._decoders = ThreadPoolExecutor(
-            limits.decode_threads, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._decoders = _decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._brown_out = BrownOut(limits.target_latency)
         self._lowered = math.inf
         self._steering: asyncio.TimerHandle | None = None
@@ -126,7 +124,8 @@ class Engine:
             self._steering.cancel()
         if not self._workers.alive:  # nobody makes the room that decoders wait for
             self._scheduler.close()
-        await asyncio.to_thread(self._decoders.shutdown)
+        if self._decoders is not None:
+            await asyncio.to_thread(self._decoders.shutdown)
         self._scheduler.close()
         await asyncio.to_thread(self._workers.join)
         self._fail_waiting()  # what a device that failed meanwhile left behind
@@ -207,7 +206,7 @@ class Engine:
         self._waiting.add(entry)
         entry.body = body
         try:
-            self._decoders.submit(self._decode, entry)
+            self._submit(entry)
             return await entry.future
         finally:
             entry.body = None  # it may still stand in the decoders' queue, and counts as in flight no more
@@ -215,30 +214,22 @@ class Engine:
             if timer is not None:
                 timer.cancel()
 
-    def _decode(self, entry: Entry) -> None:
-        """In a decode thread: bytes to pixels, then into the low lane."""
-        body = entry.body
-        if body is None or entry.is_dead:
-            self._metrics.dropped.labels("decode").inc()
-            return
-        self._scheduler.wait_for_room()
-        if entry.is_dead:
-            self._metrics.dropped.labels("decode").inc()
-            return
-        began = time.monotonic()
-        try:
-            entry.image = decode(body, self.spec.preprocessing)
-        except LowfirstError as error:
-            entry.loop.call_soon_threadsafe(entry.fail, error)
-            return
-        except BaseException:
-            logger.exception("decoding failed")
-            failure = InvalidImage("image cannot be decoded", field="image")
-            entry.loop.call_soon_threadsafe(entry.fail, failure)
-            return
+    def _submit(self, entry: Entry) -> None:
+        """On to the low pass, by way of the decode threads if there are any."""
+        if self._decoders is None:
+            self._push(entry)
+        else:
+            self._decoders.submit(self._decode_ahead, entry)
+
+    def _decode_ahead(self, entry: Entry) -> None:
+        """In a decode thread."""
+        if not entry.is_dead:
+            self._scheduler.wait_for_room()
+        if decode_entry(entry, self.spec.preprocessing, self._metrics):
+            self._push(entry)
+
+    def _push(self, entry: Entry) -> None:
         entry.enqueued = time.monotonic()
-        entry.timing.decode = entry.enqueued - began
-        self._metrics.decode_seconds.observe(entry.timing.decode)
         self._scheduler.push([entry])
 
     def _answer(self, entry: Entry, exit_: Stage, reason: Reason) -> Answer:
@@ -359,3 +350,7 @@ class Engine:
     def _age(self, stage: Stage) -> float:
         oldest = self._scheduler.oldest(stage)
         return 0.0 if oldest is None else time.monotonic() - oldest
+
+
+def _decode_threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,))

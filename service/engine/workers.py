@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from service.engine.decoding import decode_entry
 from service.engine.entry import Entry, Reason
 from service.engine.features import FeaturePool
 from service.engine.limits import Limits
@@ -303,6 +304,10 @@ class Workers:
         return False
 
     def _low(self, entries: list[Entry], slots: list[int]) -> None:
+        entries = [entry for entry in entries if entry.image is not None or self._decode(entry)]
+        if not entries:
+            self._scheduler.release(slots)
+            return
         began = time.monotonic()
         state = self._predictor.low(_stack(entries), self._is_alone(entries))
         low = probabilities(state.logits, self._predictor.spec.temperature.low).cpu()
@@ -336,6 +341,9 @@ class Workers:
         escalated = [entries[row] for row in kept if entries[row] not in audits]
         unused = [slot for row, slot in enumerate(slots) if row not in kept]
         self._scheduler.escalate(escalated, len(entries), unused + self._send_to_audit(audits))
+
+    def _decode(self, entry: Entry) -> bool:
+        return decode_entry(entry, self._predictor.spec.preprocessing, self._metrics)
 
     def _send_to_audit(self, entries: list[Entry]) -> list[int]:
         """The slots of those for whom there was no room."""

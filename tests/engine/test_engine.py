@@ -26,7 +26,7 @@ from service.engine.engine import Engine
 from service.engine.entry import Answer, Ask, Entry
 from service.engine.limits import Limits
 from service.engine.scheduler import AHEAD
-from service.errors import Busy, DeadlinePassed, DeviceFailed, Draining, InvalidImage
+from service.errors import Busy, DeadlinePassed, DeviceFailed, Draining, InvalidImage, UnsupportedImage
 from service.images.decode import decode
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.latency import LatencyTable, Stage
@@ -413,6 +413,7 @@ async def test_client_that_leaves_while_its_batch_runs_harms_nobody(model: Path,
 async def test_image_of_a_client_that_left_is_not_decoded(model: Path, direct: list[Direct]) -> None:
     async with serving(model, decode_threads=1) as server:
         free = threading.Event()
+        assert server.engine._decoders is not None
         server.engine._decoders.submit(free.wait, TIMEOUT)
         leaving, staying = server.start(direct[0].body), server.start(direct[1].body)
         await asyncio.sleep(0)
@@ -691,6 +692,36 @@ async def test_threshold_returns_when_the_overload_is_over(
         gate.open()
         await task
         await until(lambda: server.engine.effective_threshold == 1.0)
+
+
+async def test_workers_decode_where_no_thread_does(model: Path, direct: list[Direct]) -> None:
+    async with serving(model, 1.0, decode_threads=0) as server:
+        gate = server.gate("low")
+        tasks = [server.start(direct[0].body)]
+        await gate.arrival()
+        bodies = [direct[1].body, b"\xff\xd8\xff and no more", direct[2].body]
+        tasks += [server.start(body) for body in bodies]
+        await server.waiting("low", 3)
+        leaving = server.start(direct[3].body)
+        await server.waiting("low", 4)
+        gate.open()
+        await leave(leaving)
+        first, second, broken, third = await outcomes(tasks)
+        for answer, image in zip((first, second, third), direct[:3], strict=True):
+            assert_answers(answer, image, 1.0)
+        assert isinstance(broken, InvalidImage)
+        assert gate.sizes[0] == 1
+        assert gate.sizes[1] <= 3  # the broken one is in no pass
+        assert server.count("decode_seconds_count") <= 4
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+
+
+async def test_batch_of_nothing_but_broken_images_is_told_and_gives_its_slots_back(model: Path) -> None:
+    async with serving(model, decode_threads=0, feature_slots=2) as server:
+        told = await outcomes([server.start(b"no image") for _ in range(6)])
+        assert [type(error) for error in told] == [UnsupportedImage] * 6
+        await until(lambda: server.engine._scheduler.free_slots == 2)
+        assert server.engine.why_not_ready() is None
 
 
 async def test_decoded_images_that_wait_are_bounded(model: Path, direct: list[Direct]) -> None:

@@ -1,0 +1,34 @@
+"""Bytes to pixels: the first step of an image, in threads of its own or in the worker that runs it."""
+
+from __future__ import annotations
+
+import time
+
+from service.engine.entry import Entry
+from service.errors import InvalidImage, LowfirstError
+from service.images.decode import decode
+from service.images.transforms import Preprocessing
+from service.log import logger
+from service.metrics import Metrics
+
+
+def decode_entry(entry: Entry, preprocessing: Preprocessing, metrics: Metrics) -> bool:
+    """Whether ``entry`` has its pixels now; if not it has failed, or nobody waits for it."""
+    body = entry.body
+    if body is None or entry.is_dead:
+        metrics.dropped.labels("decode").inc()
+        return False
+    began = time.monotonic()
+    try:
+        entry.image = decode(body, preprocessing)
+    except LowfirstError as error:
+        entry.loop.call_soon_threadsafe(entry.fail, error)
+        return False
+    except BaseException:
+        logger.exception("decoding failed")
+        failure = InvalidImage("image cannot be decoded", field="image")
+        entry.loop.call_soon_threadsafe(entry.fail, failure)
+        return False
+    entry.timing.decode = time.monotonic() - began
+    metrics.decode_seconds.observe(entry.timing.decode)
+    return True
