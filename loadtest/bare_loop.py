@@ -33,6 +33,7 @@ from loadtest import bodies
 from loadtest.contenders.work import MAX_BATCH_SIZE, Job, Work
 from loadtest.ratios import Cost
 from loadtest.servers import ROOT
+from service.images.decode import stack
 from service.inference.exit_rule import probabilities
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
 from service.store import ModelStore
@@ -181,7 +182,7 @@ def _batch_cost(work: Work, photographs: Sequence[bytes]) -> tuple[tuple[float, 
     """
     predictor, temperature = work.predictor, work.predictor.spec.temperature.low
     began = time.process_time()
-    batch = torch.stack([work.decode(data) for data in photographs])
+    batch = stack([work.decode(data) for data in photographs])
     decoded = low = time.process_time()
     if predictor.is_multi_scale:
         state = predictor.low(batch)

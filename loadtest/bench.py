@@ -83,7 +83,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results.json, the plot and logs.")] = Path("runs/bench"),
     only: Annotated[list[Section] | None, typer.Option(help="Sections; may be repeated. Unset: all.")] = None,
     network: Annotated[list[Network] | None, typer.Option(help="May be repeated. Unset: both.")] = None,
-    runtime: Annotated[str, typer.Option(help="Of all contenders but in section defaults.")] = "eager",
+    runtime: Annotated[str, typer.Option(help="Of all contenders but in section defaults.")] = "auto",
     precision: Annotated[str, typer.Option(help="Likewise; auto: bfloat16 where it is fast.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[float, typer.Option(min=1, help="For each contender in a round.")] = 10.0,

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from service.images.decode import decode
+from service.images.decode import decode, stack
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
 
@@ -67,7 +67,7 @@ class Work:
     @torch.inference_mode()
     def answer(self, images: Sequence[Tensor]) -> list[Answer]:
         """Decoded photographs, run as one batch -> their answers, in order."""
-        batch = torch.stack(list(images))
+        batch = stack(images)
         if self.predictor.is_multi_scale:
             answers = self._cascade(batch)
         else:

@@ -20,6 +20,7 @@ from service.engine.features import FeaturePool
 from service.engine.limits import Limits
 from service.engine.scheduler import Batch, Plan, Scheduler, Work
 from service.errors import DeviceFailed, LowfirstError
+from service.images.decode import stack
 from service.inference.exit_rule import confidence, exits, probabilities
 from service.inference.latency import SIZES, LatencyTable, Stage, measure
 from service.inference.predictor import Predictor
@@ -399,9 +400,7 @@ class Workers:
 
 
 def _stack(entries: list[Entry]) -> torch.Tensor:
-    """uint8 (B, 3, R, R), channels last as the images are, so that nothing is reordered."""
-    pixels = torch.stack([entry.image.permute(1, 2, 0) for entry in entries if entry.image is not None])
-    return pixels.permute(0, 3, 1, 2)  # (B, R, R, 3) -> (B, 3, R, R)
+    return stack([entry.image for entry in entries if entry.image is not None])
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, calls: list[Callable[[], None]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from traceback import clear_frames
 
@@ -87,6 +87,11 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Tensor:
         if turn is not None:
             square = _pixels(Image.fromarray(square.numpy()).transpose(turn))
         return square.permute(2, 0, 1)  # (3, crop, crop)
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """What ``decode`` gave, as one uint8 (B, 3, crop, crop), channels last as they are, so that nothing is reordered."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def photograph(data: bytes) -> Image.Image:
