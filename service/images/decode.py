@@ -40,9 +40,11 @@ DECODER_BYTES = {"WEBP": 8, "GIF": 4}
 COEFFICIENT_BYTES = 2
 PLAIN_MODES = ("RGB", "L", "CMYK")  # averaged as they are
 
-# torchvision's WebP decoder, where there is one. A pixel takes three bytes, of a lossless file four more. The one for
-# PNG is not used: in torchvision 0.29 a file whose pixels are damaged ends the process.
-DECODE_WEBP: Callable[[Tensor, int], Tensor] | None = getattr(torch.ops.image, "decode_webp", None)
+# torchvision's decoders, where there are any: one call without Python's lock. A pixel takes three bytes, of a lossless
+# WebP four more. The one for PNG is not used: in torchvision 0.29 a file whose pixels are damaged ends the process.
+Decoder = Callable[[Tensor, int], Tensor]
+DECODE_JPEG: Decoder | None = getattr(torch.ops.image, "decode_jpeg", None)
+DECODE_WEBP: Decoder | None = getattr(torch.ops.image, "decode_webp", None)
 AS_RGB = 3
 RGB_BYTES = 3
 LOSSLESS_BYTES = 4
@@ -77,7 +79,7 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Tensor:
     with _open(data) as image:
         original = image.size
         box, side = preprocessing.source_square(*_draft(image, preprocessing.resize))
-        pixels = _webp(image, data, box)
+        pixels = _by_torchvision(image, data, original, box)
         if pixels is None:
             factor = max(1, (box[2] - box[0]) // (REDUCING_GAP * side))
             pixels = _pixels(_part(image, box, original, factor))
@@ -90,7 +92,7 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Tensor:
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
-    """What ``decode`` gave, as one uint8 (B, 3, crop, crop), channels last as they are, so that nothing is reordered."""
+    """What ``decode`` gave, as one uint8 (B, 3, crop, crop): channels last as they are, nothing is reordered."""
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
@@ -161,16 +163,20 @@ def _draft(image: ImageFile, shorter: int) -> tuple[float, float]:
     return image.size if drafted is None else drafted[1][2:]
 
 
-def _webp(image: ImageFile, data: bytes, box: Box) -> Tensor | None:
-    """The part in ``box`` of an opaque, still WebP, uint8 (height, width, 3); None of what is left to PIL."""
-    if DECODE_WEBP is None or not isinstance(image, WebPImageFile) or image.mode != "RGB" or image.is_animated:
+def _by_torchvision(image: ImageFile, data: bytes, original: tuple[int, int], box: Box) -> Tensor | None:
+    """The part in ``box``, uint8 (height, width, 3), where torchvision is the faster one; None of what PIL is for."""
+    decoder, beside = None, 0.0
+    if isinstance(image, JpegImageFile) and image.mode in ("RGB", "L") and image.size == original:  # not at a fraction
+        decoder, beside = DECODE_JPEG, _decoder_bytes(image)
+    elif isinstance(image, WebPImageFile) and image.mode == "RGB" and not image.is_animated:
+        decoder, beside = DECODE_WEBP, LOSSLESS_BYTES if b"VP8L" in data else 0
+    if decoder is None:
         return None
     left, top, right, bottom = box
     pixels, kept = image.width * image.height, RGB_BYTES * (right - left) * (bottom - top)
-    beside = LOSSLESS_BYTES * pixels if b"VP8L" in data else 0
-    _check_memory(image, image.size, RGB_BYTES * pixels + max(beside, kept))
-    with suppress(RuntimeError):  # corrupt, an animation of one frame, or a build without WebP: PIL knows
-        whole = DECODE_WEBP(torch.frombuffer(bytearray(data), dtype=torch.uint8), AS_RGB)
+    _check_memory(image, original, RGB_BYTES * pixels + max(int(beside * pixels), kept))
+    with suppress(RuntimeError):  # corrupt, an animation of one frame, or a build without the format: PIL knows
+        whole = decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8), AS_RGB)
         return whole.permute(1, 2, 0)[top:bottom, left:right]
     return None
 
