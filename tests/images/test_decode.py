@@ -178,6 +178,16 @@ class TestFormats:
         data = encoded(first, image_format, save_all=True, append_images=others)
         assert np.abs(decoded(data) - (0, 255, 0)).max() < 8
 
+    def test_of_jpeg_are_the_same_with_and_without_torchvision(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        image = picture(501, 377)
+        options: list[dict[str, Any]] = [{}, {"progressive": True}, {"exif": oriented(5)}, {"subsampling": 0}]
+        files = [encoded(image, "JPEG", **each) for each in options] + [encoded(image.convert("L"), "JPEG")]
+        whole, middle = files[0], len(files[0]) // 2
+        files += [whole[:middle] + bytes(20) + whole[middle + 20 :], whole[:-2] + b"some bytes" + whole[-2:]]
+        fast = [decoded(data) for data in files]
+        monkeypatch.setattr(decoding, "DECODE_JPEG", None)
+        assert all(np.array_equal(pixels, decoded(data)) for pixels, data in zip(fast, files, strict=True))
+
     def test_of_webp_are_the_same_with_and_without_torchvision(self, monkeypatch: pytest.MonkeyPatch) -> None:
         exif = oriented(5)
         files = [
