@@ -124,7 +124,7 @@ def _announce(parts: Parts) -> None:
     predictor, spec = parts.engine.predictor, parts.engine.spec
     table = parts.calibration.table if parts.calibration else None
     if table is None:
-        logger.warning("%s has no calibration table: the threshold starts at 1, nothing exits", spec.name)
+        logger.warning("%s has no calibration table: what a threshold does is not foretold", spec.name)
     elif (table.runtime, table.precision) != (predictor.runtime, predictor.precision):
         logger.warning(
             "%s was calibrated for %s %s, not for %s %s: predictions are of the former",

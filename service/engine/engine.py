@@ -13,6 +13,7 @@ from hashlib import blake2b
 import torch
 
 from service.engine.admission import Admission
+from service.engine.batch_runner import BatchRunner
 from service.engine.brown_out import BrownOut, Load
 from service.engine.decoding import decode_entry
 from service.engine.entry import Answer, Ask, Entry, Ranked, Reason
@@ -75,16 +76,11 @@ class Engine:
             audit_backlog=limits.feature_slots // AUDIT_SLOTS,
             on_drop=lambda stage: metrics.dropped.labels(stage).inc(),
         )
+        self._runner = BatchRunner(
+            self._scheduler, predictor, self._pool, metrics, limits, self._threshold_for, self._audited
+        )
         self._workers = Workers(
-            self._scheduler,
-            predictor,
-            self._pool,
-            metrics,
-            limits,
-            threshold_for=self._threshold_for,
-            on_audit=self._audited,
-            on_failure=self._failed,
-            on_recovery=self._recovered,
+            self._scheduler, self._runner, limits.workers, on_failure=self._failed, on_recovery=self._recovered
         )
         self._decoders = _decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._brown_out = BrownOut(limits.target_latency)
@@ -110,7 +106,7 @@ class Engine:
     @property
     def latency_table(self) -> LatencyTable:
         """Seconds of each pass by batch size."""
-        return self._workers.table
+        return self._runner.table
 
     def drain(self) -> None:
         """Stop being ready. Requests are still answered until ``close``."""
@@ -291,8 +287,8 @@ class Engine:
         return Load(
             undecided=max(0, len(self._waiting) - escalated),
             escalated=escalated,
-            low_seconds=self._workers.seconds("low"),
-            high_seconds=self._workers.seconds("high"),
+            low_seconds=self._runner.seconds("low"),
+            high_seconds=self._runner.seconds("high"),
         )
 
     def _steer(self) -> None:

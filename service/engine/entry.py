@@ -10,7 +10,6 @@ from typing import Literal
 from torch import Tensor
 
 from service.errors import DeadlinePassed, LowfirstError
-from service.inference.exit_rule import exits
 from service.inference.latency import Stage
 
 Reason = Literal["confident", "escalated", "deadline", "brownout", "cached"]
@@ -96,6 +95,7 @@ class Entry:
         image: uint8 (3, R, R) once decoded.
         slot: of the feature pool, which it holds while it is escalated or audited.
         low, high: probabilities (K,) of the passes done.
+        low_reason: why the low answer is given, once there is one, if it is.
         enqueued: when it entered the lane it is in.
     """
 
@@ -111,6 +111,7 @@ class Entry:
     slot: int | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+    low_reason: Reason = "deadline"
     confidence: float = 0.0
     enqueued: float = 0.0
     timing: Timing = field(default_factory=Timing)
@@ -134,7 +135,7 @@ class Entry:
     def expire(self) -> None:
         """The deadline has come: the low answer if there is one, else an error. In the event loop's thread."""
         if self.low is not None:
-            self.resolve("low", "confident" if exits(self.confidence, self.threshold) else "deadline")
+            self.resolve("low", self.low_reason)
         else:
             waited = time.monotonic() - self.arrival
             self.fail(

@@ -98,8 +98,7 @@ def arrange(
 
 
 def _cascade_rate(predictor: Predictor, size: int, escalated: float, seconds: float) -> float:
-    crop = predictor.spec.preprocessing.crop
-    images = torch.randint(0, 256, (size, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    images = predictor.noise(size)
     rows = torch.arange(max(1, round(size * escalated)))
 
     def step() -> None:

@@ -91,14 +91,13 @@ class LatencyTable:
 def measure(predictor: Predictor, budget: float = BUDGET_SECONDS, sizes: Sequence[int] = SIZES) -> LatencyTable:
     """Time both passes at each size, in this thread, as far as ``budget`` seconds go; at least at the smallest."""
     began = time.monotonic()
-    crop = predictor.spec.preprocessing.crop
     low: dict[int, float] = {}
     high: dict[int, float] = {}
     for size in sizes:
         spent = time.monotonic() - began
         if low and spent + 2 * (RUNS + 1) * (low[max(low)] + high[max(high)]) > budget:
             break
-        images = torch.randint(0, 256, (size, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        images = predictor.noise(size)
         _run(predictor, images)  # chooses its kernels
         low[size], high[size] = _best(predictor, images)
     return LatencyTable(_rising(low), _rising(high))

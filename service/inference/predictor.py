@@ -98,6 +98,11 @@ class Predictor:
         low = self.low(images)
         return low.logits, self.high(images, low)
 
+    def noise(self, count: int) -> Tensor:
+        """Random images, uint8 (count, 3, R, R), channels last as decoded ones are: to warm up and to measure with."""
+        crop = self.spec.preprocessing.crop
+        return torch.randint(0, 256, (count, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
 
 def load_network(folder: Path, spec: ModelSpec) -> nn.Module:
     """The network of ``spec`` with the weights in ``folder``, float32 on the CPU. Raises as ``Predictor.load``."""

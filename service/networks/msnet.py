@@ -65,8 +65,11 @@ class MSNet(nn.Module):
 
     def forward_low(self, x: Tensor) -> LowState:
         """Images (B, 3, R, R) -> the low answer at R / 2 and the features to reuse."""
-        resolution = x.shape[-2:]
-        x = halve(x)
+        return self.forward_halved(halve(x))
+
+    def forward_halved(self, x: Tensor) -> LowState:
+        """The same of images that are (B, 3, R / 2, R / 2) already."""
+        resolution = torch.Size(2 * side for side in x.shape[-2:])
         features = []
         for block in self.low.blocks:
             x = block(x)

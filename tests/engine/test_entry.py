@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from service.engine.entry import Entry
+from service.engine.entry import Entry, Reason
 from service.errors import DeadlinePassed, DeviceFailed
 
 
@@ -57,7 +57,8 @@ def test_deadline_of_an_unsure_image_gives_its_low_answer(entry: Entry) -> None:
     assert entry.future.result() == ("low", "deadline")
 
 
-def test_deadline_does_not_degrade_an_answer_that_is_sure(entry: Entry) -> None:
-    entry.confidence, entry.low = 0.6, torch.tensor([0.6, 0.2, 0.2])
+@pytest.mark.parametrize("reason", ["confident", "brownout"])
+def test_deadline_after_the_decision_leaves_its_reason(entry: Entry, reason: Reason) -> None:
+    entry.low, entry.low_reason = torch.tensor([0.6, 0.2, 0.2]), reason
     entry.expire()
-    assert entry.future.result() == ("low", "confident")
+    assert entry.future.result() == ("low", reason)

@@ -1,4 +1,4 @@
-"""Worker threads alone: what is decided after a low pass, what is counted, and what a failing device leaves behind."""
+"""Workers and what they do with a batch: decisions, counts, and what a failing device leaves behind."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
+from service.engine.batch_runner import BatchRunner
 from service.engine.entry import Entry, Reason
 from service.engine.features import FeaturePool
 from service.engine.limits import Limits
@@ -70,6 +71,7 @@ class Bench:
     audited: list[bool] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
     recovered: threading.Event = field(default_factory=threading.Event)
+    runner: BatchRunner = field(init=False)
     workers: Workers = field(init=False)
 
     def entries(self, threshold: float, deadline: float | None = None) -> list[Entry]:
@@ -104,7 +106,7 @@ async def working(
     images = [decode(make_jpeg(seed), predictor.spec.preprocessing) for seed in range(3)]
     scheduler = Scheduler(Plan(4, 4), SLOTS, audit_backlog=backlog)
     bench = Bench(scheduler, predictor, CollectorRegistry(), images)
-    bench.workers = Workers(
+    bench.runner = BatchRunner(
         scheduler,
         predictor,
         FeaturePool(SLOTS),
@@ -112,6 +114,11 @@ async def working(
         Limits(max_batch_size=4, workers=workers, audit_probability=audit_probability),
         threshold_for=lambda entry: min(entry.threshold, bench.lowered),
         on_audit=lambda entry, agreed: bench.audited.append(agreed),
+    )
+    bench.workers = Workers(
+        scheduler,
+        bench.runner,
+        workers,
         on_failure=lambda error, left: bench.failures.append(left),
         on_recovery=bench.recovered.set,
     )
@@ -140,13 +147,13 @@ async def test_unsure_images_escalate_and_sure_ones_exit(bench: Bench) -> None:
 
 
 async def test_escalation_that_would_miss_its_deadline_is_not_begun(bench: Bench) -> None:
-    bench.workers.table = SLOW
+    bench.runner.table = SLOW
     assert await bench.run(threshold=1.0, deadline=time.monotonic() + FAR) == [("low", "deadline")] * 3
     assert bench.count("lowfirst_batches_total", stage="high", reason="drained") == 0
 
 
 async def test_sure_answer_is_not_degraded_by_a_near_deadline(bench: Bench) -> None:
-    bench.workers.table = SLOW
+    bench.runner.table = SLOW
     assert await bench.run(threshold=0.0, deadline=time.monotonic() + FAR) == [("low", "confident")] * 3
 
 
@@ -155,7 +162,7 @@ async def test_escalation_that_will_make_its_deadline_is_run(bench: Bench) -> No
 
 
 async def test_past_overload_does_not_rule_out_escalations_for_ever(bench: Bench) -> None:
-    bench.workers.slowdown = 1e4 * FAR
+    bench.runner.slowdown = 1e4 * FAR
     for _ in range(100):
         outcomes = await bench.run(threshold=1.0, deadline=time.monotonic() + FAR)
         if outcomes[-1] == ("high", "escalated"):
@@ -164,21 +171,21 @@ async def test_past_overload_does_not_rule_out_escalations_for_ever(bench: Bench
 
 
 async def test_batches_teach_how_much_slower_the_machine_is_than_measured(bench: Bench) -> None:
-    bench.workers.table = LatencyTable({1: 1e-9}, {1: 1e-9})
+    bench.runner.table = LatencyTable({1: 1e-9}, {1: 1e-9})
     await bench.run(threshold=1.0)
-    assert bench.workers.slowdown > 10
-    assert bench.workers.seconds("high") > 10 * 1e-9
+    assert bench.runner.slowdown > 10
+    assert bench.runner.seconds("high") > 10 * 1e-9
 
 
 async def test_machine_that_became_slower_rules_out_what_its_table_would_allow(bench: Bench) -> None:
-    bench.workers.table = LatencyTable({1: FAR / 2}, {1: FAR / 2})
+    bench.runner.table = LatencyTable({1: FAR / 2}, {1: FAR / 2})
     assert await bench.run(threshold=1.0, deadline=time.monotonic() + FAR) == [("high", "escalated")] * 3
-    bench.workers.slowdown = 1000.0
+    bench.runner.slowdown = 1000.0
     assert await bench.run(threshold=1.0, deadline=time.monotonic() + FAR) == [("low", "deadline")] * 3
 
 
 async def test_workers_take_the_times_and_the_batch_sizes_they_are_given(bench: Bench) -> None:
-    assert bench.workers.table == PROFILE
+    assert bench.runner.table == PROFILE
     plan = bench.scheduler.plan
     assert (plan.low_size, plan.high_size) == (4, 4)
     assert plan.seconds("high", 4) == PROFILE.seconds("high", 4)
@@ -187,10 +194,9 @@ async def test_workers_take_the_times_and_the_batch_sizes_they_are_given(bench: 
 async def test_escalation_takes_as_long_as_what_waits_before_it(tiny_store: Path) -> None:
     predictor = Predictor.load(tiny_store / "tiny" / "1", "cpu", "float32")
     scheduler = Scheduler(Plan(8, 4), SLOTS)
-    limits = Limits(workers=2)
-    workers = Workers(scheduler, predictor, FeaturePool(SLOTS), Metrics(CollectorRegistry()), limits)
-    workers.table, workers.slowdown = LatencyTable({1: 1.0}, {1: 3.0, 2: 4.0, 4: 6.0}), 10.0
-    assert workers.escalation_seconds() == 10 * 3
+    runner = BatchRunner(scheduler, predictor, FeaturePool(SLOTS), Metrics(CollectorRegistry()), Limits(workers=2))
+    runner.table, runner.slowdown = LatencyTable({1: 1.0}, {1: 3.0, 2: 4.0, 4: 6.0}), 10.0
+    assert runner.escalation_seconds() == 10 * 3
     loop = asyncio.get_running_loop()
     scheduler.push([Entry(0.5, 1, 1, 0.0, None, loop, loop.create_future()) for _ in range(6)])
     batch = scheduler.take(0.0)
@@ -198,8 +204,8 @@ async def test_escalation_takes_as_long_as_what_waits_before_it(tiny_store: Path
     for entry, slot in zip(batch.entries, batch.slots, strict=True):
         entry.slot = slot
     scheduler.escalate(batch.entries, 6, [])
-    assert workers.seconds("high") == 10 * 6 / 4 / 2  # in batches of 4, by two workers
-    assert workers.escalation_seconds() == 6 * workers.seconds("high") + 10 * 6
+    assert runner.seconds("high") == 10 * 6 / 4 / 2  # in batches of 4, by two workers
+    assert runner.escalation_seconds() == 6 * runner.seconds("high") + 10 * 6
 
 
 async def test_image_that_exits_by_a_lowered_threshold_says_so(bench: Bench) -> None:
@@ -269,7 +275,7 @@ async def test_degraded_and_escalated_images_are_not_audited(
 ) -> None:
     async with working(tiny_store, make_jpeg, audit_probability=1.0) as bench:
         await bench.run(threshold=1.0)
-        bench.workers.table = SLOW
+        bench.runner.table = SLOW
         await bench.run(threshold=1.0, deadline=time.monotonic() + FAR)
         assert bench.audited == []
 
@@ -309,7 +315,8 @@ async def test_failed_warm_up_is_told_and_leaves_no_thread(tiny_store: Path) -> 
     predictor.refuses = lambda stage, images: stage == "high"
     before = set(threading.enumerate())
     scheduler = Scheduler(Plan(4, 4), SLOTS)
-    workers = Workers(scheduler, predictor, FeaturePool(SLOTS), Metrics(CollectorRegistry()), Limits(workers=2))
+    runner = BatchRunner(scheduler, predictor, FeaturePool(SLOTS), Metrics(CollectorRegistry()), Limits(workers=2))
+    workers = Workers(scheduler, runner, 2)
     with pytest.raises(ValueError, match="refused"):
         await asyncio.to_thread(workers.start)
     await asyncio.wait_for(asyncio.to_thread(workers.join), TIMEOUT)

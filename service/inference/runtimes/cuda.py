@@ -92,7 +92,8 @@ class _Graph:
                 forward(*self._inputs)
             torch.cuda.current_stream(device).synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(device)):
+            stream = torch.cuda.current_stream(device)
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._outputs = forward(*self._inputs)
 
     @torch.inference_mode()
