@@ -131,7 +131,7 @@ def _pixels(resolution: int) -> Tensor:
 
 
 def _inside(runtime: Runtime, resolution: int) -> Callable[[], object]:
-    """Every batch escalates its own unsure images, 3 and 2 by turns."""
+    """Every batch escalates its own unsure images."""
     images = _pixels(resolution)
     counts = _escalated_counts()
 

@@ -27,7 +27,9 @@ class Settings(BaseSettings):
     model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    precision: str = Field("auto", description="auto, float32, bfloat16, or float16 (CUDA).")
+    precision: str = Field(
+        "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
+    )
     runtime: str = Field("auto", description="auto, eager, openvino or cuda; auto: the fastest that is installed.")
     workers: int | None = Field(
         None, ge=1, le=1024, description="Threads that run the network; unset: one a core, two for a GPU."

@@ -33,6 +33,9 @@ NEWEST = 0.1
 WIDE_GAIN = 0.8
 WIDE_RUNS = 5
 
+# How long a worker decodes images of one batch.
+DECODE_SECONDS = 0.02
+
 
 class BatchRunner:
     """Both passes of one predictor, run on the batches of one scheduler. Threads share it.
@@ -71,6 +74,7 @@ class BatchRunner:
         self._limits = limits
         self._threshold_for = threshold_for
         self._on_audit = on_audit
+        self._decode_seconds = 0.0
         self._wide = False
         self._lock = threading.Lock()
         self._busy = 0
@@ -91,7 +95,7 @@ class BatchRunner:
         """Take ``table``, and what follows from it: how large batches are, and whether one image takes all cores."""
         self.table = table
         low, high = (table.best_size(stage, self._limits.max_batch_size) for stage in ("low", "high"))
-        self._scheduler.plan = Plan(low, high, table.seconds)
+        self._scheduler.plan = Plan(low, high, self._foretold)
         self._wide = self._limits.workers > 1 and self._is_wide_faster()
 
     def warm_up(self) -> None:
@@ -122,10 +126,15 @@ class BatchRunner:
     # what passes take
 
     def seconds(self, stage: Stage) -> float:
-        """What an image takes of the whole device in full batches, as it runs now."""
+        """What an image takes of the whole device in full batches, as it runs now, decoding included."""
         plan = self._scheduler.plan
         size = plan.low_size if stage == "low" else plan.high_size
-        return self.slowdown * self.table.seconds(stage, size) / size / self._limits.workers
+        decoding = self._decode_seconds if stage == "low" else 0.0
+        return (self.slowdown * self.table.seconds(stage, size) / size + decoding) / self._limits.workers
+
+    def _foretold(self, stage: Stage, size: float) -> float:
+        """Seconds of a batch on an undisturbed device, from its images' bytes on."""
+        return self.table.seconds(stage, size) + (self._decode_seconds * size if stage == "low" else 0.0)
 
     def escalation_seconds(self) -> float:
         """How long an image that escalates now would take to its high answer."""
@@ -142,7 +151,10 @@ class BatchRunner:
         """
         with self._one_more_busy():
             self._note_waits(batch)
-            self._run(batch)
+            if batch.work == "low":
+                batch = self._decoded(batch)
+            if batch.entries:
+                self._run(batch)
 
     @contextmanager
     def _one_more_busy(self) -> Iterator[None]:
@@ -168,6 +180,38 @@ class BatchRunner:
             waited = now - entry.enqueued
             entry.timing.queue += waited
             waits.observe(waited)
+
+    def _decoded(self, batch: Batch) -> Batch:
+        """What can run of a low batch: entries with their pixels that somebody waits for.
+
+        Entries that come without are decoded here, for ``DECODE_SECONDS``; then the rest wait again, for any worker,
+        so that an image that takes long to decode holds up nobody but the few decoded with it.
+        """
+        began = time.monotonic()
+        ready: list[Entry] = []
+        decoded = 0
+        for index, entry in enumerate(batch.entries):
+            if entry.image is not None:
+                ready.append(entry)
+                continue
+            if decode_entry(entry, self._predictor.spec.preprocessing, self._metrics):
+                ready.append(entry)
+            decoded += 1
+            if time.monotonic() > began + DECODE_SECONDS:
+                self._wait_again(batch.entries[index + 1 :])
+                break
+        if decoded:
+            self._decode_seconds += NEWEST * ((time.monotonic() - began) / decoded - self._decode_seconds)
+        alive = [entry for entry in ready if not entry.is_dead]
+        self._metrics.dropped.labels("low").inc(len(ready) - len(alive))
+        self._scheduler.release(batch.slots[len(alive) :])
+        return replace(batch, entries=alive, slots=batch.slots[: len(alive)])
+
+    def _wait_again(self, entries: list[Entry]) -> None:
+        now = time.monotonic()
+        for entry in entries:
+            entry.enqueued = now
+        self._scheduler.push(entries)
 
     def _run(self, batch: Batch) -> None:
         """One batch; if it raises, its entries one by one, so that only the one at fault fails.
@@ -210,10 +254,6 @@ class BatchRunner:
         return False
 
     def _low(self, entries: list[Entry], slots: list[int]) -> None:
-        entries = [entry for entry in entries if entry.image is not None or self._decode(entry)]
-        if not entries:
-            self._scheduler.release(slots)
-            return
         began = time.monotonic()
         state = self._predictor.low(_stack(entries), self._is_alone(entries))
         low = probabilities(state.logits, self._predictor.spec.temperature.low).cpu()
@@ -222,13 +262,15 @@ class BatchRunner:
         kept: list[int] = []
         answers: list[Callable[[], None]] = []
         audits: list[Entry] = []
+        thresholds: list[tuple[Entry, float]] = []
         for row, entry in enumerate(entries):
             entry.timing.low = spent
             entry.confidence = sure[row]
             if entry.is_dead:
                 self._metrics.dropped.labels("escalation").inc()
                 continue
-            reason = self._decide(entry)
+            threshold, reason = self._decide(entry)
+            thresholds.append((entry, threshold))
             entry.low_reason, entry.low = reason or "deadline", low[row]
             if reason is None:
                 kept.append(row)
@@ -239,6 +281,8 @@ class BatchRunner:
                 audits.append(entry)
         if kept:
             self._pool.put(state, kept, [slots[row] for row in kept])
+        for entry, threshold in thresholds:  # not before: had this raised, it would all be decided anew
+            entry.threshold = threshold
         now = time.monotonic()
         for row in kept:
             entries[row].slot = slots[row]
@@ -248,24 +292,20 @@ class BatchRunner:
         unused = [slot for row, slot in enumerate(slots) if row not in kept]
         self._scheduler.escalate(escalated, len(entries), unused + self._send_to_audit(audits))
 
-    def _decode(self, entry: Entry) -> bool:
-        return decode_entry(entry, self._predictor.spec.preprocessing, self._metrics)
-
     def _send_to_audit(self, entries: list[Entry]) -> list[int]:
         """The slots of those for whom there was no room."""
         refused = [entry for entry in entries if not self._scheduler.audit(entry)]
         self._metrics.audits_skipped.inc(len(refused))
         return [entry.slot for entry in refused if entry.slot is not None]
 
-    def _decide(self, entry: Entry) -> Reason | None:
-        """Why the low answer is final, or None if it is not."""
-        asked = entry.threshold
-        entry.threshold = self._threshold_for(entry)
-        if exits(entry.confidence, entry.threshold):
-            return "confident" if exits(entry.confidence, asked) else "brownout"
+    def _decide(self, entry: Entry) -> tuple[float, Reason | None]:
+        """What its confidence is compared with, and why the low answer is final, or None if it is not."""
+        threshold = self._threshold_for(entry)
+        if exits(entry.confidence, threshold):
+            return threshold, "confident" if exits(entry.confidence, entry.threshold) else "brownout"
         if entry.deadline is not None and time.monotonic() + self.escalation_seconds() > entry.deadline:
-            return "deadline"
-        return None
+            return threshold, "deadline"
+        return threshold, None
 
     def _high(self, entries: list[Entry], slots: list[int]) -> None:
         began = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from service.engine.entry import Entry
-from service.errors import InvalidImage, LowfirstError
+from service.errors import DeviceFailed, LowfirstError
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
 from service.log import logger
@@ -26,7 +26,7 @@ def decode_entry(entry: Entry, preprocessing: Preprocessing, metrics: Metrics) -
         return False
     except BaseException:
         logger.exception("decoding failed")
-        failure = InvalidImage("image cannot be decoded", field="image")
+        failure = DeviceFailed("decoding failed on this image")
         entry.loop.call_soon_threadsafe(entry.fail, failure)
         return False
     entry.timing.decode = time.monotonic() - began

@@ -66,16 +66,16 @@ def quantise(
                 value=agreement,
                 bound=MIN_AGREEMENT,
             )
+        own = run_passes(predictor, fitting, workers, on_batch)
+        table = dataclasses.replace(
+            certify(passes, quantising, predictor), default_threshold=cheapest(own, spec.temperature)
+        )
+        done = dataclasses.replace(quantising, calibration=(*spec.calibration, table))
+        write_spec(folder, done)
     except BaseException:
         shutil.rmtree(folder / INT8_FOLDER, ignore_errors=True)
         write_spec(folder, spec)
         raise
-    own = run_passes(predictor, fitting, workers, on_batch)
-    table = dataclasses.replace(
-        certify(passes, quantising, predictor), default_threshold=cheapest(own, spec.temperature)
-    )
-    done = dataclasses.replace(quantising, calibration=(*spec.calibration, table))
-    write_spec(folder, done)
     return done, agreement
 
 

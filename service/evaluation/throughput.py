@@ -57,8 +57,11 @@ def together(count: int, threads: int, work: Callable[[], float]) -> list[float]
 
 
 def peak(predictor: Predictor, workers: int, seconds: float = SECONDS) -> float:
-    """Multiply-adds a second of large matrix products in the predictor's precision, on all workers at once."""
-    dtype: torch.dtype = getattr(torch, predictor.precision)
+    """Multiply-adds a second of large matrix products in the predictor's precision, on all workers at once.
+
+    PyTorch has no fast product of integers: of int8 it is float32's.
+    """
+    dtype: torch.dtype = torch.float32 if predictor.precision == "int8" else getattr(torch, predictor.precision)
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=predictor.device).to(dtype) for _ in range(2))
 
     def work() -> float:

@@ -126,7 +126,7 @@ def _open(data: bytes) -> Iterator[ImageFile]:
             if image.format == "PNG":
                 Image.open(io.BytesIO(data), formats=["PNG"]).verify()  # its checksums, which decoding passes over
             yield image
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         pixels = int(re.findall(r"\d+", str(error))[0])

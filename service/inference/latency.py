@@ -53,8 +53,9 @@ class LatencyTable:
         return times[below] + weight * (times[beyond] - times[below])
 
     def best_size(self, stage: Stage, limit: int) -> int:
-        """The smallest batch, of at most ``limit`` images, that is about as fast an image as the fastest."""
-        each = {size: (self.seconds(stage, size) + BATCH_SECONDS) / size for size in (*SIZES, limit) if size <= limit}
+        """The smallest batch, of at most ``limit`` images and no more than were measured, about as fast as any."""
+        most = min(limit, max(self.low if stage == "low" else self.high))
+        each = {size: (self.seconds(stage, size) + BATCH_SECONDS) / size for size in (*SIZES, most) if size <= most}
         fastest = min(each.values())
         return min(size for size, seconds in each.items() if seconds <= fastest * WORTHWHILE)
 

@@ -25,7 +25,6 @@ SMALL = {
     "precision": "float32",
     "runtime": "eager",
     "workers": 1,
-    "decode_threads": 1,
     "max_batch_size": 2,
     "audit_probability": 0.0,  # an audit is drawn by chance, and counts
 }

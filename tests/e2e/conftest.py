@@ -34,7 +34,6 @@ def environment(tiny_store: Path) -> dict[str, str]:
         "LOWFIRST_DEVICE": "cpu",
         "LOWFIRST_PORT": "0",
         "LOWFIRST_WORKERS": "1",
-        "LOWFIRST_DECODE_THREADS": "1",
         "LOWFIRST_MAX_BATCH_SIZE": "2",
         "LOWFIRST_DRAIN_DELAY_SECONDS": "0",
     }

@@ -22,12 +22,14 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
+from service.engine import batch_runner, decoding
 from service.engine.engine import Engine
 from service.engine.entry import Answer, Ask, Entry
 from service.engine.limits import Limits
 from service.engine.scheduler import AHEAD
 from service.errors import Busy, DeadlinePassed, DeviceFailed, Draining, InvalidImage, UnsupportedImage
 from service.images.decode import decode
+from service.images.transforms import Preprocessing
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.latency import LatencyTable, Stage
 from service.inference.predictor import Predictor
@@ -191,7 +193,7 @@ async def serving(
     assert isinstance(predictor, WatchedPredictor)
     config = MemoryConfigStore({"tiny": ThresholdConfig("threshold", threshold, threshold, floor)})
     registry = CollectorRegistry()
-    chosen = Limits(**{"max_batch_size": 4, "decode_threads": 2, **limits})
+    chosen = Limits(**{"max_batch_size": 4, **limits})
     engine = Engine(predictor, config, cache, Metrics(registry), chosen)
     await in_time(engine.start(profile))
     try:
@@ -724,6 +726,68 @@ async def test_batch_of_nothing_but_broken_images_is_told_and_gives_its_slots_ba
         assert server.engine.why_not_ready() is None
 
 
+async def test_images_not_decoded_in_time_wait_again(
+    model: Path, direct: list[Direct], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "DECODE_SECONDS", 0.0)
+    async with serving(model, 1.0) as server:
+        gate = server.gate("low")
+        tasks = [server.start(direct[0].body)]
+        await gate.arrival()
+        tasks += [server.start(image.body) for image in direct[1:4]]
+        await server.waiting("low", 3)
+        gate.open()
+        for answer, image in zip(await outcomes(tasks), direct, strict=False):
+            assert_answers(answer, image, 1.0)
+        assert gate.sizes == [1, 1, 1, 1]
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+
+
+async def test_image_that_dies_while_its_batch_is_decoded_is_not_computed(
+    model: Path, direct: list[Direct], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait_at_the_third(data: bytes, preprocessing: Preprocessing) -> Tensor:
+        if data == direct[2].body:
+            reached.set()
+            assert go_on.wait(TIMEOUT)
+        return decode(data, preprocessing)
+
+    monkeypatch.setattr(batch_runner, "DECODE_SECONDS", TIMEOUT)
+    monkeypatch.setattr(decoding, "decode", wait_at_the_third)
+    async with serving(model) as server:
+        gate = server.gate("low")
+        first = server.start(direct[0].body)
+        await gate.arrival()
+        leaving, staying = server.start(direct[1].body), server.start(direct[2].body)
+        await server.waiting("low", 2)
+        gate.open()
+        assert await asyncio.to_thread(reached.wait, TIMEOUT)
+        await leave(leaving)
+        go_on.set()
+        await outcomes([first, staying])
+        assert gate.sizes == [1, 1]
+        assert server.dropped() == {"low": 1}
+        await until(lambda: server.engine._scheduler.free_slots == Limits().feature_slots)
+
+
+async def test_decoder_that_breaks_is_our_fault_and_costs_its_image_alone(
+    model: Path, direct: list[Direct], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(data: bytes, preprocessing: Preprocessing) -> Tensor:
+        if data == direct[0].body:
+            raise MemoryError
+        return decode(data, preprocessing)
+
+    monkeypatch.setattr(decoding, "decode", break_down)
+    async with serving(model) as server:
+        broken, answer = await outcomes([server.start(direct[0].body), server.start(direct[1].body)])
+        assert isinstance(broken, DeviceFailed)
+        assert_answers(answer, direct[1], 0.5)
+        assert server.engine.why_not_ready() is None
+
+
 async def test_decoded_images_that_wait_are_bounded(model: Path, direct: list[Direct]) -> None:
     async with serving(model, 0.0, max_batch_size=1, decode_threads=2) as server:
         gate = server.gate("low")
@@ -899,7 +963,7 @@ async def test_closing_twice_is_harmless(model: Path) -> None:
 
 async def test_closed_engine_leaves_no_thread(model: Path, direct: list[Direct]) -> None:
     before = set(threading.enumerate())
-    async with serving(model, workers=3) as server:
+    async with serving(model, workers=3, decode_threads=1) as server:
         await server.classify(direct[0].body)
         started = {thread.name for thread in set(threading.enumerate()) - before}
         assert {"worker-0", "worker-1", "worker-2", "decode_0"} <= started

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
+from service.engine import batch_runner
 from service.engine.batch_runner import BatchRunner
 from service.engine.entry import Entry, Reason
 from service.engine.features import FeaturePool
@@ -206,6 +209,22 @@ async def test_escalation_takes_as_long_as_what_waits_before_it(tiny_store: Path
     scheduler.escalate(batch.entries, 6, [])
     assert runner.seconds("high") == 10 * 6 / 4 / 2  # in batches of 4, by two workers
     assert runner.escalation_seconds() == 6 * runner.seconds("high") + 10 * 6
+
+
+async def test_decoding_counts_as_time_that_the_low_pass_takes(
+    bench: Bench, make_jpeg: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, foretold = bench.runner.seconds("low"), bench.scheduler.plan.seconds("low", 2)
+    ticks = itertools.count(time.monotonic(), 0.5)
+    monkeypatch.setattr(batch_runner, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    entries = bench.entries(threshold=0.0)
+    for seed, entry in enumerate(entries):
+        entry.image, entry.body = None, make_jpeg(seed)
+    bench.scheduler.push(entries)
+    await asyncio.wait_for(asyncio.gather(*(entry.future for entry in entries)), TIMEOUT)
+    assert bench.runner.seconds("low") > before + 0.01
+    assert bench.scheduler.plan.seconds("low", 2) > foretold + 0.02
+    assert bench.scheduler.plan.seconds("high", 2) == PROFILE.seconds("high", 2)
 
 
 async def test_image_that_exits_by_a_lowered_threshold_says_so(bench: Bench) -> None:

@@ -58,6 +58,11 @@ def test_best_batch_is_at_most_the_limit(limit: int) -> None:
     assert constant.best_size("low", limit) == limit
 
 
+def test_no_batch_is_larger_than_what_was_measured() -> None:
+    assert LatencyTable({1: 1.0, 32: 1.0}, {1: 1.0, 8: 1.0}).best_size("low", 1024) == 32
+    assert LatencyTable({1: 1.0, 32: 1.0}, {1: 1.0, 8: 1.0}).best_size("high", 1024) == 8
+
+
 def test_mean_is_of_the_sizes_that_all_measured() -> None:
     one, other = LatencyTable({1: 1.0, 2: 3.0}, {1: 2.0}), LatencyTable({1: 2.0}, {1: 4.0, 2: 9.0})
     assert LatencyTable.mean([one, other]) == LatencyTable({1: 1.5}, {1: 3.0})

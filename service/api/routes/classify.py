@@ -156,16 +156,23 @@ async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T | Non
     """What ``work`` gives, or None as soon as the client is gone: then its images are dropped where they stand."""
     working = asyncio.current_task()
     assert working is not None
+    has_left = False
+
+    def leave(_: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        has_left = True
+        working.cancel()
+
     leaving = asyncio.ensure_future(_client_left(request))
-    leaving.add_done_callback(lambda watch: None if watch.cancelled() else working.cancel())
+    leaving.add_done_callback(leave)
     try:
         return await work
     except asyncio.CancelledError:
-        if not leaving.done() or leaving.cancelled():
+        if not has_left or working.uncancel():  # somebody else cancelled
             raise
-        working.uncancel()
         return None
     finally:
+        leaving.remove_done_callback(leave)
         leaving.cancel()
 
 
