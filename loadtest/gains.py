@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import service.inference.runtimes.eager as eager
+import service.inference.runtimes.openvino as openvino
 from service.evaluation.throughput import rate, together
 from service.images.transforms import Preprocessing
 from service.inference.device import Precision, choose_precision, cores
-from service.inference.runtimes.base import Runtime
+from service.inference.runtimes.base import Runtime, normalise
 from service.inference.runtimes.eager import EagerRuntime
-from service.inference.runtimes.folding import fold_norms
 from service.inference.runtimes.openvino import CORE, PRECISION_HINTS, OpenVINORuntime, Stage, convert
 from service.networks.mobilenet import DepthwiseConv2d
 from service.networks.registry import build
@@ -95,7 +95,7 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
     def eager_runtime(precision: Precision) -> Runtime:
         return EagerRuntime(_network(name), preprocessing, CPU, precision)
 
-    with _unfolded():
+    with _replaced(eager, "fold_norms", lambda network: network):
         unfolded = eager_runtime(fast)
     plain, exact = eager_runtime(fast), eager_runtime("float32")
     vino = OpenVINORuntime(convert(_network(name), preprocessing), fast, threads=1)
@@ -104,6 +104,11 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
     yield f"eager {fast}: norms folded", cascade(unfolded), cascade(plain)
     yield f"eager {fast}: one worker of all cores -> one a core", cascade(plain, 1, all_cores), cascade(plain)
     yield f"{fast}: eager -> OpenVINO", cascade(plain), cascade(vino)
+    yield (
+        f"OpenVINO {fast}: low input by operators, float32 features -> by one convolution, {fast}",
+        (cascade(_operators(name, preprocessing, fast))),
+        cascade(vino),
+    )
     yield f"OpenVINO {fast}: streams of one model -> one model a worker", cascade(shared), cascade(vino)
     yield f"eager {fast}: escalating in each batch -> batched again", cascade(plain), cascade(plain, rebatch=True)
     yield f"OpenVINO {fast}: escalating in each batch -> batched again", cascade(vino), cascade(vino, rebatch=True)
@@ -118,12 +123,13 @@ def _network(name: str) -> nn.Module:
 
 
 @contextmanager
-def _unfolded() -> Iterator[None]:
-    setattr(eager, "fold_norms", lambda network: network)  # noqa: B010
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(eager, "fold_norms", fold_norms)  # noqa: B010
+        setattr(owner, name, kept)
 
 
 def _pixels(resolution: int) -> Tensor:
@@ -166,6 +172,20 @@ def _escalated_counts() -> Iterator[int]:
     random = np.random.default_rng(0)
     while True:
         yield max(1, int(random.binomial(BATCH, ESCALATED)))
+
+
+def _operators(name: str, preprocessing: Preprocessing, precision: Precision) -> OpenVINORuntime:
+    """OpenVINO with the low pass as the network has it, and features handed over in float32."""
+
+    def in_operators(low: openvino._Low, pixels: Tensor) -> tuple[Tensor, ...]:
+        images = normalise(pixels.permute(0, 3, 1, 2), preprocessing)
+        state = low._network.forward_low(images)
+        return state.logits, *state.features
+
+    with _replaced(openvino._Low, "forward", in_operators):
+        models = convert(_network(name), preprocessing)
+    with _replaced(openvino, "_with_bfloat16_features", lambda models: models):
+        return OpenVINORuntime(models, precision, threads=1)
 
 
 class _SharedStreams(OpenVINORuntime):
