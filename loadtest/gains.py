@@ -9,6 +9,7 @@ otherwise; a row's ratio is taken in each round, and quoted as its median with t
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -72,7 +73,7 @@ def main(
             gain.network, gain.what, f"{gain.before:.0f}", f"{gain.after:.0f}", f"{median(gain.ratios):.2f}",
             f"{min(gain.ratios):.2f} to {max(gain.ratios):.2f}",
         )  # fmt: skip
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps([asdict(gain) for gain in gains], indent=1) + "\n")
