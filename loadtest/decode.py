@@ -30,11 +30,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.io import decode_image
 
 from service.evaluation.passes import Passes, check_classes
-from service.images.decode import decode
+from service.images.decode import Pixels, decode, resize, stack
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
@@ -135,21 +134,20 @@ def _by_pillow(data: bytes, preprocessing: Preprocessing, reduced: bool) -> Tens
         if reduced:
             image.draft(None, (preprocessing.resize, preprocessing.resize))
         box, side = preprocessing.source_square(*image.size)
-        return _resized(torch.from_numpy(np.array(image.crop(box))), side, preprocessing.crop)
+        return _cropped(np.array(image.crop(box)), side, preprocessing.crop)
 
 
 def _torchvision(data: bytes, preprocessing: Preprocessing) -> Tensor:
-    pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), "RGB").permute(1, 2, 0)
+    pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), "RGB").numpy().transpose(1, 2, 0)
     (left, top, right, bottom), side = preprocessing.source_square(pixels.shape[1], pixels.shape[0])
-    return _resized(pixels[top:bottom, left:right], side, preprocessing.crop)
+    return _cropped(pixels[top:bottom, left:right], side, preprocessing.crop)
 
 
-def _resized(pixels: Tensor, side: int, crop: int) -> Tensor:
-    """uint8 (height, width, 3) -> the middle, uint8 (3, crop, crop), of its resize to ``side``."""
-    batch = pixels[None].permute(0, 3, 1, 2)
+def _cropped(pixels: Pixels, side: int, crop: int) -> Tensor:
+    """The middle, uint8 (3, crop, crop), of ``pixels`` resized to ``side``, as the server resizes."""
     start = (side - crop) // 2
-    resized = interpolate(batch, (side, side), mode="bilinear", antialias=True)
-    return resized[0, :, start : start + crop, start : start + crop]
+    square = resize(pixels, side)[start : start + crop, start : start + crop]
+    return torch.from_numpy(square.transpose(2, 0, 1))
 
 
 DECODERS: dict[str, Decoder] = {"Pillow": _pillow, "torchvision": _torchvision, "decode": decode}
@@ -196,7 +194,7 @@ def _accuracy(photographs: Photographs, predictor: Predictor) -> list[Answers]:
             targets = torch.tensor([each.target for each in batch])
             ms += [each.ms for each in batch]
             for way, kept in enumerate(passes):
-                low, high = predictor.heads(torch.stack([each.squares[way] for each in batch]))
+                low, high = predictor.heads(stack([each.squares[way] for each in batch]))
                 kept.append(Passes(low.float().cpu(), high.float().cpu(), targets))
     return [
         _answers(name, kept, predictor, median(each[way] for each in ms))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from service.images.decode import decode
+from service.images.decode import decode, stack
 from service.images.transforms import Preprocessing
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
@@ -98,7 +98,7 @@ def _untrained(name: str, preprocessing: Preprocessing, store: Path, photographs
     folder.mkdir(parents=True)
     torch.manual_seed(SEED)
     network = build(name, CLASSES)
-    images = torch.stack([decode(data, preprocessing) for data in photographs])
+    images = stack([decode(data, preprocessing) for data in photographs])
     _fit(network, normalise(images[:: -(-len(images) // FITTED)], preprocessing))
     costs = cost(name, CLASSES, preprocessing.crop)
     labels = tuple(f"class {index}" for index in range(CLASSES))
