@@ -1107,27 +1107,27 @@ async def test_images_of_a_closing_server_are_answered_though_its_last_worker_fa
     one_by_one = LatencyTable(PROFILE.low, {1: 1.0, 32: 32.0})
     before = set(threading.enumerate())
     async with serving(model, 1.0, workers=2, profile=one_by_one) as server:
-        gate = server.gate("low")
+        first, second = server.gate("low"), Gate("low")
         tasks = []
         for image in direct[:2]:
             tasks.append(server.start(image.body))
-            await gate.arrival()  # in a worker of its own
+            await first.arrival()  # in a worker of its own
         tasks += [server.start(image.body) for image in direct[2:6]]
         await server.waiting("low", 4)
         closing = asyncio.create_task(server.engine.close())
         await until(lambda: server.engine._scheduler._closed)
-        for _ in range(2):
-            gate.let_one_through()
-        await gate.arrival()  # the four, in one worker
+        server.predictor.before = second
+        first.open()
+        await second.arrival()  # the four, in one worker
         await until(lambda: len(workers_since(before)) == 1)  # the other one has left
 
         def fail(stage: Stage, images: Tensor) -> None:
-            gate(stage, images)
+            second(stage, images)
             if stage == "high":
                 raise RuntimeError("broken")
 
         server.predictor.before = fail
-        gate.open()
+        second.open()
         answered = await outcomes(tasks)
         await asyncio.wait_for(closing, TIMEOUT)
         assert all(isinstance(answer, Answer) for answer in answered[:2])
