@@ -117,6 +117,7 @@ def _limits(settings: Settings, on_cpu: bool) -> Limits:
         decode_threads=decoders,
         audit_probability=settings.audit_probability,
         target_latency=settings.target_latency_ms / 1e3,
+        max_queue=settings.max_queue_ms / 1e3,
     )
 
 

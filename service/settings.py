@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import InvalidOption
@@ -59,6 +60,12 @@ class Settings(BaseSettings):
     target_latency_ms: float = Field(
         500, gt=0, allow_inf_nan=False, description="Work that may be queued before a threshold sinks to its floor."
     )
+    max_queue_ms: float = Field(
+        750,
+        gt=0,
+        allow_inf_nan=False,
+        description="Work that may be queued, at least LOWFIRST_TARGET_LATENCY_MS; behind more: 429.",
+    )
     audit_probability: float = Field(
         0.01, ge=0, le=1, description="Share of exited images that get the high pass too, to count disagreements."
     )
@@ -70,6 +77,14 @@ class Settings(BaseSettings):
         30, ge=1, le=3600, description="Then: how long accepted requests may take to finish."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
+
+    @field_validator("max_queue_ms")
+    @classmethod
+    def _leaves_room_for_the_target(cls, value: float, info: ValidationInfo) -> float:
+        target = info.data.get("target_latency_ms", 0.0)
+        if value < target:
+            raise PydanticCustomError("max_queue", "at least LOWFIRST_TARGET_LATENCY_MS, {target}", {"target": target})
+        return value
 
 
 def load_settings(given: Mapping[str, object] | None = None) -> Settings:

@@ -21,6 +21,7 @@ VALUES = {
     "threads": ("2", 2),
     "profile": ("/times.json", Path("/times.json")),
     "target_latency_ms": ("250", 250.0),
+    "max_queue_ms": ("900", 900.0),
     "audit_probability": ("0.5", 0.5),
     "decode_threads": ("5", 5),
     "max_batch_size": ("16", 16),
@@ -50,6 +51,10 @@ OUT_OF_BOUNDS = [
     ("target_latency_ms", "0"),
     ("target_latency_ms", "inf"),
     ("target_latency_ms", "nan"),
+    ("max_queue_ms", "0"),
+    ("max_queue_ms", "499"),
+    ("max_queue_ms", "inf"),
+    ("max_queue_ms", "nan"),
     ("audit_probability", "-0.1"),
     ("audit_probability", "1.5"),
     ("audit_probability", "nan"),
@@ -105,6 +110,12 @@ def test_variable_out_of_bounds_is_named_with_its_value(name: str, text: str, mo
     assert caught.value.field == variable
     assert caught.value.message.startswith(f"{variable} is {text!r}; it must be ")
     assert "String should" not in caught.value.message
+
+
+def test_queue_must_leave_room_for_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWFIRST_TARGET_LATENCY_MS", "1000")
+    with pytest.raises(InvalidOption, match=r"MAX_QUEUE_MS is 750.* at least LOWFIRST_TARGET_LATENCY_MS, 1000"):
+        load_settings()
 
 
 def test_every_number_has_a_bound_that_is_tested() -> None:

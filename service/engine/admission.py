@@ -8,13 +8,17 @@ from contextlib import contextmanager
 
 from service.errors import Busy
 
+# Images in flight that are accepted however long the device takes for them.
+ALWAYS = 16
+
 
 class Admission:
     """Counts of work in flight, used from the event loop's thread alone.
 
     Args:
         max_images, max_bytes: limits over all requests.
-        wait_seconds: how long a new image would have to wait, for Retry-After.
+        max_seconds: of queued work; what comes behind that much is turned away, unless few images are in flight.
+        wait_seconds: how long a new image would have to wait.
         on_reject: told which limit was reached.
     """
 
@@ -22,11 +26,13 @@ class Admission:
         self,
         max_images: int,
         max_bytes: int,
+        max_seconds: float = math.inf,
         wait_seconds: Callable[[], float] = lambda: 0.0,
         on_reject: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.max_images = max_images
         self.max_bytes = max_bytes
+        self.max_seconds = max_seconds
         self.images = 0
         self.bytes = 0
         self._wait_seconds = wait_seconds
@@ -40,9 +46,11 @@ class Admission:
             Busy: a limit is reached; nothing is held.
         """
         if self.images + images > self.max_images:
-            raise self._busy("images", self.images, self.max_images)
+            raise self._busy("images", "in_flight", self.images, self.max_images)
         if self.bytes and self.bytes + size > self.max_bytes:  # one body alone is bounded elsewhere
-            raise self._busy("bytes", self.bytes, self.max_bytes)
+            raise self._busy("bytes", "in_flight", self.bytes, self.max_bytes)
+        if self.images >= ALWAYS and (seconds := self._wait_seconds()) > self.max_seconds:
+            raise self._busy("seconds", "queued", round(seconds, 3), self.max_seconds)
         self.images += images
         self.bytes += size
         try:
@@ -51,12 +59,12 @@ class Admission:
             self.images -= images
             self.bytes -= size
 
-    def _busy(self, what: str, value: int, bound: int) -> Busy:
+    def _busy(self, what: str, where: str, value: float, bound: float) -> Busy:
         self._on_reject(what)
         return Busy(
-            f"{value} {what} are in flight; the limit is {bound}",
+            f"{value} {what} are {where.replace('_', ' ')}; the limit is {bound}",
             retry_after_seconds=max(1, math.ceil(self._wait_seconds())),
-            field=f"{what}_in_flight",
+            field=f"{what}_{where}",
             value=value,
             bound=bound,
         )

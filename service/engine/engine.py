@@ -59,6 +59,7 @@ class Engine:
         self.admission = Admission(
             limits.max_images_in_flight,
             limits.max_bytes_in_flight,
+            limits.max_queue,
             wait_seconds=self.queued_seconds,
             on_reject=lambda reason: metrics.rejected.labels(reason).inc(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -17,3 +18,4 @@ class Limits:
     decode_threads: int = 0
     audit_probability: float = 0.0
     target_latency: float = 0.5
+    max_queue: float = math.inf

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.admission import Admission
+from service.engine.admission import ALWAYS, Admission
 from service.errors import Busy
 
 
@@ -50,6 +50,20 @@ def test_body_larger_than_the_limit_is_admitted_alone() -> None:
         assert admission.bytes == 500
         with pytest.raises(Busy), admission.admit(images=1, size=1):
             pytest.fail("admitted")
+
+
+def test_image_behind_too_much_work_is_busy_unless_few_are_in_flight() -> None:
+    queued = 2.0
+    reasons: list[str] = []
+    admission = Admission(99, 100, max_seconds=1.5, wait_seconds=lambda: queued, on_reject=reasons.append)
+    with admission.admit(images=ALWAYS - 1), admission.admit(images=1):
+        with pytest.raises(Busy, match=r"2\.0 seconds are queued; .* 1\.5") as busy, admission.admit(images=1):
+            pytest.fail("admitted")
+        assert (busy.value.field, busy.value.value, busy.value.bound) == ("seconds_queued", 2.0, 1.5)
+        assert reasons == ["seconds"]
+        queued = 1.5
+        with admission.admit(images=1):
+            assert admission.images == ALWAYS + 1
 
 
 def test_rest_of_a_batch_request_is_admitted_by_images_alone() -> None:
