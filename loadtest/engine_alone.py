@@ -46,7 +46,7 @@ from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.networks.msnet import LowState
 from service.settings import SHIPPED_MODEL, Settings
-from service.state.base import ThresholdConfig
+from service.state.base import RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore
 from service.store import ModelStore
 
@@ -107,7 +107,8 @@ def _ready_made(data: bytes, preprocessing: Preprocessing) -> Tensor:  # noqa: A
 async def _engine(rounds: int, images: int) -> list[float]:
     settings = Settings()
     predictor = NoOp.load(ModelStore(settings.model_store).find(SHIPPED_MODEL), "cpu", "float32")
-    config = MemoryConfigStore({predictor.spec.name: ThresholdConfig("threshold", 0.7, 0.7)})
+    name, version = predictor.spec.name, predictor.spec.version
+    config = MemoryConfigStore(RuntimeConfig(1, {name: ThresholdConfig("threshold", 0.7, 0.7)}, {name: version}))
     engine = Engine(predictor, config, None, Metrics(CollectorRegistry()), Limits(max_batch_size=8, workers=1))
     await engine.start()
 

@@ -30,7 +30,7 @@ from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
 from service.settings import Settings
-from service.state.base import ThresholdConfig
+from service.state.base import RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore, MemoryResultCache
 from service.store import ModelStore
 
@@ -77,7 +77,9 @@ def build_parts(settings: Settings) -> Parts:
     if not predictor.is_multi_scale:
         raise BrokenModel(f"{settings.model} is single-scale: it has no early exit to serve", field="model")
     start = spec.start_threshold(predictor.runtime, predictor.precision)
-    config_store = MemoryConfigStore({spec.name: ThresholdConfig("threshold", start, start)})
+    config_store = MemoryConfigStore(
+        RuntimeConfig(1, {spec.name: ThresholdConfig("threshold", start, start)}, {spec.name: spec.version})
+    )
     metrics = Metrics(_registry())
     engine = Engine(
         predictor,

@@ -25,13 +25,20 @@ class ThresholdConfig:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """What can be changed while the server runs. ``version`` grows by one with every change."""
+    """What can be changed while the server runs.
+
+    Attributes:
+        version: grows by one with every change.
+        thresholds: of each served model, by its name.
+        models: version of each served model, by its name; the first is the one a request means that names none.
+    """
 
     version: int
     thresholds: Mapping[str, ThresholdConfig]
+    models: Mapping[str, int]
 
 
-Change = Callable[[RuntimeConfig], Mapping[str, ThresholdConfig]]
+Change = Callable[[RuntimeConfig], RuntimeConfig]
 
 
 class ConfigStore(Protocol):
@@ -43,7 +50,7 @@ class ConfigStore(Protocol):
         ...
 
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
-        """Replace the thresholds by ``change(current)`` in one atomic step; gives the new config.
+        """Replace the config by ``change(current)``, one version on, in one atomic step; gives the new config.
 
         Raises:
             ConfigConflict: the version is not ``expected_version``, or another change came between.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from dataclasses import replace
 
 from service.errors import ConfigConflict
-from service.state.base import CachedPasses, Change, RuntimeConfig, ThresholdConfig
+from service.state.base import CachedPasses, Change, RuntimeConfig
 
 
 class MemoryConfigStore:
-    """The runtime config of one process; its first version is 1."""
+    """The runtime config of one process."""
 
-    def __init__(self, thresholds: Mapping[str, ThresholdConfig]) -> None:
-        self._current = RuntimeConfig(version=1, thresholds=dict(thresholds))
+    def __init__(self, start: RuntimeConfig) -> None:
+        self._current = start
         self._lock = asyncio.Lock()
 
     @property
@@ -33,7 +33,7 @@ class MemoryConfigStore:
                     value=expected_version,
                     bound=before.version,
                 )
-            self._current = RuntimeConfig(before.version + 1, dict(change(before)))
+            self._current = replace(change(before), version=before.version + 1)
             return self._current
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
@@ -15,18 +15,22 @@ from service.state.memory import MemoryConfigStore, MemoryResultCache
 
 pytestmark = pytest.mark.anyio
 
-START = {"tiny": ThresholdConfig("threshold", 0.0, 0.5), "other": ThresholdConfig("min_agreement", 0.9, 0.7, 0.2)}
+START = RuntimeConfig(
+    1,
+    {"tiny": ThresholdConfig("threshold", 0.0, 0.5), "other": ThresholdConfig("min_agreement", 0.9, 0.7, 0.2)},
+    {"tiny": 1, "other": 3},
+)
 
 LOW = CachedPasses((0.6, 0.4))
 COMPLETE = CachedPasses((0.6, 0.4), (0.1, 0.9))
 
-OpenConfig = Callable[[Mapping[str, ThresholdConfig]], AbstractAsyncContextManager[ConfigStore]]
+OpenConfig = Callable[[RuntimeConfig], AbstractAsyncContextManager[ConfigStore]]
 OpenCache = Callable[[], AbstractAsyncContextManager[ResultCache]]
 
 
 @asynccontextmanager
-async def memory_config(thresholds: Mapping[str, ThresholdConfig]) -> AsyncIterator[ConfigStore]:
-    yield MemoryConfigStore(thresholds)
+async def memory_config(start: RuntimeConfig) -> AsyncIterator[ConfigStore]:
+    yield MemoryConfigStore(start)
 
 
 @asynccontextmanager
@@ -55,15 +59,20 @@ async def cache(request: pytest.FixtureRequest) -> AsyncIterator[ResultCache]:
         yield cache
 
 
+def putting(tiny: ThresholdConfig) -> Change:
+    """Sets what stands of ``tiny``, whatever it was."""
+    return lambda config: dataclasses.replace(config, thresholds={**config.thresholds, "tiny": tiny})
+
+
 def setting(threshold: float) -> Change:
     """Sets the threshold of ``tiny``, whatever it was."""
-    return lambda config: {**config.thresholds, "tiny": ThresholdConfig("threshold", threshold, threshold)}
+    return putting(ThresholdConfig("threshold", threshold, threshold))
 
 
-def counting(config: RuntimeConfig) -> Mapping[str, ThresholdConfig]:
+def counting(config: RuntimeConfig) -> RuntimeConfig:
     """Adds one to the value of ``tiny``: applied n times, it says n."""
     tiny = config.thresholds["tiny"]
-    return {**config.thresholds, "tiny": dataclasses.replace(tiny, value=tiny.value + 1)}
+    return putting(dataclasses.replace(tiny, value=tiny.value + 1))(config)
 
 
 async def until_applied(store: ConfigStore, change: Change) -> RuntimeConfig:
@@ -77,7 +86,7 @@ async def until_applied(store: ConfigStore, change: Change) -> RuntimeConfig:
 
 async def test_store_starts_with_what_it_is_given(store: ConfigStore) -> None:
     assert store.current.version >= 1
-    assert store.current.thresholds == START
+    assert (store.current.thresholds, store.current.models) == (START.thresholds, START.models)
 
 
 async def test_version_grows_by_one_with_every_change(store: ConfigStore) -> None:
@@ -88,27 +97,33 @@ async def test_version_grows_by_one_with_every_change(store: ConfigStore) -> Non
 
 async def test_update_gives_the_config_it_made_and_current_is_that(store: ConfigStore) -> None:
     updated = await store.update(setting(0.25))
-    assert updated.thresholds == {**START, "tiny": ThresholdConfig("threshold", 0.25, 0.25)}
+    assert updated.thresholds == {**START.thresholds, "tiny": ThresholdConfig("threshold", 0.25, 0.25)}
+    assert updated.models == START.models
     assert store.current == updated
 
 
 async def test_floor_and_goal_survive(store: ConfigStore) -> None:
     change = ThresholdConfig("max_accuracy_drop", 0.01, 1 / 3, floor=0.1)
-    await store.update(lambda config: {**config.thresholds, "tiny": change})
+    await store.update(putting(change))
     assert store.current.thresholds["tiny"] == change
 
 
 async def test_earlier_config_does_not_change(store: ConfigStore) -> None:
     before = store.current
     await store.update(setting(0.25))
-    assert before.thresholds == START
+    assert before.thresholds == START.thresholds
 
 
-async def test_mapping_that_a_change_gave_is_copied(store: ConfigStore) -> None:
-    given = dict(START)
-    await store.update(lambda config: given)
-    given.clear()
-    assert store.current.thresholds == START
+async def test_models_change_and_keep_their_order(store: ConfigStore) -> None:
+    models = {"other": 4, "new": 1, "tiny": 2}
+    await store.update(lambda config: dataclasses.replace(config, models=models))
+    assert list(store.current.models.items()) == list(models.items())
+
+
+async def test_version_that_a_change_gives_means_nothing(store: ConfigStore) -> None:
+    before = store.current.version
+    changed = await store.update(lambda config: dataclasses.replace(config, version=99))
+    assert changed.version == before + 1
 
 
 async def test_expected_version_lets_a_change_through(store: ConfigStore) -> None:
@@ -128,7 +143,7 @@ async def test_other_version_than_expected_is_a_conflict_that_names_both(store: 
 async def test_change_that_raises_changes_nothing(store: ConfigStore) -> None:
     before = store.current
 
-    def refuse(config: RuntimeConfig) -> Mapping[str, ThresholdConfig]:
+    def refuse(config: RuntimeConfig) -> RuntimeConfig:
         raise KeyError(config.version)
 
     with pytest.raises(KeyError):
@@ -204,7 +219,3 @@ async def test_memory_counts_a_put_as_use() -> None:
     await cache.put("one", LOW)
     await cache.put("three", LOW)
     assert [await cache.get(key) for key in ("one", "two", "three")] == [COMPLETE, None, LOW]
-
-
-async def test_memory_starts_at_version_one() -> None:
-    assert MemoryConfigStore(START).current.version == 1

@@ -35,7 +35,7 @@ from service.inference.latency import LatencyTable, Stage
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.networks.msnet import LowState
-from service.state.base import CachedPasses, ResultCache, ThresholdConfig
+from service.state.base import CachedPasses, ResultCache, RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore, MemoryResultCache
 
 pytestmark = pytest.mark.anyio
@@ -116,6 +116,11 @@ def refuse_white(stage: Stage, images: Tensor) -> None:
         raise ValueError(f"white in the {stage} pass")
 
 
+def start(threshold: float, floor: float | None = None) -> RuntimeConfig:
+    """The runtime config of a server of ``tiny/1``."""
+    return RuntimeConfig(1, {"tiny": ThresholdConfig("threshold", threshold, threshold, floor)}, {"tiny": 1})
+
+
 @dataclass
 class Server:
     """An engine that runs, and what it was given."""
@@ -142,7 +147,7 @@ class Server:
         await until(lambda: self.engine.queue_depth()[stage] == count)
 
     async def change_threshold(self, threshold: float) -> None:
-        await self.config.update(lambda config: {"tiny": ThresholdConfig("threshold", threshold, threshold)})
+        await self.config.update(lambda _: start(threshold))
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"lowfirst_{name}", labels) or 0.0
@@ -191,7 +196,7 @@ async def serving(
     """A started engine; closed at the end, whatever stands in it."""
     predictor = WatchedPredictor.load(model, "cpu", "float32")
     assert isinstance(predictor, WatchedPredictor)
-    config = MemoryConfigStore({"tiny": ThresholdConfig("threshold", threshold, threshold, floor)})
+    config = MemoryConfigStore(start(threshold, floor))
     registry = CollectorRegistry()
     chosen = Limits(**{"max_batch_size": 4, **limits})
     engine = Engine(predictor, config, cache, Metrics(registry), chosen)
@@ -904,7 +909,7 @@ async def test_engine_that_cannot_warm_up_says_why_and_leaves_no_thread(model: P
             raise ValueError(f"{len(images)} are too many")
 
     predictor.before = refuse
-    config = MemoryConfigStore({"tiny": ThresholdConfig("threshold", 0.5, 0.5)})
+    config = MemoryConfigStore(start(0.5))
     engine = Engine(predictor, config, None, Metrics(CollectorRegistry()), Limits(max_batch_size=2, workers=2))
     try:
         with pytest.raises(ValueError, match="are too many"):
@@ -917,7 +922,7 @@ async def test_engine_that_cannot_warm_up_says_why_and_leaves_no_thread(model: P
 
 async def test_engine_that_was_not_started_takes_nothing(model: Path, direct: list[Direct]) -> None:
     predictor = Predictor.load(model, "cpu", "float32")
-    config = MemoryConfigStore({"tiny": ThresholdConfig("threshold", 0.5, 0.5)})
+    config = MemoryConfigStore(start(0.5))
     engine = Engine(predictor, config, None, Metrics(CollectorRegistry()), Limits())
     assert engine.why_not_ready() == "the model is being loaded"
     with pytest.raises(Draining, match="the model is being loaded"):

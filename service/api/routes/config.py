@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -75,7 +75,7 @@ async def change_threshold(
     goal = patch.goal
     solved = None if goal is None else _solve(parts, *goal)
 
-    def change(current: RuntimeConfig) -> Mapping[str, ThresholdConfig]:
+    def change(current: RuntimeConfig) -> RuntimeConfig:
         before = current.thresholds[name]
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
         kept = before.threshold if solved is None else solved
@@ -84,7 +84,8 @@ async def change_threshold(
                 raise InvalidOption("floor", floor, f"at most the threshold, {kept}")
             raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
         asked = (before.goal, before.value) if goal is None else goal
-        return {**current.thresholds, name: ThresholdConfig(*asked, threshold=kept, floor=floor)}
+        chosen = ThresholdConfig(*asked, threshold=kept, floor=floor)
+        return replace(current, thresholds={**current.thresholds, name: chosen})
 
     current = await parts.config.update(change, _version(if_match))
     chosen = current.thresholds[name]
