@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -20,17 +22,16 @@ from service.api import error_handlers
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, models, observe
-from service.engine.engine import Engine
+from service.engine.applied import first_config
 from service.engine.limits import Limits
-from service.errors import BrokenModel
-from service.inference.calibration import Calibration
+from service.engine.models import Models
+from service.errors import BrokenModel, InvalidOption
 from service.inference.device import cores
 from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
 from service.settings import Settings
-from service.state.base import RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore, MemoryResultCache
 from service.store import ModelStore
 
@@ -48,10 +49,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
-        await parts.engine.start(profile)
+        await parts.models.start(profile)
         _announce(parts)
         yield
-        await parts.engine.close()
+        await parts.models.close()
 
     app = FastAPIOffline(
         title="lowfirst",
@@ -70,26 +71,38 @@ def create_app(settings: Settings) -> FastAPI:
 def build_parts(settings: Settings) -> Parts:
     """Every part of one server, handed to each other. Raises as ``create_app``."""
     store = ModelStore(settings.model_store)
-    predictor = Predictor.load(
-        store.find(settings.model), settings.device, settings.precision, settings.runtime, settings.threads
-    )
-    spec = predictor.spec
-    if not predictor.is_multi_scale:
-        raise BrokenModel(f"{settings.model} is single-scale: it has no early exit to serve", field="model")
-    start = spec.start_threshold(predictor.runtime, predictor.precision)
-    config_store = MemoryConfigStore(
-        RuntimeConfig(1, {spec.name: ThresholdConfig("threshold", start, start)}, {spec.name: spec.version})
-    )
+    load = partial(_load, settings)
+    first = [load(store.find(reference)) for reference in _references(settings, store)]
+    config = MemoryConfigStore(first_config(first))
     metrics = Metrics(_registry())
-    engine = Engine(
-        predictor,
-        config_store,
+    models = Models(
+        first,
+        store,
+        load,
+        config,
         MemoryResultCache(settings.cache_entries) if settings.cache_entries else None,
         metrics,
-        _limits(settings, on_cpu=predictor.device.type == "cpu"),
+        _limits(settings, on_cpu=first[0].device.type == "cpu"),
     )
-    calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
-    return Parts(settings, store, engine, config_store, calibration, metrics)
+    return Parts(settings, models, config, metrics)
+
+
+def _references(settings: Settings, store: ModelStore) -> list[str]:
+    """Of the models to serve, each of another name."""
+    references = [settings.model, *settings.models]
+    names = [store.locate(reference)[0] for reference in references]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidOption("LOWFIRST_MODELS", ",".join(settings.models), f"other models; {name} is named twice")
+    return references
+
+
+def _load(settings: Settings, folder: Path) -> Predictor:
+    predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
+    if not predictor.is_multi_scale:
+        name = predictor.spec.reference
+        raise BrokenModel(f"{name} is single-scale: it has no early exit to serve", field="model")
+    return predictor
 
 
 def _registry() -> CollectorRegistry:
@@ -124,17 +137,17 @@ def _limits(settings: Settings, on_cpu: bool) -> Limits:
 
 
 def _announce(parts: Parts) -> None:
-    predictor, spec = parts.engine.predictor, parts.engine.spec
-    table = parts.calibration.table if parts.calibration else None
-    if table is None:
-        logger.warning("%s has no calibration table: what a threshold does is not foretold", spec.name)
-    elif (table.runtime, table.precision) != (predictor.runtime, predictor.precision):
-        logger.warning(
-            "%s was calibrated for %s %s, not for %s %s: predictions are of the former",
-            spec.name, table.runtime, table.precision, predictor.runtime, predictor.precision,
+    for engine in parts.models:
+        predictor, spec = engine.predictor, engine.spec
+        table = predictor.calibration.table if predictor.calibration else None
+        if table is None:
+            logger.warning("%s has no calibration table: what a threshold does is not foretold", spec.name)
+        elif (table.runtime, table.precision) != (predictor.runtime, predictor.precision):
+            logger.warning(
+                "%s was calibrated for %s %s, not for %s %s: predictions are of the former",
+                spec.name, table.runtime, table.precision, predictor.runtime, predictor.precision,
+            )  # fmt: skip
+        logger.info(
+            "serving %s on %s in %s, threshold %s",
+            spec.reference, predictor.device, predictor.precision, engine.asked.threshold,
         )  # fmt: skip
-    logger.info(
-        "serving %s/%d on %s in %s, threshold %s",
-        spec.name, spec.version, predictor.device, predictor.precision,
-        parts.config.current.thresholds[spec.name].threshold,
-    )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import InvalidOption
 
@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="More models to serve, after commas; `?model=` names them in requests."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: str = Field(
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
@@ -77,6 +80,11 @@ class Settings(BaseSettings):
         30, ge=1, le=3600, description="Then: how long accepted requests may take to finish."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
 
     @field_validator("max_queue_ms")
     @classmethod

@@ -115,6 +115,16 @@ class ModelSpec:
     files: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def reference(self) -> str:
+        """``name/version``, which names it in the store, in metrics and in logs."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name and version."""
+        return self.name, self.version
+
     def start_threshold(self, runtime: str, precision: str) -> float:
         """The default threshold of a runtime and precision; 1, where nothing exits, while none is known to be good."""
         own = [t.default_threshold for t in self.calibration if (t.runtime, t.precision) == (runtime, precision)]
@@ -191,6 +201,11 @@ class ModelStore:
             InvalidOption: not of that form.
             NotFound: no such model or version.
         """
+        name, version = self.locate(reference)
+        return self.root / name / str(version)
+
+    def locate(self, reference: str) -> tuple[str, int]:
+        """Name and version of what ``find`` finds. Raises as it does."""
         name, _, version = reference.partition("/")
         versions = self.versions(name)
         if not versions:
@@ -198,7 +213,7 @@ class ModelStore:
             raise NotFound(f"model is {name!r}; {self.root} has {known}", field="model", value=reference)
         if version and version not in map(str, versions):
             raise NotFound(f"model is {reference!r}; {name} has versions {versions}", field="model", value=reference)
-        return self.root / name / (version or str(versions[-1]))
+        return name, int(version) if version else versions[-1]
 
     def specs(self) -> list[ModelSpec]:
         """Every version of every model, by name and version."""

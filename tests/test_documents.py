@@ -23,7 +23,7 @@ def test_readme_is_short() -> None:
 def test_readme_lists_every_setting_with_its_default(name: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `LOWFIRST_{name.upper()}` "))
     default = Settings.model_fields[name].default
-    assert {None: "unset"}.get(default, str(default)) in row or name == "model_store"
+    assert {None: "unset", (): "none"}.get(default, str(default)) in row or name == "model_store"
 
 
 def test_readme_tree_names_what_is_there() -> None:

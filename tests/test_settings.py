@@ -14,6 +14,7 @@ VALUES = {
     "port": ("0", 0),
     "model_store": ("/models", Path("/models")),
     "model": ("bees/2", "bees/2"),
+    "models": ("ants, wasps/2", ("ants", "wasps/2")),
     "device": ("cpu", "cpu"),
     "precision": ("float32", "float32"),
     "workers": ("3", 3),

@@ -7,13 +7,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.engine.engine import Engine
-from service.errors import NotFound
-from service.inference.calibration import Calibration
+from service.engine.models import Models
 from service.metrics import Metrics
 from service.settings import Settings
 from service.state.base import ConfigStore
-from service.store import ModelStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +18,9 @@ class Parts:
     """Everything a route may need, built once by ``create_app``."""
 
     settings: Settings
-    store: ModelStore
-    engine: Engine
+    models: Models
     config: ConfigStore
-    calibration: Calibration | None
     metrics: Metrics
-
-    def check_model(self, name: str | None) -> str:
-        """The served model's name; raises NotFound when ``name`` is another."""
-        served = self.engine.spec.name
-        if name is not None and name != served:
-            raise NotFound(f"model is {name!r}; {served} is served", field="model", value=name, bound=served)
-        return served
 
 
 def parts_of(request: Request) -> Parts:

@@ -29,13 +29,13 @@ class ClassifyQuery(_Strict):
     deadline_ms: float | None = Field(
         None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
     )
-    model: str | None = Field(None, description="Name of a served model; unset: the only one.")
+    model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
 
 
 class ModelQuery(_Strict):
     """Which model a request is about."""
 
-    model: str | None = Field(None, description="Name of a served model; unset: the only one.")
+    model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
 
 
 class PreviewQuery(ModelQuery):
@@ -211,6 +211,14 @@ class ThresholdPatch(_Strict):
         return None
 
 
+class ModelPatch(_Strict):
+    """Which model to serve."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "imagenette-mobilenet/1"}]})
+
+    model: str = Field(description="Of the store: name (its newest version) or name/version.")
+
+
 class ThresholdAnswer(BaseModel):
     """The threshold in force, what was asked for it, and its predicted effect (null without a calibration table)."""
 
@@ -227,6 +235,7 @@ class ConfigAnswer(BaseModel):
     """The runtime config."""
 
     version: int
+    models: list[ModelName] = Field(description="What is served; the first is meant where none is named.")
     thresholds: list[ThresholdAnswer]
 
 

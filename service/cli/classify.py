@@ -42,19 +42,19 @@ async def _classify(
     from service.app import build_parts
     from service.engine.entry import Ask
 
-    engine = build_parts(settings).engine
-    await engine.start()
+    models = build_parts(settings).models
+    await models.start()
     answers: list[dict[str, Any]] = []
     try:
         for path in photographs:
             try:
                 ask = Ask(arrival=time.monotonic(), threshold=threshold, top_k=top_k)
-                answer = ClassifyAnswer.of(await engine.classify(path.read_bytes(), ask), "")
+                answer = ClassifyAnswer.of(await models.classify(None, path.read_bytes(), ask), "")
                 answers.append({"file": str(path), **answer.model_dump(exclude={"request_id", "config_version"})})
             except (LowfirstError, OSError) as error:
                 answers.append({"file": str(path), "error": str(error)})
     finally:
-        await engine.close()
+        await models.close()
     return answers
 
 

@@ -42,8 +42,8 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=settings.drain_timeout_seconds,
     )
-    engine = app.state.parts.engine
-    server = DrainingServer(config, on_drain=engine.drain, drain_delay_seconds=settings.drain_delay_seconds)
+    models = app.state.parts.models
+    server = DrainingServer(config, on_drain=models.drain, drain_delay_seconds=settings.drain_delay_seconds)
     server.run()
     if not server.started:
         raise typer.Exit(1)

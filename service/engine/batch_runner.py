@@ -70,7 +70,7 @@ class BatchRunner:
         self._predictor = predictor
         self._pool = pool
         self._metrics = metrics
-        self._model = f"{predictor.spec.name}/{predictor.spec.version}"
+        self._model = predictor.spec.reference
         self._limits = limits
         self._threshold_for = threshold_for
         self._on_audit = on_audit

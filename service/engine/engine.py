@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache as memoise
 from functools import partial
 from hashlib import blake2b
 
 import torch
 
-from service.engine.admission import Admission
 from service.engine.batch_runner import BatchRunner
 from service.engine.brown_out import BrownOut, Load
 from service.engine.decoding import decode_entry
@@ -28,7 +29,7 @@ from service.inference.latency import STAGES, LatencyTable, Stage
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
-from service.state.base import CachedPasses, ConfigStore, ResultCache
+from service.state.base import CachedPasses, ConfigSource, ResultCache, ThresholdConfig
 
 # One of so many feature slots may hold an image that waits for its audit.
 AUDIT_SLOTS = 8
@@ -50,23 +51,16 @@ class Engine:
     """
 
     def __init__(
-        self, predictor: Predictor, config: ConfigStore, cache: ResultCache | None, metrics: Metrics, limits: Limits
+        self, predictor: Predictor, config: ConfigSource, cache: ResultCache | None, metrics: Metrics, limits: Limits
     ) -> None:
         spec = predictor.spec
         self.predictor = predictor
         self.spec = spec
         self.recent = Recent()
-        self.admission = Admission(
-            limits.max_images_in_flight,
-            limits.max_bytes_in_flight,
-            limits.max_queue,
-            wait_seconds=self.queued_seconds,
-            on_reject=lambda reason: metrics.rejected.labels(reason).inc(),
-        )
         self._config = config
         self._cache = cache
         self._metrics = metrics
-        self._model = f"{spec.name}/{spec.version}"
+        self._model = spec.reference
         self._answered = memoise(partial(metrics.images.labels, self._model))
         self._confidence = metrics.confidence.labels(self._model)
         self._limits = limits
@@ -92,7 +86,9 @@ class Engine:
         self._running = False
         self._draining = False
         self._failure: BaseException | None = None
-        self._watch()
+        self._asking = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
 
     async def start(self, profile: LatencyTable | None = None) -> None:
         """Warm up and measure the passes (unless ``profile`` tells their times), then begin to answer.
@@ -127,6 +123,11 @@ class Engine:
         await asyncio.to_thread(self._workers.join)
         self._fail_waiting()  # what a device that failed meanwhile left behind
 
+    async def retire(self) -> None:
+        """Close once nobody waits for an answer: new work goes elsewhere."""
+        await self._unused.wait()
+        await self.close()
+
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
         if self._failure is not None:
@@ -149,14 +150,20 @@ class Engine:
             DeviceFailed: the network failed on this image, or the device on all.
         """
         self._check_running()
-        entry = self._entry(ask)
-        key = self._key(body) if self._cache is not None else ""
-        cached = await self._look_up(key, entry)
-        if cached is not None:
-            return self._answer(entry, cached, "cached")
-        exit_, reason = await self._run(entry, body)
-        await self._remember(key, entry)
-        return self._answer(entry, exit_, reason)
+        with self._in_use():
+            entry = self._entry(ask)
+            key = self._key(body) if self._cache is not None else ""
+            cached = await self._look_up(key, entry)
+            if cached is not None:
+                return self._answer(entry, cached, "cached")
+            exit_, reason = await self._run(entry, body)
+            await self._remember(key, entry)
+            return self._answer(entry, exit_, reason)
+
+    @property
+    def asked(self) -> ThresholdConfig:
+        """What the runtime config says of this model; its default where that says nothing."""
+        return self._config.current.thresholds.get(self.spec.name) or self.predictor.default_threshold
 
     def queued_seconds(self) -> float:
         """How long the device needs for what is queued, if images go on escalating as they did."""
@@ -167,11 +174,32 @@ class Engine:
     @property
     def effective_threshold(self) -> float:
         """The threshold in force: lower than asked for while the server is overloaded."""
-        return min(self._lowered, self._config.current.thresholds[self.spec.name].threshold)
+        return min(self._lowered, self.asked.threshold)
 
     def queue_depth(self) -> dict[Stage, int]:
         """Images waiting for each pass."""
         return {stage: self._scheduler.depth(stage) for stage in STAGES}
+
+    def queue_age(self, stage: Stage) -> float:
+        """Seconds since the oldest image that waits for ``stage`` arrived; 0 without any."""
+        oldest = self._scheduler.oldest(stage)
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+    @property
+    def feature_bytes(self) -> int:
+        """What the low features that are kept for the high pass take."""
+        return (self._limits.feature_slots - self._scheduler.free_slots) * self._pool.bytes_each
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._asking += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._unused.set()
 
     def _check_running(self) -> None:
         if not self._running or (self._failure is not None and not self._workers.alive):
@@ -181,7 +209,7 @@ class Engine:
         assert self._loop is not None
         config = self._config.current
         return Entry(
-            threshold=config.thresholds[self.spec.name].threshold if ask.threshold is None else ask.threshold,
+            threshold=self.asked.threshold if ask.threshold is None else ask.threshold,
             config_version=config.version,
             top_k=min(ask.top_k, len(self.spec.classes)),
             arrival=ask.arrival,
@@ -295,7 +323,7 @@ class Engine:
     def _steer(self) -> None:
         """Every ``STEERING_SECONDS``, in the event loop's thread: what overload does to the threshold."""
         assert self._loop is not None
-        config = self._config.current.thresholds[self.spec.name]
+        config = self.asked
         confidences = self.recent.confidences(STEERING_CONFIDENCES)
         lowered = self._brown_out.steer(time.monotonic(), self._load(), confidences, config.threshold, config.floor)
         self._lowered = lowered if lowered < config.threshold else math.inf
@@ -326,27 +354,6 @@ class Engine:
             entry.fail(DeviceFailed("the device failed"))
         if not self._running:  # closing: nobody makes the room that decoders wait for any more
             self._scheduler.close()
-
-    def _watch(self) -> None:
-        metrics, spec = self._metrics, self.spec
-        metrics.single_scale_multiply_adds.labels(self._model).set(round(spec.high_mmacs * 1e6))
-        metrics.watch(metrics.in_flight, lambda: self.admission.images)
-        metrics.watch(metrics.config_version, lambda: self._config.current.version)
-        metrics.watch(
-            metrics.threshold, lambda: self._config.current.thresholds[spec.name].threshold, model=self._model
-        )
-        metrics.watch(metrics.effective_threshold, lambda: self.effective_threshold, model=self._model)
-        metrics.watch(metrics.feature_bytes, self._feature_bytes)
-        for stage in STAGES:
-            metrics.watch(metrics.queue_depth, partial(self._scheduler.depth, stage), stage=stage)
-            metrics.watch(metrics.queued_seconds, partial(self._age, stage), stage=stage)
-
-    def _feature_bytes(self) -> float:
-        return (self._limits.feature_slots - self._scheduler.free_slots) * self._pool.bytes_each
-
-    def _age(self, stage: Stage) -> float:
-        oldest = self._scheduler.oldest(stage)
-        return 0.0 if oldest is None else time.monotonic() - oldest
 
 
 def _decode_threads(count: int) -> ThreadPoolExecutor:

@@ -9,17 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from service.errors import BrokenModel, InvalidOption
+from service.inference.calibration import Calibration
 from service.inference.device import Precision, choose_device, choose_precision
 from service.inference.runtimes import build_quantised, build_runtime, choose_runtime
 from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime
 from service.networks.msnet import LowState, MSNet
 from service.networks.registry import build
+from service.state.base import Goal, ThresholdConfig
 from service.store import SPEC, WEIGHTS, ModelSpec, read_spec, read_weights
 
 
 class Predictor:
     """Runs a network's passes on batches of decoded images. Synchronous; safe to share between threads.
+
+    Attributes:
+        calibration: the model's table for this runtime and precision, or its first; None if it has none.
+        default_threshold: what it is served with until something is asked.
 
     Args:
         network: multi-scale, or single-scale (then only ``single`` may be called); taken over.
@@ -43,6 +49,9 @@ class Predictor:
         self.threads = threads
         self.is_multi_scale = isinstance(network, MSNet)
         self._runtime = runtime or EagerRuntime(network, spec.preprocessing, device, precision)
+        self.calibration = Calibration.of(spec, self.runtime, precision)
+        start = spec.start_threshold(self.runtime, precision)
+        self.default_threshold = ThresholdConfig("threshold", start, start)
 
     @classmethod
     def load(
@@ -97,6 +106,14 @@ class Predictor:
             return logits, logits
         low = self.low(images)
         return low.logits, self.high(images, low)
+
+    def solve(self, goal: Goal, value: float) -> float:
+        """The threshold that a goal asks for. Raises InvalidOption: it has no answer, or no table to find it in."""
+        if self.calibration is not None:
+            return self.calibration.solve(goal, value)
+        if goal == "threshold":
+            return value
+        raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
 
     def noise(self, count: int) -> Tensor:
         """Random images, uint8 (count, 3, R, R), channels last as decoded ones are: to warm up and to measure with."""

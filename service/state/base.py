@@ -41,13 +41,17 @@ class RuntimeConfig:
 Change = Callable[[RuntimeConfig], RuntimeConfig]
 
 
-class ConfigStore(Protocol):
-    """Holds the runtime config. One contract test suite runs over every implementation."""
+class ConfigSource(Protocol):
+    """Knows the runtime config."""
 
     @property
     def current(self) -> RuntimeConfig:
         """The newest config this process knows; costs nothing."""
         ...
+
+
+class ConfigStore(ConfigSource, Protocol):
+    """Holds the runtime config. One contract test suite runs over every implementation."""
 
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
         """Replace the config by ``change(current)``, one version on, in one atomic step; gives the new config.

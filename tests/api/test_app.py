@@ -17,6 +17,7 @@ ROUTES = {
     "/classify": {"post"},
     "/classify/batch": {"post"},
     "/config": {"get"},
+    "/config/model": {"patch"},
     "/config/threshold": {"get", "patch"},
     "/config/threshold/preview": {"get"},
     "/models": {"get"},

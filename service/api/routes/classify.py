@@ -82,11 +82,11 @@ async def classify(request: Request) -> Response:
     Any picture at all gets one of the model's labels: it cannot say "none of these".
     """
     parts = parts_of(request)
-    ask = _ask(request, parts)
+    model, ask = _ask(request, parts)
     limit = _body_limit(request, parts.settings.max_image_bytes)
-    with parts.engine.admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
+    with parts.models.admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
         image = bodies.one_image(request, await bodies.read(request, limit))
-        answer = await _unless_client_leaves(request, _classify(parts, image, ask, request_id(request)))
+        answer = await _unless_client_leaves(request, _classify(parts, model, image, ask, request_id(request)))
     return _json(answer)
 
 
@@ -97,21 +97,21 @@ async def classify_batch(request: Request) -> Response:
     An image that cannot be answered has its error in its place; the others are answered all the same.
     """
     parts = parts_of(request)
-    ask = _ask(request, parts)
+    model, ask = _ask(request, parts)
     limit = parts.settings.max_batch_bytes
     most = min(parts.settings.max_batch_images, parts.settings.max_images_in_flight)  # more could never be admitted
     id_ = request_id(request)
-    admission = parts.engine.admission
+    admission = parts.models.admission
     with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
         images = bodies.many_images(request, await bodies.read(request, limit), most)
         with admission.admit(images=len(images) - 1):
             results = await _unless_client_leaves(
-                request, asyncio.gather(*(_classify_or_error(parts, image, ask, id_) for image in images))
+                request, asyncio.gather(*(_classify_or_error(parts, model, image, ask, id_) for image in images))
             )
     return _json(None if results is None else BatchAnswer(results=results))
 
 
-async def _classify(parts: Parts, image: bytes, ask: Ask, id_: str) -> ClassifyAnswer:
+async def _classify(parts: Parts, model: str | None, image: bytes, ask: Ask, id_: str) -> ClassifyAnswer:
     limit = parts.settings.max_image_bytes
     if len(image) > limit:
         raise ImageTooLarge(
@@ -119,24 +119,26 @@ async def _classify(parts: Parts, image: bytes, ask: Ask, id_: str) -> ClassifyA
         )
     if not image:
         raise BadRequest("image has 0 bytes", field="image", value=0)
-    return ClassifyAnswer.of(await parts.engine.classify(image, ask), id_)
+    return ClassifyAnswer.of(await parts.models.classify(model, image, ask), id_)
 
 
-async def _classify_or_error(parts: Parts, image: bytes, ask: Ask, id_: str) -> ClassifyAnswer | BatchError:
+async def _classify_or_error(
+    parts: Parts, model: str | None, image: bytes, ask: Ask, id_: str
+) -> ClassifyAnswer | BatchError:
     try:
-        return await _classify(parts, image, ask, id_)
+        return await _classify(parts, model, image, ask, id_)
     except LowfirstError as error:
         return BatchError(error=detail(error, id_), status=error.status)
 
 
-def _ask(request: Request, parts: Parts) -> Ask:
+def _ask(request: Request, parts: Parts) -> tuple[str | None, Ask]:
+    """Of which model, and what."""
     query = bodies.query(request, ClassifyQuery)
-    parts.check_model(query.model)
-    classes = len(parts.engine.spec.classes)
+    classes = len(parts.models.find(query.model).spec.classes)
     if query.top_k is not None and query.top_k > classes:
         raise InvalidOption("top_k", query.top_k, f"between 1 and {classes}, the model's classes")
     deadline_ms = query.deadline_ms if query.deadline_ms is not None else parts.settings.deadline_ms
-    return Ask(
+    return query.model, Ask(
         arrival=arrival(request),
         threshold=query.threshold,
         deadline=None if deadline_ms is None else deadline_ms / 1e3,

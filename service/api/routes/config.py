@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel
 
 from service.api import bodies
 from service.api.dependencies import Injected, Parts
 from service.api.schemas import (
     ConfigAnswer,
+    ModelName,
+    ModelPatch,
     ModelQuery,
     PredictedEffect,
     PreviewAnswer,
@@ -19,64 +23,70 @@ from service.api.schemas import (
     ThresholdAnswer,
     ThresholdPatch,
 )
-from service.errors import BadRequest, InvalidOption
+from service.engine.engine import Engine
+from service.errors import BadRequest, ConfigConflict, InvalidOption
 from service.log import logger
 from service.state.base import RuntimeConfig, ThresholdConfig
 
 router = APIRouter(prefix="/config", tags=["config"])
 
 MAX_PATCH_BYTES = 4096
-PATCH = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ThresholdPatch.model_json_schema()}},
-    }
-}
+
+Patch = TypeVar("Patch", bound=BaseModel)
 
 
-async def _patch(request: Request) -> ThresholdPatch:
-    """The body, bounded: FastAPI by itself would read it however long it is.
+def json_body(schema: type[BaseModel]) -> dict[str, object]:
+    """The documentation of a body that ``_json`` reads."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema.model_json_schema()}}}}
+
+
+def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
+    """Reads a body of ``schema``, bounded: FastAPI by itself would read it however long it is.
 
     Only JSON: a page elsewhere can make a browser send other types without asking.
     """
-    kind = bodies.content_type(request)
-    if kind != "application/json":
-        raise bodies.unsupported(kind, "application/json")
-    return bodies.parse(ThresholdPatch, await bodies.read(request, MAX_PATCH_BYTES))
+
+    async def read(request: Request) -> Patch:
+        kind = bodies.content_type(request)
+        if kind != "application/json":
+            raise bodies.unsupported(kind, "application/json")
+        return bodies.parse(schema, await bodies.read(request, MAX_PATCH_BYTES))
+
+    return read
 
 
 @router.get("")
 async def config(parts: Injected) -> ConfigAnswer:
     """Everything that can be changed while the server runs."""
-    current = parts.config.current
-    return ConfigAnswer(
-        version=current.version, thresholds=[_answer(parts, current, name) for name in sorted(current.thresholds)]
-    )
+    return _config(parts)
 
 
 @router.get("/threshold")
 async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
     """The threshold in force, what was asked for it, and its predicted effect."""
-    current = parts.config.current
-    response.headers["ETag"] = f'"{current.version}"'
-    return _answer(parts, current, parts.check_model(query.model))
+    engine = parts.models.find(query.model)
+    response.headers["ETag"] = f'"{parts.models.config.version}"'
+    return _answer(engine, engine.asked, parts.models.config.version)
 
 
-@router.patch("/threshold", openapi_extra=PATCH)
+@router.patch("/threshold", openapi_extra=json_body(ThresholdPatch))
 async def change_threshold(
     parts: Injected,
-    patch: Annotated[ThresholdPatch, Depends(_patch)],
+    patch: Annotated[ThresholdPatch, Depends(_json(ThresholdPatch))],
     response: Response,
     query: Annotated[ModelQuery, Query()],
     if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,
 ) -> ThresholdAnswer:
     """Move the balance of accuracy and cost: name the threshold, or what it should achieve."""
-    name = parts.check_model(query.model)
+    engine = parts.models.find(query.model)
+    name = engine.spec.name
     goal = patch.goal
-    solved = None if goal is None else _solve(parts, *goal)
+    solved = None if goal is None else engine.predictor.solve(*goal)
 
     def change(current: RuntimeConfig) -> RuntimeConfig:
-        before = current.thresholds[name]
+        if name not in current.models:
+            raise ConfigConflict(f"{name} is not served any more", field="model", value=name)
+        before = current.thresholds.get(name, engine.asked)
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
         kept = before.threshold if solved is None else solved
         if floor is not None and floor > kept:
@@ -94,20 +104,38 @@ async def change_threshold(
         name, chosen.threshold, chosen.goal, chosen.value, chosen.floor, current.version,
     )  # fmt: skip
     response.headers["ETag"] = f'"{current.version}"'
-    return _answer(parts, current, name)
+    return _answer(engine, chosen, current.version)
+
+
+@router.patch("/model", openapi_extra=json_body(ModelPatch))
+async def change_model(
+    parts: Injected,
+    patch: Annotated[ModelPatch, Depends(_json(ModelPatch))],
+    response: Response,
+    query: Annotated[ModelQuery, Query()],
+    if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,
+) -> ConfigAnswer:
+    """Serve another model, or another version, without a stop: no request fails, no image is lost.
+
+    It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
+    names, or the default one. What was asked for there is solved anew. What cannot be served changes nothing.
+    """
+    await parts.models.switch(patch.model, query.model, _version(if_match))
+    response.headers["ETag"] = f'"{parts.models.config.version}"'
+    return _config(parts)
 
 
 @router.get("/threshold/preview")
 async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> PreviewAnswer:
     """What a threshold would do: by the calibration table, and to the images seen lately. Nothing is changed."""
-    name = parts.check_model(query.model)
-    spec = parts.engine.spec
+    engine = parts.models.find(query.model)
+    spec = engine.spec
     threshold = query.threshold
-    rate, images = parts.engine.recent.exit_rate_at(threshold)
+    rate, images = engine.recent.exit_rate_at(threshold)
     return PreviewAnswer(
-        model=name,
+        model=spec.name,
         threshold=threshold,
-        predicted=_predict(parts, threshold),
+        predicted=_predict(engine, threshold),
         recent=RecentEffect(
             images=images,
             exit_rate=rate,
@@ -116,28 +144,29 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
     )
 
 
-def _solve(parts: Parts, goal: str, value: float) -> float:
-    if parts.calibration is not None:
-        return parts.calibration.solve(goal, value)  # type: ignore[arg-type]
-    if goal == "threshold":
-        return value
-    raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
+def _predict(engine: Engine, threshold: float) -> PredictedEffect | None:
+    calibration = engine.predictor.calibration
+    return None if calibration is None else PredictedEffect.of(calibration.predict(threshold))
 
 
-def _predict(parts: Parts, threshold: float) -> PredictedEffect | None:
-    return None if parts.calibration is None else PredictedEffect.of(parts.calibration.predict(threshold))
+def _config(parts: Parts) -> ConfigAnswer:
+    version = parts.models.config.version
+    return ConfigAnswer(
+        version=version,
+        models=[ModelName(name=engine.spec.name, version=engine.spec.version) for engine in parts.models],
+        thresholds=[_answer(engine, engine.asked, version) for engine in parts.models],
+    )
 
 
-def _answer(parts: Parts, current: RuntimeConfig, name: str) -> ThresholdAnswer:
-    config = current.thresholds[name]
+def _answer(engine: Engine, asked: ThresholdConfig, version: int) -> ThresholdAnswer:
     return ThresholdAnswer(
-        model=name,
-        goal=config.goal,
-        value=config.value,
-        threshold=config.threshold,
-        floor=config.floor,
-        version=current.version,
-        predicted=_predict(parts, config.threshold),
+        model=engine.spec.name,
+        goal=asked.goal,
+        value=asked.value,
+        threshold=asked.threshold,
+        floor=asked.floor,
+        version=version,
+        predicted=_predict(engine, asked.threshold),
     )
 
 

@@ -17,22 +17,22 @@ router = APIRouter(tags=["models"])
 @router.get("/models")
 def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and computes bounds by the hundred
     """Every version of every model in the store, with its costs and its calibration table."""
-    predictor = parts.engine.predictor
-    serving = (parts.engine.spec.name, parts.engine.spec.version)
-    return ModelsAnswer(
-        models=[
-            _answer(spec, Calibration.of(spec, predictor.runtime, predictor.precision), serving)
-            for spec in parts.store.specs()
-        ]
-    )
+    served = {engine.spec.key: engine.predictor for engine in parts.models}
+    default = parts.models.find(None).predictor
+    answers = []
+    for spec in parts.models.store.specs():
+        predictor = served.get(spec.key, default)
+        calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
+        answers.append(_answer(spec, calibration, serving=spec.key in served))
+    return ModelsAnswer(models=answers)
 
 
-def _answer(spec: ModelSpec, calibration: Calibration | None, serving: tuple[str, int]) -> ModelAnswer:
+def _answer(spec: ModelSpec, calibration: Calibration | None, serving: bool) -> ModelAnswer:
     rows = () if calibration is None else calibration.table.rows
     return ModelAnswer(
         name=spec.name,
         version=spec.version,
-        serving=(spec.name, spec.version) == serving,
+        serving=serving,
         network=spec.architecture.network,
         classes=list(spec.classes),
         resolution=spec.preprocessing.crop,

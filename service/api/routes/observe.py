@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
-from service.api.schemas import AuditState, Health, LatencyMs, ModelName, QueueState, StatsAnswer
+from service.api.schemas import AuditState, Health, LatencyMs, ModelName, ModelQuery, QueueState, StatsAnswer
 from service.errors import Draining
 from service.inference.calibration import upper_bound
 
@@ -21,21 +23,21 @@ async def root() -> RedirectResponse:
 
 
 @router.get("/stats")
-async def stats(parts: Injected) -> StatsAnswer:
-    """A snapshot for people."""
-    engine = parts.engine
+async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> StatsAnswer:
+    """A snapshot of one served model, for people."""
+    engine = parts.models.find(query.model)
     spec, predictor = engine.spec, engine.predictor
     summary = engine.recent.summary()
-    current = parts.config.current
+    asked = engine.asked
     depth = engine.queue_depth()
     return StatsAnswer(
         model=ModelName(name=spec.name, version=spec.version),
         runtime=predictor.runtime,
         precision=predictor.precision,
         device=str(predictor.device),
-        threshold=current.thresholds[spec.name].threshold,
+        threshold=asked.threshold,
         effective_threshold=engine.effective_threshold,
-        config_version=current.version,
+        config_version=parts.models.config.version,
         images=summary.images,
         exit_rate=summary.exit_rate,
         mean_mmacs=summary.mean_mmacs,
@@ -46,10 +48,10 @@ async def stats(parts: Injected) -> StatsAnswer:
         queue=QueueState(
             low=depth["low"],
             high=depth["high"],
-            images_in_flight=engine.admission.images,
-            bytes_in_flight=engine.admission.bytes,
+            images_in_flight=parts.models.admission.images,
+            bytes_in_flight=parts.models.admission.bytes,
         ),
-        audit=_audit(*engine.recent.disagreement_at(current.thresholds[spec.name].threshold)),
+        audit=_audit(*engine.recent.disagreement_at(asked.threshold)),
     )
 
 
@@ -79,7 +81,7 @@ async def live() -> Health:
 @router.get("/health/ready")
 async def ready(parts: Injected) -> Health:
     """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why."""
-    why = parts.engine.why_not_ready()
+    why = parts.models.why_not_ready()
     if why is not None:
         raise Draining(f"not ready: {why}")
     return Health(status="ok")

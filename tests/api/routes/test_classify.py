@@ -159,7 +159,7 @@ async def test_a_model_that_is_not_served_is_told(
     client: httpx.AsyncClient, jpeg: bytes, error_of: Callable[..., dict[str, Any]]
 ) -> None:
     error = error_of(await client.post("/classify?model=huge", content=unread(), headers=RAW), 404, "not_found")
-    assert (error["field"], error["value"], error["bound"]) == ("model", "huge", "tiny")
+    assert (error["field"], error["value"], error["bound"]) == ("model", "huge", "tiny/1")
     assert (await client.post("/classify?model=tiny", content=jpeg, headers=RAW)).status_code == 200
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+
+from service.errors import InvalidOption
+from service.store import WEIGHTS, read_spec, write_spec
 
 pytestmark = pytest.mark.anyio
+
+Connect = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 PATH = "/config/threshold"
 RAW = {"Content-Type": "image/jpeg"}
@@ -29,7 +39,11 @@ async def test_the_default_threshold_comes_with_its_predicted_effect(client: htt
 
 
 async def test_the_config_holds_every_threshold(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/config")).json() == {"version": 1, "thresholds": [(await client.get(PATH)).json()]}
+    assert (await client.get("/config")).json() == {
+        "version": 1,
+        "models": [{"name": "tiny", "version": 1}],
+        "thresholds": [(await client.get(PATH)).json()],
+    }
 
 
 @pytest.mark.parametrize(
@@ -234,3 +248,101 @@ async def test_the_config_of_a_model_that_is_not_served_is_not_found(
     params = {"model": "huge", **({"threshold": "0.5"} if path.endswith("preview") else {})}
     response = await client.request(method, path, params=params, content='{"threshold": 0.5}', headers=JSON)
     assert error_of(response, 404, "not_found")["field"] == "model"
+
+
+# which model is served
+
+
+@pytest.fixture
+def two_versions(tiny_store: Path, tmp_path: Path) -> Path:
+    """A store with ``tiny/1`` and ``tiny/2``, and ``broken/1``, whose weights are not its own."""
+    for reference in ("tiny/1", "tiny/2", "broken/1"):
+        folder = tmp_path / reference
+        shutil.copytree(tiny_store / "tiny" / "1", folder)
+        name, _, version = reference.partition("/")
+        write_spec(folder, dataclasses.replace(read_spec(folder), name=name, version=int(version)))
+    (tmp_path / "broken" / "1" / WEIGHTS).write_bytes(b"other bytes")
+    return tmp_path
+
+
+async def test_another_version_is_served_and_answers_say_so(
+    make_app: Callable[..., FastAPI], connect: Connect, two_versions: Path, jpeg: bytes
+) -> None:
+    async with connect(make_app(model_store=two_versions, model="tiny/1")) as client:
+        await client.patch(PATH, json={"threshold": 0.3})
+        response = await client.patch("/config/model", json={"model": "tiny"})
+        assert response.status_code == 200
+        assert response.headers["ETag"] == '"3"'
+        assert response.json() == (await client.get("/config")).json()
+        assert response.json()["models"] == [{"name": "tiny", "version": 2}]
+        assert [each["threshold"] for each in response.json()["thresholds"]] == [0.3]
+        answer = (await client.post("/classify", content=jpeg, headers=RAW)).json()
+        assert (answer["model"], answer["config_version"]) == ({"name": "tiny", "version": 2}, 3)
+        assert (await client.get("/stats")).json()["model"]["version"] == 2
+        serving = {(model["name"], model["version"]) for model in (await client.get("/models")).json()["models"]
+                   if model["serving"]}  # fmt: skip
+        assert serving == {("tiny", 2)}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        ({"model": "huge"}, 404, "not_found", "model"),
+        ({"model": "tiny/7"}, 404, "not_found", "model"),
+        ({"model": "broken"}, 422, "invalid_field", "model"),
+        ({"model": "../tiny"}, 422, "invalid_field", "model"),
+        ({"model": "tiny/../../etc"}, 404, "not_found", "model"),
+        ({"model": 1}, 422, "invalid_field", "model"),
+        ({}, 422, "invalid_field", "model"),
+        ({"model": "tiny", "version": 2}, 422, "invalid_field", "version"),
+    ],
+)
+async def test_a_model_that_cannot_be_served_changes_nothing(
+    make_app: Callable[..., FastAPI],
+    connect: Connect,
+    two_versions: Path,
+    error_of: Callable[..., dict[str, Any]],
+    body: dict[str, Any],
+    status: int,
+    code: str,
+    field: str,
+) -> None:
+    async with connect(make_app(model_store=two_versions, model="tiny/1")) as client:
+        before = (await client.get("/config")).json()
+        assert error_of(await client.patch("/config/model", json=body), status, code)["field"] == field
+        assert (await client.get("/config")).json() == before
+
+
+async def test_a_stale_version_keeps_the_model(
+    make_app: Callable[..., FastAPI], connect: Connect, two_versions: Path, error_of: Callable[..., dict[str, Any]]
+) -> None:
+    async with connect(make_app(model_store=two_versions, model="tiny/1")) as client:
+        response = await client.patch("/config/model", json={"model": "tiny/2"}, headers={"If-Match": '"7"'})
+        error_of(response, 412, "config_conflict")
+        assert (await client.get("/config")).json()["models"] == [{"name": "tiny", "version": 1}]
+
+
+async def test_several_models_are_served_by_name(
+    make_app: Callable[..., FastAPI], connect: Connect, two_versions: Path, jpeg: bytes
+) -> None:
+    folder = two_versions / "other" / "1"
+    shutil.copytree(two_versions / "tiny" / "1", folder)
+    write_spec(folder, dataclasses.replace(read_spec(folder), name="other"))
+    async with connect(make_app(model_store=two_versions, model="tiny/1", models=("other",))) as client:
+        await client.patch(PATH, params={"model": "other"}, json={"threshold": 0.0})
+        answers = [
+            (await client.post("/classify", params=params, content=jpeg, headers=RAW)).json()
+            for params in ({}, {"model": "tiny/1"}, {"model": "other"})
+        ]
+        assert [(answer["model"]["name"], answer["threshold"]) for answer in answers] == [
+            ("tiny", 0.65), ("tiny", 0.65), ("other", 0.0),
+        ]  # fmt: skip
+        assert (await client.get("/stats", params={"model": "other"})).json()["images"] == 1
+        await client.patch("/config/model", params={"model": "tiny"}, json={"model": "tiny/2"})
+        models = (await client.get("/config")).json()["models"]
+        assert models == [{"name": "tiny", "version": 2}, {"name": "other", "version": 1}]
+
+
+async def test_a_model_named_twice_is_refused(make_app: Callable[..., FastAPI], two_versions: Path) -> None:
+    with pytest.raises(InvalidOption, match="LOWFIRST_MODELS is 'tiny/2'; it must be other models"):
+        make_app(model_store=two_versions, model="tiny/1", models=("tiny/2",))

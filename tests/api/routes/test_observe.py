@@ -153,6 +153,6 @@ async def test_a_server_is_not_ready_before_it_is_warm_nor_once_it_drains(
         error_of(await early.post("/classify", content=jpeg, headers=RAW), 503, "unavailable")
         assert (await early.get("/health/live")).status_code == 200
     async with connect(app) as client:
-        app.state.parts.engine.drain()
+        app.state.parts.models.drain()
         assert "stopping" in error_of(await client.get("/health/ready"), 503, "unavailable")["message"]
         assert (await client.post("/classify", content=jpeg, headers=RAW)).status_code == 200

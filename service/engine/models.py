@@ -1,0 +1,267 @@
+"""The models that are served: each by an engine of its own, replaced by another without a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from service.engine.admission import Admission
+from service.engine.applied import Applied, exchanged, first_config
+from service.engine.engine import Engine
+from service.engine.entry import Answer, Ask
+from service.engine.limits import Limits
+from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
+from service.inference.latency import STAGES, LatencyTable, Stage
+from service.inference.predictor import Predictor
+from service.log import logger
+from service.metrics import Metrics
+from service.state.base import ConfigStore, ResultCache, RuntimeConfig
+from service.store import ModelStore
+
+# How often the runtime config is looked at for models that another replica was told to serve.
+FOLLOW_SECONDS = 0.2
+
+
+class Models:
+    """Engines by the name of their model; the first is meant where none is named. All methods in one event loop.
+
+    Args:
+        first: the models to begin with, at least one, each of another name.
+        store: where others come from.
+        load: the model in a folder of the store, ready to be warmed up. Called in a thread.
+        config: which models are to be served, and their thresholds.
+        cache: results already computed; None keeps none.
+        metrics: what is told of all that happens.
+        limits: of each engine; those of work in flight are of all together.
+    """
+
+    def __init__(
+        self,
+        first: Sequence[Predictor],
+        store: ModelStore,
+        load: Callable[[Path], Predictor],
+        config: ConfigStore,
+        cache: ResultCache | None,
+        metrics: Metrics,
+        limits: Limits,
+    ) -> None:
+        self.store = store
+        self._load = load
+        self._config = config
+        self._cache = cache
+        self._metrics = metrics
+        self._limits = limits
+        self._applied = Applied(config, first_config(first))
+        self._engines = {predictor.spec.name: self._engine(predictor) for predictor in first}
+        self._switching = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.admission = Admission(
+            limits.max_images_in_flight,
+            limits.max_bytes_in_flight,
+            limits.max_queue,
+            wait_seconds=lambda: sum(engine.queued_seconds() for engine in self),
+            on_reject=lambda reason: metrics.rejected.labels(reason).inc(),
+        )
+        self._watch()
+
+    def __iter__(self) -> Iterator[Engine]:
+        """Every engine, that of the default model first."""
+        return iter(tuple(self._engines.values()))
+
+    @property
+    def config(self) -> RuntimeConfig:
+        """The runtime config as far as it is applied."""
+        return self._applied.current
+
+    def find(self, reference: str | None) -> Engine:
+        """The engine of ``name`` or ``name/version``, of the default model for None. Raises NotFound."""
+        if reference is None:
+            return next(iter(self))
+        for engine in self:
+            if reference in (engine.spec.name, engine.spec.reference):
+                return engine
+        served = ", ".join(engine.spec.reference for engine in self)
+        raise NotFound(f"model is {reference!r}; {served} is served", field="model", value=reference, bound=served)
+
+    async def classify(self, reference: str | None, body: bytes, ask: Ask) -> Answer:
+        """The answer to one encoded image. Raises NotFound, and as ``Engine.classify`` does."""
+        return await self.find(reference).classify(body, ask)
+
+    async def start(self, profile: LatencyTable | None = None) -> None:
+        """Warm every model up, then follow the runtime config. Raises: what a pass raised."""
+        for engine in self:
+            await engine.start(profile)
+        self._following = asyncio.create_task(self._follow())
+
+    def drain(self) -> None:
+        """Stop being ready. Requests are still answered until ``close``."""
+        for engine in self:
+            engine.drain()
+
+    async def close(self) -> None:
+        """Finish what was accepted, then stop every thread."""
+        if self._following is not None:
+            self._following.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._following
+        await asyncio.gather(*self._retiring, *(engine.close() for engine in self))
+
+    def why_not_ready(self) -> str | None:
+        """What keeps new work away, in words; None when nothing does."""
+        return next((why for engine in self if (why := engine.why_not_ready()) is not None), None)
+
+    async def switch(
+        self, reference: str, instead_of: str | None = None, expected_version: int | None = None
+    ) -> Engine:
+        """Serve ``reference`` instead of a model that is served: of that name, or as named, or else the default one.
+
+        The new one is loaded, verified and warmed up beside the old one, whose goal is solved anew for it. New images
+        then go to the new one, and the old one finishes those that it has.
+
+        Raises:
+            NotFound: no such model in the store, or ``instead_of`` is not served.
+            InvalidOption: it cannot be served, or the goal not be reached with it. Nothing has changed then.
+            ConfigConflict: see ``ConfigStore.update``; or others switched meanwhile.
+        """
+        async with self._switching:
+            name, version = self.store.locate(reference)
+            old = self._replaced_by(name, instead_of)
+            if (name, version) == old.spec.key:
+                return old
+            served = [(name, version) if engine is old else engine.spec.key for engine in self]
+            engines = await self._prepare(dict(served))
+            change = partial(exchanged, old=old.predictor, new=engines[name].predictor)
+            try:
+                await self._config.update(change, expected_version)
+            except BaseException:
+                await self._discard(engines)
+                raise
+            self._adopt(engines)
+            logger.info("serving %s instead of %s", engines[name].spec.reference, old.spec.reference)
+            return engines[name]
+
+    def _replaced_by(self, name: str, instead_of: str | None) -> Engine:
+        if instead_of is None:
+            return self._engines.get(name) or self.find(None)
+        old = self.find(instead_of)
+        if name in self._engines and name != old.spec.name:
+            raise InvalidOption("model", name, f"one that is not served beside {old.spec.name}")
+        return old
+
+    def _engine(self, predictor: Predictor) -> Engine:
+        return Engine(predictor, self._applied, self._cache, self._metrics, self._limits)
+
+    async def _prepare(self, models: Mapping[str, int]) -> dict[str, Engine]:
+        """Engines of exactly ``models``: those that serve already, and new ones, warmed up.
+
+        Raises:
+            NotFound: one is not in the store.
+            InvalidOption: one cannot be served.
+        """
+        engines: dict[str, Engine] = {}
+        try:
+            for name, version in models.items():
+                known = self._engines.get(name)
+                if known is None or known.spec.version != version:
+                    known = await self._started(f"{name}/{version}")
+                engines[name] = known
+        except BaseException:
+            await self._discard(engines)
+            raise
+        return engines
+
+    async def _started(self, reference: str) -> Engine:
+        folder = self.store.find(reference)
+        try:
+            predictor = await asyncio.to_thread(self._load, folder)
+            if predictor.spec.reference != reference:
+                raise BrokenModel(f"{folder} says that it is {predictor.spec.reference}")
+            engine = self._engine(predictor)
+            await engine.start()
+        except (BrokenModel, InvalidOption) as error:
+            raise InvalidOption("model", reference, f"one that can be served: {error.message}") from error
+        except LowfirstError:
+            raise
+        except Exception as error:
+            logger.exception("%s cannot be warmed up", reference)
+            raise DeviceFailed(f"{reference} cannot be warmed up: {error}", field="model", value=reference) from error
+        return engine
+
+    async def _discard(self, engines: Mapping[str, Engine]) -> None:
+        """Close those that were prepared and are not to serve."""
+        serving = set(self)
+        for engine in engines.values():
+            if engine not in serving:
+                await engine.close()
+
+    def _adopt(self, engines: Mapping[str, Engine]) -> None:
+        """From now on these serve, in this order."""
+        before, self._engines = self._engines, dict(engines)
+        self._applied.models = {name: engine.spec.version for name, engine in engines.items()}
+        for old in set(before.values()) - set(self):
+            self._unwatch_one(old)
+            retiring = asyncio.create_task(_retire(old))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+        for new in set(self) - set(before.values()):
+            self._watch_one(new)
+
+    async def _follow(self) -> None:
+        """Serve what the config names once it is changed elsewhere. What cannot be served is tried once."""
+        refused: Mapping[str, int] | None = None
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            if self._config.current.models in (self._applied.models, refused):
+                continue
+            async with self._switching:
+                models = self._config.current.models
+                try:
+                    self._adopt(await self._prepare(models))
+                except LowfirstError as error:
+                    refused = models
+                    logger.error("what another replica was told to serve cannot be served here: %s", error)
+
+    def _watch(self) -> None:
+        metrics = self._metrics
+        metrics.watch(metrics.in_flight, lambda: self.admission.images)
+        metrics.watch(metrics.config_version, lambda: self.config.version)
+        metrics.watch(metrics.feature_bytes, lambda: sum(engine.feature_bytes for engine in self))
+        for stage in STAGES:
+            metrics.watch(metrics.queue_depth, partial(self._queue_depth, stage), stage=stage)
+            metrics.watch(metrics.queued_seconds, partial(self._queue_age, stage), stage=stage)
+        for engine in self:
+            self._watch_one(engine)
+
+    def _watch_one(self, engine: Engine) -> None:
+        metrics, model = self._metrics, engine.spec.reference
+        metrics.single_scale_multiply_adds.labels(model).set(round(engine.spec.high_mmacs * 1e6))
+        metrics.watch(metrics.threshold, lambda: engine.asked.threshold, model=model)
+        metrics.watch(metrics.effective_threshold, lambda: engine.effective_threshold, model=model)
+
+    def _unwatch_one(self, engine: Engine) -> None:
+        metrics = self._metrics
+        for gauge in (metrics.single_scale_multiply_adds, metrics.threshold, metrics.effective_threshold):
+            gauge.remove(engine.spec.reference)
+
+    def _queue_depth(self, stage: Stage) -> int:
+        return sum(engine.queue_depth()[stage] for engine in self)
+
+    def _queue_age(self, stage: Stage) -> float:
+        return max(engine.queue_age(stage) for engine in self)
+
+
+async def _retire(engine: Engine) -> None:
+    """Let it finish what it has, and its memory go."""
+    reference = engine.spec.reference
+    await engine.retire()
+    del engine
+    logger.info("%s has answered all it had, and is gone", reference)
+    if gc.get_freeze_count():  # what was loaded before the start is else never looked at again
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()

@@ -1,0 +1,61 @@
+"""Models are exchanged under load: no request fails, and what was replaced takes no memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+
+from service.store import read_spec, write_spec
+
+Server = tuple[subprocess.Popen[str], httpx.Client]
+Serve = Callable[..., Server]
+
+RAW = {"Content-Type": "image/jpeg"}
+TIMEOUT = 60
+SWITCHES = 20
+CLIENTS = 4
+
+
+def test_no_request_fails_during_twenty_switches(serve: Serve, tiny_store: Path, tmp_path: Path, jpeg: bytes) -> None:
+    for version in (1, 2):
+        folder = tmp_path / "tiny" / str(version)
+        shutil.copytree(tiny_store / "tiny" / "1", folder)
+        write_spec(folder, dataclasses.replace(read_spec(folder), version=version))
+    process, client = serve(model_store=str(tmp_path), model="tiny/1")
+    done = threading.Event()
+    outcomes: Counter[tuple[int, int]] = Counter()
+
+    def load() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=TIMEOUT) as own:
+            while not done.is_set():
+                answer = own.post("/classify", content=jpeg, headers=RAW)
+                version = answer.json()["model"]["version"] if answer.status_code == 200 else 0
+                outcomes[answer.status_code, version] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    memory = []
+    try:
+        for switch in range(SWITCHES):
+            version = 2 - switch % 2
+            before = outcomes[200, version]
+            assert client.patch("/config/model", json={"model": f"tiny/{version}"}).status_code == 200
+            while outcomes[200, version] < before + CLIENTS:
+                assert process.poll() is None
+            memory.append(psutil.Process(process.pid).memory_info().rss)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(TIMEOUT)
+    assert set(outcomes) == {(200, 1), (200, 2)}
+    assert client.get("/config").json()["version"] == 1 + SWITCHES
+    assert memory[-1] < memory[SWITCHES // 2] + 20_000_000
