@@ -25,6 +25,9 @@ from service.store import ModelStore
 # How often the runtime config is looked at for models that another replica was told to serve.
 FOLLOW_SECONDS = 0.2
 
+# How long before what could not be served is tried again: its files may yet come.
+RETRY_SECONDS = 5.0
+
 
 class Models:
     """Engines by the name of their model; the first is meant where none is named. All methods in one event loop.
@@ -60,6 +63,7 @@ class Models:
         self._switching = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
+        self._draining = False
         self.admission = Admission(
             limits.max_images_in_flight,
             limits.max_bytes_in_flight,
@@ -100,6 +104,7 @@ class Models:
 
     def drain(self) -> None:
         """Stop being ready. Requests are still answered until ``close``."""
+        self._draining = True
         for engine in self:
             engine.drain()
 
@@ -113,6 +118,8 @@ class Models:
 
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
+        if self._draining:
+            return "the server is stopping"
         return next((why for engine in self if (why := engine.why_not_ready()) is not None), None)
 
     async def switch(
@@ -212,19 +219,20 @@ class Models:
             self._watch_one(new)
 
     async def _follow(self) -> None:
-        """Serve what the config names once it is changed elsewhere. What cannot be served is tried once."""
-        refused: Mapping[str, int] | None = None
+        """Serve what the config names once it is changed elsewhere."""
+        pause = FOLLOW_SECONDS
         while True:
-            await asyncio.sleep(FOLLOW_SECONDS)
-            if self._config.current.models in (self._applied.models, refused):
+            await asyncio.sleep(pause)
+            pause = FOLLOW_SECONDS
+            if self._config.current.models == self._applied.models:
                 continue
             async with self._switching:
-                models = self._config.current.models
                 try:
-                    self._adopt(await self._prepare(models))
-                except LowfirstError as error:
-                    refused = models
+                    self._adopt(await self._prepare(self._config.current.models))
+                    logger.info("serving %s, as another replica was told to", ", ".join(self._config.current.models))
+                except Exception as error:
                     logger.error("what another replica was told to serve cannot be served here: %s", error)
+                    pause = RETRY_SECONDS
 
     def _watch(self) -> None:
         metrics = self._metrics
