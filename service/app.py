@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from prometheus_client import (
     CollectorRegistry,
@@ -16,7 +17,7 @@ from prometheus_client import (
 )
 
 import service
-from service.api import error_handlers
+from service.api import error_handlers, keys
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, models, observe
@@ -45,11 +46,13 @@ def create_app(settings: Settings) -> FastAPI:
     """
     parts = build_parts(settings)
     profile = _profile(settings)
+    allowed = keys.Keys(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
         await parts.engine.start(profile)
         _announce(parts)
+        _warn_if_open(settings, allowed)
         yield
         await parts.engine.close()
 
@@ -60,6 +63,11 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
+    if not allowed.guard_nothing:
+        app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
+        keys.document(app, allowed)
+    if settings.cors_origins:  # outside the guard: a browser asks first, without a key
+        _allow_pages_of(app, settings.listed_origins)
     app.add_middleware(RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown)
     error_handlers.install(app)
     for routes in (classify, config, models, observe):
@@ -138,3 +146,23 @@ def _announce(parts: Parts) -> None:
         spec.name, spec.version, predictor.device, predictor.precision,
         parts.config.current.thresholds[spec.name].threshold,
     )  # fmt: skip
+
+
+def _allow_pages_of(app: FastAPI, origins: list[str]) -> None:
+    """Keys travel in headers that a page must know, never in cookies."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PATCH"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
+        expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Request-ID"],
+    )
+
+
+def _warn_if_open(settings: Settings, allowed: keys.Keys) -> None:
+    if allowed.refuse_changes:
+        logger.warning("the config cannot be changed (403): %s", keys.HOW_TO_SET)
+    if settings.is_exposed and settings.api_key is None:
+        logger.warning(
+            "everybody who reaches %s may classify: set LOWFIRST_API_KEY to ask for a key", settings.host or "this host"
+        )

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 from service.api.request_context import request_id
 from service.api.schemas import ErrorAnswer, ErrorDetail
-from service.errors import Busy, LowfirstError
+from service.errors import Busy, LowfirstError, RequestTimeout, Unauthorized
 from service.log import logger
 
 MAX_ECHO = 200
@@ -22,7 +22,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, 
 
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every error in the one shape; unknown ones are ``RequestContext``'s."""
-    app.add_exception_handler(LowfirstError, _own)
+    app.add_exception_handler(LowfirstError, own)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
@@ -53,10 +53,18 @@ def _respond(status: int, body: ErrorDetail, headers: dict[str, str] | None = No
     return JSONResponse(ErrorAnswer(error=body).model_dump(), status, headers)
 
 
-async def _own(request: Request, error: Exception) -> JSONResponse:
+async def own(request: Request, error: Exception) -> JSONResponse:
+    """One of our errors as an answer."""
     assert isinstance(error, LowfirstError)
-    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, Busy) else None
-    return _respond(error.status, detail(error, request_id(request)), headers)
+    return _respond(error.status, detail(error, request_id(request)), _headers(error))
+
+
+def _headers(error: LowfirstError) -> dict[str, str]:
+    if isinstance(error, Busy):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Connection": "close"} if isinstance(error, RequestTimeout) else {}
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
