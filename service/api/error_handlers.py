@@ -11,10 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from service.api.request_context import request_id
+from service.api.request_context import HEADER, UNKNOWN_ROUTE, new_id, request_id
 from service.api.schemas import ErrorAnswer, ErrorDetail
 from service.errors import Busy, LowfirstError, RequestTimeout, Unauthorized
 from service.log import logger
+from service.metrics import Metrics
 
 MAX_ECHO = 200
 RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "Any error."}}
@@ -57,6 +58,13 @@ async def own(request: Request, error: Exception) -> JSONResponse:
     """One of our errors as an answer."""
     assert isinstance(error, LowfirstError)
     return _respond(error.status, detail(error, request_id(request)), _headers(error))
+
+
+def refusal(error: LowfirstError, metrics: Metrics) -> JSONResponse:
+    """The answer to a request that no app saw, because its head could not be read. It is counted here."""
+    id_ = new_id().decode()
+    metrics.requests.labels(UNKNOWN_ROUTE, error.status).inc()
+    return _respond(error.status, detail(error, id_), {HEADER.decode(): id_})
 
 
 def _headers(error: LowfirstError) -> dict[str, str]:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.metrics import Metrics
 
 HEADER = b"x-request-id"
+UNKNOWN_ROUTE = "unknown"
 ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -37,7 +38,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         arrival = time.monotonic()
-        id_ = _given_id(scope) or b"%032x" % getrandbits(128)
+        id_ = _given_id(scope) or new_id()
         scope["state"] = {**scope.get("state", {}), "arrival": arrival, "request_id": id_.decode()}
         code = 0
 
@@ -56,9 +57,14 @@ class RequestContext:
             response = await self.on_error(Request(scope), error)
             await response(scope, receive, send_counted)
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
             self.metrics.requests.labels(route, code).inc()
             self.metrics.request_seconds.labels(route).observe(time.monotonic() - arrival)
+
+
+def new_id() -> bytes:
+    """An id for a request that brought none."""
+    return b"%032x" % getrandbits(128)
 
 
 def _given_id(scope: Scope) -> bytes | None:

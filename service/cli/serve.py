@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Annotated
 
@@ -31,19 +32,22 @@ def serve(
     settings = load_settings({name: value for name, value in given.items() if value is not None})
     configure(settings.log_level)
 
+    from service.api.error_handlers import refusal
     from service.app import create_app
+    from service.cli.http_protocol import http_protocol
 
     app = create_app(settings)
+    parts = app.state.parts
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=http_protocol(settings.receive_timeout_seconds, refuse=partial(refusal, metrics=parts.metrics)),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=settings.drain_timeout_seconds,
     )
-    engine = app.state.parts.engine
-    server = DrainingServer(config, on_drain=engine.drain, drain_delay_seconds=settings.drain_delay_seconds)
+    server = DrainingServer(config, on_drain=parts.engine.drain, drain_delay_seconds=settings.drain_delay_seconds)
     server.run()
     if not server.started:
         raise typer.Exit(1)

@@ -46,6 +46,13 @@ def serve(environment: dict[str, str]) -> Iterator[Serve]:
         yield start
 
 
+@pytest.fixture(scope="module")
+def serve_once(environment: dict[str, str]) -> Iterator[Serve]:
+    """``serve``, of servers that a module's tests share."""
+    with _servers(environment) as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
 def server(environment: dict[str, str]) -> Iterator[Server]:
     """One server for all tests that leave it as it was."""
