@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from service.api.dependencies import Injected
 from service.api.schemas import CurvePoint, ModelAnswer, ModelsAnswer
 from service.inference.calibration import Calibration
+from service.log import logger
 from service.store import ModelSpec
 
 router = APIRouter(tags=["models"])
@@ -19,12 +20,19 @@ def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and 
     """Every version of every model in the store, with its costs and its calibration table."""
     predictor = parts.engine.predictor
     serving = (parts.engine.spec.name, parts.engine.spec.version)
-    return ModelsAnswer(
-        models=[
-            _answer(spec, Calibration.of(spec, predictor.runtime, predictor.precision), serving)
-            for spec in parts.store.specs()
-        ]
-    )
+    found: list[ModelAnswer] = []
+    broken: list[str] = []
+
+    def leave_out(reference: str, error: Exception) -> None:
+        logger.warning("model %s is left out of the list: %s", reference, error)
+        broken.append(reference)
+
+    for spec in parts.store.specs(leave_out):
+        try:
+            found.append(_answer(spec, Calibration.of(spec, predictor.runtime, predictor.precision), serving))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of other types than a spec's
+            leave_out(f"{spec.name}/{spec.version}", error)
+    return ModelsAnswer(models=found, broken=broken)
 
 
 def _answer(spec: ModelSpec, calibration: Calibration | None, serving: tuple[str, int]) -> ModelAnswer:
