@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +19,7 @@ from prometheus_client import (
 )
 
 import service
-from service.api import error_handlers
+from service.api import error_handlers, keys
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, models, observe
@@ -46,11 +47,13 @@ def create_app(settings: Settings) -> FastAPI:
     """
     parts = build_parts(settings)
     profile = _profile(settings)
+    allowed = keys.Keys(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
         await parts.models.start(profile)
         _announce(parts)
+        _warn_if_open(settings, allowed)
         yield
         await parts.models.close()
 
@@ -61,7 +64,14 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    app.add_middleware(RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown)
+    if not allowed.guard_nothing:
+        app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
+        keys.document(app, allowed)
+    if settings.cors_origins:  # outside the guard: a browser asks first, without a key
+        _allow_pages_of(app, settings.cors_origins)
+    app.add_middleware(
+        RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
+    )
     error_handlers.install(app)
     for routes in (classify, config, models, observe):
         app.include_router(routes.router, responses=error_handlers.RESPONSES)
@@ -151,3 +161,23 @@ def _announce(parts: Parts) -> None:
             "serving %s on %s in %s, threshold %s",
             spec.reference, predictor.device, predictor.precision, engine.asked.threshold,
         )  # fmt: skip
+
+
+def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:
+    """Keys travel in headers that a page must know, never in cookies."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PATCH"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
+        expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Request-ID"],
+    )
+
+
+def _warn_if_open(settings: Settings, allowed: keys.Keys) -> None:
+    if allowed.refuse_changes:
+        logger.warning("the config cannot be changed (403): %s", keys.HOW_TO_SET)
+    if settings.is_exposed and settings.api_key is None:
+        logger.warning(
+            "everybody who reaches %s may classify: set LOWFIRST_API_KEY to ask for a key", settings.host or "this host"
+        )

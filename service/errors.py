@@ -6,12 +6,16 @@
     │   ├── UnsupportedImage  415   not an image, or of a format that is not read
     │   └── ImageTooLarge     413   more bytes or pixels than the limit
     ├── BadRequest            400   a body that cannot be parsed
+    ├── Unauthorized          401   no key, or a wrong one
+    ├── Forbidden             403   a key that does not allow it, or a change that no key allows
     ├── UnsupportedBody       415   a content type that is not read
     ├── NotFound              404   a model, a version, a file
     ├── BrokenModel           500   a store entry that cannot be trusted or read
     ├── DataError             422   a data set that cannot be trained or evaluated with
+    ├── RequestTimeout        408   a request that did not arrive in time
     ├── ConfigConflict        412   the runtime config changed since it was read
     ├── Busy                  429   a limit on work in flight is reached
+    ├── HeadTooLarge          431   a request's head has more bytes than the limit
     ├── Draining              503   the server is stopping, or not ready yet
     ├── DeadlinePassed        504   before any answer existed
     └── DeviceFailed          500   the network could not be run
@@ -76,6 +80,20 @@ class BadRequest(LowfirstError):
     code = "bad_request"
 
 
+class Unauthorized(LowfirstError):
+    """No key came with the request, or a wrong one."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(LowfirstError):
+    """The key that came does not allow it, or no key does."""
+
+    status = 403
+    code = "forbidden"
+
+
 class UnsupportedBody(LowfirstError):
     """A content type that is not read."""
 
@@ -103,6 +121,13 @@ class DataError(LowfirstError):
     code = "invalid_data"
 
 
+class RequestTimeout(LowfirstError):
+    """A request whose head or body did not arrive in time; its connection is closed."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class ConfigConflict(LowfirstError):
     """The runtime config has another version than the caller expected."""
 
@@ -119,6 +144,13 @@ class Busy(LowfirstError):
     def __init__(self, message: str, *, retry_after_seconds: int = 1, **named: Any) -> None:
         super().__init__(message, **named)
         self.retry_after_seconds = retry_after_seconds
+
+
+class HeadTooLarge(LowfirstError):
+    """A request's head has more bytes than are read; its connection is closed."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class Draining(LowfirstError):

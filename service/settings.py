@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -16,20 +18,37 @@ SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
 SHIPPED_MODEL = "imagenette-mobilenet"
 
 MIB = 1024 * 1024
+KEY = re.compile(r"[!-~]{16,}", re.ASCII)
+ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+
+def _split(value: object) -> object:
+    return [item for item in map(str.strip, value.split(",")) if item] if isinstance(value, str) else value
+
+
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
     """Every setting is the environment variable of its name in capitals, prefixed with ``LOWFIRST_``."""
 
-    model_config = SettingsConfigDict(env_prefix="LOWFIRST_", frozen=True, extra="ignore", validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LOWFIRST_", frozen=True, extra="ignore", validate_default=True, hide_input_in_errors=True
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: SecretStr | None = Field(None, description="Key that clients must send; unset: none is asked for.")
+    admin_key: SecretStr | None = Field(
+        None, description="Key for changes; unset: only a server on a loopback address without any key allows them."
+    )
+    metrics_key_required: bool = Field(False, description="Whether /metrics asks for a key too.")
+    cors_origins: Listed = Field(
+        (), description="Origins whose pages may use the server, with commas between; `*`: all, with an admin key only."
+    )
     model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
-    models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="More models to serve, after commas; `?model=` names them in requests."
-    )
+    models: Listed = Field((), description="More models to serve, after commas; `?model=` names them in requests.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: str = Field(
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
@@ -57,6 +76,13 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(16 * MIB, ge=1, description="Bytes of one encoded image; beyond: 413.")
     max_batch_bytes: int = Field(64 * MIB, ge=1, description="Bytes of a body of /classify/batch; beyond: 413.")
     max_batch_images: int = Field(64, ge=1, le=1024, description="Images in one request of /classify/batch.")
+    receive_timeout_seconds: float = Field(
+        10,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="How long a request's head may take to arrive, then its body (more above 64 KiB); beyond: 408.",
+    )
     deadline_ms: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Deadline of requests that name none; unset: none."
     )
@@ -80,11 +106,53 @@ class Settings(BaseSettings):
         30, ge=1, le=3600, description="Then: how long accepted requests may take to finish."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
+    log_format: Literal["text", "json"] = Field("text", description="text, or json: an object a line.")
+    traces: bool = Field(
+        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (`lowfirst[otel]`)."
+    )
 
-    @field_validator("models", mode="before")
+    @property
+    def is_exposed(self) -> bool:
+        """Whether other machines may reach the server."""
+        if self.host == "localhost":
+            return False
+        try:
+            return not ip_address(self.host).is_loopback
+        except ValueError:  # a name, which may mean anything
+            return True
+
+    @field_validator("api_key", "admin_key")
     @classmethod
-    def _listed(cls, value: object) -> object:
-        return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+    def _is_hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not KEY.fullmatch(value.get_secret_value()):
+            raise PydanticCustomError("key", "at least 16 characters of ASCII, none of them a space")
+        return value
+
+    @field_validator("admin_key")
+    @classmethod
+    def _is_a_key_of_its_own(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and value == info.data.get("api_key"):
+            raise PydanticCustomError(
+                "same_key", "another than LOWFIRST_API_KEY, or every client may change the config"
+            )
+        return value
+
+    @field_validator("metrics_key_required")
+    @classmethod
+    def _has_a_key_to_ask_for(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("api_key") is None and info.data.get("admin_key") is None:
+            raise PydanticCustomError("no_key", "left unset without LOWFIRST_API_KEY or LOWFIRST_ADMIN_KEY")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _lists_origins(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for origin in value:
+            if origin == "*" and info.data.get("admin_key") is None:  # else any page a user opens could make changes
+                raise PydanticCustomError("any_origin", "a list of origins; `*` takes LOWFIRST_ADMIN_KEY")
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise PydanticCustomError("origins", "origins like https://example.org:8443, with commas between")
+        return value
 
     @field_validator("max_queue_ms")
     @classmethod
@@ -106,4 +174,5 @@ def load_settings(given: Mapping[str, object] | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "LOWFIRST_" + "_".join(map(str, first["loc"])).upper()
-        raise InvalidOption(name, first["input"], first["msg"].removeprefix("Input should be ")) from error
+        value = "**********" if name.endswith("_KEY") else first["input"]  # a wrong key may be nearly a right one
+        raise InvalidOption(name, value, first["msg"].removeprefix("Input should be ")) from error

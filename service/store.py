@@ -9,12 +9,12 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.errors import BrokenModel, InvalidOption, NotFound
+from service.errors import BrokenModel, InvalidOption, LowfirstError, NotFound
 from service.images.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -215,9 +215,19 @@ class ModelStore:
             raise NotFound(f"model is {reference!r}; {name} has versions {versions}", field="model", value=reference)
         return name, int(version) if version else versions[-1]
 
-    def specs(self) -> list[ModelSpec]:
-        """Every version of every model, by name and version."""
-        return [read_spec(self.root / name / str(v)) for name in self.names() for v in self.versions(name)]
+    def specs(self, on_broken: Callable[[str, LowfirstError], None]) -> list[ModelSpec]:
+        """Every version of every model, by name and version.
+
+        Args:
+            on_broken: told of each that cannot be read (``name/version``, and why), which is left out.
+        """
+        found = []
+        for reference in [f"{name}/{version}" for name in self.names() for version in self.versions(name)]:
+            try:
+                found.append(read_spec(self.root / reference))
+            except (BrokenModel, NotFound) as error:  # not found: removed meanwhile
+                on_broken(reference, error)
+        return found
 
 
 def _checked(name: str) -> str:
@@ -238,7 +248,7 @@ def read_spec(folder: Path) -> ModelSpec:
         raise NotFound(f"{folder} holds no model: it has no {SPEC}", field="model", value=str(folder))
     try:
         return ModelSpec.from_json(path.read_text())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
         raise BrokenModel(f"{path} cannot be read: {error!r}", field="model", value=str(path)) from error
 
 

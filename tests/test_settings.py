@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr, ValidationError
 
 from service.errors import InvalidOption
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE, Settings, load_settings
@@ -12,6 +13,10 @@ from service.settings import SHIPPED_MODEL, SHIPPED_STORE, Settings, load_settin
 VALUES = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
+    "api_key": ("0123456789-api-key", SecretStr("0123456789-api-key")),
+    "admin_key": ("0123456789-admin-key", SecretStr("0123456789-admin-key")),
+    "cors_origins": ("https://a.example, http://[::1]:3000", ("https://a.example", "http://[::1]:3000")),
+    "receive_timeout_seconds": ("2.5", 2.5),
     "model_store": ("/models", Path("/models")),
     "model": ("bees/2", "bees/2"),
     "models": ("ants, wasps/2", ("ants", "wasps/2")),
@@ -37,6 +42,9 @@ VALUES = {
     "drain_delay_seconds": ("0", 0.0),
     "drain_timeout_seconds": ("60", 60),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "traces": ("true", True),
+    "metrics_key_required": ("true", True),
 }
 
 OUT_OF_BOUNDS = [
@@ -79,6 +87,18 @@ OUT_OF_BOUNDS = [
     ("drain_delay_seconds", "inf"),
     ("drain_timeout_seconds", "0"),
     ("drain_timeout_seconds", "3601"),
+    ("receive_timeout_seconds", "0"),
+    ("receive_timeout_seconds", "3601"),
+    ("receive_timeout_seconds", "nan"),
+    ("cors_origins", "*"),
+    ("cors_origins", "null"),
+    ("cors_origins", "example.org"),
+    ("cors_origins", "https://a.example/"),
+    ("cors_origins", "https://a.example https://b.example"),
+    ("cors_origins", "https://*.example"),
+    ("metrics_key_required", "maybe"),
+    ("traces", "maybe"),
+    ("log_format", "xml"),
     ("log_level", "loud"),
     ("log_level", "INFO"),
 ]
@@ -97,6 +117,8 @@ def test_every_setting_is_tested_here() -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_setting_is_read_from_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, value = VALUES[name]
+    if name == "metrics_key_required":
+        monkeypatch.setenv("LOWFIRST_API_KEY", "0123456789-api-key")
     monkeypatch.setenv(f"LOWFIRST_{name.upper()}", text)
     assert getattr(load_settings(), name) == value
     assert type(getattr(load_settings(), name)) is type(value) or isinstance(value, Path)
@@ -138,3 +160,58 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("variable", ["LOWFIRST_API_KEY", "LOWFIRST_ADMIN_KEY"])
+@pytest.mark.parametrize("key", ["", " ", "hunter2hunter2x", "sixteen letters!", "schlüsselschlüssel", "x" * 16 + "\n"])
+def test_a_key_easy_to_guess_or_to_mistype_is_refused_and_not_told(
+    variable: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, key)
+    with pytest.raises(InvalidOption, match=f"{variable} is .* must be at least 16 characters of ASCII") as caught:
+        load_settings()
+    for told in (caught.value.message, repr(caught.value.value), str(caught.value.__cause__)):
+        assert not key.strip() or key not in told
+
+
+def test_a_key_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API", "ADMIN"):
+        monkeypatch.setenv(f"LOWFIRST_{name}_KEY", f"secret-{name}-0123456789")
+    settings = load_settings()
+    for told in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert "0123456789" not in told
+    with pytest.raises(ValidationError) as caught:
+        Settings(admin_key=SecretStr("too-short-999"))
+    assert "999" not in str(caught.value)
+
+
+def test_the_admin_key_is_another_than_the_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API", "ADMIN"):
+        monkeypatch.setenv(f"LOWFIRST_{name}_KEY", "0123456789abcdef")
+    with pytest.raises(InvalidOption, match=r"ADMIN_KEY is .*; it must be another than LOWFIRST_API_KEY"):
+        load_settings()
+
+
+def test_metrics_cannot_ask_for_a_key_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWFIRST_METRICS_KEY_REQUIRED", "1")
+    with pytest.raises(InvalidOption, match=r"left unset without LOWFIRST_API_KEY or LOWFIRST_ADMIN_KEY"):
+        load_settings()
+
+
+def test_every_page_may_use_the_server_only_where_changes_need_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWFIRST_CORS_ORIGINS", "*")
+    with pytest.raises(InvalidOption, match=r"`\*` takes LOWFIRST_ADMIN_KEY"):
+        load_settings()
+    monkeypatch.setenv("LOWFIRST_ADMIN_KEY", "0123456789abcdef")
+    assert load_settings().cors_origins == ("*",)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_exposed"),
+    [
+        ("127.0.0.1", False), ("127.1.2.3", False), ("::1", False), ("localhost", False),
+        ("0.0.0.0", True), ("::", True), ("10.0.0.1", True), ("", True), ("localhost.example.org", True),
+    ],
+)  # fmt: skip
+def test_whether_other_machines_may_reach_the_server(host: str, is_exposed: bool) -> None:
+    assert Settings(host=host).is_exposed == is_exposed

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from service.errors import BrokenModel, InvalidOption, NotFound
+from service.errors import BrokenModel, InvalidOption, LowfirstError, NotFound
 from service.images.transforms import Preprocessing
+from service.inference.predictor import Predictor
 from service.store import (
     FORMAT,
     SPEC,
@@ -62,6 +63,11 @@ def _add(store: ModelStore, name: str, version: str) -> Path:
     return folder
 
 
+def unbroken(reference: str, error: LowfirstError) -> None:
+    """For a store in which every model can be read."""
+    pytest.fail(f"{reference}: {error}")
+
+
 def test_spec_survives_its_json() -> None:
     assert ModelSpec.from_json(SPECIMEN.to_json()) == SPECIMEN
 
@@ -89,7 +95,7 @@ def test_newest_version_goes_by_number_not_by_text(store: ModelStore) -> None:
 def test_folder_that_is_no_version_is_passed_by(store: ModelStore, version: str) -> None:
     _add(store, "tiny", version)
     assert store.versions("tiny") == [1]
-    assert [spec.version for spec in store.specs()] == [1]
+    assert [spec.version for spec in store.specs(unbroken)] == [1]
 
 
 def test_version_without_a_spec_is_passed_by_but_not_taken(store: ModelStore) -> None:
@@ -105,19 +111,24 @@ def test_names_are_those_with_a_version(store: ModelStore) -> None:
     (store.root / "file").touch()
     (store.root / ".hidden").mkdir()
     assert store.names() == ["another", "tiny"]
-    assert [(spec.name, spec.version) for spec in store.specs()] == [("tiny", 1), ("tiny", 1)]
+    assert [(spec.name, spec.version) for spec in store.specs(unbroken)] == [("tiny", 1), ("tiny", 1)]
 
 
 def test_store_that_does_not_exist_is_empty(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "nowhere")
-    assert (store.names(), store.specs(), store.versions("tiny")) == ([], [], [])
+    assert (store.names(), store.specs(unbroken), store.versions("tiny")) == ([], [], [])
     with pytest.raises(NotFound, match="nowhere has no model"):
         store.find("tiny")
 
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "..", "../tiny", "/tiny/1", "/etc/passwd", "tiny\0", "Tiny", "tiny\n", "-tiny", "ti ny", "~", "x" * 65],
+    [
+        *("", "..", ".", "../tiny", "../../etc/passwd", "/tiny/1", "/etc/passwd", "//tiny", "..\\tiny", "C:tiny"),
+        *("tiny\0", "Tiny", "tiny\n", "-tiny", ".tiny", "ti ny", "~", "$HOME", "%2e%2e", "x" * 65),
+        *("t\u0456ny", "\uff0e\uff0e", "\udcff"),
+        pytest.param("x" * 100_000, id="a very long one"),
+    ],
 )
 def test_name_that_is_none_is_refused(store: ModelStore, reference: str) -> None:
     with pytest.raises(InvalidOption, match="it must be a name of lower-case letters"):
@@ -197,3 +208,41 @@ def test_weights_are_verified(tmp_path: Path) -> None:
     write_weights(tmp_path, {"weight": torch.zeros(1)})
     with pytest.raises(BrokenModel, match=f"model.json says {'0' * 64}"):
         read_weights(tmp_path, SPECIMEN)
+
+
+def test_a_model_that_cannot_be_read_is_left_out_and_named(store: ModelStore) -> None:
+    for version, text in (("2", b"{"), ("3", b"\xff\xfe"), ("4", b"[" * 100_000)):
+        (_add(store, "tiny", version) / SPEC).write_bytes(text)
+    _add(store, "zebra", "1")
+    broken = {}
+    found = store.specs(lambda reference, error: broken.update({reference: error.message}))
+    assert len(found) == 2
+    assert list(broken) == ["tiny/2", "tiny/3", "tiny/4"]
+    assert all("model.json cannot be read" in message for message in broken.values())
+
+
+class Payload:
+    """What a pickle does when it is read: anything."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        """Make a file."""
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_not_read_as_weights_even_with_the_right_digest(store: ModelStore, tmp_path: Path) -> None:
+    folder, proof = store.root / "tiny" / "1", tmp_path / "was-read"
+    torch.save({"weight": Payload(proof)}, folder / WEIGHTS)
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    spec = dataclasses.replace(read_spec(folder), weights_sha256=digest)
+    write_spec(folder, spec)
+    with pytest.raises(BrokenModel, match=r"weights\.safetensors cannot be read"):
+        Predictor.load(folder, "cpu", "float32")
+    (folder / WEIGHTS).rename(folder / "weights.pt")
+    with pytest.raises(BrokenModel, match=r"weights\.safetensors is missing"):
+        Predictor.load(folder, "cpu", "float32")
+    assert not proof.exists()
+    torch.load(folder / "weights.pt", weights_only=False)  # it would have been
+    assert proof.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,15 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from service.api.dependencies import parts_of
 from service.api.schemas import JsonImage
-from service.errors import BadRequest, ImageTooLarge, InvalidOption, UnsupportedBody
+from service.errors import BadRequest, ImageTooLarge, InvalidOption, RequestTimeout, UnsupportedBody
 
 RAW = ("application/octet-stream",)
 MULTIPART = "multipart/form-data"
 MAX_OTHER_PARTS = 16
 MAX_PART_HEAD = 8192
+SLOWEST = 64 * 1024  # bytes a second that give a large body more time, so that 64 MiB may come over a slow line
 VERBATIM = (b"binary", b"8bit", b"7bit")
 FORMS = "image/*, application/octet-stream, multipart/form-data with a part `image`, or application/json"
 FIELD = "image"
@@ -53,18 +56,31 @@ async def read(request: Request, limit: int) -> bytes:
 
     Raises:
         ImageTooLarge: it exceeds ``limit`` bytes, as soon as it does.
+        RequestTimeout: it is not complete in time (``receive_timeout_seconds``).
         BadRequest: the client left before it was complete.
     """
     chunks: list[bytes] = []
     size = 0
+    seconds = parts_of(request).settings.receive_timeout_seconds
+    ends = asyncio.get_running_loop().time() + seconds
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(size, limit)
-            chunks.append(chunk)
+        async with asyncio.timeout_at(ends) as timeout:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(size, limit)
+                chunks.append(chunk)
+                if size > SLOWEST:
+                    timeout.reschedule(ends + size / SLOWEST)
     except ClientDisconnect as error:
         raise BadRequest("the body ended before it was complete") from error
+    except TimeoutError as error:
+        raise RequestTimeout(
+            f"{size} bytes of the body came in time; it had {seconds:g} seconds and one more for each {SLOWEST} bytes",
+            field="body",
+            value=size,
+            bound=seconds,
+        ) from error
     return b"".join(chunks)
 
 

@@ -11,10 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from service.api.request_context import request_id
+from service.api.request_context import HEADER, UNKNOWN_ROUTE, new_id, request_id
 from service.api.schemas import ErrorAnswer, ErrorDetail
-from service.errors import Busy, LowfirstError
+from service.errors import Busy, LowfirstError, RequestTimeout, Unauthorized
 from service.log import logger
+from service.metrics import Metrics
 
 MAX_ECHO = 200
 RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "Any error."}}
@@ -22,7 +23,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, 
 
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every error in the one shape; unknown ones are ``RequestContext``'s."""
-    app.add_exception_handler(LowfirstError, _own)
+    app.add_exception_handler(LowfirstError, own)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
@@ -53,10 +54,25 @@ def _respond(status: int, body: ErrorDetail, headers: dict[str, str] | None = No
     return JSONResponse(ErrorAnswer(error=body).model_dump(), status, headers)
 
 
-async def _own(request: Request, error: Exception) -> JSONResponse:
+async def own(request: Request, error: Exception) -> JSONResponse:
+    """One of our errors as an answer."""
     assert isinstance(error, LowfirstError)
-    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, Busy) else None
-    return _respond(error.status, detail(error, request_id(request)), headers)
+    return _respond(error.status, detail(error, request_id(request)), _headers(error))
+
+
+def refusal(error: LowfirstError, metrics: Metrics) -> JSONResponse:
+    """The answer to a request that no app saw, because its head could not be read. It is counted here."""
+    id_ = new_id().decode()
+    metrics.requests.labels(UNKNOWN_ROUTE, error.status).inc()
+    return _respond(error.status, detail(error, id_), {HEADER.decode(): id_})
+
+
+def _headers(error: LowfirstError) -> dict[str, str]:
+    if isinstance(error, Busy):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Connection": "close"} if isinstance(error, RequestTimeout) else {}
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

@@ -280,9 +280,13 @@ class ModelAnswer(BaseModel):
 
 
 class ModelsAnswer(BaseModel):
-    """The store. Any picture at all gets one of a model's labels: it cannot say "none of these"."""
+    """The store, and as name/version what of it cannot be read (the log says why).
+
+    Any picture at all gets one of a model's labels: it cannot say "none of these".
+    """
 
     models: list[ModelAnswer]
+    broken: list[str] = []
 
 
 class LatencyMs(BaseModel):

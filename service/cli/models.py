@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from service.cli.console import AsJson, model_store, output
+from service.cli.console import AsJson, errors, model_store, output
+from service.errors import LowfirstError
 
 CLASSES = 1000
 
@@ -67,8 +68,14 @@ def _stored() -> list[dict[str, Any]]:
             "default_threshold": spec.default_threshold,
             "dataset": spec.dataset,
         }
-        for spec in model_store().specs()
+        for spec in model_store().specs(_name_broken)
     ]
+
+
+def _name_broken(reference: str, error: LowfirstError) -> None:
+    errors.print(
+        f"{reference} is left out: {error.message}", style="yellow", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Annotated
 
@@ -29,21 +30,25 @@ def serve(
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see the README."""
     given = {"host": host, "port": port, "model": model}
     settings = load_settings({name: value for name, value in given.items() if value is not None})
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
 
+    from service.api.error_handlers import refusal
     from service.app import create_app
+    from service.cli.http_protocol import http_protocol
 
     app = create_app(settings)
+    parts = app.state.parts
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=http_protocol(settings.receive_timeout_seconds, refuse=partial(refusal, metrics=parts.metrics)),
+        log_config=None,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=settings.drain_timeout_seconds,
     )
-    models = app.state.parts.models
-    server = DrainingServer(config, on_drain=models.drain, drain_delay_seconds=settings.drain_delay_seconds)
+    server = DrainingServer(config, on_drain=parts.models.drain, drain_delay_seconds=settings.drain_delay_seconds)
     server.run()
     if not server.started:
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from service.errors import LowfirstError
 from service.store import ModelSpec, ModelStore
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.anyio
 class FailingStore(ModelStore):
     """A store on a disk that fails."""
 
-    def specs(self) -> list[ModelSpec]:
+    def specs(self, on_broken: Callable[[str, LowfirstError], None]) -> list[ModelSpec]:  # noqa: ARG002
         """Raises what nobody expects."""
         raise RuntimeError("disk 7 of /srv/secret is on fire")
 

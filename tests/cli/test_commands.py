@@ -61,6 +61,19 @@ def test_empty_store_is_said_to_be_empty(lowfirst: Lowfirst, tmp_path: Path) -> 
     assert json.loads(lowfirst("models", "--json").out) == []
 
 
+def test_a_model_that_cannot_be_read_is_named_and_the_others_are_listed(
+    lowfirst: Lowfirst, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = shutil.copytree(tiny_store, tmp_path / "spoiled")
+    (store / "tiny" / "2").mkdir()
+    (store / "tiny" / "2" / "model.json").write_text("{")
+    monkeypatch.setenv("LOWFIRST_MODEL_STORE", str(store))
+    done = lowfirst("models", "--json")
+    assert [row["version"] for row in json.loads(done.out)] == [1]
+    assert done.err.startswith("tiny/2 is left out: ")
+    assert "model.json cannot be read" in done.err
+
+
 ERRORS = {
     "train missing data": (["train", "resnet18", "--data", "nowhere", "--out", "x"], "data is 'nowhere', which is no"),
     "train unknown network": (["train", "resnet1", "--data", "x", "--out", "x"], "network is 'resnet1'; it must be"),

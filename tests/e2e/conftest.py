@@ -46,6 +46,13 @@ def serve(environment: dict[str, str]) -> Iterator[Serve]:
         yield start
 
 
+@pytest.fixture(scope="module")
+def serve_once(environment: dict[str, str]) -> Iterator[Serve]:
+    """``serve``, of servers that a module's tests share."""
+    with _servers(environment) as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
 def server(environment: dict[str, str]) -> Iterator[Server]:
     """One server for all tests that leave it as it was."""
@@ -79,7 +86,7 @@ def _servers(environment: dict[str, str]) -> Iterator[Serve]:
             log.close()
     for _, _, log in running:
         told = "".join(log.lines)
-        if "Traceback" in told and "timeout graceful shutdown exceeded" not in told:
+        if "Traceback" in told:
             pytest.fail("the server logged a traceback:\n" + told)
 
 

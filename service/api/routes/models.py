@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from service.api.dependencies import Injected
 from service.api.schemas import CurvePoint, ModelAnswer, ModelsAnswer
 from service.inference.calibration import Calibration
+from service.log import logger
 from service.store import ModelSpec
 
 router = APIRouter(tags=["models"])
@@ -19,12 +20,21 @@ def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and 
     """Every version of every model in the store, with its costs and its calibration table."""
     served = {engine.spec.key: engine.predictor for engine in parts.models}
     default = parts.models.find(None).predictor
-    answers = []
-    for spec in parts.models.store.specs():
+    found: list[ModelAnswer] = []
+    broken: list[str] = []
+
+    def leave_out(reference: str, error: Exception) -> None:
+        logger.warning("model %s is left out of the list: %s", reference, error)
+        broken.append(reference)
+
+    for spec in parts.models.store.specs(leave_out):
         predictor = served.get(spec.key, default)
-        calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
-        answers.append(_answer(spec, calibration, serving=spec.key in served))
-    return ModelsAnswer(models=answers)
+        try:
+            calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
+            found.append(_answer(spec, calibration, serving=spec.key in served))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of other types than a spec's
+            leave_out(spec.reference, error)
+    return ModelsAnswer(models=found, broken=broken)
 
 
 def _answer(spec: ModelSpec, calibration: Calibration | None, serving: bool) -> ModelAnswer:

@@ -39,3 +39,37 @@ async def test_every_version_is_listed_and_one_is_serving(
     async with connect(make_app(model_store=tmp_path, model="tiny/2")) as client:
         models = (await client.get("/models")).json()["models"]
     assert [(model["version"], model["serving"]) for model in models] == [(1, False), (2, True), (10, False)]
+
+
+async def test_a_model_that_cannot_be_read_does_not_hide_the_others(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], tiny_store: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "store"))
+    spec = (store / "tiny" / "1" / "model.json").read_text()
+    spoiled = {
+        "2": "{",
+        "3": spec.replace('"version": 1,', '"version": 3,').replace('"low_mmacs": ', '"low_mmacs": "many", "was": '),
+        "4": spec.replace('"version": 1,', '"version": 4,').replace('"crop": 64', '"crop": "big"'),
+    }
+    async with connect(make_app(model_store=store)) as client:
+        for version, text in spoiled.items():
+            (store / "tiny" / version).mkdir()
+            (store / "tiny" / version / "model.json").write_text(text)
+        answer = await client.get("/models")
+    assert [model["version"] for model in answer.json()["models"]] == [1]
+    assert sorted(answer.json()["broken"]) == ["tiny/2", "tiny/3", "tiny/4"]
+    assert str(store) not in answer.text
+
+
+@pytest.mark.parametrize(
+    "name", ["../tiny", "/etc/passwd", "tiny\0", "tiny/../tiny", "t\u0456ny", "x" * 5000, "", "tiny/2"]
+)
+@pytest.mark.parametrize("path", ["/classify", "/config/threshold", "/config/threshold/preview?threshold=1"])
+async def test_a_name_of_no_model_leads_nowhere(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], path: str, name: str
+) -> None:
+    method = "POST" if path == "/classify" else "GET"
+    response = await client.request(method, httpx.URL(path).copy_merge_params({"model": name}))
+    error = error_of(response, 404, "not_found")
+    assert error["field"] == "model"
+    assert len(response.content) < 20_000
