@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.engine.engine import Engine
-from service.errors import NotFound
+from service.errors import Draining, NotFound
 from service.inference.calibration import Calibration
 from service.metrics import Metrics
 from service.settings import Settings
@@ -33,6 +33,12 @@ class Parts:
         if name is not None and name != served:
             raise NotFound(f"model is {name!r}; {served} is served", field="model", value=name, bound=served)
         return served
+
+    def check_ready(self) -> None:
+        """Raises Draining, saying why, unless work may be sent."""
+        why = self.engine.why_not_ready()
+        if why is not None:
+            raise Draining(f"not ready: {why}")
 
 
 def parts_of(request: Request) -> Parts:

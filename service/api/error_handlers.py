@@ -1,4 +1,4 @@
-"""Every error in the one shape; foreign exceptions are translated here and nowhere else."""
+"""Every error in the one shape, or in that of ``/v2``; foreign exceptions are translated here and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from service.api.protocol_schemas import ProtocolError
 from service.api.request_context import request_id
 from service.api.schemas import ErrorAnswer, ErrorDetail
 from service.errors import Busy, LowfirstError
@@ -18,6 +19,7 @@ from service.log import logger
 
 MAX_ECHO = 200
 RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "Any error."}}
+PROTOCOL_RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ProtocolError, "description": "Any error."}}
 
 
 def install(app: FastAPI) -> None:
@@ -49,14 +51,21 @@ def echo(value: Any) -> Any:
     return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + "…"
 
 
-def _respond(status: int, body: ErrorDetail, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(ErrorAnswer(error=body).model_dump(), status, headers)
+def _respond(request: Request, status: int, body: ErrorDetail, headers: dict[str, str] | None = None) -> JSONResponse:
+    content = ProtocolError(error=body.message) if _speaks_the_protocol(request) else ErrorAnswer(error=body)
+    return JSONResponse(content.model_dump(), status, headers)
+
+
+def _speaks_the_protocol(request: Request) -> bool:
+    """Whether a client of the Open Inference Protocol asks, which has a shape of its own for errors: words alone."""
+    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return path == "/v2" or path.startswith("/v2/")
 
 
 async def _own(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, LowfirstError)
     headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, Busy) else None
-    return _respond(error.status, detail(error, request_id(request)), headers)
+    return _respond(request, error.status, detail(error, request_id(request)), headers)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -71,6 +80,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     if field is not None:
         message = f"{field} is missing" if first["type"] == "missing" else f"{field} is {value!r}: {message}"
     return _respond(
+        request,
         HTTPStatus.BAD_REQUEST if is_json else HTTPStatus.UNPROCESSABLE_ENTITY,
         ErrorDetail(
             code="bad_request" if is_json else "invalid_field",
@@ -87,11 +97,11 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     body = ErrorDetail(code=code, message=str(error.detail), request_id=request_id(request))
-    return _respond(error.status_code, body, dict(error.headers or {}))
+    return _respond(request, error.status_code, body, dict(error.headers or {}))
 
 
 async def unknown(request: Request, error: Exception) -> JSONResponse:
     """Tells the client nothing but the request id, under which the log has the rest."""
     id_ = request_id(request)
     logger.error("request %s failed", id_, exc_info=error)
-    return _respond(500, ErrorDetail(code="internal", message="internal error", request_id=id_))
+    return _respond(request, 500, ErrorDetail(code="internal", message="internal error", request_id=id_))
