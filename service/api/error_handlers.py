@@ -97,7 +97,17 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     body = ErrorDetail(code=code, message=str(error.detail), request_id=request_id(request))
-    return _respond(request, error.status_code, body, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed(request, headers.get("Allow", ""))
+    return _respond(request, error.status_code, body, headers)
+
+
+def _allowed(request: Request, told: str) -> str:
+    """The methods of the path: Starlette has ``told`` those of its first route alone."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
+    return ", ".join(sorted(methods.union(filter(None, told.split(", ")))))
 
 
 async def unknown(request: Request, error: Exception) -> JSONResponse:

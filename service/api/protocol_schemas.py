@@ -62,7 +62,7 @@ class InferInput(_Strict):
 
     name: Literal["image"]
     datatype: Literal["BYTES"]
-    shape: list[int] = Field(min_length=1, max_length=2)
+    shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=2)
     data: Annotated[list[str], BeforeValidator(_flat)] | None = Field(None, description="Encoded images in base64.")
     parameters: InputParameters | None = None
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import JsonValue
+from pydantic.json_schema import SkipJsonSchema
 
 from service.api import bodies
 from service.api.dependencies import Injected, Parts
@@ -32,6 +34,8 @@ PATCH = {
         "content": {"application/json": {"schema": ThresholdPatch.model_json_schema()}},
     }
 }
+
+VERSION: dict[str, JsonValue] = {"pattern": r'^(\*|(W/)?"?[0-9]+"?)$'}
 
 
 async def _patch(request: Request) -> ThresholdPatch:
@@ -68,7 +72,9 @@ async def change_threshold(
     patch: Annotated[ThresholdPatch, Depends(_patch)],
     response: Response,
     query: Annotated[ModelQuery, Query()],
-    if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,
+    if_match: Annotated[
+        str | SkipJsonSchema[None], Header(description="Version the config must still have.", json_schema_extra=VERSION)
+    ] = None,
 ) -> ThresholdAnswer:
     """Move the balance of accuracy and cost: name the threshold, or what it should achieve."""
     name = parts.check_model(query.model)

@@ -9,6 +9,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 
 import service
 from service.api import bodies, tensors
@@ -92,7 +93,8 @@ async def version_ready(parts: Injected, model: str, version: str) -> ModelReady
 def _body(
     asked: Annotated[InferRequest, Body()],
     inference_header_content_length: Annotated[
-        str | None, Header(description="Bytes of the JSON, where binary tensors follow it; 0: the body is one image.")
+        str | SkipJsonSchema[None],
+        Header(description="Bytes of the JSON, where binary tensors follow it; 0: the body is one image."),
     ] = None,
 ) -> None:
     """For the documentation."""
