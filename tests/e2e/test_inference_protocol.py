@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 
+ROOT = Path(__file__).parent.parent.parent
 RAW = {"Content-Type": "image/jpeg"}
 OUTPUTS = {"probabilities", "label", "exit", "reason", "confidence", "threshold", "mmacs", "degraded"}
 
@@ -185,3 +189,14 @@ def test_errors_reach_the_client_in_words(triton: InferenceServerClient, jpeg: b
     pixels = InferInput("image", [1, 3], "UINT8").set_data_from_numpy(np.zeros((1, 3), np.uint8))
     refused("422", "inputs.0.datatype is 'UINT8'", inputs=[pixels])
     assert triton.infer("tiny", [tensor([jpeg])]).as_numpy("label").shape == (1,)
+
+
+def test_the_example_of_the_documents_runs(server: Server) -> None:
+    example = re.search(r"```python\n(.+?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    assert example
+    address = server[1].base_url
+    code = example[1].replace("localhost:8000", f"{address.host}:{address.port}")
+    code = code.replace("imagenette-mobilenet", "tiny")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d:\d:(ant|bee|cat|dog)", done.stdout)
