@@ -22,7 +22,7 @@ import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, models, observe
+from service.api.routes import classify, config, inference_protocol, models, observe
 from service.engine.applied import first_config
 from service.engine.limits import Limits
 from service.engine.models import Models
@@ -75,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     error_handlers.install(app)
     for routes in (classify, config, models, observe):
         app.include_router(routes.router, responses=error_handlers.RESPONSES)
+    app.include_router(inference_protocol.router, responses=error_handlers.PROTOCOL_RESPONSES)
     return app
 
 

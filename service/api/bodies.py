@@ -25,6 +25,7 @@ SLOWEST = 64 * 1024  # bytes a second that give a large body more time, so that 
 VERBATIM = (b"binary", b"8bit", b"7bit")
 FORMS = "image/*, application/octet-stream, multipart/form-data with a part `image`, or application/json"
 FIELD = "image"
+IDENTITY = "identity"
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -55,10 +56,19 @@ async def read(request: Request, limit: int) -> bytes:
     """The whole body.
 
     Raises:
+        UnsupportedBody: it is compressed, which could grow beyond any limit and would gain an image nothing.
         ImageTooLarge: it exceeds ``limit`` bytes, as soon as it does.
         RequestTimeout: it is not complete in time (``receive_timeout_seconds``).
         BadRequest: the client left before it was complete.
     """
+    encoding = request.headers.get("content-encoding", IDENTITY)
+    if encoding.lower() != IDENTITY:
+        raise UnsupportedBody(
+            f"Content-Encoding is {encoding!r}; it must be {IDENTITY}",
+            field="Content-Encoding",
+            value=encoding,
+            bound=IDENTITY,
+        )
     chunks: list[bytes] = []
     size = 0
     seconds = parts_of(request).settings.receive_timeout_seconds

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.engine.models import Models
+from service.errors import Draining
 from service.metrics import Metrics
 from service.settings import Settings
 from service.state.base import ConfigStore
@@ -21,6 +22,12 @@ class Parts:
     models: Models
     config: ConfigStore
     metrics: Metrics
+
+    def check_ready(self) -> None:
+        """Raises Draining, saying why, unless work may be sent."""
+        why = self.models.why_not_ready()
+        if why is not None:
+            raise Draining(f"not ready: {why}")
 
 
 def parts_of(request: Request) -> Parts:

@@ -1,4 +1,4 @@
-"""Every error in the one shape; foreign exceptions are translated here and nowhere else."""
+"""Every error in the one shape, or in that of ``/v2``; foreign exceptions are translated here and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from service.api.protocol_schemas import ProtocolError
 from service.api.request_context import HEADER, UNKNOWN_ROUTE, new_id, request_id
 from service.api.schemas import ErrorAnswer, ErrorDetail
 from service.errors import Busy, LowfirstError, RequestTimeout, Unauthorized
@@ -19,6 +20,7 @@ from service.metrics import Metrics
 
 MAX_ECHO = 200
 RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "Any error."}}
+PROTOCOL_RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ProtocolError, "description": "Any error."}}
 
 
 def install(app: FastAPI) -> None:
@@ -50,21 +52,29 @@ def echo(value: Any) -> Any:
     return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + "…"
 
 
-def _respond(status: int, body: ErrorDetail, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(ErrorAnswer(error=body).model_dump(), status, headers)
+def _respond(request: Request, status: int, body: ErrorDetail, headers: dict[str, str] | None = None) -> JSONResponse:
+    content = ProtocolError(error=body.message) if _speaks_the_protocol(request) else ErrorAnswer(error=body)
+    return JSONResponse(content.model_dump(), status, headers)
+
+
+def _speaks_the_protocol(request: Request) -> bool:
+    """Whether a client of the Open Inference Protocol asks, which has a shape of its own for errors: words alone."""
+    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return path == "/v2" or path.startswith("/v2/")
 
 
 async def own(request: Request, error: Exception) -> JSONResponse:
     """One of our errors as an answer."""
     assert isinstance(error, LowfirstError)
-    return _respond(error.status, detail(error, request_id(request)), _headers(error))
+    return _respond(request, error.status, detail(error, request_id(request)), _headers(error))
 
 
 def refusal(error: LowfirstError, metrics: Metrics) -> JSONResponse:
     """The answer to a request that no app saw, because its head could not be read. It is counted here."""
     id_ = new_id().decode()
     metrics.requests.labels(UNKNOWN_ROUTE, error.status).inc()
-    return _respond(error.status, detail(error, id_), {HEADER.decode(): id_})
+    body = ErrorAnswer(error=detail(error, id_))
+    return JSONResponse(body.model_dump(), error.status, {HEADER.decode(): id_})
 
 
 def _headers(error: LowfirstError) -> dict[str, str]:
@@ -87,6 +97,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     if field is not None:
         message = f"{field} is missing" if first["type"] == "missing" else f"{field} is {value!r}: {message}"
     return _respond(
+        request,
         HTTPStatus.BAD_REQUEST if is_json else HTTPStatus.UNPROCESSABLE_ENTITY,
         ErrorDetail(
             code="bad_request" if is_json else "invalid_field",
@@ -103,11 +114,21 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     body = ErrorDetail(code=code, message=str(error.detail), request_id=request_id(request))
-    return _respond(error.status_code, body, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed(request, headers.get("Allow", ""))
+    return _respond(request, error.status_code, body, headers)
+
+
+def _allowed(request: Request, told: str) -> str:
+    """The methods of the path: Starlette has ``told`` those of its first route alone."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
+    return ", ".join(sorted(methods.union(filter(None, told.split(", ")))))
 
 
 async def unknown(request: Request, error: Exception) -> JSONResponse:
     """Tells the client nothing but the request id, under which the log has the rest."""
     id_ = request_id(request)
     logger.error("request %s failed", id_, exc_info=error)
-    return _respond(500, ErrorDetail(code="internal", message="internal error", request_id=id_))
+    return _respond(request, 500, ErrorDetail(code="internal", message="internal error", request_id=id_))

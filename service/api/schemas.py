@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from service.engine.entry import Answer, Reason
 from service.errors import InvalidOption
@@ -172,11 +172,17 @@ class PredictedEffect(BaseModel):
         return cls(**{name: getattr(effect, name) for name in cls.model_fields})
 
 
+_ONE_OF_THE_GOALS: list[JsonValue] = [{"required": [goal]} for goal in GOALS]
+
+
 class ThresholdPatch(_Strict):
     """Exactly one goal, and/or a floor."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"threshold": 0.6}, {"max_mean_mmacs": 60.0}, {"min_agreement": 0.98}]}
+        json_schema_extra={
+            "examples": [{"threshold": 0.6}, {"max_mean_mmacs": 60.0}, {"min_agreement": 0.98}],
+            "oneOf": [*_ONE_OF_THE_GOALS, {"required": ["floor"], "maxProperties": 1}],
+        }
     )
 
     threshold: Share | None = Field(None, strict=True, description="The threshold itself.")
@@ -216,7 +222,10 @@ class ModelPatch(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "imagenette-mobilenet/1"}]})
 
-    model: str = Field(description="Of the store: name (its newest version) or name/version.")
+    model: str = Field(
+        description="Of the store: name (its newest version) or name/version.",
+        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(/[1-9][0-9]{0,8})?$"},
+    )
 
 
 class ThresholdAnswer(BaseModel):

@@ -49,7 +49,7 @@ async def _classify(
         for path in photographs:
             try:
                 ask = Ask(arrival=time.monotonic(), threshold=threshold, top_k=top_k)
-                answer = ClassifyAnswer.of(await models.classify(None, path.read_bytes(), ask), "")
+                answer = ClassifyAnswer.of(await models.find(None).classify(path.read_bytes(), ask), "")
                 answers.append({"file": str(path), **answer.model_dump(exclude={"request_id", "config_version"})})
             except (LowfirstError, OSError) as error:
                 answers.append({"file": str(path), "error": str(error)})

@@ -12,7 +12,6 @@ from pathlib import Path
 from service.engine.admission import Admission
 from service.engine.applied import Applied, exchanged, first_config
 from service.engine.engine import Engine
-from service.engine.entry import Answer, Ask
 from service.engine.limits import Limits
 from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
 from service.inference.latency import STAGES, LatencyTable, Stage
@@ -91,10 +90,6 @@ class Models:
                 return engine
         served = ", ".join(engine.spec.reference for engine in self)
         raise NotFound(f"model is {reference!r}; {served} is served", field="model", value=reference, bound=served)
-
-    async def classify(self, reference: str | None, body: bytes, ask: Ask) -> Answer:
-        """The answer to one encoded image. Raises NotFound, and as ``Engine.classify`` does."""
-        return await self.find(reference).classify(body, ask)
 
     async def start(self, profile: LatencyTable | None = None) -> None:
         """Warm every model up, then follow the runtime config. Raises: what a pass raised."""

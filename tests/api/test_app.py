@@ -25,6 +25,15 @@ ROUTES = {
     "/metrics": {"get"},
     "/health/live": {"get"},
     "/health/ready": {"get"},
+    "/v2": {"get"},
+    "/v2/health/live": {"get"},
+    "/v2/health/ready": {"get"},
+    "/v2/models/{model}": {"get"},
+    "/v2/models/{model}/ready": {"get"},
+    "/v2/models/{model}/infer": {"post"},
+    "/v2/models/{model}/versions/{version}": {"get"},
+    "/v2/models/{model}/versions/{version}/ready": {"get"},
+    "/v2/models/{model}/versions/{version}/infer": {"post"},
 }
 
 
@@ -83,9 +92,11 @@ async def test_openapi_lists_every_route(client: httpx.AsyncClient) -> None:
 @pytest.mark.anyio
 async def test_openapi_tells_the_one_shape_of_errors_and_the_forms_of_bodies(client: httpx.AsyncClient) -> None:
     schema = (await client.get("/openapi.json")).json()
-    operations = [operation for path in schema["paths"].values() for operation in path.values()]
-    shapes = [operation["responses"]["default"]["content"]["application/json"]["schema"] for operation in operations]
-    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * len(operations)
+    for path, operations in schema["paths"].items():
+        shape = "ProtocolError" if path.startswith("/v2") else "ErrorAnswer"
+        for operation in operations.values():
+            error = operation["responses"]["default"]["content"]["application/json"]["schema"]
+            assert error == {"$ref": f"#/components/schemas/{shape}"}
     assert "HTTPValidationError" not in schema["components"]["schemas"]
     assert set(schema["paths"]["/classify"]["post"]["requestBody"]["content"]) == {
         "image/*", "application/octet-stream", "multipart/form-data", "application/json"

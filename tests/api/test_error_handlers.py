@@ -59,8 +59,19 @@ async def test_every_error_has_the_one_shape(
 
 
 @pytest.mark.anyio
-async def test_a_wrong_method_is_told_the_right_ones(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/classify")).headers["Allow"] == "POST"
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/classify", "POST"),
+        ("POST", "/config/threshold", "GET, PATCH"),
+        ("DELETE", "/v2/models/tiny/infer", "POST"),
+        ("DELETE", "/docs", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    client: httpx.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    assert (await client.request(method, path)).headers["Allow"] == allowed
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Replica:
         await self.config.update(lambda now: dataclasses.replace(now, thresholds={**now.thresholds, name: asked}))
 
     async def classify(self, body: bytes, reference: str | None = None) -> Answer:
-        return await self.models.classify(reference, body, Ask(arrival=time.monotonic()))
+        return await self.models.find(reference).classify(body, Ask(arrival=time.monotonic()))
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"lowfirst_{name}", labels)

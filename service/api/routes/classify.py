@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.routing import APIRoute
 
 from service.api import bodies
+from service.api.classifying import (
+    CLIENT_CLOSED_REQUEST,
+    DirectRoute,
+    ask_of,
+    classify_image,
+    most_images,
+    unless_client_leaves,
+)
 from service.api.dependencies import Parts, parts_of
 from service.api.error_handlers import detail
-from service.api.request_context import arrival, request_id
+from service.api.request_context import request_id
 from service.api.schemas import BatchAnswer, BatchError, ClassifyAnswer, ClassifyQuery, JsonImage
 from service.engine.entry import Ask
-from service.errors import BadRequest, ImageTooLarge, InvalidOption, LowfirstError
+from service.errors import InvalidOption, LowfirstError
 
 DEFAULT_TOP_K = 5
-CLIENT_CLOSED_REQUEST = 499  # nginx's code for an answer that nobody reads
-
-T = TypeVar("T")
-
-
-class DirectRoute(APIRoute):
-    """A route whose endpoint is given the request as it is.
-
-    FastAPI documents its parameters but does not solve them, which took longer than all of ours together.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
 
 
 def _query(query: Annotated[ClassifyQuery, Query()]) -> None:
@@ -86,7 +77,7 @@ async def classify(request: Request) -> Response:
     limit = _body_limit(request, parts.settings.max_image_bytes)
     with parts.models.admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
         image = bodies.one_image(request, await bodies.read(request, limit))
-        answer = await _unless_client_leaves(request, _classify(parts, model, image, ask, request_id(request)))
+        answer = await unless_client_leaves(request, _classify(parts, model, image, ask, request_id(request)))
     return _json(answer)
 
 
@@ -99,27 +90,19 @@ async def classify_batch(request: Request) -> Response:
     parts = parts_of(request)
     model, ask = _ask(request, parts)
     limit = parts.settings.max_batch_bytes
-    most = min(parts.settings.max_batch_images, parts.settings.max_images_in_flight)  # more could never be admitted
     id_ = request_id(request)
     admission = parts.models.admission
     with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
-        images = bodies.many_images(request, await bodies.read(request, limit), most)
+        images = bodies.many_images(request, await bodies.read(request, limit), most_images(parts))
         with admission.admit(images=len(images) - 1):
-            results = await _unless_client_leaves(
+            results = await unless_client_leaves(
                 request, asyncio.gather(*(_classify_or_error(parts, model, image, ask, id_) for image in images))
             )
     return _json(None if results is None else BatchAnswer(results=results))
 
 
 async def _classify(parts: Parts, model: str | None, image: bytes, ask: Ask, id_: str) -> ClassifyAnswer:
-    limit = parts.settings.max_image_bytes
-    if len(image) > limit:
-        raise ImageTooLarge(
-            f"image has {len(image)} bytes; the limit is {limit}", field="image", value=len(image), bound=limit
-        )
-    if not image:
-        raise BadRequest("image has 0 bytes", field="image", value=0)
-    return ClassifyAnswer.of(await parts.models.classify(model, image, ask), id_)
+    return ClassifyAnswer.of(await classify_image(parts, parts.models.find(model), image, ask), id_)
 
 
 async def _classify_or_error(
@@ -137,13 +120,8 @@ def _ask(request: Request, parts: Parts) -> tuple[str | None, Ask]:
     classes = len(parts.models.find(query.model).spec.classes)
     if query.top_k is not None and query.top_k > classes:
         raise InvalidOption("top_k", query.top_k, f"between 1 and {classes}, the model's classes")
-    deadline_ms = query.deadline_ms if query.deadline_ms is not None else parts.settings.deadline_ms
-    return query.model, Ask(
-        arrival=arrival(request),
-        threshold=query.threshold,
-        deadline=None if deadline_ms is None else deadline_ms / 1e3,
-        top_k=query.top_k or min(DEFAULT_TOP_K, classes),
-    )
+    top_k = query.top_k or min(DEFAULT_TOP_K, classes)
+    return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k)
 
 
 def _body_limit(request: Request, image_limit: int) -> int:
@@ -152,35 +130,6 @@ def _body_limit(request: Request, image_limit: int) -> int:
     if kind == "application/json":
         return image_limit * 4 // 3 + 1024
     return image_limit + 1024 if kind == bodies.MULTIPART else image_limit
-
-
-async def _unless_client_leaves(request: Request, work: Awaitable[T]) -> T | None:
-    """What ``work`` gives, or None as soon as the client is gone: then its images are dropped where they stand."""
-    working = asyncio.current_task()
-    assert working is not None
-    has_left = False
-
-    def leave(_: asyncio.Task[None]) -> None:
-        nonlocal has_left
-        has_left = True
-        working.cancel()
-
-    leaving = asyncio.ensure_future(_client_left(request))
-    leaving.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not has_left or working.uncancel():  # somebody else cancelled
-            raise
-        return None
-    finally:
-        leaving.remove_done_callback(leave)
-        leaving.cancel()
-
-
-async def _client_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _json(answer: ClassifyAnswer | BatchAnswer | None) -> Response:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
+from pydantic.json_schema import SkipJsonSchema
 
 from service.api import bodies
 from service.api.dependencies import Injected, Parts
@@ -33,6 +34,11 @@ router = APIRouter(prefix="/config", tags=["config"])
 MAX_PATCH_BYTES = 4096
 
 Patch = TypeVar("Patch", bound=BaseModel)
+
+VERSION: dict[str, JsonValue] = {"pattern": r'^(\*|(W/)?"?[0-9]+"?)$'}
+IfMatch = Annotated[
+    str | SkipJsonSchema[None], Header(description="Version the config must still have.", json_schema_extra=VERSION)
+]
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, object]:
@@ -75,7 +81,7 @@ async def change_threshold(
     patch: Annotated[ThresholdPatch, Depends(_json(ThresholdPatch))],
     response: Response,
     query: Annotated[ModelQuery, Query()],
-    if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,
+    if_match: IfMatch = None,
 ) -> ThresholdAnswer:
     """Move the balance of accuracy and cost: name the threshold, or what it should achieve."""
     engine = parts.models.find(query.model)
@@ -113,7 +119,7 @@ async def change_model(
     patch: Annotated[ModelPatch, Depends(_json(ModelPatch))],
     response: Response,
     query: Annotated[ModelQuery, Query()],
-    if_match: Annotated[str | None, Header(description="Version the config must still have.")] = None,
+    if_match: IfMatch = None,
 ) -> ConfigAnswer:
     """Serve another model, or another version, without a stop: no request fails, no image is lost.
 

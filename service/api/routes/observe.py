@@ -10,7 +10,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
 from service.api.schemas import AuditState, Health, LatencyMs, ModelName, ModelQuery, QueueState, StatsAnswer
-from service.errors import Draining
 from service.inference.calibration import upper_bound
 
 router = APIRouter(tags=["observe"])
@@ -81,7 +80,5 @@ async def live() -> Health:
 @router.get("/health/ready")
 async def ready(parts: Injected) -> Health:
     """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why."""
-    why = parts.models.why_not_ready()
-    if why is not None:
-        raise Draining(f"not ready: {why}")
+    parts.check_ready()
     return Health(status="ok")

@@ -1,0 +1,94 @@
+"""What every route that classifies images shares: how it is handed its request, its bounds, what it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from service.api.dependencies import Parts
+from service.api.request_context import arrival
+from service.engine.engine import Engine
+from service.engine.entry import Answer, Ask
+from service.errors import BadRequest, ImageTooLarge
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's code for an answer that nobody reads
+
+T = TypeVar("T")
+
+
+class DirectRoute(APIRoute):
+    """A route whose endpoint is given the request as it is.
+
+    FastAPI documents its parameters but does not solve them, which took longer than all of ours together.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
+def ask_of(request: Request, parts: Parts, threshold: float | None, deadline_ms: float | None, top_k: int) -> Ask:
+    """What a request wants of its images; without a ``deadline_ms`` of its own it has the one of the settings."""
+    if deadline_ms is None:
+        deadline_ms = parts.settings.deadline_ms
+    return Ask(
+        arrival=arrival(request),
+        threshold=threshold,
+        deadline=None if deadline_ms is None else deadline_ms / 1e3,
+        top_k=top_k,
+    )
+
+
+def most_images(parts: Parts) -> int:
+    """How many images one request may hold: more than may be in flight could never be admitted."""
+    return min(parts.settings.max_batch_images, parts.settings.max_images_in_flight)
+
+
+async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -> Answer:
+    """The answer of ``engine`` to one encoded image. Raises as ``Engine.classify``, and at once:
+
+    ImageTooLarge: more bytes than one image may have.
+    BadRequest: none.
+    """
+    limit = parts.settings.max_image_bytes
+    if len(image) > limit:
+        raise ImageTooLarge(
+            f"image has {len(image)} bytes; the limit is {limit}", field="image", value=len(image), bound=limit
+        )
+    if not image:
+        raise BadRequest("image has 0 bytes", field="image", value=0)
+    return await engine.classify(image, ask)
+
+
+async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T | None:
+    """What ``work`` gives, or None as soon as the client is gone: then its images are dropped where they stand."""
+    working = asyncio.current_task()
+    assert working is not None
+    has_left = False
+
+    def leave(_: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        has_left = True
+        working.cancel()
+
+    leaving = asyncio.ensure_future(_client_left(request))
+    leaving.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not has_left or working.uncancel():  # somebody else cancelled
+            raise
+        return None
+    finally:
+        leaving.remove_done_callback(leave)
+        leaving.cancel()
+
+
+async def _client_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

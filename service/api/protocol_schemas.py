@@ -1,0 +1,218 @@
+"""Bodies of the Open Inference Protocol, version 2, with Triton's extensions for binary tensors and classification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from service.api.schemas import Share
+from service.engine.entry import Answer
+
+PROBABILITIES = "probabilities"
+
+Datatype = Literal["BYTES", "BOOL", "FP32", "FP64", "INT64"]
+OutputName = Literal["probabilities", "label", "exit", "reason", "confidence", "threshold", "mmacs", "degraded"]
+Element = str | bool | int | float
+
+
+class Scalar(NamedTuple):
+    """An output with one element an image."""
+
+    datatype: Datatype
+    of: Callable[[Answer], Element]
+
+
+# The fields of an answer of POST /classify, in double precision so that they are the same numbers.
+SCALARS: dict[str, Scalar] = {
+    "label": Scalar("BYTES", lambda answer: answer.top_k[0].label),
+    "exit": Scalar("BYTES", lambda answer: answer.exit),
+    "reason": Scalar("BYTES", lambda answer: answer.reason),
+    "confidence": Scalar("FP64", lambda answer: answer.confidence),
+    "threshold": Scalar("FP64", lambda answer: answer.threshold),
+    "mmacs": Scalar("FP64", lambda answer: answer.mmacs),
+    "degraded": Scalar("BOOL", lambda answer: answer.degraded),
+}
+OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
+
+
+def _flat(data: Any) -> Any:
+    """The elements of a tensor of shape [N, 1], which may stand in nested lists, in the order of memory."""
+    if isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [element for row in data for element in row]
+    return data
+
+
+class _Strict(BaseModel):
+    """A body that may hold nothing it does not know, and converts nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class InputParameters(_Strict):
+    """How an input's data comes."""
+
+    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor, which follow the JSON.")
+    content_type: Literal["base64"] | None = Field(None, description="How `data` is written; it is so in any case.")
+
+
+class InferInput(_Strict):
+    """The images: `shape` is [N] or [N, 1]; either `data` or the parameter `binary_data_size` is given."""
+
+    name: Literal["image"]
+    datatype: Literal["BYTES"]
+    shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=2)
+    data: Annotated[list[str], BeforeValidator(_flat)] | None = Field(None, description="Encoded images in base64.")
+    parameters: InputParameters | None = None
+
+
+class OutputParameters(_Strict):
+    """How an output is wanted."""
+
+    binary_data: bool | None = Field(None, description="After the JSON, rather than in it.")
+    classification: int | None = Field(
+        None, ge=1, description='Of `probabilities`: so many labels instead, as "score:index:label".'
+    )
+
+
+class RequestedOutput(_Strict):
+    """An output that is wanted."""
+
+    name: OutputName
+    parameters: OutputParameters | None = None
+
+
+class RequestParameters(_Strict):
+    """What is wanted of all the images."""
+
+    threshold: Share | None = Field(None, description="Threshold for this request only.")
+    deadline_ms: float | None = Field(
+        None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
+    )
+    timeout: int | None = Field(
+        None, gt=0, le=3_600_000_000, description="The same in microseconds, as Triton's clients name it."
+    )
+    binary_data_output: bool = Field(False, description="Every output that does not say otherwise after the JSON.")
+
+
+class InferRequest(_Strict):
+    """Images to classify."""
+
+    id: str | None = Field(None, description="Given back with the answer.")
+    inputs: list[InferInput] = Field(min_length=1, max_length=1)
+    outputs: list[RequestedOutput] | None = Field(
+        None, max_length=len(OUTPUTS), description="Unset: every one, as /v2/models/{model} lists them."
+    )
+    parameters: RequestParameters | None = None
+
+
+class BinaryData(BaseModel):
+    """Where an output that follows the JSON ends."""
+
+    binary_data_size: int
+
+
+class OutputTensor(BaseModel):
+    """An output, the images' order kept: in `data`, or after the JSON."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+    parameters: BinaryData | None = None
+    data: list[Element] | None = None
+
+
+class AnswerParameters(BaseModel):
+    """One image's outputs again, as plain values; of several, what sums them up."""
+
+    exit: Literal["low", "high"] = Field(description="high if any image took the high pass.")
+    confidence: float = Field(description="The least.")
+    threshold: float = Field(description="The least.")
+    mmacs: float = Field(description="The sum.")
+    degraded: bool = Field(description="Whether any is.")
+    config_version: int = Field(description="The oldest.")
+
+    @classmethod
+    def of(cls, answers: list[Answer]) -> AnswerParameters:
+        """Of one answer or more."""
+        return cls(
+            exit="high" if any(answer.exit == "high" for answer in answers) else "low",
+            confidence=min(answer.confidence for answer in answers),
+            threshold=min(answer.threshold for answer in answers),
+            mmacs=sum(answer.mmacs for answer in answers),
+            degraded=any(answer.degraded for answer in answers),
+            config_version=min(answer.config_version for answer in answers),
+        )
+
+
+class InferAnswer(BaseModel):
+    """The answers to the images."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    parameters: AnswerParameters
+    outputs: list[OutputTensor]
+
+
+class TensorMetadata(BaseModel):
+    """An input or output; -1 stands for the number of images."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A served model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+    @classmethod
+    def of(cls, name: str, version: int, classes: int) -> ModelMetadata:
+        """A model of so many classes."""
+        scalars = [TensorMetadata(name=key, datatype=SCALARS[key].datatype, shape=[-1]) for key in SCALARS]
+        return cls(
+            name=name,
+            versions=[str(version)],
+            platform="lowfirst",
+            inputs=[TensorMetadata(name="image", datatype="BYTES", shape=[-1])],
+            outputs=[TensorMetadata(name=PROBABILITIES, datatype="FP32", shape=[-1, classes]), *scalars],
+        )
+
+
+class ServerMetadata(BaseModel):
+    """This server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(BaseModel):
+    """The process answers."""
+
+    live: Literal[True] = True
+
+
+class ServerReady(BaseModel):
+    """Work may be sent."""
+
+    ready: Literal[True] = True
+
+
+class ModelReady(ServerReady):
+    """The model may be asked."""
+
+    name: str
+
+
+class ProtocolError(BaseModel):
+    """The body of every error of the protocol."""
+
+    error: str

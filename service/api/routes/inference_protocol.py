@@ -1,0 +1,198 @@
+"""``/v2``: the Open Inference Protocol over HTTP, as KServe and Triton define it, for clients that speak it already.
+
+https://github.com/kserve/open-inference-protocol
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
+
+import service
+from service.api import bodies, tensors
+from service.api.classifying import (
+    CLIENT_CLOSED_REQUEST,
+    DirectRoute,
+    ask_of,
+    classify_image,
+    most_images,
+    unless_client_leaves,
+)
+from service.api.dependencies import Injected, Parts, parts_of
+from service.api.protocol_schemas import (
+    InferAnswer,
+    InferRequest,
+    ModelMetadata,
+    ModelReady,
+    RequestParameters,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
+from service.engine.engine import Engine
+from service.engine.entry import Answer, Ask
+from service.errors import InvalidOption, LowfirstError, NotFound
+from service.store import ModelSpec
+
+EXTENSIONS = ["binary_tensor_data", "classification", "parameters"]
+MODEL = "/models/{model}"
+VERSION = MODEL + "/versions/{version}"
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+
+@router.get("")
+async def server() -> ServerMetadata:
+    """What this server is, and which extensions of the protocol it speaks."""
+    return ServerMetadata(name="lowfirst", version=service.__version__, extensions=EXTENSIONS)
+
+
+@router.get("/health/live")
+async def live() -> ServerLive:
+    """Whether the process answers."""
+    return ServerLive()
+
+
+@router.get("/health/ready")
+async def ready(parts: Injected) -> ServerReady:
+    """Whether work may be sent; else 503, saying why."""
+    parts.check_ready()
+    return ServerReady()
+
+
+@router.get(MODEL)
+async def model(parts: Injected, model: str) -> ModelMetadata:
+    """The model's input and outputs."""
+    return _metadata(_served(parts, model).spec)
+
+
+@router.get(VERSION)
+async def version(parts: Injected, model: str, version: str) -> ModelMetadata:
+    """The same of a version, which must be the one served."""
+    return _metadata(_served(parts, model, version).spec)
+
+
+@router.get(MODEL + "/ready")
+async def model_ready(parts: Injected, model: str) -> ModelReady:
+    """Whether the model may be asked; else 503, saying why."""
+    engine = _served(parts, model)
+    parts.check_ready()
+    return ModelReady(name=engine.spec.name)
+
+
+@router.get(VERSION + "/ready")
+async def version_ready(parts: Injected, model: str, version: str) -> ModelReady:
+    """The same of a version."""
+    engine = _served(parts, model, version)
+    parts.check_ready()
+    return ModelReady(name=engine.spec.name)
+
+
+def _body(
+    asked: Annotated[InferRequest, Body()],
+    inference_header_content_length: Annotated[
+        str | SkipJsonSchema[None],
+        Header(description="Bytes of the JSON, where binary tensors follow it; 0: the body is one image."),
+    ] = None,
+) -> None:
+    """For the documentation."""
+
+
+def _model(model: str) -> None:
+    """For the documentation."""
+
+
+def _version(model: str, version: str) -> None:
+    """For the documentation."""
+
+
+TENSORS = {"schema": {"type": "string", "format": "binary"}}
+DOCUMENTED: dict[str, Any] = {
+    "response_model": InferAnswer,
+    "response_model_exclude_none": True,
+    "openapi_extra": {"requestBody": {"required": True, "content": {tensors.BINARY: TENSORS}}},
+    "responses": {
+        200: {
+            "content": {tensors.BINARY: TENSORS},
+            "headers": {
+                tensors.JSON_LENGTH: {
+                    "description": "Bytes of the JSON, where binary tensors follow it.",
+                    "schema": {"type": "integer"},
+                }
+            },
+        }
+    },
+}
+
+inference = APIRouter(route_class=DirectRoute, dependencies=[Depends(_body)])
+
+
+@inference.post(VERSION + "/infer", dependencies=[Depends(_version)], **DOCUMENTED)
+@inference.post(MODEL + "/infer", dependencies=[Depends(_model)], **DOCUMENTED)
+async def infer(request: Request) -> Response:
+    """Classify the images of the tensor `image`, encoded as for `POST /classify`.
+
+    The protocol has no error for one image: where one cannot be answered, none is, and the error tells which it was.
+    """
+    parts = parts_of(request)
+    named = request.path_params["model"], request.path_params.get("version")
+    _served(parts, *named)
+    limit = parts.settings.max_batch_bytes
+    admission = parts.models.admission
+    with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
+        asked, images = tensors.read(request, await bodies.read(request, limit), most_images(parts))
+        engine = _served(parts, *named)  # once for all images: they may have been exchanged while the body came
+        ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
+        with admission.admit(images=len(images) - 1):
+            answers = await unless_client_leaves(request, _classify_all(parts, engine, images, ask))
+    return Response(status_code=CLIENT_CLOSED_REQUEST) if answers is None else tensors.answer(asked, answers)
+
+
+router.include_router(inference)
+
+
+async def _classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: Ask) -> list[Answer]:
+    """All answers, or the first error: then nobody waits for the other images any more."""
+    running = [asyncio.ensure_future(_classify(parts, engine, index, image, ask)) for index, image in enumerate(images)]
+    try:
+        return await asyncio.gather(*running)
+    finally:
+        for task in running:
+            task.cancel()
+
+
+async def _classify(parts: Parts, engine: Engine, index: int, image: bytes, ask: Ask) -> Answer:
+    try:
+        return await classify_image(parts, engine, image, ask)
+    except LowfirstError as error:
+        error.message = f"image {index}: {error.message}"
+        raise
+
+
+def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int) -> Ask:
+    deadline_ms = wanted.deadline_ms
+    if wanted.timeout is not None:
+        if deadline_ms is not None:
+            raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
+        deadline_ms = wanted.timeout / 1e3
+    return ask_of(request, parts, wanted.threshold, deadline_ms, top_k=classes)
+
+
+def _served(parts: Parts, model: str, version: str | None = None) -> Engine:
+    """The engine of that model. Raises NotFound: another name, or another version."""
+    engine = parts.models.find(model)
+    if version is not None and version != str(engine.spec.version):
+        raise NotFound(
+            f"version of {model} is {version!r}; {engine.spec.version} is served",
+            field="version",
+            value=version,
+            bound=engine.spec.version,
+        )
+    return engine
+
+
+def _metadata(spec: ModelSpec) -> ModelMetadata:
+    return ModelMetadata.of(spec.name, spec.version, len(spec.classes))
