@@ -41,6 +41,7 @@ RAW = {"Content-Type": "image/jpeg"}
         ("POST", "/classify", {"content": b"text", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported_body"),
         ("POST", "/classify", {"content": b"text"}, 415, "unsupported_body"),
         ("POST", "/classify", {"content": b"text", "headers": RAW}, 415, "unsupported_image"),
+        ("POST", "/classify", {"content": b"x", "headers": {**RAW, "Content-Encoding": "br"}}, 415, "unsupported_body"),
         ("POST", "/classify", {"content": b"", "headers": RAW}, 400, "bad_request"),
         ("POST", "/classify", {"headers": {**RAW, "Content-Length": "100000000"}}, 413, "image_too_large"),
         ("POST", "/classify", {"headers": {**RAW, "Content-Length": "many"}}, 400, "bad_request"),

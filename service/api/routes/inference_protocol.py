@@ -127,11 +127,7 @@ DOCUMENTED: dict[str, Any] = {
     },
 }
 
-inference = APIRouter(route_class=DirectRoute, dependencies=[Depends(_body)])
 
-
-@inference.post(VERSION + "/infer", dependencies=[Depends(_version)], **DOCUMENTED)
-@inference.post(MODEL + "/infer", dependencies=[Depends(_model)], **DOCUMENTED)
 async def infer(request: Request) -> Response:
     """Classify the images of the tensor `image`, encoded as for `POST /classify`.
 
@@ -151,7 +147,15 @@ async def infer(request: Request) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST) if answers is None else tensors.answer(asked, answers)
 
 
-router.include_router(inference)
+for _path, _named in ((MODEL, _model), (VERSION, _version)):
+    router.add_api_route(
+        _path + "/infer",
+        infer,
+        methods=["POST"],
+        dependencies=[Depends(_named), Depends(_body)],
+        route_class_override=DirectRoute,
+        **DOCUMENTED,
+    )
 
 
 async def _classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: Ask) -> list[Answer]:

@@ -82,6 +82,14 @@ async def test_data_may_be_nested_as_its_shape_and_null_stands_for_nothing(
     assert answers[0]["outputs"][0]["shape"] == [1, 4]
 
 
+async def test_requests_are_counted_by_their_route(fresh: httpx.AsyncClient, jpeg: bytes) -> None:
+    for path in (INFER, "/v2/models/tiny/versions/1/infer"):
+        assert (await fresh.post(path, **binary(jpeg))).status_code == 200
+    metrics = (await fresh.get("/metrics")).text
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
+        assert f'lowfirst_requests_total{{code="200",route="{path}"}} 1.0' in metrics
+
+
 async def test_a_raw_binary_request_is_one_image(client: httpx.AsyncClient, jpeg: bytes) -> None:
     raw = await client.post(INFER, content=jpeg, headers={LENGTH: "0"})
     same = json.dumps({"inputs": [encoded(jpeg)], "parameters": {"binary_data_output": True}})
