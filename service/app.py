@@ -68,7 +68,9 @@ def create_app(settings: Settings) -> FastAPI:
         keys.document(app, allowed)
     if settings.cors_origins:  # outside the guard: a browser asks first, without a key
         _allow_pages_of(app, settings.listed_origins)
-    app.add_middleware(RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown)
+    app.add_middleware(
+        RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
+    )
     error_handlers.install(app)
     for routes in (classify, config, models, observe):
         app.include_router(routes.router, responses=error_handlers.RESPONSES)

@@ -1,7 +1,9 @@
-"""What is known of a request before any route runs: its id, its arrival; and what is counted when it ends."""
+"""What is known of a request before any route runs: its id, its arrival; and what is told of it when it ends."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -11,26 +13,31 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import Draining
+from service.log import current_request, logger
 from service.metrics import Metrics
 
 HEADER = b"x-request-id"
 UNKNOWN_ROUTE = "unknown"
 ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+CUT = "graceful shutdown exceeded"  # in uvicorn's message to the tasks that it cancels
+
+Respond = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class RequestContext:
-    """ASGI middleware: takes or makes an ``X-Request-ID``, notes the arrival, counts the answer.
+    """ASGI middleware: takes or makes an ``X-Request-ID``, notes the arrival, counts the answer, logs it at debug.
 
     ``on_error`` answers errors that no handler knows: Starlette would, but outside of here, uncounted and
-    without the id in its headers.
+    without the id in its headers. ``on_stop`` answers what is cut when the drain timeout is over: uvicorn would,
+    in words of its own.
     """
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, on_error: Callable[[Request, Exception], Awaitable[Response]]
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, on_error: Respond, on_stop: Respond) -> None:
         self.app = app
         self.metrics = metrics
         self.on_error = on_error
+        self.on_stop = on_stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -39,7 +46,9 @@ class RequestContext:
             return
         arrival = time.monotonic()
         id_ = _given_id(scope) or new_id()
-        scope["state"] = {**scope.get("state", {}), "arrival": arrival, "request_id": id_.decode()}
+        name = id_.decode()
+        scope["state"] = {**scope.get("state", {}), "arrival": arrival, "request_id": name}
+        current_request.set(name)  # each request is a task of its own, so nothing is to be set back
         code = 0
 
         async def send_counted(message: Message) -> None:
@@ -56,10 +65,25 @@ class RequestContext:
                 raise
             response = await self.on_error(Request(scope), error)
             await response(scope, receive, send_counted)
+        except asyncio.CancelledError as cut:
+            if code or CUT not in str(cut):
+                raise
+            response = await self.on_stop(Request(scope), Draining("the server stopped before it could answer"))
+            await response(scope, receive, send_counted)
         finally:
+            seconds = time.monotonic() - arrival
             route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
             self.metrics.requests.labels(route, code).inc()
-            self.metrics.request_seconds.labels(route).observe(time.monotonic() - arrival)
+            self.metrics.request_seconds.labels(route).observe(seconds)
+            if logger.isEnabledFor(logging.DEBUG):
+                _log(scope["method"], route, code, seconds)
+
+
+def _log(method: str, route: str, code: int, seconds: float) -> None:
+    """The route, not the address: what a client wrote there is its own."""
+    ms = round(1e3 * seconds, 3)
+    told = {"method": method, "route": route, "code": code, "ms": ms}
+    logger.debug("%s %s %d in %s ms", method, route, code, ms, extra=told)
 
 
 def new_id() -> bytes:

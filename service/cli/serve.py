@@ -30,7 +30,7 @@ def serve(
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see the README."""
     given = {"host": host, "port": port, "model": model}
     settings = load_settings({name: value for name, value in given.items() if value is not None})
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
 
     from service.api.error_handlers import refusal
     from service.app import create_app
@@ -43,6 +43,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         http=http_protocol(settings.receive_timeout_seconds, refuse=partial(refusal, metrics=parts.metrics)),
+        log_config=None,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=settings.drain_timeout_seconds,

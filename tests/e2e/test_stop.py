@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -82,4 +83,7 @@ def test_sigint_stops_at_once_and_gives_up_what_never_ends(serve: Serve, jpeg: b
     with connection(client) as accepted:
         begin(accepted, client, jpeg)
         process.send_signal(signal.SIGINT)
+        answer = b"".join(iter(lambda: accepted.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "unavailable"
         assert process.wait(TIMEOUT) == 128 + signal.SIGINT
