@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache as memoise
 from functools import partial
@@ -47,6 +48,9 @@ class Engine:
         cache: results already computed; None keeps none.
         metrics: what is told of all that happens.
         limits: bounds of work in flight.
+
+    Attributes:
+        on_answer: told of each answer, in the task that asked.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Engine:
         self.predictor = predictor
         self.spec = spec
         self.recent = Recent()
+        self.on_answer: Callable[[Answer], None] = lambda answer: None
         self.admission = Admission(
             limits.max_images_in_flight,
             limits.max_bytes_in_flight,
@@ -255,6 +260,7 @@ class Engine:
         self._answered(exit_, reason).inc()
         self._confidence.observe(entry.confidence)
         self.recent.add(answer)
+        self.on_answer(answer)
         return answer
 
     def _key(self, body: bytes) -> str:
