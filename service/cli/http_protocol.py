@@ -78,12 +78,13 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         self._in_head = False
-        self._pending = 0
         self._stop_timer()
-        size = len(self.url) + sum(len(name) + len(value) + AROUND_HEADER for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
-            self._refusal = _too_large(size)
-            raise self._refusal  # the parser ends with an error of its own: see send_400_response
+        if self._pending > MAX_HEAD_BYTES:  # of which a body may be the most
+            size = len(self.url) + sum(len(name) + len(value) + AROUND_HEADER for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self._refusal = _too_large(size)
+                raise self._refusal  # the parser ends with an error of its own: see send_400_response
+        self._pending = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
