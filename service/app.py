@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -36,18 +37,22 @@ from service.settings import Settings
 from service.state.memory import MemoryConfigStore, MemoryResultCache
 from service.store import ModelStore
 
+if TYPE_CHECKING:
+    from service.api.tracing import Traces
+
 
 def create_app(settings: Settings) -> FastAPI:
     """The server as an ASGI application; its model is loaded here, warmed up at start-up.
 
     Raises:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
-        InvalidOption: a device, precision or runtime that this machine lacks.
+        InvalidOption: a device, precision, runtime or package that this machine lacks.
         DataError: a latency profile that cannot be read.
     """
     parts = build_parts(settings)
     profile = _profile(settings)
     allowed = keys.Keys(settings)
+    traces = _traces(settings, parts)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
@@ -56,6 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
         _warn_if_open(settings, allowed)
         yield
         await parts.models.close()
+        if traces is not None:
+            await traces.close()
 
     app = FastAPIOffline(
         title="lowfirst",
@@ -69,6 +76,8 @@ def create_app(settings: Settings) -> FastAPI:
         keys.document(app, allowed)
     if settings.cors_origins:  # outside the guard: a browser asks first, without a key
         _allow_pages_of(app, settings.cors_origins)
+    if traces is not None:
+        traces.watch(app)
     app.add_middleware(
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
@@ -162,6 +171,16 @@ def _announce(parts: Parts) -> None:
             "serving %s on %s in %s, threshold %s",
             spec.reference, predictor.device, predictor.precision, engine.asked.threshold,
         )  # fmt: skip
+
+
+def _traces(settings: Settings, parts: Parts) -> Traces | None:
+    if not settings.traces:
+        return None
+    from service.api.tracing import Traces
+
+    traces = Traces()
+    parts.models.on_answer = traces.answered
+    return traces
 
 
 def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:

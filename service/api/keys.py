@@ -50,11 +50,11 @@ class Keys:
 
     def needed(self, method: str, path: str) -> Need:
         """The key that a request needs. A path that nobody knows needs one too."""
-        if method in CHANGING or (_is_under(path, "/config") and method not in READING):
+        if method in CHANGING or (is_under(path, "/config") and method not in READING):
             return "nothing" if self._changes_are_free else "admin"
         if path == METRICS and self._metrics_need_a_key:
             return "api"
-        is_open = path in ("/", METRICS) or any(_is_under(path, prefix) for prefix in PROBES + PAGES)
+        is_open = path in ("/", METRICS) or any(is_under(path, prefix) for prefix in PROBES + PAGES)
         return "nothing" if is_open or self._api is None else "api"
 
     def refusal(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> LowfirstError | None:
@@ -111,7 +111,8 @@ def document(app: FastAPI, keys: Keys) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _is_under(path: str, prefix: str) -> bool:
+def is_under(path: str, prefix: str) -> bool:
+    """Whether ``path`` is ``prefix`` or goes on from it."""
     return path == prefix or path.startswith(prefix + "/")
 
 

@@ -43,6 +43,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._pending = 0  # bytes received since the parser last gave a whole head or part of a body
+        self._received = 0  # bytes of the latest piece
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the event loop."""
@@ -56,7 +57,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        self._pending += len(data)
+        self._received = len(data)
+        self._pending += self._received
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -78,12 +80,13 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         self._in_head = False
-        self._pending = 0
         self._stop_timer()
-        size = len(self.url) + sum(len(name) + len(value) + AROUND_HEADER for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
-            self._refusal = _too_large(size)
-            raise self._refusal  # the parser ends with an error of its own: see send_400_response
+        if max(self._pending, self._received) > MAX_HEAD_BYTES:  # of which bodies may be the most
+            size = len(self.url) + sum(len(name) + len(value) + AROUND_HEADER for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self._refusal = _too_large(size)
+                raise self._refusal  # the parser ends with an error of its own: see send_400_response
+        self._pending = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

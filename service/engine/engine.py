@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache as memoise
@@ -48,15 +48,23 @@ class Engine:
         cache: results already computed; None keeps none.
         metrics: what is told of all that happens.
         limits: bounds of work in flight.
+        on_answer: told of each answer, in the task that asked.
     """
 
     def __init__(
-        self, predictor: Predictor, config: ConfigSource, cache: ResultCache | None, metrics: Metrics, limits: Limits
+        self,
+        predictor: Predictor,
+        config: ConfigSource,
+        cache: ResultCache | None,
+        metrics: Metrics,
+        limits: Limits,
+        on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
         spec = predictor.spec
         self.predictor = predictor
         self.spec = spec
         self.recent = Recent()
+        self._on_answer = on_answer
         self._config = config
         self._cache = cache
         self._metrics = metrics
@@ -283,6 +291,7 @@ class Engine:
         self._answered(exit_, reason).inc()
         self._confidence.observe(entry.confidence)
         self.recent.add(answer)
+        self._on_answer(answer)
         return answer
 
     def _key(self, body: bytes) -> str:

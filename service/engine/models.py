@@ -12,6 +12,7 @@ from pathlib import Path
 from service.engine.admission import Admission
 from service.engine.applied import Applied, exchanged, first_config
 from service.engine.engine import Engine
+from service.engine.entry import Answer
 from service.engine.limits import Limits
 from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
 from service.inference.latency import STAGES, LatencyTable, Stage
@@ -39,6 +40,9 @@ class Models:
         cache: results already computed; None keeps none.
         metrics: what is told of all that happens.
         limits: of each engine; those of work in flight are of all together.
+
+    Attributes:
+        on_answer: told of each answer, in the task that asked.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Models:
         limits: Limits,
     ) -> None:
         self.store = store
+        self.on_answer: Callable[[Answer], None] = lambda answer: None
         self._load = load
         self._config = config
         self._cache = cache
@@ -155,8 +160,11 @@ class Models:
             raise InvalidOption("model", name, f"one that is not served beside {old.spec.name}")
         return old
 
+    def _tell(self, answer: Answer) -> None:
+        self.on_answer(answer)
+
     def _engine(self, predictor: Predictor) -> Engine:
-        return Engine(predictor, self._applied, self._cache, self._metrics, self._limits)
+        return Engine(predictor, self._applied, self._cache, self._metrics, self._limits, self._tell)
 
     async def _prepare(self, models: Mapping[str, int]) -> dict[str, Engine]:
         """Engines of exactly ``models``: those that serve already, and new ones, warmed up.

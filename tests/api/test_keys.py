@@ -175,3 +175,21 @@ async def test_pages_elsewhere_may_use_the_server_only_when_listed(
     assert "X-Request-ID" in refused.headers["Access-Control-Expose-Headers"]
     assert "Access-Control-Allow-Origin" not in foreign.headers
     assert "Access-Control-Allow-Credentials" not in preflight.headers
+
+
+@pytest.mark.anyio
+async def test_keys_hold_where_the_app_is_mounted_below_a_path(make_app: Callable[..., FastAPI]) -> None:
+    outer = FastAPI()
+    outer.mount("/config", make_app(api_key=API, admin_key=ADMIN))
+    transport = httpx.ASGITransport(outer)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"X-API-Key": API}) as client:
+        statuses = [
+            (await client.request(method, f"/config{path}", headers=headers)).status_code
+            for method, path, headers in (
+                ("GET", "/health/live", {"X-API-Key": ""}),
+                ("GET", "/stats", {"X-API-Key": ""}),
+                ("POST", "/classify", {"Content-Type": "text/plain"}),
+                ("PATCH", "/config/threshold", {}),
+            )
+        ]
+    assert statuses == [200, 401, 415, 403]

@@ -61,6 +61,6 @@ def test_each_line_is_json_and_each_request_is_told_under_its_id(
     }  # fmt: skip
     assert told["trace-7"]["ms"] > 0
     assert told["trace-8"]["code"] == 401
-    assert [line["logger"] for line in lines if line["level"] == "WARNING"] == ["uvicorn.error"]
+    assert "uvicorn.error" in [line["logger"] for line in lines if line["level"] == "WARNING"]
     assert KEY not in text
     assert max(map(len, text.splitlines())) < 1000

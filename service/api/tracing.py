@@ -1,0 +1,104 @@
+"""Traces by OpenTelemetry: one span a request, and in it one for each stage of each image.
+
+Imported only where ``LOWFIRST_TRACES`` asks for it; ``lowfirst[otel]`` brings the packages. Where the spans go is said
+by OpenTelemetry's own ``OTEL_…`` variables: by default to a collector on this machine, by OTLP over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import service
+from service.api.keys import METRICS, PROBES, is_under
+from service.engine.entry import Answer
+from service.errors import InvalidOption
+
+try:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.propagate import extract
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+except ImportError as error:
+    raise InvalidOption("LOWFIRST_TRACES", True, "unset without `pip install 'lowfirst[otel]'`") from error
+
+
+class Traces:
+    """Where spans are made. ``close`` sends what is left."""
+
+    def __init__(self) -> None:
+        named = Resource.create({"service.name": "lowfirst", "service.version": service.__version__})
+        self._provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self.tracer = self._provider.get_tracer("lowfirst", service.__version__)
+
+    def answered(self, answer: Answer) -> None:
+        """Make the spans of one image's stages, in the request's span. Called by the engine in the request's task.
+
+        The engine keeps durations: the stages are laid end to end up to now, with both waits as one, ``queue``.
+        """
+        about: dict[str, str | float] = {
+            "lowfirst.model": f"{answer.model}/{answer.version}",
+            "lowfirst.exit": answer.exit,
+            "lowfirst.reason": answer.reason,
+            "lowfirst.confidence": answer.confidence,
+            "lowfirst.threshold": answer.threshold,
+        }
+        stages = {stage: round(1e9 * seconds) for stage, seconds in asdict(answer.timing).items() if seconds}
+        start = time.time_ns() - sum(stages.values())
+        for stage, nanoseconds in stages.items():
+            span = self.tracer.start_span(stage, start_time=start, attributes=about)
+            start += nanoseconds
+            span.end(start)
+
+    def watch(self, app: FastAPI) -> None:
+        """Make ``app`` give each request a span."""
+        app.add_middleware(Traced, traces=self)
+
+    async def close(self) -> None:
+        """Send what is left, then stop."""
+        await asyncio.to_thread(self._provider.shutdown)
+
+
+class Traced:
+    """ASGI middleware: a span a request, in the trace that its ``traceparent`` names. Probes and scrapes have none."""
+
+    def __init__(self, app: ASGIApp, traces: Traces) -> None:
+        self.app = app
+        self.tracer = traces.tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http" or any(is_under(scope["path"], path) for path in (*PROBES, METRICS)):
+            await self.app(scope, receive, send)
+            return
+        context = extract({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
+        method = scope["method"]
+        with self.tracer.start_as_current_span(method, context, SpanKind.SERVER) as span:
+            span.set_attribute("http.request.method", method)
+            span.set_attribute("lowfirst.request_id", scope["state"]["request_id"])
+
+            async def send_told(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    _tell(span, message["status"])
+                await send(message)
+
+            try:
+                await self.app(scope, receive, send_told)
+            finally:
+                route = getattr(scope.get("route"), "path", None)
+                if route is not None:
+                    span.update_name(f"{method} {route}")
+                    span.set_attribute("http.route", route)
+
+
+def _tell(span: Span, code: int) -> None:
+    span.set_attribute("http.response.status_code", code)
+    if code >= 500:
+        span.set_status(Status(StatusCode.ERROR))
