@@ -22,7 +22,7 @@ from service.api.request_context import RequestContext
 from service.api.routes import classify, config, models, observe
 from service.engine.engine import Engine
 from service.engine.limits import Limits
-from service.errors import BrokenModel
+from service.errors import BrokenModel, InvalidOption
 from service.inference.calibration import Calibration
 from service.inference.device import cores
 from service.inference.latency import LatencyTable
@@ -30,8 +30,9 @@ from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
 from service.settings import Settings
-from service.state.base import RuntimeConfig, ThresholdConfig
+from service.state.base import ConfigStore, ResultCache, RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore, MemoryResultCache
+from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache
 from service.store import ModelStore
 
 
@@ -42,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
         InvalidOption: a device, precision or runtime that this machine lacks.
         DataError: a latency profile that cannot be read.
+        StoreUnavailable: a Redis that does not answer, and must.
     """
     parts = build_parts(settings)
     profile = _profile(settings)
@@ -49,9 +51,11 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
         await parts.engine.start(profile)
+        await parts.config.start()
         _announce(parts)
         yield
         await parts.engine.close()
+        await parts.config.close()
 
     app = FastAPIOffline(
         title="lowfirst",
@@ -69,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def build_parts(settings: Settings) -> Parts:
     """Every part of one server, handed to each other. Raises as ``create_app``."""
+    link = _redis(settings)
     store = ModelStore(settings.model_store)
     predictor = Predictor.load(
         store.find(settings.model), settings.device, settings.precision, settings.runtime, settings.threads
@@ -77,19 +82,44 @@ def build_parts(settings: Settings) -> Parts:
     if not predictor.is_multi_scale:
         raise BrokenModel(f"{settings.model} is single-scale: it has no early exit to serve", field="model")
     start = spec.start_threshold(predictor.runtime, predictor.precision)
-    config_store = MemoryConfigStore(
-        RuntimeConfig(1, {spec.name: ThresholdConfig("threshold", start, start)}, {spec.name: spec.version})
+    config_store, cache = _state(
+        settings,
+        link,
+        RuntimeConfig(1, {spec.name: ThresholdConfig("threshold", start, start)}, {spec.name: spec.version}),
     )
     metrics = Metrics(_registry())
+    metrics.watch(metrics.store_up, lambda: config_store.is_up)
+    metrics.watch(metrics.config_invalid, lambda: config_store.is_invalid)
     engine = Engine(
         predictor,
         config_store,
-        MemoryResultCache(settings.cache_entries) if settings.cache_entries else None,
+        cache,
         metrics,
         _limits(settings, on_cpu=predictor.device.type == "cpu"),
     )
     calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
     return Parts(settings, store, engine, config_store, calibration, metrics)
+
+
+def _redis(settings: Settings) -> RedisLink | None:
+    """The Redis that the settings name; it answers, unless it need not."""
+    if not settings.redis_url:
+        return None
+    link = RedisLink(settings.redis_url.get_secret_value(), settings.redis_prefix)
+    if not settings.redis_optional:
+        link.check()
+    return link
+
+
+def _state(settings: Settings, link: RedisLink | None, start: RuntimeConfig) -> tuple[ConfigStore, ResultCache | None]:
+    """Where the config stands, and the results: in Redis if there is one, else in memory."""
+    memory = MemoryResultCache(settings.cache_entries) if settings.cache_entries else None
+    ttl = settings.cache_ttl_seconds
+    if link is None:
+        if ttl:
+            raise InvalidOption("LOWFIRST_CACHE_TTL_SECONDS", ttl, "0 where LOWFIRST_REDIS_URL is unset")
+        return MemoryConfigStore(start), memory
+    return RedisConfigStore(link, start), RedisResultCache(link, ttl) if ttl else memory
 
 
 def _registry() -> CollectorRegistry:

@@ -12,6 +12,7 @@
     ├── DataError             422   a data set that cannot be trained or evaluated with
     ├── ConfigConflict        412   the runtime config changed since it was read
     ├── Busy                  429   a limit on work in flight is reached
+    ├── StoreUnavailable      503   the shared state does not answer
     ├── Draining              503   the server is stopping, or not ready yet
     ├── DeadlinePassed        504   before any answer existed
     └── DeviceFailed          500   the network could not be run
@@ -119,6 +120,13 @@ class Busy(LowfirstError):
     def __init__(self, message: str, *, retry_after_seconds: int = 1, **named: Any) -> None:
         super().__init__(message, **named)
         self.retry_after_seconds = retry_after_seconds
+
+
+class StoreUnavailable(LowfirstError):
+    """The shared state does not answer, or refuses. Serving goes on with what is known."""
+
+    status = 503
+    code = "store_unavailable"
 
 
 class Draining(LowfirstError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.errors import InvalidOption
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE, Settings, load_settings
@@ -33,6 +34,10 @@ VALUES = {
     "max_batch_images": ("2", 2),
     "deadline_ms": ("12.5", 12.5),
     "cache_entries": ("10", 10),
+    "cache_ttl_seconds": ("60", 60),
+    "redis_url": ("redis://:secret@redis:6379/0", SecretStr("redis://:secret@redis:6379/0")),
+    "redis_prefix": ("bees:", "bees:"),
+    "redis_optional": ("true", True),
     "drain_delay_seconds": ("0", 0.0),
     "drain_timeout_seconds": ("60", 60),
     "log_level": ("debug", "debug"),
@@ -74,6 +79,10 @@ OUT_OF_BOUNDS = [
     ("deadline_ms", "inf"),
     ("deadline_ms", "nan"),
     ("cache_entries", "-1"),
+    ("cache_ttl_seconds", "-1"),
+    ("cache_ttl_seconds", "31536001"),
+    ("cache_ttl_seconds", "1.5"),
+    ("redis_optional", "perhaps"),
     ("drain_delay_seconds", "-1"),
     ("drain_delay_seconds", "inf"),
     ("drain_timeout_seconds", "0"),
@@ -137,3 +146,8 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_password_of_a_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWFIRST_REDIS_URL", "redis://:secret@redis:6379/0")
+    assert "secret" not in repr(load_settings())
