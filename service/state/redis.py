@@ -29,8 +29,9 @@ T = TypeVar("T")
 URL = "LOWFIRST_REDIS_URL"
 URL_FORMS = "redis://[[user]:password@]host[:port][/db], the same with rediss:// (TLS), or unix:///path/to/socket"
 
-# What a request may wait for the cache, and a poll for the config; what a change may; what the start may.
-QUICK_SECONDS = 0.15
+# How long Redis may take to answer a request that asks the cache, a poll, a change, the start.
+CACHE_SECONDS = 0.15
+READ_SECONDS = 0.4
 CHANGE_SECONDS = 1.0
 CHECK_SECONDS = 2.0
 
@@ -60,11 +61,15 @@ return 1
 class RedisLink:
     """Connections to one Redis, and whether it answers: what the config store and the cache share.
 
-    A command that fails takes ``is_up`` down for both; the config store, which polls, brings it up again.
-
     Args:
         url: see ``URL_FORMS``. It may hold a password, and is never shown.
         prefix: of every key and channel.
+
+    Attributes:
+        is_up: whether it answered the config store's last poll.
+        is_passed_by: whether a command was not answered since. The cache leaves Redis alone until the next poll is, so
+            that a Redis that hangs costs a request in a while, not every request.
+        address: of the URL, to be shown.
 
     Raises:
         InvalidOption: ``url`` is none.
@@ -72,6 +77,7 @@ class RedisLink:
 
     def __init__(self, url: str, prefix: str = "lowfirst:") -> None:
         self.is_up = True
+        self.is_passed_by = False
         self.prefix = prefix
         self._url = url
         try:
@@ -118,20 +124,22 @@ class RedisLink:
                 return await command
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             if not isinstance(error, ResponseError):
-                self.went_down(error)
+                self.is_passed_by = True
             raise StoreUnavailable(f"the shared state at {self.address}: {_reason(error)}") from error
 
     def went_down(self, error: BaseException) -> None:
-        """Redis is out of reach. The log has it once."""
+        """A poll was not answered. The log has it once."""
         if self.is_up:
             logger.warning("Redis at %s is out of reach (%s): serving on without it", self.address, _reason(error))
         self.is_up = False
+        self.is_passed_by = True
 
     def came_up(self) -> None:
-        """Redis answers."""
+        """A poll was answered."""
         if not self.is_up:
             logger.info("Redis at %s answers again", self.address)
         self.is_up = True
+        self.is_passed_by = False
 
     async def close(self) -> None:
         """Close every connection."""
@@ -170,7 +178,7 @@ class RedisConfigStore:
 
     @property
     def is_up(self) -> bool:
-        """Whether Redis answers."""
+        """Whether Redis answered the last poll."""
         return self._link.is_up
 
     @property
@@ -234,7 +242,7 @@ class RedisConfigStore:
     async def _refresh(self) -> None:
         try:
             async with self._lock:
-                await self._agree(QUICK_SECONDS)
+                await self._agree(READ_SECONDS)
         except StoreUnavailable as error:
             self._link.went_down(error.__cause__ or error)
         except Exception as error:  # who polls must not die
@@ -303,7 +311,7 @@ class RedisConfigStore:
 
 
 class RedisResultCache:
-    """Results of all replicas, each kept for ``ttl_seconds``. While the link is down it knows and keeps nothing."""
+    """Results of all replicas, each kept for ``ttl_seconds``. Where Redis is passed by, it has none."""
 
     def __init__(self, link: RedisLink, ttl_seconds: int) -> None:
         self._link = link
@@ -311,22 +319,22 @@ class RedisResultCache:
 
     async def get(self, key: str) -> CachedPasses | None:
         """See ``ResultCache.get``."""
-        if not self._link.is_up:
+        if self._link.is_passed_by:
             return None
         with suppress(StoreUnavailable):
-            raw = await self._link.run(_bytes(self._link.client.get(self._name(key))), QUICK_SECONDS)
+            raw = await self._link.run(_bytes(self._link.client.get(self._name(key))), CACHE_SECONDS)
             return decode_passes(raw) if raw else None
         return None
 
     async def put(self, key: str, passes: CachedPasses) -> None:
         """See ``ResultCache.put``. Without its high pass an entry replaces nothing (NX): it knows nothing new."""
-        if not self._link.is_up:
+        if self._link.is_passed_by:
             return
         kept = self._link.client.set(
             self._name(key), encode_passes(passes), ex=self._ttl_seconds, nx=passes.high is None
         )
         with suppress(StoreUnavailable):
-            await self._link.run(kept, QUICK_SECONDS)
+            await self._link.run(kept, CACHE_SECONDS)
 
     def _name(self, key: str) -> str:
         return f"{self._link.prefix}cache:{CACHE_FORMAT}:{key}"
