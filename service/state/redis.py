@@ -122,7 +122,7 @@ class RedisLink:
         try:
             async with asyncio.timeout(seconds):
                 return await command
-        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+        except Exception as error:  # besides the client's own: a transport that closes under it raises RuntimeError
             if not isinstance(error, ResponseError):
                 self.is_passed_by = True
             raise StoreUnavailable(f"the shared state at {self.address}: {_reason(error)}") from error
