@@ -77,11 +77,17 @@ class Closed:
         return self.requests - self.statuses.get("200", 0) + self.broken
 
 
-def closed(url: str, bodies: Bodies, connections: int, seconds: float) -> Closed:
-    """Post random bodies on ``connections`` for ``seconds``, of which whole ones count."""
+def closed(
+    url: str, bodies: Bodies, connections: int, seconds: float, *, seed: int = SEED, repeats: float | None = None
+) -> Closed:
+    """Post random bodies on ``connections`` for ``seconds``, of which whole ones count.
+
+    With ``repeats``, a share of them was sent before, and the rest is like no other, of this ``seed`` or another.
+    """
     command = [tool("wrk"), "--threads", "1", "--connections", str(connections), "--timeout", "60s"]
     command += ["--duration", f"{max(1, round(seconds))}s", "--script", str(FOLDER / "post.lua")]
-    command += [url, "--", str(bodies.manifest), bodies.content_type, str(SEED)]
+    command += [url, "--", str(bodies.manifest), bodies.content_type, str(seed)]
+    command += [] if repeats is None else [str(repeats)]
     return parse_closed(_output(command))
 
 

@@ -1,6 +1,7 @@
 -- Posts random bodies, and prints one line of JSON at the end.
---   wrk … -s post.lua URL -- MANIFEST CONTENT_TYPE SEED
--- MANIFEST lists the files of the bodies, one a line.
+--   wrk … -s post.lua URL -- MANIFEST CONTENT_TYPE SEED [REPEATS]
+-- MANIFEST lists the files of the bodies, one a line. With REPEATS, a share, every body is made unlike all others by what
+-- is appended to it, and that share of the requests repeats one sent before.
 
 local threads = {}
 
@@ -12,17 +13,30 @@ function init(args)
   wrk.method = "POST"
   wrk.headers["Content-Type"] = args[2]
   math.randomseed(tonumber(args[3]))
+  seed, repeats, sent = args[3], tonumber(args[4]), 0
   statuses = {}
+  bodies = {}
   requests = {}
   for path in io.lines(args[1]) do
     local file = assert(io.open(path, "rb"))
-    table.insert(requests, wrk.format(nil, nil, nil, file:read("*a")))
+    local body = file:read("*a")
+    table.insert(bodies, body)
+    table.insert(requests, wrk.format(nil, nil, nil, body))
     file:close()
   end
 end
 
 function request()
-  return requests[math.random(#requests)]
+  if not repeats then
+    return requests[math.random(#requests)]
+  end
+  local index = sent
+  if sent > 0 and math.random() < repeats then
+    index = math.random(0, sent - 1)
+  else
+    sent = sent + 1
+  end
+  return wrk.format(nil, nil, nil, bodies[index % #bodies + 1] .. " " .. seed .. " " .. index)
 end
 
 function response(status)

@@ -34,7 +34,9 @@ from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
 from service.settings import Settings
+from service.state.base import ConfigStore, ResultCache, RuntimeConfig
 from service.state.memory import MemoryConfigStore, MemoryResultCache
+from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache
 from service.store import ModelStore
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
         InvalidOption: a device, precision, runtime or package that this machine lacks.
         DataError: a latency profile that cannot be read.
+        StoreUnavailable: a Redis that does not answer, and must.
     """
     parts = build_parts(settings)
     profile = _profile(settings)
@@ -56,11 +59,13 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+        await parts.config.start()
         await parts.models.start(profile)
         _announce(parts)
         _warn_if_open(settings, allowed)
         yield
         await parts.models.close()
+        await parts.config.close()
         if traces is not None:
             await traces.close()
 
@@ -90,17 +95,20 @@ def create_app(settings: Settings) -> FastAPI:
 
 def build_parts(settings: Settings) -> Parts:
     """Every part of one server, handed to each other. Raises as ``create_app``."""
+    link = _redis(settings)
     store = ModelStore(settings.model_store)
     load = partial(_load, settings)
     first = [load(store.find(reference)) for reference in _references(settings, store)]
-    config = MemoryConfigStore(first_config(first))
+    config, cache = _state(settings, link, first_config(first))
     metrics = Metrics(_registry())
+    metrics.watch(metrics.store_up, lambda: config.is_up)
+    metrics.watch(metrics.config_invalid, lambda: config.is_invalid)
     models = Models(
         first,
         store,
         load,
         config,
-        MemoryResultCache(settings.cache_entries) if settings.cache_entries else None,
+        cache,
         metrics,
         _limits(settings, on_cpu=first[0].device.type == "cpu"),
     )
@@ -123,6 +131,27 @@ def _load(settings: Settings, folder: Path) -> Predictor:
         name = predictor.spec.reference
         raise BrokenModel(f"{name} is single-scale: it has no early exit to serve", field="model")
     return predictor
+
+
+def _redis(settings: Settings) -> RedisLink | None:
+    """The Redis that the settings name; it answers, unless it need not."""
+    if not settings.redis_url:
+        return None
+    link = RedisLink(settings.redis_url.get_secret_value(), settings.redis_prefix)
+    if not settings.redis_optional:
+        link.check()
+    return link
+
+
+def _state(settings: Settings, link: RedisLink | None, start: RuntimeConfig) -> tuple[ConfigStore, ResultCache | None]:
+    """Where the config stands, and the results: in Redis if there is one, else in memory."""
+    memory = MemoryResultCache(settings.cache_entries) if settings.cache_entries else None
+    ttl = settings.cache_ttl_seconds
+    if link is None:
+        if ttl:
+            raise InvalidOption("LOWFIRST_CACHE_TTL_SECONDS", ttl, "0 where LOWFIRST_REDIS_URL is unset")
+        return MemoryConfigStore(start), memory
+    return RedisConfigStore(link, start), RedisResultCache(link, ttl) if ttl else memory
 
 
 def _registry() -> CollectorRegistry:

@@ -16,6 +16,7 @@
     ├── ConfigConflict        412   the runtime config changed since it was read
     ├── Busy                  429   a limit on work in flight is reached
     ├── HeadTooLarge          431   a request's head has more bytes than the limit
+    ├── StoreUnavailable      503   the shared state does not answer
     ├── Draining              503   the server is stopping, or not ready yet
     ├── DeadlinePassed        504   before any answer existed
     └── DeviceFailed          500   the network could not be run
@@ -151,6 +152,13 @@ class HeadTooLarge(LowfirstError):
 
     status = 431
     code = "head_too_large"
+
+
+class StoreUnavailable(LowfirstError):
+    """The shared state does not answer, or refuses. Serving goes on with what is known."""
+
+    status = 503
+    code = "store_unavailable"
 
 
 class Draining(LowfirstError):

@@ -82,6 +82,14 @@ class Metrics:
         )
         self.feature_bytes = Gauge("lowfirst_feature_bytes", "Low features kept for the high pass.", registry=registry)
         self.config_version = Gauge("lowfirst_config_version", "Version of the runtime config.", registry=registry)
+        self.store_up = Gauge(
+            "lowfirst_store_up", "Whether the shared state answers; 1 where none is shared.", registry=registry
+        )
+        self.config_invalid = Gauge(
+            "lowfirst_config_invalid",
+            "Whether the shared config is ignored: written by a newer release, or out of bounds.",
+            registry=registry,
+        )
         self.queue_depth = Gauge("lowfirst_queue_depth", "Images waiting for a pass.", ["stage"], registry=registry)
         self.queued_seconds = Gauge(
             "lowfirst_queued_seconds", "Age of the oldest image waiting for a pass.", ["stage"], registry=registry

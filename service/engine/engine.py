@@ -69,6 +69,8 @@ class Engine:
         self._cache = cache
         self._metrics = metrics
         self._model = spec.reference
+        # replicas that share a cache may each have published another model under this name
+        self._cached_as = f"{self._model}:{spec.weights_sha256[:16]}:{predictor.runtime}:{predictor.precision}"
         self._answered = memoise(partial(metrics.images.labels, self._model))
         self._confidence = metrics.confidence.labels(self._model)
         self._limits = limits
@@ -296,7 +298,7 @@ class Engine:
 
     def _key(self, body: bytes) -> str:
         digest = blake2b(body, digest_size=32).hexdigest()
-        return f"{self._model}:{self.predictor.runtime}:{self.predictor.precision}:{digest}"
+        return f"{self._cached_as}:{digest}"
 
     async def _look_up(self, key: str, entry: Entry) -> Stage | None:
         """Fill ``entry`` from the cache; the pass that answers it from there, or None when both passes must run."""

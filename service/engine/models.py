@@ -97,9 +97,10 @@ class Models:
         raise NotFound(f"model is {reference!r}; {served} is served", field="model", value=reference, bound=served)
 
     async def start(self, profile: LatencyTable | None = None) -> None:
-        """Warm every model up, then follow the runtime config. Raises: what a pass raised."""
+        """Warm every model up, and serve what the config names already; then follow it. Raises: what a pass raised."""
         for engine in self:
             await engine.start(profile)
+        await self._catch_up()
         self._following = asyncio.create_task(self._follow())
 
     def drain(self) -> None:
@@ -223,19 +224,23 @@ class Models:
 
     async def _follow(self) -> None:
         """Serve what the config names once it is changed elsewhere."""
-        pause = FOLLOW_SECONDS
         while True:
-            await asyncio.sleep(pause)
-            pause = FOLLOW_SECONDS
-            if self._config.current.models == self._applied.models:
-                continue
-            async with self._switching:
-                try:
-                    self._adopt(await self._prepare(self._config.current.models))
-                    logger.info("serving %s, as another replica was told to", ", ".join(self._config.current.models))
-                except Exception as error:
-                    logger.error("what another replica was told to serve cannot be served here: %s", error)
-                    pause = RETRY_SECONDS
+            await asyncio.sleep(FOLLOW_SECONDS)
+            if not await self._catch_up():
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _catch_up(self) -> bool:
+        """Serve what the config names; whether that is so now."""
+        if self._config.current.models == self._applied.models:
+            return True
+        async with self._switching:
+            try:
+                self._adopt(await self._prepare(self._config.current.models))
+            except Exception as error:
+                logger.error("what the shared config names cannot be served here: %s", error)
+                return False
+            logger.info("serving %s, as the shared config names", ", ".join(e.spec.reference for e in self))
+            return True
 
     def _watch(self) -> None:
         metrics = self._metrics

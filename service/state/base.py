@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+from service.errors import ConfigConflict
+
 Goal = Literal["threshold", "max_mean_mmacs", "min_agreement", "max_accuracy_drop"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 
@@ -53,13 +55,43 @@ class ConfigSource(Protocol):
 class ConfigStore(ConfigSource, Protocol):
     """Holds the runtime config. One contract test suite runs over every implementation."""
 
+    @property
+    def is_up(self) -> bool:
+        """Whether what replicas share is within reach."""
+        ...
+
+    @property
+    def is_invalid(self) -> bool:
+        """Whether what stands there is ignored, and the last good config stays in force."""
+        ...
+
+    async def start(self) -> None:
+        """Take over what is shared, and follow it from now on; raises nothing when it is out of reach."""
+        ...
+
+    async def close(self) -> None:
+        """Follow no more."""
+        ...
+
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
         """Replace the config by ``change(current)``, one version on, in one atomic step; gives the new config.
 
         Raises:
             ConfigConflict: the version is not ``expected_version``, or another change came between.
+            StoreUnavailable: what replicas share is out of reach.
         """
         ...
+
+
+def check_expected_version(config: RuntimeConfig, expected: int | None) -> None:
+    """Raise ConfigConflict if another version than ``config``'s is expected."""
+    if expected is not None and config.version != expected:
+        raise ConfigConflict(
+            f"If-Match is {expected}; the config has version {config.version}",
+            field="If-Match",
+            value=expected,
+            bound=config.version,
+        )
 
 
 @dataclass(frozen=True, slots=True)

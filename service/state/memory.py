@@ -6,12 +6,14 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import replace
 
-from service.errors import ConfigConflict
-from service.state.base import CachedPasses, Change, RuntimeConfig
+from service.state.base import CachedPasses, Change, RuntimeConfig, check_expected_version
 
 
 class MemoryConfigStore:
-    """The runtime config of one process."""
+    """The runtime config of one process. Nothing is shared, so nothing is ever out of reach."""
+
+    is_up = True
+    is_invalid = False
 
     def __init__(self, start: RuntimeConfig) -> None:
         self._current = start
@@ -22,17 +24,17 @@ class MemoryConfigStore:
         """The config in force."""
         return self._current
 
+    async def start(self) -> None:
+        """See ``ConfigStore.start``."""
+
+    async def close(self) -> None:
+        """See ``ConfigStore.close``."""
+
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
         """See ``ConfigStore.update``."""
         async with self._lock:
             before = self._current
-            if expected_version is not None and before.version != expected_version:
-                raise ConfigConflict(
-                    f"If-Match is {expected_version}; the config has version {before.version}",
-                    field="If-Match",
-                    value=expected_version,
-                    bound=before.version,
-                )
+            check_expected_version(before, expected_version)
             self._current = replace(change(before), version=before.version + 1)
             return self._current
 

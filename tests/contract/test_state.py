@@ -12,6 +12,7 @@ import pytest
 from service.errors import ConfigConflict
 from service.state.base import CachedPasses, Change, ConfigStore, ResultCache, RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore, MemoryResultCache
+from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache
 
 pytestmark = pytest.mark.anyio
 
@@ -24,18 +25,30 @@ START = RuntimeConfig(
 LOW = CachedPasses((0.6, 0.4))
 COMPLETE = CachedPasses((0.6, 0.4), (0.1, 0.9))
 
-OpenConfig = Callable[[RuntimeConfig], AbstractAsyncContextManager[ConfigStore]]
-OpenCache = Callable[[], AbstractAsyncContextManager[ResultCache]]
+OpenConfig = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[ConfigStore]]
+OpenCache = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[ResultCache]]
 
 
 @asynccontextmanager
-async def memory_config(start: RuntimeConfig) -> AsyncIterator[ConfigStore]:
-    yield MemoryConfigStore(start)
+async def memory_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:  # noqa: ARG001
+    yield MemoryConfigStore(START)
 
 
 @asynccontextmanager
-async def memory_cache() -> AsyncIterator[ResultCache]:
+async def redis_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:
+    yield RedisConfigStore(RedisLink(request.getfixturevalue("redis_server").url), START)
+
+
+@asynccontextmanager
+async def memory_cache(request: pytest.FixtureRequest) -> AsyncIterator[ResultCache]:  # noqa: ARG001
     yield MemoryResultCache(capacity=100)
+
+
+@asynccontextmanager
+async def redis_cache(request: pytest.FixtureRequest) -> AsyncIterator[ResultCache]:
+    link = RedisLink(request.getfixturevalue("redis_server").url)
+    yield RedisResultCache(link, ttl_seconds=60)
+    await link.close()
 
 
 @pytest.fixture
@@ -43,19 +56,21 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=[pytest.param(memory_config, id="memory")])
+@pytest.fixture(params=[pytest.param(memory_config, id="memory"), pytest.param(redis_config, id="redis")])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:
     """A config store that starts with ``START``."""
     open_: OpenConfig = request.param
-    async with open_(START) as store:
+    async with open_(request) as store:
+        await store.start()
         yield store
+        await store.close()
 
 
-@pytest.fixture(params=[pytest.param(memory_cache, id="memory")])
+@pytest.fixture(params=[pytest.param(memory_cache, id="memory"), pytest.param(redis_cache, id="redis")])
 async def cache(request: pytest.FixtureRequest) -> AsyncIterator[ResultCache]:
     """An empty cache."""
     open_: OpenCache = request.param
-    async with open_() as cache:
+    async with open_(request) as cache:
         yield cache
 
 
@@ -87,6 +102,7 @@ async def until_applied(store: ConfigStore, change: Change) -> RuntimeConfig:
 async def test_store_starts_with_what_it_is_given(store: ConfigStore) -> None:
     assert store.current.version >= 1
     assert (store.current.thresholds, store.current.models) == (START.thresholds, START.models)
+    assert (store.is_up, store.is_invalid) == (True, False)
 
 
 async def test_version_grows_by_one_with_every_change(store: ConfigStore) -> None:

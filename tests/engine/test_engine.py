@@ -635,7 +635,8 @@ async def swamp(server: Server, body: bytes, **ask: Any) -> tuple[Gate, asyncio.
     gate = server.gate("low")
     task = server.start(body, **ask)
     await gate.arrival()
-    await until(lambda: server.engine._brown_out._share == 0)
+    steered = server.engine._brown_out._at
+    await until(lambda: server.engine._brown_out._at != steered and server.engine._brown_out._share == 0)
     return gate, task
 
 

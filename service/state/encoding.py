@@ -1,0 +1,102 @@
+"""The runtime config and cached passes as bytes that other replicas, and other releases, can read."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, cast
+
+from service.state.base import GOALS, CachedPasses, RuntimeConfig, ThresholdConfig
+
+FORMAT = 1
+MAX_VERSION = 2**53 - 1  # what every JSON reader keeps exactly
+MAX_ECHO = 300
+
+
+class Unreadable(Exception):
+    """Bytes that are no config this release can use; the message says why. ``is_newer``: a newer release wrote them."""
+
+    def __init__(self, raw: bytes, why: str, is_newer: bool = False) -> None:
+        super().__init__(why)
+        self.raw = raw
+        self.is_newer = is_newer
+
+
+def encode_config(config: RuntimeConfig) -> bytes:
+    """``config`` as JSON."""
+    thresholds = {name: asdict(threshold) for name, threshold in config.thresholds.items()}
+    told = {"format": FORMAT, "version": config.version, "thresholds": thresholds, "models": dict(config.models)}
+    return json.dumps(told, allow_nan=False).encode()
+
+
+def decode_config(raw: bytes) -> RuntimeConfig:
+    """What ``encode_config`` made.
+
+    Raises:
+        Unreadable: out of bounds, no such thing at all, or a newer release's.
+    """
+    try:
+        told = json.loads(raw)
+        if told["format"] != FORMAT:
+            is_newer = _is_whole(told["format"], FORMAT + 1)
+            raise Unreadable(raw, f"it has format {told['format']!r}; this release knows {FORMAT}", is_newer)
+        if not told["models"]:
+            raise ValueError("models is empty")
+        return RuntimeConfig(
+            _version(told["version"], "version"),
+            {name: _threshold(name, fields) for name, fields in told["thresholds"].items()},
+            {name: _version(version, f"models.{name}") for name, version in told["models"].items()},
+        )
+    except KeyError as error:
+        raise Unreadable(raw, f"{error.args[0]} is missing") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise Unreadable(raw, str(error)[:MAX_ECHO]) from error
+
+
+def _threshold(name: str, fields: Mapping[str, Any]) -> ThresholdConfig:
+    config = ThresholdConfig(**fields)
+    if config.goal not in GOALS:
+        raise ValueError(f"thresholds.{name}.goal is {config.goal!r}; it must be one of {', '.join(GOALS)}")
+    if not _is_between(config.value, -math.inf, math.inf):
+        raise ValueError(f"thresholds.{name}.value is {config.value!r}; it must be a number")
+    if not _is_between(config.threshold, 0, 1):
+        raise ValueError(f"thresholds.{name}.threshold is {config.threshold!r}; it must be between 0 and 1")
+    if config.floor is not None and not _is_between(config.floor, 0, config.threshold):
+        raise ValueError(f"thresholds.{name}.floor is {config.floor!r}; it must be between 0 and the threshold")
+    return config
+
+
+def _version(value: Any, name: str) -> int:
+    if not _is_whole(value, 1) or value > MAX_VERSION:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {MAX_VERSION}")
+    return cast(int, value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_between(value: Any, least: float, most: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and least <= value <= most
+
+
+def encode_passes(passes: CachedPasses) -> bytes:
+    """How many passes there are, a byte; then their probabilities, eight bytes each."""
+    known = (*passes.low, *(passes.high or ()))
+    return struct.pack(f"<B{len(known)}d", 1 if passes.high is None else 2, *known)
+
+
+def decode_passes(raw: bytes) -> CachedPasses | None:
+    """What ``encode_passes`` made; None for anything else."""
+    passes, each = raw[0], 8 * raw[0]
+    if passes not in (1, 2) or len(raw) == 1 or (len(raw) - 1) % each:
+        return None
+    known = struct.unpack_from(f"<{(len(raw) - 1) // 8}d", raw, 1)
+    if not all(0 <= probability <= 1 for probability in known):
+        return None
+    classes = len(known) // passes
+    return CachedPasses(known[:classes], known[classes:] or None)

@@ -1,0 +1,337 @@
+"""Shared state of several replicas: in Redis. No other file knows of it.
+
+The config is one value under one key. Whoever changes it compares the bytes it read and swaps them for new ones, in one
+script; a value that is gone, or older than what a replica knows, is replaced the same way, so the version never falls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import redis.asyncio as aio
+from redis import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry as BlockingRetry
+
+from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
+from service.log import logger
+from service.state.base import CachedPasses, Change, RuntimeConfig, check_expected_version
+from service.state.encoding import Unreadable, decode_config, decode_passes, encode_config, encode_passes
+
+T = TypeVar("T")
+
+URL = "LOWFIRST_REDIS_URL"
+URL_FORMS = "redis://[[user]:password@]host[:port][/db], the same with rediss:// (TLS), or unix:///path/to/socket"
+
+# How long Redis may take to answer where a request waits for it; and to a poll or a change, which a busy moment of this
+# process must not fail; and at the start.
+CACHE_SECONDS = 0.15
+CONFIG_SECONDS = 1.0
+CHECK_SECONDS = 2.0
+
+# A replica applies a change after this long at most, should its announcement be lost.
+POLL_SECONDS = 0.4
+
+# Announcements are subscribed to anew: nothing tells of a connection that died in silence.
+SUBSCRIPTION_SECONDS = 60.0
+
+# How often a change is tried again because another came between.
+ATTEMPTS = 20
+
+CONNECTIONS = 16
+
+# In the keys of cached passes: those that other releases encode otherwise are others.
+CACHE_FORMAT = 1
+
+# KEYS: the config. ARGV: what it must still be ("" for none), what it becomes, the channel.
+SWAP = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('PUBLISH', ARGV[3], '')
+return 1
+"""
+
+
+class RedisLink:
+    """Connections to one Redis, and whether it answers: what the config store and the cache share.
+
+    Args:
+        url: see ``URL_FORMS``. It may hold a password, and is never shown.
+        prefix: of every key and channel.
+
+    Attributes:
+        is_up: whether it answered the config store's last poll.
+        is_passed_by: whether a command was not answered since. The cache leaves Redis alone until the next poll is, so
+            that a Redis that hangs costs a request in a while, not every request.
+        address: of the URL, to be shown.
+
+    Raises:
+        InvalidOption: ``url`` is none.
+    """
+
+    def __init__(self, url: str, prefix: str = "lowfirst:") -> None:
+        self.is_up = True
+        self.is_passed_by = False
+        self.prefix = prefix
+        self._url = url
+        try:
+            pool = aio.BlockingConnectionPool.from_url(
+                url, max_connections=CONNECTIONS, timeout=None, socket_timeout=None, retry=Retry(NoBackoff(), 0)
+            )
+            pool.make_connection()  # type: ignore[no-untyped-call]  # connects nowhere, but knows its options
+        except (ValueError, TypeError, AttributeError):
+            raise InvalidOption(URL, "(not shown)", URL_FORMS) from None  # the cause may show a password
+        self.client = aio.Redis.from_pool(pool)
+        where = pool.connection_kwargs
+        self.address = str(where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}")
+
+    def check(self) -> None:
+        """Wait until Redis answers, in this thread, before there is an event loop.
+
+        Raises:
+            StoreUnavailable: it does not.
+        """
+        try:
+            with Redis.from_url(
+                self._url,
+                socket_timeout=CHECK_SECONDS,
+                socket_connect_timeout=CHECK_SECONDS,
+                retry=BlockingRetry(NoBackoff(), 0),
+            ) as client:
+                client.ping()
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(
+                f"{URL}: {self.address} does not answer ({_reason(error)}); "
+                "LOWFIRST_REDIS_OPTIONAL=true starts without it",
+                field=URL,
+                value=self.address,
+            ) from error
+
+    async def run(self, command: Awaitable[T], seconds: float) -> T:
+        """What Redis answers within ``seconds``.
+
+        Raises:
+            StoreUnavailable: it did not answer, or refused.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await command
+        except Exception as error:  # besides the client's own: a transport that closes under it raises RuntimeError
+            if not isinstance(error, ResponseError):
+                self.is_passed_by = True
+            raise StoreUnavailable(f"the shared state at {self.address}: {_reason(error)}") from error
+
+    def went_down(self, error: BaseException) -> None:
+        """A poll was not answered. The log has it once."""
+        if self.is_up:
+            logger.warning("Redis at %s is out of reach (%s): serving on without it", self.address, _reason(error))
+        self.is_up = False
+        self.is_passed_by = True
+
+    def came_up(self) -> None:
+        """A poll was answered."""
+        if not self.is_up:
+            logger.info("Redis at %s answers again", self.address)
+        self.is_up = True
+        self.is_passed_by = False
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.client.aclose()
+
+
+class RedisConfigStore:
+    """The runtime config of all replicas. ``start`` before use, ``close`` after; both in one event loop.
+
+    Args:
+        link: to Redis; closed with the store.
+        start: in force until Redis answers, and put there if nothing is.
+
+    Attributes:
+        is_invalid: whether what stands in Redis is ignored: written by a newer release, or by hand and out of bounds.
+    """
+
+    def __init__(self, link: RedisLink, start: RuntimeConfig) -> None:
+        self._link = link
+        self._current = start
+        self._has_joined = False
+        self._ignored: Unreadable | None = None
+        self._key = f"{link.prefix}config"
+        self._swap_script = link.client.register_script(SWAP)
+        self._lock = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def current(self) -> RuntimeConfig:
+        """The newest config known here."""
+        return self._current
+
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis answered the last poll."""
+        return self._link.is_up
+
+    @property
+    def is_invalid(self) -> bool:
+        """Whether what stands in Redis is ignored."""
+        return self._ignored is not None
+
+    async def start(self) -> None:
+        """Take over what stands in Redis, then follow it; if Redis does not answer, as soon as it does."""
+        await self._refresh()
+        self._tasks = [asyncio.create_task(self._poll()), asyncio.create_task(self._listen())]
+
+    async def close(self) -> None:
+        """Follow no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._link.close()
+
+    async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
+        """See ``ConfigStore.update``. A change that another one came between is made again on top of that.
+
+        Raises:
+            ConfigConflict: the version is not ``expected_version``, or others changed the config all the time.
+            StoreUnavailable: Redis did not answer (it may have applied the change nevertheless), or holds the config
+                of a newer release.
+        """
+        async with self._lock:
+            for _ in range(ATTEMPTS):
+                raw = await self._agree()
+                if self._ignored is not None and self._ignored.is_newer:
+                    raise StoreUnavailable(f"the shared config is not this release's to change: {self._ignored}")
+                before = self._current
+                check_expected_version(before, expected_version)
+                after = replace(change(before), version=before.version + 1)
+                if await self._swap(raw, after):
+                    self._ignored = None
+                    self._apply(after)
+                    return self._current
+        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
+
+    async def _poll(self) -> None:
+        """Refresh now and then; at once on news."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._news.wait()
+            self._news.clear()
+            await self._refresh()
+
+    async def _listen(self) -> None:
+        """Turn announcements into news. They only save time: the poll finds every change without them."""
+        while True:
+            with suppress(Exception):  # whatever ended it, the poll tells whether Redis is up
+                async with asyncio.timeout(SUBSCRIPTION_SECONDS), self._link.client.pubsub() as announced:
+                    await announced.subscribe(self._key)
+                    async for _ in announced.listen():
+                        self._news.set()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _refresh(self) -> None:
+        try:
+            async with self._lock:
+                await self._agree()
+        except StoreUnavailable as error:
+            self._link.went_down(error.__cause__ or error)
+        except Exception as error:  # who polls must not die
+            if self._link.is_up:
+                logger.exception("the shared state could not be read")
+            self._link.went_down(error)
+        else:
+            self._link.came_up()
+
+    async def _agree(self) -> bytes:
+        """Have the same config here and in Redis, the newer of the two; gives its bytes there, none for no config.
+
+        Unless what stands there is to be ignored: then it stays there, and here what was.
+        """
+        for _ in range(ATTEMPTS):
+            raw = await self._link.run(_bytes(self._link.client.get(self._key)), CONFIG_SECONDS)
+            stored = self._understand(raw)
+            if raw and stored is None:
+                return raw
+            agreed = self._newer(stored)
+            if agreed is stored:
+                self._apply(agreed)
+                return raw
+            if await self._swap(raw, agreed):
+                self._apply(agreed)
+                return encode_config(agreed)
+        raise StoreUnavailable(f"the shared config changed {ATTEMPTS} times while it was read")
+
+    def _understand(self, raw: bytes) -> RuntimeConfig | None:
+        """The config that ``raw`` is; None where it is empty or to be ignored, of which the log has each once."""
+        try:
+            stored = decode_config(raw) if raw else None
+        except Unreadable as ignored:
+            if self._ignored is None or self._ignored.raw != raw:
+                logger.error("%s in Redis is ignored, version %d stays: %s", self._key, self._current.version, ignored)
+            self._ignored = ignored
+            return None
+        self._ignored = None
+        return stored
+
+    def _newer(self, stored: RuntimeConfig | None) -> RuntimeConfig:
+        """Of what is in force here and what is stored. Before joining, what is stored."""
+        if stored is None or (self._has_joined and stored.version < self._current.version):
+            return self._current
+        return stored
+
+    async def _swap(self, raw: bytes, config: RuntimeConfig) -> bool:
+        """Put ``config`` where ``raw`` stood; False if something else stands there by now."""
+        swapped = self._swap_script(keys=[self._key], args=[raw, encode_config(config), self._key])
+        return bool(await self._link.run(cast(Awaitable[int], swapped), CONFIG_SECONDS))
+
+    def _apply(self, config: RuntimeConfig) -> None:
+        if config.version != self._current.version:
+            logger.info("config version %d is in force", config.version)
+        self._current = config
+        self._has_joined = True
+
+
+class RedisResultCache:
+    """Results of all replicas, each kept for ``ttl_seconds``. Where Redis is passed by, it has none."""
+
+    def __init__(self, link: RedisLink, ttl_seconds: int) -> None:
+        self._link = link
+        self._ttl_seconds = ttl_seconds
+
+    async def get(self, key: str) -> CachedPasses | None:
+        """See ``ResultCache.get``."""
+        if self._link.is_passed_by:
+            return None
+        with suppress(StoreUnavailable):
+            raw = await self._link.run(_bytes(self._link.client.get(self._name(key))), CACHE_SECONDS)
+            return decode_passes(raw) if raw else None
+        return None
+
+    async def put(self, key: str, passes: CachedPasses) -> None:
+        """See ``ResultCache.put``. Without its high pass an entry replaces nothing (NX): it knows nothing new."""
+        if self._link.is_passed_by:
+            return
+        kept = self._link.client.set(
+            self._name(key), encode_passes(passes), ex=self._ttl_seconds, nx=passes.high is None
+        )
+        with suppress(StoreUnavailable):
+            await self._link.run(kept, CACHE_SECONDS)
+
+    def _name(self, key: str) -> str:
+        return f"{self._link.prefix}cache:{CACHE_FORMAT}:{key}"
+
+
+async def _bytes(got: Awaitable[Any]) -> bytes:
+    """What a GET gives; none where there is no such key."""
+    return cast(bytes, await got or b"")
+
+
+def _reason(error: BaseException) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

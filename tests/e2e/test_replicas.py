@@ -1,0 +1,128 @@
+"""Two servers, each a process, that share one Redis; it is killed under load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.conftest import RedisServer
+
+Server = tuple[subprocess.Popen[str], httpx.Client]
+Serve = Callable[..., Server]
+
+RAW = {"Content-Type": "image/jpeg"}
+TIMEOUT = 60
+
+
+@pytest.fixture
+def replica(serve: Serve, redis_server: RedisServer) -> Callable[[], httpx.Client]:
+    """Starts one more server that shares the Redis, and its results in it; gives a client."""
+    return lambda: serve(redis_url=redis_server.url, cache_ttl_seconds="60")[1]
+
+
+def until(reached: Callable[[], bool]) -> float:
+    """Look until it is so; the seconds that took."""
+    began = time.monotonic()
+    while not reached():
+        assert time.monotonic() < began + TIMEOUT
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def threshold(client: httpx.Client) -> tuple[float, int]:
+    """The threshold in force, and the config's version."""
+    told = client.get("/config/threshold").json()
+    return told["threshold"], told["version"]
+
+
+def patch(client: httpx.Client, to: float) -> int:
+    """The status of changing the threshold."""
+    return client.patch("/config/threshold", json={"threshold": to}).status_code
+
+
+def is_up(client: httpx.Client) -> bool:
+    return "\nlowfirst_store_up 1.0\n" in client.get("/metrics").text
+
+
+@contextmanager
+def load(clients: list[httpx.Client], make_jpeg: Callable[[int], bytes]) -> Iterator[list[int]]:
+    """Each server is posted one image after another; gives the statuses of the answers, which grow."""
+    statuses: list[int] = []
+    stopping = threading.Event()
+    bodies = [make_jpeg(seed) for seed in range(20)]
+
+    def post(url: httpx.URL) -> None:
+        with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
+            sent = 0
+            while not stopping.is_set():
+                body = bodies[sent % len(bodies)] + sent.to_bytes(4, "big") * (sent % 2)  # half of them seen before
+                statuses.append(client.post("/classify", content=body, headers=RAW).status_code)
+                sent += 1
+
+    threads = [threading.Thread(target=post, args=(client.base_url,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_replica_finds_the_last_threshold_and_applies_the_next_within_a_second(
+    replica: Callable[[], httpx.Client],
+) -> None:
+    one = replica()
+    assert patch(one, 0.3) == 200
+    other = replica()
+    assert threshold(other) == (0.3, 2)
+    for step, to in enumerate((0.1, 0.9, 0.4)):
+        assert patch(one, to) == 200
+        assert until(lambda to=to, step=step: threshold(other) == (to, 3 + step)) < 1  # type: ignore[misc]
+    stale = other.patch("/config/threshold", json={"threshold": 0.5}, headers={"If-Match": '"4"'})
+    assert (stale.status_code, stale.json()["error"]["bound"]) == (412, 5)
+
+
+def test_redis_killed_under_load_fails_no_image_and_all_comes_back(
+    replica: Callable[[], httpx.Client], redis_server: RedisServer, make_jpeg: Callable[[int], bytes]
+) -> None:
+    replicas = one, other = [replica(), replica()]
+    assert patch(one, 0.3) == 200
+    until(lambda: threshold(other) == (0.3, 2))
+    with load(replicas, make_jpeg) as statuses:
+        until(lambda: len(statuses) > 50)
+        redis_server.kill()
+        until(lambda: not is_up(one) and not is_up(other))
+        assert [patch(client, 0.7) for client in replicas] == [503, 503]
+        assert [threshold(client) for client in replicas] == [(0.3, 2)] * 2
+        seen = len(statuses)
+        until(lambda: len(statuses) > seen + 50)
+        redis_server.start()  # empty
+        until(lambda: is_up(one) and is_up(other))
+        assert patch(other, 0.7) == 200
+        until(lambda: threshold(one) == threshold(other) == (0.7, 3))
+        seen = len(statuses)
+        until(lambda: len(statuses) > seen + 50)
+    assert set(statuses) == {200}
+
+
+def test_redis_that_does_not_answer_ends_the_start_with_one_line(environment: dict[str, str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "service.cli", "serve"],
+        env={**environment, "LOWFIRST_REDIS_URL": "redis://:secret@127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: LOWFIRST_REDIS_URL: 127.0.0.1:1 does not answer (")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "secret" not in ended.stderr

@@ -1,0 +1,102 @@
+"""What stands in Redis: read again exactly, and anything else refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from service.state.base import CachedPasses, RuntimeConfig, ThresholdConfig
+from service.state.encoding import Unreadable, decode_config, decode_passes, encode_config, encode_passes
+
+CONFIG = RuntimeConfig(
+    7,
+    {"tiny": ThresholdConfig("max_mean_mmacs", 1 / 3, 0.1 + 0.2, 0.1), "other": ThresholdConfig("threshold", 0, 1)},
+    {"tiny": 2, "other": 1},
+)
+
+
+def changed(path: tuple[str, ...], value: Any) -> bytes:
+    """``CONFIG`` with another ``value`` at ``path``; None there takes the field away."""
+    told = json.loads(encode_config(CONFIG))
+    *parents, last = path
+    where = told
+    for parent in parents:
+        where = where[parent]
+    if value is None:
+        del where[last]
+    else:
+        where[last] = value
+    return json.dumps(told).encode()
+
+
+def test_config_comes_back_as_it_was() -> None:
+    assert decode_config(encode_config(CONFIG)) == CONFIG
+    assert list(decode_config(encode_config(CONFIG)).models) == ["tiny", "other"]
+
+
+TINY = ("thresholds", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"threshold 0.5", "Expecting value"),
+        (b"\xff", "codec"),
+        (b"[]", "list"),
+        (b"null", "NoneType"),
+        (b"[" * 100_000, "recursion"),
+        (changed(("format",), None), "format is missing"),
+        (changed(("format",), 0), "format 0"),
+        (changed(("format",), "1"), "format '1'"),
+        (changed(("version",), None), "version is missing"),
+        (changed(("version",), 0), "version is 0; it must be a whole number from 1"),
+        (changed(("version",), 2.5), "version is 2.5"),
+        (changed(("version",), True), "version is True"),
+        (changed(("version",), 2**53), "to 9007199254740991"),
+        (changed(("models",), {}), "models is empty"),
+        (changed(("models",), ["tiny"]), "list"),
+        (changed(("models", "tiny"), "two"), "models.tiny is 'two'"),
+        (changed(TINY, 0.5), "mapping"),
+        (changed((*TINY, "goal"), "speed"), "goal is 'speed'; it must be one of threshold, max_mean_mmacs"),
+        (changed((*TINY, "value"), "much"), "value is 'much'"),
+        (changed((*TINY, "value"), 10**400), "too large"),
+        (changed((*TINY, "threshold"), None), "threshold"),
+        (changed((*TINY, "threshold"), 1.5), "threshold is 1.5; it must be between 0 and 1"),
+        (changed((*TINY, "threshold"), float("nan")), "threshold is nan"),
+        (changed((*TINY, "threshold"), True), "threshold is True"),
+        (changed((*TINY, "floor"), 0.31), "floor is 0.31; it must be between 0 and the threshold"),
+        (changed((*TINY, "ceiling"), 1), "ceiling"),
+    ],
+)
+def test_config_out_of_bounds_is_refused_with_the_reason(raw: bytes, why: str) -> None:
+    with pytest.raises(Unreadable) as refused:
+        decode_config(raw)
+    assert why in str(refused.value)
+    assert not refused.value.is_newer
+
+
+def test_newer_format_is_known_to_be_one() -> None:
+    with pytest.raises(Unreadable, match="format 2; this release knows 1") as refused:
+        decode_config(changed(("format",), 2))
+    assert refused.value.is_newer
+
+
+@pytest.mark.parametrize("passes", [CachedPasses((1 / 3, 2 / 3)), CachedPasses((0.0, 1.0), (1e-300, 0.5))])
+def test_passes_come_back_as_they_were(passes: CachedPasses) -> None:
+    assert decode_passes(encode_passes(passes)) == passes
+
+
+COMPLETE = encode_passes(CachedPasses((0.5, 0.5), (0.25, 0.75)))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\0", b"\1", b"\3" + COMPLETE[1:], COMPLETE[:-1], COMPLETE[:-8], b"high",
+        encode_passes(CachedPasses((float("nan"), 1.0))), encode_passes(CachedPasses((2.0, -1.0))),
+    ],
+)  # fmt: skip
+def test_other_bytes_are_no_passes(raw: bytes) -> None:
+    assert decode_passes(raw) is None
