@@ -93,7 +93,39 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self.expected_exit_rate = Gauge(
+            "lowfirst_expected_exit_rate",
+            "Early-exit rate that the calibration table foretells for the threshold asked for.",
+            ["model"],
+            registry=registry,
+        )
+        self.promised_agreement = Gauge(
+            "lowfirst_promised_agreement",
+            "Share of images promised the high pass's answer: as asked for, else as the calibration table certifies.",
+            ["model"],
+            registry=registry,
+        )
+        self._start_at_zero()
+
+    def serve(self, model: str) -> None:
+        """Start the counters of ``model`` at zero: what has not happened yet is a 0, not a gap in every ratio."""
+        for exit_, reason in (("low", "confident"), ("high", "escalated")):
+            self.images.labels(model, exit_, reason)
+        for stage in ("low", "high"):
+            self.multiply_adds.labels(model, stage)
+        self.audits.labels(model)
+        self.audit_disagreements.labels(model)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
         """Read ``gauge`` from ``value`` whenever it is scraped."""
         (gauge.labels(**labels) if labels else gauge).set_function(value)
+
+    def _start_at_zero(self) -> None:
+        """The same for what is known of no model."""
+        for counter, label_values in (
+            (self.rejected, ("images", "bytes", "seconds")),
+            (self.dropped, ("decode", "low", "escalation", "high", "answer")),
+            (self.cache_requests, ("hit", "miss")),
+        ):
+            for value in label_values:
+                counter.labels(value)

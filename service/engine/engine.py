@@ -23,12 +23,13 @@ from service.engine.recent import Recent
 from service.engine.scheduler import Plan, Scheduler
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
+from service.inference.calibration import Calibration
 from service.inference.exit_rule import exits
 from service.inference.latency import STAGES, LatencyTable, Stage
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
-from service.state.base import CachedPasses, ConfigStore, ResultCache
+from service.state.base import CachedPasses, ConfigStore, ResultCache, ThresholdConfig
 
 # One of so many feature slots may hold an image that waits for its audit.
 AUDIT_SLOTS = 8
@@ -329,6 +330,7 @@ class Engine:
 
     def _watch(self) -> None:
         metrics, spec = self._metrics, self.spec
+        metrics.serve(self._model)
         metrics.single_scale_multiply_adds.labels(self._model).set(round(spec.high_mmacs * 1e6))
         metrics.watch(metrics.in_flight, lambda: self.admission.images)
         metrics.watch(metrics.config_version, lambda: self._config.current.version)
@@ -340,6 +342,19 @@ class Engine:
         for stage in STAGES:
             metrics.watch(metrics.queue_depth, partial(self._scheduler.depth, stage), stage=stage)
             metrics.watch(metrics.queued_seconds, partial(self._age, stage), stage=stage)
+        calibration = Calibration.of(spec, self.predictor.runtime, self.predictor.precision)
+        if calibration is not None:
+            self._watch_what_is_foretold(calibration)
+
+    def _watch_what_is_foretold(self, calibration: Calibration) -> None:
+        def asked() -> ThresholdConfig:
+            return self._config.current.thresholds[self.spec.name]
+
+        metrics = self._metrics
+        metrics.watch(
+            metrics.expected_exit_rate, lambda: calibration.predict(asked().threshold).exit_rate, model=self._model
+        )
+        metrics.watch(metrics.promised_agreement, lambda: calibration.promise(asked()), model=self._model)
 
     def _feature_bytes(self) -> float:
         return (self._limits.feature_slots - self._scheduler.free_slots) * self._pool.bytes_each
