@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+EXIT_REASONS = {"low": ("confident", "brownout", "deadline", "cached"), "high": ("escalated", "cached")}
 CONFIDENCES = tuple(i / 20 for i in range(1, 21))
 
 
@@ -109,8 +110,9 @@ class Metrics:
 
     def serve(self, model: str) -> None:
         """Start the counters of ``model`` at zero: what has not happened yet is a 0, not a gap in every ratio."""
-        for exit_, reason in (("low", "confident"), ("high", "escalated")):
-            self.images.labels(model, exit_, reason)
+        for exit_, reasons in EXIT_REASONS.items():
+            for reason in reasons:
+                self.images.labels(model, exit_, reason)
         for stage in ("low", "high"):
             self.multiply_adds.labels(model, stage)
         self.audits.labels(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,6 +120,13 @@ def need(available: bool, what: str, install: str) -> None:
 def openvino() -> None:
     """Asked for by whatever needs OpenVINO, which is no part of the smallest installation."""
     need(find_spec("openvino") is not None, "OpenVINO", "pip install 'lowfirst[openvino]'")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> None:
+    """Asked for by whatever runs Prometheus or its promtool."""
+    found = all(map(shutil.which, ("prometheus", "promtool")))
+    need(found, "Prometheus", "apt-get install prometheus")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from service.metrics import Metrics
     [
         ("images", {"model": "m/1", "exit": "low", "reason": "confident"}),
         ("images", {"model": "m/1", "exit": "high", "reason": "escalated"}),
+        ("images", {"model": "m/1", "exit": "high", "reason": "cached"}),
         ("multiply_adds", {"model": "m/1", "stage": "high"}),
         ("audit_disagreements", {"model": "m/1"}),
         ("dropped", {"point": "escalation"}),
