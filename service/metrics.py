@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+EXIT_REASONS = {"low": ("confident", "brownout", "deadline", "cached"), "high": ("escalated", "cached")}
 CONFIDENCES = tuple(i / 20 for i in range(1, 21))
 
 
@@ -101,7 +102,40 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self.expected_exit_rate = Gauge(
+            "lowfirst_expected_exit_rate",
+            "Early-exit rate that the calibration table foretells for the threshold asked for.",
+            ["model"],
+            registry=registry,
+        )
+        self.promised_agreement = Gauge(
+            "lowfirst_promised_agreement",
+            "Share of images promised the high pass's answer: as asked for, else as the calibration table certifies.",
+            ["model"],
+            registry=registry,
+        )
+        self._start_at_zero()
+
+    def serve(self, model: str) -> None:
+        """Start the counters of ``model`` at zero: what has not happened yet is a 0, not a gap in every ratio."""
+        for exit_, reasons in EXIT_REASONS.items():
+            for reason in reasons:
+                self.images.labels(model, exit_, reason)
+        for stage in ("low", "high"):
+            self.multiply_adds.labels(model, stage)
+        self.audits.labels(model)
+        self.audit_disagreements.labels(model)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
         """Read ``gauge`` from ``value`` whenever it is scraped."""
         (gauge.labels(**labels) if labels else gauge).set_function(value)
+
+    def _start_at_zero(self) -> None:
+        """The same for what is known of no model."""
+        for counter, label_values in (
+            (self.rejected, ("images", "bytes", "seconds")),
+            (self.dropped, ("decode", "low", "escalation", "high", "answer")),
+            (self.cache_requests, ("hit", "miss")),
+        ):
+            for value in label_values:
+                counter.labels(value)

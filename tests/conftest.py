@@ -196,6 +196,13 @@ def openvino() -> None:
 
 
 @pytest.fixture(scope="session")
+def prometheus() -> None:
+    """Asked for by whatever runs Prometheus or its promtool."""
+    found = all(map(shutil.which, ("prometheus", "promtool")))
+    need(found, "Prometheus", "apt-get install prometheus")
+
+
+@pytest.fixture(scope="session")
 def imagenette() -> Path:
     """The Imagenette photographs; ``LOWFIRST_TEST_DATA`` names their folder, with train/ and val/ in it."""
     folder = Path(os.environ.get("LOWFIRST_TEST_DATA", "no-data"))

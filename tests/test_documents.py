@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def test_api_document_lists_every_route_and_every_metric(tiny_store: Path) -> No
     for family in parts.metrics.registry.collect():
         if family.name.startswith("lowfirst_"):
             assert family.name.removeprefix("lowfirst") in text, family.name
+
+
+def test_monitoring_document_lists_every_panel_rule_and_alert() -> None:
+    text = (ROOT / "docs/monitoring.md").read_text()
+    for dashboard in (ROOT / "docker/grafana/dashboards").glob("*.json"):
+        for panel in json.loads(dashboard.read_text())["panels"]:
+            assert panel["type"] == "row" or f"| {panel['title']} |" in text, panel["title"]
+    rules = (ROOT / "docker/prometheus/rules.yml").read_text() + (ROOT / "docker/prometheus/alerts.yml").read_text()
+    for name in re.findall(r"- (?:record|alert): (\S+)", rules):
+        group, _, last = name.rpartition(":")
+        assert f"`{name}`" in text or (f"`{group}:" in text and f"`:{last}`" in text), name

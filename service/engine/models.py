@@ -258,11 +258,27 @@ class Models:
         metrics.single_scale_multiply_adds.labels(model).set(round(engine.spec.high_mmacs * 1e6))
         metrics.watch(metrics.threshold, lambda: engine.asked.threshold, model=model)
         metrics.watch(metrics.effective_threshold, lambda: engine.effective_threshold, model=model)
+        metrics.serve(model)
+        calibration = engine.predictor.calibration
+        if calibration is not None:
+            metrics.watch(
+                metrics.expected_exit_rate,
+                lambda: calibration.predict(engine.asked.threshold).exit_rate,
+                model=model,
+            )
+            metrics.watch(metrics.promised_agreement, lambda: calibration.promise(engine.asked), model=model)
 
     def _unwatch_one(self, engine: Engine) -> None:
         metrics = self._metrics
-        for gauge in (metrics.single_scale_multiply_adds, metrics.threshold, metrics.effective_threshold):
-            gauge.remove(engine.spec.reference)
+        for gauge in (
+            metrics.single_scale_multiply_adds,
+            metrics.threshold,
+            metrics.effective_threshold,
+            metrics.expected_exit_rate,
+            metrics.promised_agreement,
+        ):
+            with suppress(KeyError):  # of a model without a calibration table
+                gauge.remove(engine.spec.reference)
 
     def _queue_depth(self, stage: Stage) -> int:
         return sum(engine.queue_depth()[stage] for engine in self)

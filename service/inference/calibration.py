@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import InvalidOption
-from service.state.base import Goal
+from service.state.base import Goal, ThresholdConfig
 from service.store import CalibrationRow, CalibrationTable, ModelSpec
 
 RISK = 0.05  # 95 % confidence
@@ -109,6 +109,12 @@ class Calibration:
         if goal == "threshold":
             return value
         return self._lowest_keeping(goal, 1 - value if goal == "min_agreement" else value)
+
+    def promise(self, asked: ThresholdConfig) -> float:
+        """The agreement that may be counted on: the one asked for, else what the table certifies of the threshold."""
+        if asked.goal == "min_agreement":
+            return asked.value
+        return self.predict(asked.threshold).agreement_at_least
 
     def _mean_mmacs(self, exit_rate: float) -> float:
         return self.low_mmacs + (1 - exit_rate) * self.high_mmacs

@@ -15,7 +15,7 @@ from scipy import stats
 from service.errors import InvalidOption
 from service.inference.calibration import THRESHOLDS, Calibration, tabulate, upper_bound
 from service.inference.exit_rule import exits
-from service.state.base import GOALS, Goal
+from service.state.base import GOALS, Goal, ThresholdConfig
 from service.store import CalibrationTable
 
 LOW_MMACS, HIGH_MMACS = 10.0, 40.0
@@ -237,3 +237,11 @@ def test_promise_that_no_table_of_this_size_can_keep_says_how_many_images_it_tak
 def test_promise_too_fine_for_any_number_of_images_is_refused() -> None:
     with pytest.raises(InvalidOption, match="it takes inf calibration images"):
         _calibration(n=100).solve("max_accuracy_drop", 1e-313)
+
+
+def test_the_promise_is_what_was_asked_or_else_what_the_table_certifies() -> None:
+    calibration = _calibration()
+    solved = calibration.solve("min_agreement", 0.9)
+    certified = calibration.predict(solved).agreement_at_least
+    assert calibration.promise(ThresholdConfig("min_agreement", 0.9, solved)) == 0.9
+    assert calibration.promise(ThresholdConfig("threshold", solved, solved)) == certified >= 0.9

@@ -1,0 +1,27 @@
+"""Metrics before anything has happened."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.metrics import Metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("images", {"model": "m/1", "exit": "low", "reason": "confident"}),
+        ("images", {"model": "m/1", "exit": "high", "reason": "escalated"}),
+        ("images", {"model": "m/1", "exit": "high", "reason": "cached"}),
+        ("multiply_adds", {"model": "m/1", "stage": "high"}),
+        ("audit_disagreements", {"model": "m/1"}),
+        ("dropped", {"point": "escalation"}),
+        ("rejected", {"reason": "seconds"}),
+        ("cache_requests", {"result": "hit"}),
+    ],
+)
+def test_what_has_not_happened_yet_is_a_zero_and_not_missing(name: str, labels: dict[str, str]) -> None:
+    registry = CollectorRegistry()
+    Metrics(registry).serve("m/1")
+    assert registry.get_sample_value(f"lowfirst_{name}_total", labels) == 0
