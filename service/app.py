@@ -19,7 +19,7 @@ import service
 from service.api import error_handlers
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, models, observe
+from service.api.routes import classify, config, console, models, observe
 from service.engine.engine import Engine
 from service.engine.limits import Limits
 from service.errors import BrokenModel
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = parts
     app.add_middleware(RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown)
     error_handlers.install(app)
-    for routes in (classify, config, models, observe):
+    for routes in (classify, config, console, models, observe):
         app.include_router(routes.router, responses=error_handlers.RESPONSES)
     return app
 

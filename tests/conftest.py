@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,6 +120,14 @@ def need(available: bool, what: str, install: str) -> None:
 def openvino() -> None:
     """Asked for by whatever needs OpenVINO, which is no part of the smallest installation."""
     need(find_spec("openvino") is not None, "OpenVINO", "pip install 'lowfirst[openvino]'")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where the system's own Chromium is; no browser is ever downloaded."""
+    found = shutil.which("chromium")
+    need(found is not None, "Chromium", "apt-get install chromium")
+    return str(found)
 
 
 @pytest.fixture(scope="session")

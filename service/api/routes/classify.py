@@ -141,6 +141,7 @@ def _ask(request: Request, parts: Parts) -> Ask:
         threshold=query.threshold,
         deadline=None if deadline_ms is None else deadline_ms / 1e3,
         top_k=query.top_k or min(DEFAULT_TOP_K, classes),
+        passes=query.passes,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
@@ -12,12 +11,6 @@ from service.errors import Draining
 from service.inference.calibration import upper_bound
 
 router = APIRouter(tags=["observe"])
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """Where a person who opens the address in a browser finds everything."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/stats")
