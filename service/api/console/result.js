@@ -2,7 +2,7 @@
 
 import {Refused, classify} from "./api.js";
 import {bar} from "./charts.js";
-import {$, h, millions, ms, percent, sized, sure, wholePercent} from "./dom.js";
+import {$, h, millions, ms, percent, share, sized, sure, wholePercent} from "./dom.js";
 
 const KEPT = 24;
 const AT_ONCE = 4;
@@ -15,6 +15,11 @@ let model = null; // of /models
 
 export function start() {
   const input = $("files");
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return; // by itself it opens on the space bar alone
+    event.preventDefault();
+    input.click();
+  });
   input.addEventListener("change", () => {
     add(input.files);
     input.value = "";
@@ -161,15 +166,15 @@ function gauge(answer) {
   const {confidence, threshold, exit} = answer;
   const words = verdict(answer);
   const meter = h(
-    "div", {class: `gauge ${exit}`, role: "img", "aria-label": `Confidence ${sure(confidence)}, threshold ${sure(threshold)}`},
-    sized(h("i"), {share: confidence}), sized(h("em", {}, h("span", {}, `threshold ${sure(threshold)}`)), {at: threshold}),
+    "div", {class: `gauge ${exit}`, role: "img", "aria-label": `Confidence ${sure(confidence)}, threshold ${share(threshold)}`},
+    sized(h("i"), {share: confidence}), sized(h("em", {}, h("span", {}, `threshold ${share(threshold)}`)), {at: threshold}),
   );
   if (threshold > 0.5) meter.querySelector("em").classList.add("late");
   return h("div", {class: "decision"}, meter, h("p", {class: "verdict"}, h("b", {}, `${sure(confidence)} sure`), ` · ${words}`));
 }
 
 function verdict({reason, exit, threshold}) {
-  const at = sure(threshold);
+  const at = share(threshold);
   return {
     confident: `above ${at}, so the low answer is final`,
     escalated: `not above ${at}, so it went on to the high pass`,

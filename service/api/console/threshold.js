@@ -39,8 +39,9 @@ export const version = () => inForce?.version ?? null;
 // Take what is in force; what is being chosen stays.
 export async function load() {
   const before = inForce;
-  const wasChosen = isChosen();
   const {body, etag: tag} = await call("config/threshold");
+  if (inForce !== before) return; // changed here meanwhile: what came may be older
+  const wasChosen = isChosen();
   take(body, tag);
   if (!wasChosen) await reset();
   else if (before.threshold !== body.threshold) {
