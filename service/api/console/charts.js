@@ -109,7 +109,7 @@ export class Curve {
       return;
     }
     const {points, single, marks} = this.shown;
-    const height = Math.round(Math.min(230, Math.max(180, width * 0.42)));
+    const height = Math.round(Math.min(270, Math.max(190, width * 0.52)));
     const right = Math.max(single, ...points.map((point) => point.mean_mmacs)) * 1.02;
     const accuracies = points.map((point) => point.accuracy);
     const step = roundUp(Math.max(0.01, (Math.max(...accuracies) - Math.min(...accuracies)) / 4));

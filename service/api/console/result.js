@@ -96,8 +96,11 @@ function render() {
   $("strip").replaceChildren(...photographs.map(thumbnail));
 }
 
+// What the browser cannot draw leaves its place empty.
+const image = (url) => h("img", {src: url, alt: "", error: ({target}) => target.classList.add("undrawn")});
+
 const picture = ({file, url}) =>
-  h("figure", {class: "picture"}, h("img", {src: url, alt: ""}), h("figcaption", {class: "quiet"}, file.name));
+  h("figure", {class: "picture"}, image(url), h("figcaption", {class: "quiet"}, file.name));
 
 function outcome(photograph) {
   const {answer, refused, asking} = photograph;
@@ -177,7 +180,7 @@ function verdict({reason, exit, threshold}) {
   const at = share(threshold);
   return {
     confident: `above ${at}, so the low answer is final`,
-    escalated: `not above ${at}, so it went on to the high pass`,
+    escalated: `not above ${at}, so on to the high pass`,
     deadline: "the deadline left no time for the high pass",
     brownout: `overload lowered the threshold to ${at}, so the low answer is final`,
     cached: `from the cache, as the ${exit} pass answered before`,
@@ -222,6 +225,6 @@ function thumbnail(photograph) {
   };
   return h("li", {}, h(
     "button", {type: "button", class: tone, "aria-pressed": String(photograph === shown), click: choose, title: file.name},
-    h("img", {src: url, alt: "", loading: "lazy"}), h("span", {}, label), h("small", {}, badge),
+    image(url), h("span", {}, label), h("small", {}, badge),
   ));
 }
