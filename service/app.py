@@ -23,7 +23,7 @@ import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, inference_protocol, models, observe
+from service.api.routes import classify, config, console, inference_protocol, models, observe
 from service.engine.applied import first_config
 from service.engine.limits import Limits
 from service.engine.models import Models
@@ -74,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=service.__version__,
         description="Image classification that spends compute only where an image needs it.",
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells of passes too
     )
     app.state.parts = parts
     if not allowed.guard_nothing:
@@ -87,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
     error_handlers.install(app)
-    for routes in (classify, config, models, observe):
+    for routes in (classify, config, console, models, observe):
         app.include_router(routes.router, responses=error_handlers.RESPONSES)
     app.include_router(inference_protocol.router, responses=error_handlers.PROTOCOL_RESPONSES)
     return app

@@ -203,6 +203,14 @@ def prometheus() -> None:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where the system's own Chromium is; no browser is ever downloaded."""
+    found = shutil.which("chromium")
+    need(found is not None, "Chromium", "apt-get install chromium")
+    return str(found)
+
+
+@pytest.fixture(scope="session")
 def imagenette() -> Path:
     """The Imagenette photographs; ``LOWFIRST_TEST_DATA`` names their folder, with train/ and val/ in it."""
     folder = Path(os.environ.get("LOWFIRST_TEST_DATA", "no-data"))

@@ -32,7 +32,14 @@ class DirectRoute(APIRoute):
         return handler
 
 
-def ask_of(request: Request, parts: Parts, threshold: float | None, deadline_ms: float | None, top_k: int) -> Ask:
+def ask_of(
+    request: Request,
+    parts: Parts,
+    threshold: float | None,
+    deadline_ms: float | None,
+    top_k: int,
+    passes: bool = False,
+) -> Ask:
     """What a request wants of its images; without a ``deadline_ms`` of its own it has the one of the settings."""
     if deadline_ms is None:
         deadline_ms = parts.settings.deadline_ms
@@ -41,6 +48,7 @@ def ask_of(request: Request, parts: Parts, threshold: float | None, deadline_ms:
         threshold=threshold,
         deadline=None if deadline_ms is None else deadline_ms / 1e3,
         top_k=top_k,
+        passes=passes,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from service.engine.entry import Answer, Reason
+from service.engine.entry import Answer, Ranked, Reason
 from service.errors import InvalidOption
 from service.inference.calibration import Effect
 from service.inference.latency import Stage
@@ -30,6 +30,7 @@ class ClassifyQuery(_Strict):
         None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
     )
     model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
+    passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
 
 
 class ModelQuery(_Strict):
@@ -56,6 +57,18 @@ class RankedLabel(BaseModel):
     label: str
     index: int
     score: float
+
+    @classmethod
+    def all_of(cls, ranked: tuple[Ranked, ...]) -> list[RankedLabel]:
+        """The engine's ranking as a body."""
+        return [cls(label=r.label, index=r.index, score=r.score) for r in ranked]
+
+
+class PassesAnswer(BaseModel):
+    """What each pass says of the image; ``high`` is null where it did not run."""
+
+    low: list[RankedLabel]
+    high: list[RankedLabel] | None
 
 
 class ModelName(BaseModel):
@@ -92,6 +105,7 @@ class ClassifyAnswer(BaseModel):
     config_version: int
     request_id: str
     timing_ms: TimingMs
+    passes: PassesAnswer | None = Field(None, description="With `?passes=true`.")
 
     @property
     def server_timing(self) -> str:
@@ -102,11 +116,11 @@ class ClassifyAnswer(BaseModel):
     def of(cls, answer: Answer, request_id: str) -> ClassifyAnswer:
         """The engine's answer as a body."""
         timing = answer.timing
-        best = answer.top_k[0]
+        best, passes = answer.top_k[0], answer.passes
         return cls(
             label=best.label,
             score=best.score,
-            top_k=[RankedLabel(label=r.label, index=r.index, score=r.score) for r in answer.top_k],
+            top_k=RankedLabel.all_of(answer.top_k),
             exit=answer.exit,
             reason=answer.reason,
             confidence=answer.confidence,
@@ -123,6 +137,12 @@ class ClassifyAnswer(BaseModel):
                 low=1e3 * timing.low,
                 high=1e3 * timing.high,
                 total=1e3 * answer.seconds,
+            ),
+            passes=None
+            if passes is None
+            else PassesAnswer(
+                low=RankedLabel.all_of(passes.low),
+                high=None if passes.high is None else RankedLabel.all_of(passes.high),
             ),
         )
 

@@ -17,7 +17,7 @@ import torch
 from service.engine.batch_runner import BatchRunner
 from service.engine.brown_out import BrownOut, Load
 from service.engine.decoding import decode_entry
-from service.engine.entry import Answer, Ask, Entry, Ranked, Reason
+from service.engine.entry import Answer, Ask, Entry, Passes, Ranked, Reason
 from service.engine.features import FeaturePool
 from service.engine.limits import Limits
 from service.engine.recent import Recent
@@ -165,10 +165,10 @@ class Engine:
             key = self._key(body) if self._cache is not None else ""
             cached = await self._look_up(key, entry)
             if cached is not None:
-                return self._answer(entry, cached, "cached")
+                return self._answer(entry, cached, "cached", ask.passes)
             exit_, reason = await self._run(entry, body)
             await self._remember(key, entry)
-            return self._answer(entry, exit_, reason)
+            return self._answer(entry, exit_, reason, ask.passes)
 
     @property
     def asked(self) -> ThresholdConfig:
@@ -267,17 +267,12 @@ class Engine:
         entry.enqueued = time.monotonic()
         self._scheduler.push([entry])
 
-    def _answer(self, entry: Entry, exit_: Stage, reason: Reason) -> Answer:
+    def _answer(self, entry: Entry, exit_: Stage, reason: Reason, with_passes: bool) -> Answer:
         spec = self.spec
-        answering = entry.low if exit_ == "low" else entry.high
-        assert answering is not None
-        scores, indices = answering.topk(entry.top_k)
+        ranked = self._ranked(entry.low if exit_ == "low" else entry.high, entry.top_k)
         computed = 0.0 if reason == "cached" else spec.low_mmacs + (spec.high_mmacs if exit_ == "high" else 0.0)
         answer = Answer(
-            top_k=tuple(
-                Ranked(spec.classes[index], index, score)
-                for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
-            ),
+            top_k=ranked,
             exit=exit_,
             reason=reason,
             confidence=entry.confidence,
@@ -289,12 +284,26 @@ class Engine:
             config_version=entry.config_version,
             timing=entry.timing,
             seconds=time.monotonic() - entry.arrival,
+            passes=self._passes(entry, exit_, ranked) if with_passes else None,
         )
         self._answered(exit_, reason).inc()
         self._confidence.observe(entry.confidence)
         self.recent.add(answer)
         self._on_answer(answer)
         return answer
+
+    def _passes(self, entry: Entry, exit_: Stage, ranked: tuple[Ranked, ...]) -> Passes:
+        if exit_ == "low":  # an audit's high pass, if it is done already, is no part of the answer
+            return Passes(low=ranked, high=None)
+        return Passes(low=self._ranked(entry.low, entry.top_k), high=ranked)
+
+    def _ranked(self, probabilities: torch.Tensor | None, top_k: int) -> tuple[Ranked, ...]:
+        assert probabilities is not None
+        scores, indices = probabilities.topk(top_k)
+        return tuple(
+            Ranked(self.spec.classes[index], index, score)
+            for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
+        )
 
     def _key(self, body: bytes) -> str:
         digest = blake2b(body, digest_size=32).hexdigest()

@@ -34,12 +34,14 @@ class Ask:
         threshold: for this image only; None takes the runtime config's.
         deadline: seconds after ``arrival``; None waits as long as it takes.
         top_k: labels to give, at most the number of classes.
+        passes: whether to tell what each pass that ran says, not the answering one's word alone.
     """
 
     arrival: float
     threshold: float | None = None
     deadline: float | None = None
     top_k: int = 5
+    passes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,14 @@ class Ranked:
     label: str
     index: int
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What each pass says, most probable first; ``high`` is None where it did not run."""
+
+    low: tuple[Ranked, ...]
+    high: tuple[Ranked, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class Answer:
         mmacs: millions of multiply-adds spent on this image for this answer.
         degraded: whether an unsure low answer was given because time ran out, or the server was overloaded.
         seconds: from the request's arrival.
+        passes: what each pass says, if that was asked.
     """
 
     top_k: tuple[Ranked, ...]
@@ -76,6 +87,7 @@ class Answer:
     config_version: int
     timing: Timing
     seconds: float
+    passes: Passes | None = None
 
     @property
     def cached(self) -> bool:

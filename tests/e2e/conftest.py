@@ -60,6 +60,13 @@ def server(environment: dict[str, str]) -> Iterator[Server]:
         yield start()
 
 
+@pytest.fixture(scope="module")
+def servers(environment: dict[str, str]) -> Iterator[Serve]:
+    """As ``serve``, for all tests of a file."""
+    with _servers(environment) as start:
+        yield start
+
+
 @contextmanager
 def _servers(environment: dict[str, str]) -> Iterator[Serve]:
     running: list[tuple[subprocess.Popen[str], httpx.Client, _Log]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
@@ -13,12 +12,6 @@ from service.api.schemas import AuditState, Health, LatencyMs, ModelName, ModelQ
 from service.inference.calibration import upper_bound
 
 router = APIRouter(tags=["observe"])
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """Where a person who opens the address in a browser finds everything."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/stats")

@@ -91,6 +91,26 @@ async def test_top_k_says_how_many_labels(client: httpx.AsyncClient, jpeg: bytes
     assert answer["top_k"][0]["score"] >= answer["top_k"][1]["score"]
 
 
+async def test_passes_tell_what_each_pass_that_ran_says(client: httpx.AsyncClient, jpeg: bytes) -> None:
+    exited = (await client.post("/classify?threshold=0&passes=true", content=jpeg, headers=RAW)).json()
+    escalated = (await client.post("/classify?threshold=1&passes=true", content=jpeg, headers=RAW)).json()
+    assert exited["passes"] == {"low": exited["top_k"], "high": None}
+    assert escalated["passes"] == {"low": exited["top_k"], "high": escalated["top_k"]}
+    assert escalated["passes"]["low"] != escalated["passes"]["high"]
+    assert (await client.post("/classify", content=jpeg, headers=RAW)).json()["passes"] is None
+
+
+async def test_cached_answer_tells_its_passes(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], jpeg: bytes
+) -> None:
+    async with connect(make_app(cache_entries=4)) as client:
+        computed, cached = [
+            (await client.post("/classify?threshold=1&passes=true", content=jpeg, headers=RAW)).json() for _ in range(2)
+        ]
+    assert cached["cached"]
+    assert cached["passes"] == computed["passes"]
+
+
 async def test_an_exit_costs_the_low_pass_and_an_escalation_both(client: httpx.AsyncClient, jpeg: bytes) -> None:
     model = (await client.get("/models")).json()["models"][0]
     low = (await client.post("/classify?threshold=0", content=jpeg, headers=RAW)).json()

@@ -1,0 +1,190 @@
+// The threshold in force, the one chosen, and what the calibration expects of either.
+
+import {Refused, call, patch} from "./api.js";
+import {Curve} from "./charts.js";
+import {$, count, h, millions, percent, share, sized, wholePercent} from "./dom.js";
+
+const PREVIEW_DELAY_MS = 60;
+
+let inForce = null; // GET /config/threshold
+let etag = null;
+let preview = null; // GET /config/threshold/preview of the slider's value
+let model = null;
+let curve = null;
+let lowered = null; // the effective threshold, where overload holds it lower
+let timer = 0;
+let asked = null; // aborts the preview that is asked for
+
+export function start() {
+  curve = new Curve($("curve"));
+  $("slider").addEventListener("input", () => choose());
+  $("revert").addEventListener("click", () => {
+    reset();
+    say("");
+    $("slider").focus();
+  });
+  $("threshold-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    apply();
+  });
+}
+
+export function use(serving) {
+  model = serving;
+  render();
+}
+
+export const version = () => inForce?.version ?? null;
+
+// Take what is in force; what is being chosen stays.
+export async function load() {
+  const before = inForce;
+  const {body, etag: tag} = await call("config/threshold");
+  if (inForce !== before) return; // changed here meanwhile: what came may be older
+  const wasChosen = isChosen();
+  take(body, tag);
+  if (!wasChosen) await reset();
+  else if (before.threshold !== body.threshold) {
+    say(`The threshold was changed elsewhere: it is ${share(body.threshold)} now.`);
+  }
+  render();
+}
+
+export function loweredTo(effective) {
+  const now = inForce && effective < inForce.threshold ? effective : null;
+  if (now === lowered) return;
+  lowered = now;
+  render();
+}
+
+function take(body, tag) {
+  inForce = body;
+  etag = tag;
+}
+
+const chosen = () => Number($("slider").value);
+const nearest = (threshold) => Math.round(threshold * 100) / 100;
+const isChosen = () => inForce !== null && chosen() !== nearest(inForce.threshold);
+
+function reset() {
+  $("slider").value = String(nearest(inForce.threshold));
+  return choose(0);
+}
+
+function choose(delay = PREVIEW_DELAY_MS) {
+  render();
+  clearTimeout(timer);
+  return new Promise((resolve) => {
+    timer = setTimeout(() => look().then(resolve), delay);
+  });
+}
+
+// Ask what the chosen threshold would do, by the table and to the images seen lately.
+export async function look() {
+  const asking = new AbortController();
+  asked?.abort();
+  asked = asking;
+  const threshold = isChosen() ? chosen() : inForce.threshold;
+  try {
+    ({body: preview} = await call(`config/threshold/preview?threshold=${threshold}`, {signal: asking.signal, ask: false}));
+    render();
+  } catch (error) {
+    if (error instanceof Refused) say(error.message, true);
+    else if (error.name !== "AbortError") throw error;
+  }
+}
+
+async function apply() {
+  if (!isChosen()) return;
+  const wanted = chosen();
+  $("apply").disabled = true;
+  try {
+    const {body, etag: tag} = await patch("config/threshold", {threshold: wanted}, {"If-Match": etag});
+    take(body, tag);
+    say(`Applied: the threshold is ${share(body.threshold)}, config version ${body.version}.`);
+    await reset();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (error.status === 412) await conflict(wanted);
+    else say(`Not applied. ${error.message}`, true);
+  } finally {
+    render();
+  }
+}
+
+async function conflict(wanted) {
+  const {body, etag: tag} = await call("config/threshold");
+  take(body, tag);
+  const now = `it is ${share(body.threshold)} now, version ${body.version}`;
+  say(`Not applied: somebody changed the config meanwhile, ${now}. Apply again to set ${share(wanted)}.`, true);
+}
+
+function say(words, isError = false) {
+  const outcome = $("outcome");
+  outcome.textContent = words;
+  outcome.classList.toggle("error", isError);
+}
+
+function render() {
+  if (!inForce) return;
+  const choice = isChosen() ? chosen() : inForce.threshold;
+  $("in-force").textContent = `${share(inForce.threshold)} in force${why(inForce)} · version ${inForce.version}`;
+  $("chosen").textContent = share(choice);
+  sized($("slider"), {at: choice});
+  $("slider").setAttribute("aria-valuetext", `${share(choice)}${isChosen() ? "" : ", in force"}`);
+  $("apply").disabled = !isChosen();
+  $("apply").textContent = isChosen() ? `Apply ${share(choice)}` : "Apply";
+  $("revert").hidden = !isChosen();
+  $("floor").textContent = floorInWords();
+  $("marks").replaceChildren(...[["now", inForce.threshold], ["floor", inForce.floor], ["low", lowered]]
+    .filter(([, at]) => at !== null).map(([tone, at]) => sized(h("i", {class: tone}), {at})));
+  renderPreview(choice);
+  renderCurve();
+}
+
+function why({goal, value}) {
+  return {
+    max_mean_mmacs: `, for at most ${value} M an image`,
+    min_agreement: `, for an agreement of at least ${percent(value)}`,
+    max_accuracy_drop: `, for a loss of at most ${percent(value)}`,
+  }[goal] ?? "";
+}
+
+function floorInWords() {
+  if (lowered !== null) return `Overload holds it at ${share(lowered)}; the floor is ${share(inForce.floor)}.`;
+  if (inForce.floor === null) return "No floor: overload does not lower it.";
+  return `Floor ${share(inForce.floor)}: overload may lower it so far.`;
+}
+
+const ROWS = [
+  ["Exit early", (effect) => effect.exit_rate, percent],
+  ["Multiply-adds an image", (effect) => effect.mean_mmacs, millions],
+  ["… of the single-scale network", (effect) => model && effect.mean_mmacs / model.high_mmacs, wholePercent],
+  ["Accuracy", (effect) => effect.accuracy, percent],
+  ["Agrees with the high pass", (effect) => effect.agreement, percent],
+];
+
+function renderPreview(choice) {
+  $("preview-title").textContent = isChosen() ? `At ${share(choice)}` : "Chosen";
+  const now = inForce.predicted;
+  const then = isChosen() ? preview?.predicted : null;
+  const rows = now === null
+    ? [h("tr", {}, h("td", {colspan: 3}, "The model has no calibration table: what a threshold does is not foretold."))]
+    : ROWS.map(([name, of, format]) => h(
+      "tr", {}, h("th", {scope: "row"}, name), h("td", {}, format(of(now))), then ? h("td", {}, format(of(then))) : h("td", {class: "none"}, "–"),
+    ));
+  $("preview").replaceChildren(...rows);
+  const seen = preview?.recent;
+  $("recent").textContent = seen?.images
+    ? `Of the latest ${count(seen.images)} images ${percent(seen.exit_rate)} would exit early, at ${millions(seen.mean_mmacs)} each.`
+    : "No image has been seen yet.";
+}
+
+function renderCurve() {
+  const marks = [];
+  if (inForce.predicted) marks.push({name: `${share(inForce.threshold)} now`, tone: "now", point: inForce.predicted});
+  if (isChosen() && preview?.predicted) {
+    marks.push({name: share(preview.threshold), tone: "then", point: preview.predicted});
+  }
+  curve.show(model?.curve ?? [], model?.high_mmacs ?? 0, marks);
+}

@@ -1,0 +1,450 @@
+"""The console in a real browser, over a real server.
+
+Every test fails on an error in the page, on a breach of its policy, and on a request to another host.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, ViewportSize, expect, sync_playwright
+
+from service.store import read_spec, write_spec
+
+Server = tuple[subprocess.Popen[str], httpx.Client]
+Serve = Callable[..., Server]
+Open = Callable[..., Page]
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+IN_FLIGHT = 4  # images that the server accepts at a time
+TIMEOUT = 10
+PHONE: ViewportSize = {"width": 360, "height": 740}
+REFUSAL = "Failed to load resource"  # Chromium's word for every status from 400 on
+
+# Hands files to the page as a paste or a drop does; given ["paste" or "drop", [name, type, base64]...].
+HAND_OVER = """([kind, ...files]) => {
+  const data = new DataTransfer();
+  for (const [name, type, text] of files) {
+    data.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name, {type}));
+  }
+  const settings = {bubbles: true, cancelable: true};
+  document.body.dispatchEvent(kind === "paste"
+    ? new ClipboardEvent("paste", {...settings, clipboardData: data})
+    : new DragEvent("drop", {...settings, dataTransfer: data}));
+}"""
+
+# The contrast (WCAG 2.2) of each text colour on each ground that it stands on.
+CONTRASTS = """() => {
+  const style = getComputedStyle(document.documentElement);
+  const light = (name) => {
+    const [r, g, b] = style.getPropertyValue(`--${name}`).trim().slice(1).match(/../g).map((hex) => {
+      const value = parseInt(hex, 16) / 255;
+      return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  return [["ink", "page"], ["ink", "card"], ["quiet", "page"], ["quiet", "card"], ["quiet", "sunk"], ["low", "card"],
+    ["high", "card"], ["error", "error-soft"], ["good", "card"], ["low", "low-soft"], ["on-solid", "low"]].map(
+    ([text, ground]) => [text, ground, Math.max(light(text) / light(ground), light(ground) / light(text))]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    """One browser for this file: its event loop must be gone when asynchronous tests run."""
+    options = ["--disable-gpu", *([] if os.geteuid() else ["--no-sandbox"])]  # root cannot have the sandbox
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as ``tiny/1`` and ``tiny/2``."""
+    root = tmp_path_factory.mktemp("console")
+    for version in (1, 2):
+        shutil.copytree(tiny_store / "tiny" / "1", root / "tiny" / str(version))
+    second = root / "tiny" / "2"
+    write_spec(second, dataclasses.replace(read_spec(second), version=2))
+    return root
+
+
+@pytest.fixture(scope="module")
+def site(servers: Serve, store: Path) -> httpx.Client:
+    """A client of the server behind the pages."""
+    return servers(model_store=str(store), model="tiny/1", max_images_in_flight=str(IN_FLIGHT))[1]
+
+
+@pytest.fixture(autouse=True)
+def _config_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "site" in request.fixturenames:
+        set_threshold(request.getfixturevalue("site"), 0.65)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """``open_page(client, **context)``: the console of the client's server, filled; what it may not do fails."""
+    troubles: list[str] = []
+    with ExitStack() as stack:
+
+        def open_(client: httpx.Client, **settings: object) -> Page:
+            home = str(client.base_url)
+            context = stack.enter_context(browser.new_context(**settings))  # type: ignore[arg-type]
+            page = context.new_page()
+            page.set_default_timeout(TIMEOUT * 1e3)
+            page.on("console", lambda message: troubles.extend(_complaint(message)))
+            page.on("pageerror", lambda error: troubles.append(str(error)))
+            page.on("request", lambda sent: None if sent.url.startswith((home, "blob:")) else troubles.append(sent.url))
+            page.goto(home)
+            expect(page.locator("#preview tr")).to_have_count(5, timeout=TIMEOUT * 1e3)
+            return page
+
+        yield open_
+    assert troubles == []
+
+
+def _complaint(message: ConsoleMessage) -> list[str]:
+    is_ours = message.type in ("error", "warning") and REFUSAL not in message.text
+    return [message.text] if is_ours else []
+
+
+@pytest.fixture
+def page(open_page: Open, site: httpx.Client) -> Page:
+    """The console on a desk."""
+    return open_page(site)
+
+
+def set_threshold(site: httpx.Client, threshold: float) -> int:
+    """Set it, with no floor; the config's version since."""
+    answer = site.patch("/config/threshold", json={"threshold": threshold, "floor": None})
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["version"])
+
+
+def upload(page: Page, *names: str) -> None:
+    """Choose photographs of ``tests/examples``, and wait until each is answered."""
+    before = page.locator("#strip button").count()
+    page.locator("#files").set_input_files([EXAMPLES / name for name in names])
+    expect(page.locator("#strip button")).to_have_count(before + len(names))
+    expect(page.locator("#strip button.waiting")).to_have_count(0)
+
+
+def slide_to(page: Page, threshold: float) -> None:
+    """Move the slider."""
+    page.locator("#slider").fill(str(threshold))
+
+
+def handed(kind: str, *names: str) -> list[object]:
+    """The argument of ``HAND_OVER``."""
+    files = [[name, "image/jpeg", base64.b64encode((EXAMPLES / name).read_bytes()).decode()] for name in names]
+    return [kind, *files]
+
+
+def wide(page: Page) -> int:
+    """By how many pixels the page is wider than its window."""
+    return int(page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
+
+
+def told(site: httpx.Client, name: str, **query: str) -> dict[str, list[dict[str, object]]]:
+    """What each pass says of an example, as the API tells it."""
+    image = (EXAMPLES / name).read_bytes()
+    headers = {"Content-Type": "image/jpeg"}
+    answer = site.post("/classify", params={**query, "passes": "true"}, content=image, headers=headers)
+    passes: dict[str, list[dict[str, object]]] = answer.json()["passes"]
+    return passes
+
+
+def test_photograph_that_exits_shows_its_low_answer_and_what_was_saved(page: Page, site: httpx.Client) -> None:
+    set_threshold(site, 0)
+    upload(page, "golf-ball.jpg")
+    best = str(told(site, "golf-ball.jpg", threshold="0")["low"][0]["label"])
+    expect(page.locator(".pass.low .ranking li").first).to_contain_text(best)
+    expect(page.locator(".verdict")).to_contain_text("above 0, so the low answer is final")
+    expect(page.locator(".pass.high")).to_contain_text("multiply-adds saved")
+    expect(page.locator(".spent")).to_contain_text(re.compile(r"\d+% of single-scale"))
+    expect(page.locator("#announcer")).to_contain_text(f"golf-ball.jpg: {best},")
+    expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 500)
+
+
+def test_photograph_that_escalates_shows_both_answers(page: Page, site: httpx.Client) -> None:
+    set_threshold(site, 1)
+    upload(page, "church.jpg")
+    passes = told(site, "church.jpg", threshold="1")
+    for stage in ("low", "high"):
+        first = page.locator(f".pass.{stage} .ranking li").first
+        expect(first).to_contain_text(str(passes[stage][0]["label"]))
+        expect(page.locator(f".pass.{stage} .cost")).to_contain_text(re.compile(r"M · [\d.]+ ms"))
+    expect(page.locator(".verdict")).to_contain_text("not above 1, so on to the high pass")
+    expect(page.get_by_role("img", name=re.compile(r"Confidence 0\.\d+, threshold 1"))).to_be_visible()
+
+
+def test_high_pass_may_be_asked_of_a_photograph_that_exits(page: Page, site: httpx.Client) -> None:
+    set_threshold(site, 0)
+    upload(page, "parachute.jpg")
+    page.get_by_role("button", name="Ask it all the same").click()
+    best = str(told(site, "parachute.jpg", threshold="1")["high"][0]["label"])
+    expect(page.locator(".pass.high .ranking li").first).to_contain_text(best)
+    expect(page.locator(".pass.high")).to_contain_text(re.compile("Asked all the same: it (dis)?agrees"))
+    expect(page.locator("#high-pass")).to_be_focused()
+    assert site.get("/config/threshold").json()["threshold"] == 0
+
+
+def test_several_photographs_have_a_place_each_and_can_be_looked_at_again(page: Page) -> None:
+    upload(page, "golf-ball.jpg", "church.jpg", "parachute.jpg")
+    upload(page, "gas-pump.jpg")
+    expect(page.locator(".picture figcaption")).to_have_text("gas-pump.jpg")
+    last = page.locator("#strip button").last
+    last.click()
+    expect(page.locator(".picture figcaption")).to_have_text("parachute.jpg")
+    expect(last).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_photographs_may_be_pasted_and_dropped(page: Page, kind: str) -> None:
+    page.evaluate(HAND_OVER, handed(kind, "gas-pump.jpg", "church.jpg"))
+    expect(page.locator("#strip button.low, #strip button.high")).to_have_count(2)
+    expect(page.locator(".picture figcaption")).to_have_text("gas-pump.jpg")
+
+
+def test_slider_shows_what_a_threshold_would_do_and_changes_nothing(page: Page, site: httpx.Client) -> None:
+    version = site.get("/config").json()["version"]
+    point = page.locator("#curve circle.then")
+    places = []
+    for threshold in (0.9, 0.3):
+        slide_to(page, threshold)
+        preview = site.get("/config/threshold/preview", params={"threshold": threshold}).json()["predicted"]
+        rows = page.locator("#preview tr")
+        expect(rows.nth(0).locator("td").last).to_have_text(f"{100 * preview['exit_rate']:.1f}%")
+        expect(rows.nth(1).locator("td").last).to_have_text(f"{preview['mean_mmacs']:.1f} M")
+        expect(rows.nth(3).locator("td").last).to_have_text(f"{100 * preview['accuracy']:.1f}%")
+        expect(page.locator("#curve")).to_contain_text(f"{threshold}")
+        places.append(point.get_attribute("cx"))
+    assert places[0] != places[1]
+    assert site.get("/config").json()["version"] == version
+    page.get_by_role("button", name="Back to what is in force").click()
+    expect(page.locator("#slider")).to_have_js_property("value", "0.65")
+    expect(point).to_have_count(0)
+
+
+def test_applied_threshold_is_in_force_and_shown(page: Page, site: httpx.Client) -> None:
+    slide_to(page, 0.42)
+    page.get_by_role("button", name="Apply 0.42").click()
+    expect(page.locator("#outcome")).to_contain_text("Applied: the threshold is 0.42")
+    expect(page.locator("#in-force")).to_contain_text("0.42 in force")
+    expect(page.locator("#curve")).to_contain_text("0.42 now")
+    assert site.get("/config/threshold").json()["threshold"] == 0.42
+
+
+def test_change_made_elsewhere_is_shown_and_the_floor_too(page: Page, site: httpx.Client) -> None:
+    site.patch("/config/threshold", json={"threshold": 0.8, "floor": 0.3})
+    expect(page.locator("#in-force")).to_contain_text("0.8 in force")
+    expect(page.locator("#floor")).to_contain_text("Floor 0.3")
+    expect(page.locator("#slider")).to_have_js_property("value", "0.8")
+
+
+def test_conflict_is_told_and_nothing_is_applied_until_asked_again(page: Page, site: httpx.Client) -> None:
+    late = [0.7]
+
+    def be_late(route: Route) -> None:
+        if route.request.method == "PATCH" and late:
+            set_threshold(site, late.pop())
+        route.continue_()
+
+    page.route("**/config/threshold", be_late)
+    slide_to(page, 0.9)
+    page.get_by_role("button", name="Apply 0.9").click()
+    expect(page.locator("#outcome")).to_contain_text("somebody changed the config meanwhile, it is 0.7 now")
+    assert site.get("/config/threshold").json()["threshold"] == 0.7
+    page.get_by_role("button", name="Apply 0.9").click()
+    expect(page.locator("#in-force")).to_contain_text("0.9 in force")
+
+
+def test_refused_change_shows_the_servers_reason(page: Page, site: httpx.Client) -> None:
+    site.patch("/config/threshold", json={"floor": 0.5})
+    expect(page.locator("#floor")).to_contain_text("Floor 0.5")
+    slide_to(page, 0.2)
+    page.get_by_role("button", name="Apply 0.2").click()
+    expect(page.locator("#outcome")).to_contain_text("at least the floor in force, 0.5")
+
+
+def test_charts_move_after_load(page: Page, site: httpx.Client) -> None:
+    set_threshold(site, 1)
+    charts = page.locator(".chart")
+    expect(charts).to_have_count(4)
+    lines = [charts.nth(i).locator("svg path.line").first for i in range(4)]
+    before = [line.get_attribute("d") for line in lines]
+    upload(page, "golf-ball.jpg", "church.jpg")
+    expect(charts.nth(0).locator("b")).to_have_text("0.0%")
+    model = site.get("/models").json()["models"][0]
+    expect(charts.nth(1).locator("b")).to_have_text(f"{model['low_mmacs'] + model['high_mmacs']:.1f} M")
+    expect(charts.nth(2).locator("b").first).to_have_text(re.compile(r"[\d.]+ ms"))
+    for line, path in zip(lines, before, strict=True):
+        expect(line).not_to_have_attribute("d", path or "")
+
+
+def test_models_are_listed_and_a_server_that_cannot_switch_is_told_of(page: Page) -> None:
+    rows = page.locator("#store li")
+    expect(rows).to_have_count(2)
+    expect(rows.filter(has_text="tiny/1")).to_contain_text("serving")
+    error = {"error": {"code": "not_found", "message": "Not Found", "field": None, "request_id": "1"}}
+    page.route("**/config/model", lambda route: route.fulfill(status=404, json=error))
+    rows.filter(has_text="tiny/2").get_by_role("button", name="Serve this").click()
+    expect(page.locator("#switched")).to_contain_text("tiny/2 is not served. This server cannot switch models")
+
+
+def test_file_that_is_no_image_shows_the_servers_message(page: Page) -> None:
+    page.locator("#files").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
+    expect(page.locator(".refused")).to_contain_text(re.compile("No answer. .*image"))
+    expect(page.locator("#announcer")).to_contain_text("x.jpg: ")
+
+
+def test_busy_server_is_told_of_and_may_be_asked_again(page: Page, site: httpx.Client) -> None:
+    begun = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {1 << 16}\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(IN_FLIGHT):
+            upload_ = stack.enter_context(socket.create_connection((site.base_url.host, site.base_url.port or 80)))
+            upload_.sendall(begun.encode())
+        until(lambda: site.get("/stats").json()["queue"]["images_in_flight"] == IN_FLIGHT)
+        upload(page, "church.jpg")
+        expect(page.locator(".refused")).to_contain_text(re.compile(r"The server is busy: .* Try again in \d+ s\."))
+    until(lambda: site.get("/stats").json()["queue"]["images_in_flight"] == 0)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".pass.low .ranking li").first).to_be_visible()
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Wait for it."""
+    end = time.monotonic() + TIMEOUT
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_server_that_stops_and_is_gone_is_told_of(open_page: Open, serve: Serve) -> None:
+    process, client = serve(drain_delay_seconds="60")
+    page = open_page(client)
+    expect(page.locator("#state")).to_have_text("ready")
+    process.send_signal(signal.SIGTERM)
+    expect(page.get_by_role("alert")).to_contain_text("the server is stopping")
+    process.kill()
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.locator("#state")).to_have_text("no answer")
+    page.locator("#files").set_input_files(EXAMPLES / "church.jpg")
+    expect(page.locator(".refused")).to_contain_text("The server does not answer")
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, "Admin"), (403, "Admin"), (401, "API")])
+def test_key_is_asked_for_where_one_is_needed(page: Page, status: int, kind: str) -> None:
+    def lock(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer open-sesame":
+            route.continue_()
+        else:
+            error = {"code": "locked", "message": "a key, please", "field": None, "request_id": "1"}
+            route.fulfill(status=status, json={"error": error})
+
+    page.route(re.compile("config/threshold$" if kind == "Admin" else r"classify\?"), lock)
+    if kind == "Admin":
+        slide_to(page, 0.5)
+        page.get_by_role("button", name="Apply 0.5").click()
+    else:
+        page.locator("#files").set_input_files(EXAMPLES / "church.jpg")
+    dialog = page.get_by_role("dialog", name=f"{kind} key needed")
+    expect(dialog).to_contain_text("a key, please")
+    for key in ("wrong", "open-sesame"):
+        expect(page.get_by_label("Key", exact=True)).to_be_focused()
+        page.get_by_label("Key", exact=True).fill(key)
+        with page.expect_request(lambda request: request.headers.get("authorization") is not None):
+            page.keyboard.press("Enter")
+    done = page.locator("#in-force" if kind == "Admin" else ".pass.low")
+    expect(done).to_contain_text("0.5 in force" if kind == "Admin" else "%")
+    assert page.evaluate("[localStorage.length, document.cookie, Object.values(sessionStorage)]") == [
+        0, "", ["open-sesame"]
+    ]  # fmt: skip
+
+
+def test_question_for_a_key_may_be_declined(page: Page, site: httpx.Client) -> None:
+    page.route("**/config/threshold", lambda route: route.fulfill(status=401, json={"error": {"message": "locked"}}))
+    slide_to(page, 0.5)
+    page.get_by_role("button", name="Apply 0.5").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#outcome")).to_have_text("Not applied. locked")
+    assert site.get("/config/threshold").json()["threshold"] == 0.65
+
+
+def test_keyboard_alone_is_enough(page: Page, site: httpx.Client) -> None:
+    keys = page.keyboard
+
+    def tab_to(selector: str) -> None:
+        for _ in range(20):
+            keys.press("Tab")
+            if page.locator(f"{selector}:focus").count():
+                return
+        pytest.fail(f"the tab key does not lead to {selector}")
+
+    tab_to(".skip")
+    tab_to("#files")
+    with page.expect_file_chooser() as chooser:
+        keys.press("Enter")
+    chooser.value.set_files(EXAMPLES / "golf-ball.jpg")
+    expect(page.locator(".pass.low .ranking li").first).to_be_visible()
+    tab_to("#slider")
+    assert page.locator("#slider").evaluate("e => getComputedStyle(e, '::-webkit-slider-thumb').outlineStyle")
+    for _ in range(5):
+        keys.press("ArrowRight")
+    expect(page.locator("#chosen")).to_have_text("0.7")
+    tab_to("#apply")
+    assert page.locator("#apply").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    keys.press("Enter")
+    expect(page.locator("#in-force")).to_contain_text("0.7 in force")
+    assert site.get("/config/threshold").json()["threshold"] == 0.7
+
+
+def test_everything_that_is_used_or_drawn_has_a_name(page: Page) -> None:
+    upload(page, "golf-ball.jpg", "church.jpg")
+    nameless = page.locator("main").aria_snapshot()
+    assert not re.findall(r"^\s*- (?:button|slider|img|table|link|textbox)\s*:?\s*$", nameless, re.MULTILINE)
+    expect(page.get_by_role("slider", name="A low answer this sure is final")).to_be_visible()
+    expect(page.get_by_label(re.compile("Choose photographs"))).to_have_count(1)
+    for name in ("Try a photograph", "Threshold", "Live", "Models"):
+        expect(page.get_by_role("region", name=name)).to_be_visible()
+
+
+def test_phone_needs_no_horizontal_scrolling(open_page: Open, site: httpx.Client) -> None:
+    set_threshold(site, 1)
+    page = open_page(site, viewport=PHONE, has_touch=True, is_mobile=True)
+    assert wide(page) <= 0
+    upload(page, "golf-ball.jpg", "church.jpg", "parachute.jpg", "gas-pump.jpg", "parachute-2.jpg")
+    slide_to(page, 0.9)
+    expect(page.locator("#curve circle.then")).to_be_visible()
+    assert wide(page) <= 0
+
+
+def test_dark_and_light_follow_the_system_and_can_be_read(page: Page) -> None:
+    for scheme, ground in (("light", "rgb(246, 245, 242)"), ("dark", "rgb(18, 19, 18)")):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        expect(page.locator("html")).to_have_css("background-color", ground)
+        contrasts = page.evaluate(CONTRASTS)
+        assert [pair for pair in contrasts if pair[2] < 4.5] == []
+
+
+def test_reduced_motion_is_respected(page: Page) -> None:
+    drop = page.locator(".drop")
+    page.emulate_media(reduced_motion="no-preference")
+    expect(drop).to_have_css("transition-duration", "0.15s")
+    page.emulate_media(reduced_motion="reduce")
+    expect(drop).to_have_css("transition-duration", "0s")
