@@ -30,7 +30,7 @@ from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.networks.cost import cost
 from service.networks.registry import build
-from service.store import Architecture, ModelSpec, write_spec, write_weights
+from service.store import WEIGHTS, Architecture, ModelSpec, read_spec, write_spec, write_weights
 
 NETWORK = "ms_mobilenet_v1_025"
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -103,6 +103,18 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory, make_jpeg: MakeJpeg) ->
         "float32",
     )
     write_spec(folder, dataclasses.replace(spec, calibration=(table,)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def two_versions(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the tiny model as ``tiny/1``, ``tiny/2``, ``other/1``, and as ``broken/1`` with other weights."""
+    root = tmp_path_factory.mktemp("two-versions")
+    for name, version in (("tiny", 1), ("tiny", 2), ("other", 1), ("broken", 1)):
+        folder = root / name / str(version)
+        shutil.copytree(tiny_store / "tiny" / "1", folder)
+        write_spec(folder, dataclasses.replace(read_spec(folder), name=name, version=version))
+    (root / "broken" / "1" / WEIGHTS).write_bytes(b"other bytes")
     return root
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -22,9 +23,10 @@ TIMEOUT = 60
 
 
 @pytest.fixture
-def replica(serve: Serve, redis_server: RedisServer) -> Callable[[], httpx.Client]:
-    """Starts one more server that shares the Redis, and its results in it; gives a client."""
-    return lambda: serve(redis_url=redis_server.url, cache_ttl_seconds="60")[1]
+def replica(serve: Serve, redis_server: RedisServer, two_versions: Path) -> Callable[[], httpx.Client]:
+    """Starts one more server of ``tiny/1`` that shares the Redis, and its results in it; gives a client."""
+    shared = {"redis_url": redis_server.url, "cache_ttl_seconds": "60", "model_store": str(two_versions)}
+    return lambda: serve(model="tiny/1", **shared)[1]
 
 
 def until(reached: Callable[[], bool]) -> float:
@@ -89,6 +91,28 @@ def test_replica_finds_the_last_threshold_and_applies_the_next_within_a_second(
         assert until(lambda to=to, step=step: threshold(other) == (to, 3 + step)) < 1  # type: ignore[misc]
     stale = other.patch("/config/threshold", json={"threshold": 0.5}, headers={"If-Match": '"4"'})
     assert (stale.status_code, stale.json()["error"]["bound"]) == (412, 5)
+
+
+def served(client: httpx.Client) -> tuple[str, int, int]:
+    """Name and version of the model that answers, and the config's version."""
+    told = client.get("/stats").json()
+    return told["model"]["name"], told["model"]["version"], told["config_version"]
+
+
+def test_replicas_serve_the_model_that_one_was_told_to_and_lose_no_image(
+    replica: Callable[[], httpx.Client], make_jpeg: Callable[[int], bytes]
+) -> None:
+    one, other = replica(), replica()
+    with load([one, other], make_jpeg) as statuses:
+        assert one.patch("/config/model", json={"model": "tiny/2"}).status_code == 200
+        until(lambda: served(other) == ("tiny", 2, 2))
+        assert other.patch("/config/model", json={"model": "other"}).status_code == 200
+        until(lambda: served(one) == ("other", 1, 3))
+        assert one.patch("/config/model", json={"model": "broken"}).status_code == 422
+        seen = len(statuses)
+        until(lambda: len(statuses) > seen + 10)
+    assert set(statuses) == {200}
+    assert served(replica()) == served(one) == served(other) == ("other", 1, 3)
 
 
 def test_redis_killed_under_load_fails_no_image_and_all_comes_back(

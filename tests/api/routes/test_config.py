@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 from fastapi import FastAPI
 
 from service.errors import InvalidOption
-from service.store import WEIGHTS, read_spec, write_spec
 
 pytestmark = pytest.mark.anyio
 
@@ -253,18 +250,6 @@ async def test_the_config_of_a_model_that_is_not_served_is_not_found(
 # which model is served
 
 
-@pytest.fixture
-def two_versions(tiny_store: Path, tmp_path: Path) -> Path:
-    """A store with ``tiny/1`` and ``tiny/2``, and ``broken/1``, whose weights are not its own."""
-    for reference in ("tiny/1", "tiny/2", "broken/1"):
-        folder = tmp_path / reference
-        shutil.copytree(tiny_store / "tiny" / "1", folder)
-        name, _, version = reference.partition("/")
-        write_spec(folder, dataclasses.replace(read_spec(folder), name=name, version=int(version)))
-    (tmp_path / "broken" / "1" / WEIGHTS).write_bytes(b"other bytes")
-    return tmp_path
-
-
 async def test_another_version_is_served_and_answers_say_so(
     make_app: Callable[..., FastAPI], connect: Connect, two_versions: Path, jpeg: bytes
 ) -> None:
@@ -325,9 +310,6 @@ async def test_a_stale_version_keeps_the_model(
 async def test_several_models_are_served_by_name(
     make_app: Callable[..., FastAPI], connect: Connect, two_versions: Path, jpeg: bytes
 ) -> None:
-    folder = two_versions / "other" / "1"
-    shutil.copytree(two_versions / "tiny" / "1", folder)
-    write_spec(folder, dataclasses.replace(read_spec(folder), name="other"))
     async with connect(make_app(model_store=two_versions, model="tiny/1", models=("other",))) as client:
         await client.patch(PATH, params={"model": "other"}, json={"threshold": 0.0})
         answers = [
