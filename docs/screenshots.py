@@ -59,7 +59,9 @@ def main(url: str) -> None:
             page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
             page.screenshot(path=HERE / name)
             with Image.open(HERE / name) as picture:
-                picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(HERE / name, optimize=True)
+                picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=4).save(
+                    HERE / name, optimize=True
+                )
         browser.close()
 
 

@@ -20,7 +20,7 @@ export async function call(path, {kind = "api", ask = true, ...request} = {}) {
   for (;;) {
     const key = stored(kind) ?? stored(kind === "api" ? "admin" : "api");
     const response = await reach(path, request, key);
-    const body = await response.json().catch(() => null);
+    const body = await read(response);
     if (response.ok && body !== null) return {body, etag: response.headers.get("ETag")};
     const refused = refusal(response, body);
     const wanted = refused.status === 401 || (refused.status === 403 && kind === "admin");
@@ -35,6 +35,17 @@ async function reach(path, request, key) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "The server does not answer.");
+  }
+}
+
+// The body; null where it is no JSON, as of a proxy on the way.
+async function read(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error instanceof SyntaxError) return null;
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, "The server stopped in the middle of its answer.");
   }
 }
 

@@ -62,7 +62,7 @@ async function take(stats) {
 
 // Everything that changes with the model alone.
 async function fill(stats) {
-  const {body} = await call("models");
+  const {body} = await call("models", {ask: false});
   const {name, version} = stats.model;
   const model = body.models.find((one) => one.name === name && one.version === version);
   $("serving").textContent = `${name}/${version} · ${stats.runtime} ${stats.precision} · ${stats.device}`;

@@ -39,7 +39,7 @@ export const version = () => inForce?.version ?? null;
 // Take what is in force; what is being chosen stays.
 export async function load() {
   const before = inForce;
-  const {body, etag: tag} = await call("config/threshold");
+  const {body, etag: tag} = await call("config/threshold", {ask: false});
   if (inForce !== before) return; // changed here meanwhile: what came may be older
   const wasChosen = isChosen();
   take(body, tag);
