@@ -6,7 +6,6 @@ Every test fails on an error in the page, on a breach of its policy, and on a re
 from __future__ import annotations
 
 import base64
-import dataclasses
 import os
 import re
 import shutil
@@ -21,8 +20,6 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, ViewportSize, expect, sync_playwright
-
-from service.store import read_spec, write_spec
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
@@ -73,13 +70,11 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as ``tiny/1`` and ``tiny/2``."""
+def store(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as ``tiny/1`` and ``tiny/2``, and ``broken/1``, which cannot be served."""
     root = tmp_path_factory.mktemp("console")
-    for version in (1, 2):
-        shutil.copytree(tiny_store / "tiny" / "1", root / "tiny" / str(version))
-    second = root / "tiny" / "2"
-    write_spec(second, dataclasses.replace(read_spec(second), version=2))
+    for name in ("tiny/1", "tiny/2", "broken/1"):
+        shutil.copytree(two_versions / name, root / name)
     return root
 
 
@@ -297,14 +292,34 @@ def test_charts_move_after_load(page: Page, site: httpx.Client) -> None:
         expect(line).not_to_have_attribute("d", path or "")
 
 
-def test_models_are_listed_and_a_server_that_cannot_switch_is_told_of(page: Page) -> None:
+def test_models_are_listed_and_served_at_a_click(page: Page, site: httpx.Client) -> None:
     rows = page.locator("#store li")
-    expect(rows).to_have_count(2)
+    expect(rows).to_have_count(3)
     expect(rows.filter(has_text="tiny/1")).to_contain_text("serving")
-    error = {"error": {"code": "not_found", "message": "Not Found", "field": None, "request_id": "1"}}
-    page.route("**/config/model", lambda route: route.fulfill(status=404, json=error))
-    rows.filter(has_text="tiny/2").get_by_role("button", name="Serve this").click()
-    expect(page.locator("#switched")).to_contain_text("tiny/2 is not served. This server cannot switch models")
+    try:
+        rows.filter(has_text="broken/1").get_by_role("button", name="Serve this").click()
+        expect(page.locator("#switched")).to_contain_text("broken/1 is not served. model is 'broken/1'; it must be")
+        rows.filter(has_text="tiny/2").get_by_role("button", name="Serve this").click()
+        expect(rows.filter(has_text="tiny/2")).to_contain_text("serving")
+        expect(page.get_by_role("banner")).to_contain_text("tiny/2")
+        upload(page, "church.jpg")
+        assert site.get("/stats").json()["model"] == {"name": "tiny", "version": 2}
+    finally:
+        site.patch("/config/model", json={"model": "tiny/1"})
+
+
+def test_admin_key_of_a_server_is_asked_for_and_used(open_page: Open, serve: Serve, store: Path) -> None:
+    _, client = serve(model_store=str(store), model="tiny/1", admin_key="0123456789abcdef")
+    page = open_page(client)
+    slide_to(page, 0.5)
+    page.get_by_role("button", name="Apply 0.5").click()
+    for key, reason in (("fedcba9876543210", "a key is needed"), ("0123456789abcdef", "the key is wrong")):
+        expect(page.get_by_role("dialog", name="Admin key needed")).to_contain_text(reason)
+        page.get_by_label("Key", exact=True).fill(key)
+        page.keyboard.press("Enter")
+    expect(page.locator("#in-force")).to_contain_text("0.5 in force")
+    page.locator("#store li").filter(has_text="tiny/2").get_by_role("button", name="Serve this").click()
+    expect(page.locator("#store li").filter(has_text="tiny/2")).to_contain_text("serving")
 
 
 def test_file_that_is_no_image_shows_the_servers_message(page: Page) -> None:

@@ -41,8 +41,7 @@ const serve = ({name, version}) => async ({currentTarget: button}) => {
     onSwitch();
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    const missing = error.status === 405 || (error.status === 404 && error.field === null); // not the model: the route
-    say(`${wanted} is not served. ${missing ? "This server cannot switch models: " : ""}${error.message}`, true);
+    say(`${wanted} is not served. ${error.message}`, true);
   } finally {
     button.disabled = false;
     button.removeAttribute("aria-busy");
