@@ -53,6 +53,7 @@ def topology(serve: Serve) -> Iterator[Topology]:
         need(shutil.which(program) is not None, program, f"apt-get install {program}")
     with tempfile.TemporaryDirectory(prefix="lowfirst-") as temporary:  # a socket's path must be short
         folder = Path(temporary)
+        folder.chmod(0o755)  # nginx's workers are nobody where root runs the tests
         url = f"unix://{folder}/redis.sock"
 
         def start(port: int = 0) -> Server:
