@@ -208,6 +208,13 @@ def refused(proxy: httpx.Client, length: int) -> tuple[int, str]:
     return answer.status, answer.read().decode()
 
 
+def test_the_proxys_files_are_valid(tmp_path: Path) -> None:
+    need(shutil.which("nginx") is not None, "nginx", "apt-get install nginx")
+    command = [*proxy_command(tmp_path, ["127.0.0.1:1", "127.0.0.1:2"]), "-t"]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
 def test_replicas_behind_the_proxy_serve_as_one(topology: Topology, jpeg: bytes) -> None:
     proxy, replicas = topology.proxy, topology.replicas
     for number in range(10):
