@@ -33,6 +33,7 @@ def _options(parser: LocustArgumentParser, **_: Any) -> None:
     parser.add_argument(
         "--shape", choices=SHAPES, default="steady", env_var="LOCUST_SHAPE", help="How the number of users changes."
     )
+    parser.add_argument("--api-key", env_var="LOWFIRST_API_KEY", is_secret=True, help="Key of the server, if it asks.")
 
 
 @cache
@@ -76,16 +77,17 @@ class Client(FastHttpUser):
     wait_time = constant(0)
 
     def on_start(self) -> None:
-        """Read the images."""
+        """Read the images, and make the headers."""
         assert self.environment.parsed_options is not None
         self._images = find(self.environment.parsed_options.images)
+        key = self.environment.parsed_options.api_key
+        self._headers = {"Content-Type": "application/octet-stream", **({"X-API-Key": key} if key else {})}
 
     @task
     def classify(self) -> None:
         """One image; its line in the statistics is that of its exit."""
         image = random.choice(self._images)
-        headers = {"Content-Type": "application/octet-stream"}
-        with self.client.post("/classify", data=image, headers=headers, catch_response=True) as response:
+        with self.client.post("/classify", data=image, headers=self._headers, catch_response=True) as response:
             if response.status_code == 200:
                 name = f"/classify, exit {response.json()['exit']}"
                 response.request_meta = {**response.request_meta, "name": name}
