@@ -31,7 +31,6 @@ from service.engine.scheduler import AHEAD
 from service.errors import DeadlinePassed, DeviceFailed, Draining, InvalidImage, UnsupportedImage
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
-from service.inference.calibration import Calibration
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.latency import LatencyTable, Stage
 from service.inference.predictor import Predictor
@@ -331,16 +330,6 @@ async def test_a_hundred_images_at_once_each_get_their_own_answer(
         answers = await outcomes([server.start(image.body) for image in images])
         for answer, image in zip(answers, images, strict=True):
             assert_answers(answer, image, middle)
-
-
-async def test_metrics_tell_what_the_table_foretells(model: Path, middle: float) -> None:
-    async with serving(model, middle) as server:
-        predictor = server.engine.predictor
-        calibration = Calibration.of(predictor.spec, predictor.runtime, predictor.precision)
-        assert calibration is not None
-        effect = calibration.predict(middle)
-        assert server.count("expected_exit_rate", model="tiny/1") == effect.exit_rate
-        assert server.count("promised_agreement", model="tiny/1") == effect.agreement_at_least
 
 
 async def test_metrics_tell_what_happened(model: Path, direct: list[Direct], middle: float) -> None:

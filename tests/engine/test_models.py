@@ -263,16 +263,30 @@ async def test_image_is_answered_by_the_model_it_came_to(store: ModelStore, jpeg
         assert {(answer.model, answer.threshold, answer.config_version) for answer in answers} == {("tiny", 0.65, 1)}
 
 
+async def test_metrics_tell_what_the_table_foretells(store: ModelStore) -> None:
+    async with serving(store) as replica:
+        await replica.ask(0.5)
+        calibration = held(replica).calibration
+        assert calibration is not None
+        effect = calibration.predict(0.5)
+        assert replica.metric("expected_exit_rate", model="tiny/1") == effect.exit_rate
+        assert replica.metric("promised_agreement", model="tiny/1") == effect.agreement_at_least
+        await replica.models.switch("other")
+        assert replica.metric("expected_exit_rate", model="tiny/1") is None
+
+
 async def test_what_was_replaced_leaves_nothing_behind(store: ModelStore, jpeg: bytes) -> None:
+    others = workers()  # other tests' servers may still run
     async with serving(store) as replica:
         gone = weakref.ref(held(replica))
-        before = workers()
+        its_own = workers() - others
+        assert its_own
         await replica.classify(jpeg)
         assert replica.metric("threshold", model="tiny/1") == 0.65
         await replica.models.switch("other")
         assert replica.metric("threshold", model="tiny/1") is None
         assert replica.metric("threshold", model="other/1") == 0.8
-        await until(lambda: len(workers()) == len(before) and not before & workers())
+        await until(lambda: not its_own & workers())
 
         def is_gone() -> bool:
             gc.collect()
