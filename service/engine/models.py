@@ -231,9 +231,9 @@ class Models:
 
     async def _catch_up(self) -> bool:
         """Serve what the config names; whether that is so now."""
-        if self._config.current.models == self._applied.models:
-            return True
         async with self._switching:
+            if self._config.current.models == self._applied.models:
+                return True
             try:
                 self._adopt(await self._prepare(self._config.current.models))
             except Exception as error:
