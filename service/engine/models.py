@@ -19,7 +19,7 @@ from service.inference.latency import STAGES, LatencyTable, Stage
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
-from service.state.base import ConfigStore, ResultCache, RuntimeConfig
+from service.state.base import ConfigStore, ResultCache, RuntimeConfig, check_expected_version
 from service.store import ModelStore
 
 # How often the runtime config is looked at for models that another replica was told to serve.
@@ -137,6 +137,8 @@ class Models:
             ConfigConflict: see ``ConfigStore.update``; or others switched meanwhile.
         """
         async with self._switching:
+            if expected_version is not None and expected_version < self._config.current.version:
+                check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
             name, version = self.store.locate(reference)
             old = self._replaced_by(name, instead_of)
             if (name, version) == old.spec.key:

@@ -244,8 +244,9 @@ async def test_goal_that_the_new_model_cannot_reach_changes_nothing(store: Model
 
 async def test_switch_of_a_config_that_changed_is_a_conflict(store: ModelStore) -> None:
     async with serving(store) as replica:
-        with pytest.raises(ConfigConflict):
-            await replica.models.switch("other", expected_version=replica.config.current.version + 1)
+        for expected in (replica.config.current.version + 1, replica.config.current.version - 1):
+            with pytest.raises(ConfigConflict):
+                await replica.models.switch("other", expected_version=expected)
         assert replica.served() == ["tiny/1"]
 
 
