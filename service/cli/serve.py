@@ -27,7 +27,7 @@ def serve(
         str | None, typer.Option(help="Model to serve. [default: LOWFIRST_MODEL or the shipped one]")
     ] = None,
 ) -> None:
-    """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see the README."""
+    """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see docs/settings.md."""
     given = {"host": host, "port": port, "model": model}
     settings = load_settings({name: value for name, value in given.items() if value is not None})
     configure(settings.log_level, settings.log_format)

@@ -68,6 +68,7 @@ class Models:
         self._following: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._reason: str | None = None  # why the last attempt to serve what the config names failed
         self.admission = Admission(
             limits.max_images_in_flight,
             limits.max_bytes_in_flight,
@@ -94,7 +95,7 @@ class Models:
             if reference in (engine.spec.name, engine.spec.reference):
                 return engine
         served = ", ".join(engine.spec.reference for engine in self)
-        raise NotFound(f"model is {reference!r}; {served} is served", field="model", value=reference, bound=served)
+        raise NotFound(f"model is {reference!r}; served: {served}", field="model", value=reference, bound=served)
 
     async def start(self, profile: LatencyTable | None = None) -> None:
         """Warm every model up, and serve what the config names already; then follow it. Raises: what a pass raised."""
@@ -142,6 +143,7 @@ class Models:
             name, version = self.store.locate(reference)
             old = self._replaced_by(name, instead_of)
             if (name, version) == old.spec.key:
+                check_expected_version(self._config.current, expected_version)
                 return old
             served = [(name, version) if engine is old else engine.spec.key for engine in self]
             engines = await self._prepare(dict(served))
@@ -160,7 +162,7 @@ class Models:
             return self._engines.get(name) or self.find(None)
         old = self.find(instead_of)
         if name in self._engines and name != old.spec.name:
-            raise InvalidOption("model", name, f"one that is not served beside {old.spec.name}")
+            raise InvalidOption("model", name, f"another one: it is served already, beside {old.spec.name}")
         return old
 
     def _tell(self, answer: Answer) -> None:
@@ -239,8 +241,11 @@ class Models:
             try:
                 self._adopt(await self._prepare(self._config.current.models))
             except Exception as error:
-                logger.error("what the shared config names cannot be served here: %s", error)
+                if str(error) != self._reason:
+                    logger.error("what the shared config names cannot be served here: %s", error)
+                self._reason = str(error)
                 return False
+            self._reason = None
             logger.info("serving %s, as the shared config names", ", ".join(e.spec.reference for e in self))
             return True
 

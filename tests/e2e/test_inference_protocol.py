@@ -179,7 +179,7 @@ def test_errors_reach_the_client_in_words(triton: InferenceServerClient, jpeg: b
             triton.infer(model, **{"inputs": [tensor([jpeg])], "model_version": version, **given})
         assert raised.value.status() == status
 
-    refused("404", "model is 'huge'; tiny/1 is served", model="huge")
+    refused("404", "model is 'huge'; served: tiny/1", model="huge")
     refused("404", "version of tiny is '2'; 1 is served", version="2")
     refused("415", "image 1: ", inputs=[tensor([jpeg, b"no image", jpeg])])
     refused("400", "image 2: ", inputs=[tensor([jpeg, jpeg, jpeg[:300]])])

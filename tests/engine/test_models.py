@@ -144,7 +144,7 @@ async def test_first_model_is_the_default_and_others_have_their_names(store: Mod
             ("tiny", 0.65), ("tiny", 0.65), ("other", 0.8), ("other", 0.8),
         ]  # fmt: skip
         for unknown in ("tiny/2", "huge", ""):
-            with pytest.raises(NotFound, match="tiny/1, other/1 is served"):
+            with pytest.raises(NotFound, match="served: tiny/1, other/1"):
                 await replica.classify(jpeg, unknown)
 
 
@@ -166,7 +166,7 @@ async def test_another_name_takes_the_place_of_the_default_or_of_the_one_that_is
         assert replica.served() == ["other/1"]
         assert set(replica.config.current.thresholds) == {"other"}
     async with serving(store, "other/1", "tiny/1") as replica:
-        with pytest.raises(InvalidOption, match="not served beside tiny"):
+        with pytest.raises(InvalidOption, match="served already, beside tiny"):
             await replica.models.switch("other", instead_of="tiny")
         with pytest.raises(NotFound):
             await replica.models.switch("other", instead_of="huge")

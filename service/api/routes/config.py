@@ -25,7 +25,7 @@ from service.api.schemas import (
     ThresholdPatch,
 )
 from service.engine.engine import Engine
-from service.errors import BadRequest, ConfigConflict, InvalidOption
+from service.errors import BadRequest, ConfigConflict, InvalidOption, LowfirstError
 from service.log import logger
 from service.state.base import RuntimeConfig, ThresholdConfig
 
@@ -126,7 +126,11 @@ async def change_model(
     It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
     names, or the default one. What was asked for there is solved anew. What cannot be served changes nothing.
     """
-    await parts.models.switch(patch.model, query.model, _version(if_match))
+    try:
+        await parts.models.switch(patch.model, query.model, _version(if_match))
+    except LowfirstError as error:
+        logger.warning("%s is not served: %s", patch.model[:100], error)
+        raise
     response.headers["ETag"] = f'"{parts.models.config.version}"'
     return _config(parts)
 

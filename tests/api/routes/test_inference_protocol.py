@@ -233,7 +233,7 @@ async def test_bytes_that_no_input_announces_are_refused(client: httpx.AsyncClie
     ("method", "path", "status", "words"),
     [
         ("GET", "/v2/nowhere", 404, "Not Found"),
-        ("GET", "/v2/models/huge", 404, "model is 'huge'; tiny/1 is served"),
+        ("GET", "/v2/models/huge", 404, "model is 'huge'; served: tiny/1"),
         ("GET", "/v2/models/tiny/versions/2", 404, "version of tiny is '2'; 1 is served"),
         ("GET", "/v2/models/tiny/versions/one/ready", 404, "version of tiny is 'one'"),
         ("GET", INFER, 405, "Method Not Allowed"),
