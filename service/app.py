@@ -24,6 +24,7 @@ from service.api import error_handlers, keys
 from service.api.dependencies import Parts
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, console, inference_protocol, models, observe
+from service.api.tensors import JSON_LENGTH
 from service.engine.applied import first_config
 from service.engine.limits import Limits
 from service.engine.models import Models
@@ -103,7 +104,6 @@ def build_parts(settings: Settings) -> Parts:
     config, cache = _state(settings, link, first_config(first))
     metrics = Metrics(_registry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
-    metrics.watch(metrics.config_invalid, lambda: config.is_invalid)
     models = Models(
         first,
         store,
@@ -113,6 +113,7 @@ def build_parts(settings: Settings) -> Parts:
         metrics,
         _limits(settings, on_cpu=first[0].device.type == "cpu"),
     )
+    metrics.watch(metrics.config_invalid, lambda: config.is_invalid or models.is_hindered)
     return Parts(settings, models, config, metrics)
 
 
@@ -128,9 +129,11 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 def _load(settings: Settings, folder: Path) -> Predictor:
     predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
+    spec = predictor.spec
+    if spec.key != (folder.parent.name, int(folder.name)):
+        raise BrokenModel(f"{folder.parent.name}/{folder.name} says that it is {spec.reference}", field="model")
     if not predictor.is_multi_scale:
-        name = predictor.spec.reference
-        raise BrokenModel(f"{name} is single-scale: it has no early exit to serve", field="model")
+        raise BrokenModel(f"{spec.reference} is single-scale: it has no early exit to serve", field="model")
     return predictor
 
 
@@ -219,8 +222,8 @@ def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=["GET", "POST", "PATCH"],
-        allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
-        expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Request-ID"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", JSON_LENGTH, "X-API-Key", "X-Request-ID"],
+        expose_headers=["ETag", JSON_LENGTH, "Retry-After", "Server-Timing", "X-Request-ID"],
     )
 
 

@@ -12,7 +12,7 @@ current_request: ContextVar[str] = ContextVar("current_request", default="")
 
 TEXT = "%(asctime)s %(levelname)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(message)s %(name)s"
-OTHERS = ("uvicorn", "asyncio", "opentelemetry")
+OTHERS = ("uvicorn", "asyncio", "opentelemetry", "py.warnings")
 
 
 def configure(level: str, log_format: str = "text") -> None:
@@ -30,6 +30,7 @@ def configure(level: str, log_format: str = "text") -> None:
         each.handlers[:] = [handler]
         each.propagate = False
     logger.setLevel(level.upper())
+    logging.captureWarnings(True)
 
 
 def _json() -> logging.Formatter:

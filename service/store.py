@@ -206,12 +206,12 @@ class ModelStore:
 
     def locate(self, reference: str) -> tuple[str, int]:
         """Name and version of what ``find`` finds. Raises as it does."""
-        name, _, version = reference.partition("/")
+        name, slash, version = reference.partition("/")
         versions = self.versions(name)
         if not versions:
             known = ", ".join(self.names()) or "no model"
             raise NotFound(f"model is {name!r}; {self.root} has {known}", field="model", value=reference)
-        if version and version not in map(str, versions):
+        if slash and version not in map(str, versions):
             raise NotFound(f"model is {reference!r}; {name} has versions {versions}", field="model", value=reference)
         return name, int(version) if version else versions[-1]
 

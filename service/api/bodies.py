@@ -20,6 +20,7 @@ from service.errors import BadRequest, ImageTooLarge, InvalidOption, RequestTime
 RAW = ("application/octet-stream",)
 MULTIPART = "multipart/form-data"
 MAX_OTHER_PARTS = 16
+MAX_DIGITS = 18
 MAX_PART_HEAD = 8192
 SLOWEST = 64 * 1024  # bytes a second that give a large body more time, so that 64 MiB may come over a slow line
 VERBATIM = (b"binary", b"8bit", b"7bit")
@@ -35,6 +36,11 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def whole_number(text: str) -> int | None:
+    """The number that a header's digits are; None if they are none, or more than anything here can count."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
+
+
 def announced_bytes(request: Request, limit: int) -> int:
     """How many bytes the body may take: as announced, or ``limit`` when nothing is.
 
@@ -45,11 +51,12 @@ def announced_bytes(request: Request, limit: int) -> int:
     header = request.headers.get("content-length")
     if header is None:
         return limit
-    if not header.isdecimal():
+    announced = whole_number(header)
+    if announced is None:
         raise BadRequest(f"Content-Length is {header!r}; it must be a number", field="Content-Length", value=header)
-    if int(header) > limit:
-        raise _too_large(int(header), limit)
-    return int(header)
+    if announced > limit:
+        raise _too_large(announced, limit)
+    return announced
 
 
 async def read(request: Request, limit: int) -> bytes:

@@ -117,13 +117,13 @@ def is_under(path: str, prefix: str) -> bool:
 
 
 def _given(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The key in a request's headers; ``Authorization`` of another scheme, of a proxy say, is none."""
+    """The key in a request's headers: of two ``X-API-Key``, since ``Authorization`` may be for a proxy."""
     found = None
     for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip()
         if name == b"x-api-key":
-            found = value.strip()
+            return value.strip()
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            found = value[7:].strip()
     return found
 
 

@@ -89,14 +89,15 @@ def _json_length(request: Request, body: bytes) -> int:
     header = request.headers.get(JSON_LENGTH)
     if header is None:
         return len(body)
-    if not header.isdecimal() or int(header) > len(body):
+    length = bodies.whole_number(header)
+    if length is None or length > len(body):
         raise BadRequest(
             f"{JSON_LENGTH} is {header!r}; it must be a number up to {len(body)}, the bytes of the body",
             field=JSON_LENGTH,
             value=header,
             bound=len(body),
         )
-    return int(header)
+    return length
 
 
 def _raw_request() -> InferRequest:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
+from service.errors import LowfirstError
 from service.log import configure, logger
 from service.settings import load_settings
 
@@ -36,7 +37,13 @@ def serve(
     from service.app import create_app
     from service.cli.http_protocol import http_protocol
 
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except LowfirstError as error:
+        if settings.log_format == "text":
+            raise  # told as every command tells it
+        logger.critical(error.message)
+        raise typer.Exit(1) from error
     parts = app.state.parts
     config = uvicorn.Config(
         app,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.errors import ConfigConflict
 from service.inference.predictor import Predictor
 from service.state.base import ConfigSource, RuntimeConfig, ThresholdConfig
 
@@ -20,16 +19,16 @@ def first_config(predictors: Sequence[Predictor]) -> RuntimeConfig:
 
 
 class Applied:
-    """A config store's config; while other models than those that serve are asked for, the last that they fit.
+    """A config store's config; while other models than those that serve are asked for, the last one that they fit.
 
-    Thresholds of models that serve then are the newest all the same.
+    Its thresholds were solved for the models it names: none of them would keep its promise with another version.
 
     Attributes:
-        models: version of each model that serves, by its name.
+        served: name and version of each model that serves, in order.
     """
 
     def __init__(self, config: ConfigSource, start: RuntimeConfig) -> None:
-        self.models = start.models
+        self.served = start.served
         self._config = config
         self._last = start
 
@@ -37,32 +36,22 @@ class Applied:
     def current(self) -> RuntimeConfig:
         """The config in force."""
         newest = self._config.current
-        if newest is not self._last:
-            if newest.models == self.models:
-                self._last = newest
-            else:
-                thresholds = {name: newest.thresholds.get(name, last) for name, last in self._last.thresholds.items()}
-                return replace(self._last, thresholds=thresholds)
+        if newest is not self._last and newest.served == self.served:
+            self._last = newest
         return self._last
 
+    @property
+    def is_newest(self) -> bool:
+        """Whether what serves is what is asked for."""
+        return self._config.current.served == self.served
 
-def exchanged(current: RuntimeConfig, old: Predictor, new: Predictor) -> RuntimeConfig:
-    """``current`` with ``new`` in the place of ``old``, whose goal is solved anew.
+
+def solved_anew(asked: ThresholdConfig, old: Predictor, new: Predictor) -> ThresholdConfig:
+    """What was asked of ``old``, for ``new``. A threshold that was the old one's default becomes the new one's.
 
     Raises:
-        ConfigConflict: ``old`` is not what was to be served.
-        InvalidOption: the goal cannot be reached.
+        InvalidOption: the goal cannot be reached with ``new``.
     """
-    if current.models.get(old.spec.name) != old.spec.version:
-        raise ConfigConflict(f"{old.spec.reference} was exchanged meanwhile", field="model", value=old.spec.reference)
-    models = dict(new.spec.key if key == old.spec.key else key for key in current.models.items())
-    thresholds = {name: asked for name, asked in current.thresholds.items() if name in models}
-    asked = current.thresholds.get(old.spec.name, old.default_threshold)
-    return replace(current, models=models, thresholds={**thresholds, new.spec.name: _solved_anew(asked, old, new)})
-
-
-def _solved_anew(asked: ThresholdConfig, old: Predictor, new: Predictor) -> ThresholdConfig:
-    """What was asked of ``old``, for ``new``. A threshold that was the old one's default becomes the new one's."""
     if asked == old.default_threshold:
         return new.default_threshold
     threshold = new.solve(asked.goal, asked.value)

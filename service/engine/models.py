@@ -6,15 +6,16 @@ import asyncio
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from service.engine.admission import Admission
-from service.engine.applied import Applied, exchanged, first_config
+from service.engine.applied import Applied, first_config, solved_anew
 from service.engine.engine import Engine
 from service.engine.entry import Answer
 from service.engine.limits import Limits
-from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
+from service.errors import BrokenModel, ConfigConflict, DeviceFailed, InvalidOption, LowfirstError, NotFound
 from service.inference.latency import STAGES, LatencyTable, Stage
 from service.inference.predictor import Predictor
 from service.log import logger
@@ -26,7 +27,7 @@ from service.store import ModelStore
 FOLLOW_SECONDS = 0.2
 
 # How long before what could not be served is tried again: its files may yet come.
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 10.0
 
 
 class Models:
@@ -68,7 +69,7 @@ class Models:
         self._following: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._reason: str | None = None  # why the last attempt to serve what the config names failed
+        self._hindrance: str | None = None  # why the last attempt to serve what the config names failed
         self.admission = Admission(
             limits.max_images_in_flight,
             limits.max_bytes_in_flight,
@@ -87,6 +88,11 @@ class Models:
         """The runtime config as far as it is applied."""
         return self._applied.current
 
+    @property
+    def is_hindered(self) -> bool:
+        """Whether what the config names cannot be served here, and something else is."""
+        return self._hindrance is not None
+
     def find(self, reference: str | None) -> Engine:
         """The engine of ``name`` or ``name/version``, of the default model for None. Raises NotFound."""
         if reference is None:
@@ -101,7 +107,8 @@ class Models:
         """Warm every model up, and serve what the config names already; then follow it. Raises: what a pass raised."""
         for engine in self:
             await engine.start(profile)
-        await self._catch_up()
+        async with self._switching:
+            await self._catch_up()
         self._following = asyncio.create_task(self._follow())
 
     def drain(self) -> None:
@@ -140,22 +147,33 @@ class Models:
         async with self._switching:
             if expected_version is not None and expected_version < self._config.current.version:
                 check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
+            follows = await self._catch_up()
             name, version = self.store.locate(reference)
             old = self._replaced_by(name, instead_of)
-            if (name, version) == old.spec.key:
+            if (name, version) == old.spec.key and follows:
                 check_expected_version(self._config.current, expected_version)
                 return old
-            served = [(name, version) if engine is old else engine.spec.key for engine in self]
-            engines = await self._prepare(dict(served))
-            change = partial(exchanged, old=old.predictor, new=engines[name].predictor)
+            before = self._applied.served
+            models = dict((name, version) if key == old.spec.key else key for key in before)
+            engines = await self._prepare(models)
+            new = engines[name]
+
+            def change(current: RuntimeConfig) -> RuntimeConfig:
+                if follows and current.served != before:
+                    raise ConfigConflict("the served models were changed meanwhile", field="model", value=reference)
+                kept = {each: asked for each, asked in current.thresholds.items() if each in models}
+                asked = current.thresholds.get(old.spec.name, old.asked)
+                solved = solved_anew(asked, old.predictor, new.predictor)
+                return replace(current, models=models, thresholds={**kept, name: solved})
+
             try:
                 await self._config.update(change, expected_version)
             except BaseException:
                 await self._discard(engines)
                 raise
             self._adopt(engines)
-            logger.info("serving %s instead of %s", engines[name].spec.reference, old.spec.reference)
-            return engines[name]
+            logger.info("serving %s instead of %s", new.spec.reference, old.spec.reference)
+            return new
 
     def _replaced_by(self, name: str, instead_of: str | None) -> Engine:
         if instead_of is None:
@@ -193,10 +211,7 @@ class Models:
     async def _started(self, reference: str) -> Engine:
         folder = self.store.find(reference)
         try:
-            predictor = await asyncio.to_thread(self._load, folder)
-            if predictor.spec.reference != reference:
-                raise BrokenModel(f"{folder} says that it is {predictor.spec.reference}")
-            engine = self._engine(predictor)
+            engine = self._engine(await asyncio.to_thread(self._load, folder))
             await engine.start()
         except (BrokenModel, InvalidOption) as error:
             raise InvalidOption("model", reference, f"one that can be served: {error.message}") from error
@@ -217,7 +232,7 @@ class Models:
     def _adopt(self, engines: Mapping[str, Engine]) -> None:
         """From now on these serve, in this order."""
         before, self._engines = self._engines, dict(engines)
-        self._applied.models = {name: engine.spec.version for name, engine in engines.items()}
+        self._applied.served = tuple(engine.spec.key for engine in engines.values())
         for old in set(before.values()) - set(self):
             self._unwatch_one(old)
             retiring = asyncio.create_task(_retire(old))
@@ -230,24 +245,26 @@ class Models:
         """Serve what the config names once it is changed elsewhere."""
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
-            if not await self._catch_up():
+            async with self._switching:
+                follows = await self._catch_up()
+            if not follows:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _catch_up(self) -> bool:
-        """Serve what the config names; whether that is so now."""
-        async with self._switching:
-            if self._config.current.models == self._applied.models:
-                return True
-            try:
-                self._adopt(await self._prepare(self._config.current.models))
-            except Exception as error:
-                if str(error) != self._reason:
-                    logger.error("what the shared config names cannot be served here: %s", error)
-                self._reason = str(error)
-                return False
-            self._reason = None
-            logger.info("serving %s, as the shared config names", ", ".join(e.spec.reference for e in self))
+        """Serve what the config names; whether that is so now. The log has each reason why not once."""
+        if self._applied.is_newest:
+            self._hindrance = None
             return True
+        try:
+            self._adopt(await self._prepare(self._config.current.models))
+        except Exception as error:
+            if str(error) != self._hindrance:
+                logger.error("what the shared config names cannot be served here: %s", error)
+            self._hindrance = str(error)
+            return False
+        logger.info("serving %s, as the shared config names", ", ".join(each.spec.reference for each in self))
+        self._hindrance = None
+        return True
 
     def _watch(self) -> None:
         metrics = self._metrics

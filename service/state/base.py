@@ -39,6 +39,11 @@ class RuntimeConfig:
     thresholds: Mapping[str, ThresholdConfig]
     models: Mapping[str, int]
 
+    @property
+    def served(self) -> tuple[tuple[str, int], ...]:
+        """Name and version of each served model, in order."""
+        return tuple(self.models.items())
+
 
 Change = Callable[[RuntimeConfig], RuntimeConfig]
 

@@ -60,8 +60,9 @@ def _threshold(name: str, fields: Mapping[str, Any]) -> ThresholdConfig:
     config = ThresholdConfig(**fields)
     if config.goal not in GOALS:
         raise ValueError(f"thresholds.{name}.goal is {config.goal!r}; it must be one of {', '.join(GOALS)}")
-    if not _is_between(config.value, -math.inf, math.inf):
-        raise ValueError(f"thresholds.{name}.value is {config.value!r}; it must be a number")
+    most = math.inf if config.goal == "max_mean_mmacs" else 1
+    if not _is_between(config.value, 0, most):
+        raise ValueError(f"thresholds.{name}.value is {config.value!r}; it must be between 0 and {most}")
     if not _is_between(config.threshold, 0, 1):
         raise ValueError(f"thresholds.{name}.threshold is {config.threshold!r}; it must be between 0 and 1")
     if config.floor is not None and not _is_between(config.floor, 0, config.threshold):

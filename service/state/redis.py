@@ -22,7 +22,7 @@ from redis.retry import Retry as BlockingRetry
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
 from service.state.base import CachedPasses, Change, RuntimeConfig, check_expected_version
-from service.state.encoding import Unreadable, decode_config, decode_passes, encode_config, encode_passes
+from service.state.encoding import MAX_VERSION, Unreadable, decode_config, decode_passes, encode_config, encode_passes
 
 T = TypeVar("T")
 
@@ -206,6 +206,8 @@ class RedisConfigStore:
         async with self._lock:
             for _ in range(ATTEMPTS):
                 raw = await self._agree()
+                if self._current.version >= MAX_VERSION:
+                    raise StoreUnavailable(f"the shared config has version {MAX_VERSION}, the last there is")
                 if self._ignored is not None and self._ignored.is_newer:
                     raise StoreUnavailable(f"the shared config is not this release's to change: {self._ignored}")
                 before = self._current
@@ -293,7 +295,7 @@ class RedisConfigStore:
 
     def _apply(self, config: RuntimeConfig) -> None:
         if config.version != self._current.version:
-            logger.info("config version %d is in force", config.version)
+            logger.info("the shared config has version %d", config.version)
         self._current = config
         self._has_joined = True
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -341,6 +343,20 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
+@pytest.mark.usefixtures("openvino")
+def test_converted_network_is_let_go() -> None:
+    """PyTorch would keep what was traced: each model that is exchanged for another would stay in memory."""
+    from service.inference.runtimes.openvino import convert
+
+    network = build("ms_mobilenet_v1_025", 4)
+    weights = [weakref.ref(parameter) for parameter in network.parameters()]
+    models = convert(network, PREPROCESSING)
+    del network
+    gc.collect()
+    assert models
+    assert [weight for weight in weights if weight() is not None] == []
 
 
 # folding

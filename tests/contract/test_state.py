@@ -87,7 +87,7 @@ def setting(threshold: float) -> Change:
 def counting(config: RuntimeConfig) -> RuntimeConfig:
     """Adds one to the value of ``tiny``: applied n times, it says n."""
     tiny = config.thresholds["tiny"]
-    return putting(dataclasses.replace(tiny, value=tiny.value + 1))(config)
+    return putting(dataclasses.replace(tiny, goal="max_mean_mmacs", value=tiny.value + 1))(config)
 
 
 async def until_applied(store: ConfigStore, change: Change) -> RuntimeConfig:

@@ -50,7 +50,6 @@ def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelSt
         write_spec(folder, spec)
     weights = root / "broken" / "1" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    shutil.copytree(root / "tiny" / "1", root / "stranger" / "1")
     return ModelStore(root)
 
 
@@ -97,6 +96,10 @@ class Replica:
         name = next(iter(self.models)).spec.name
         asked = ThresholdConfig("threshold", threshold, threshold)
         await self.config.update(lambda now: dataclasses.replace(now, thresholds={**now.thresholds, name: asked}))
+
+    async def name(self, models: dict[str, int]) -> None:
+        """Change which models are to be served, as another replica would."""
+        await self.config.update(lambda now: dataclasses.replace(now, models=models))
 
     async def classify(self, body: bytes, reference: str | None = None) -> Answer:
         return await self.models.find(reference).classify(body, Ask(arrival=time.monotonic()))
@@ -209,7 +212,6 @@ async def test_goal_is_solved_anew_with_the_new_models_table(store: ModelStore, 
     ("reference", "error", "why"),
     [
         ("broken", InvalidOption, "SHA-256|sha256|digest|hash"),
-        ("stranger", InvalidOption, "says that it is tiny/1"),
         ("huge", NotFound, "huge"),
         ("tiny/9", NotFound, "tiny/9"),
         ("../tiny", InvalidOption, "name of lower-case letters"),
@@ -334,23 +336,52 @@ async def test_replica_serves_what_another_was_told_to(store: ModelStore, jpeg: 
         assert {(answer.version, answer.threshold, answer.config_version) for answer in answers} == {(2, 0.3, 3)}
 
 
-async def test_replica_that_cannot_follow_serves_on_and_says_so(
+async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep(
     store: ModelStore, jpeg: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(store) as replica:
         await replica.ask(0.3)
         await until(lambda: replica.models.config.version == 2)
-        await replica.config.update(lambda now: dataclasses.replace(now, models={"broken": 1}, thresholds={}))
-        await until(lambda: "cannot be served here" in caplog.text)
+        await replica.name({"broken": 1})
+        await until(lambda: replica.models.is_hindered)
+        assert caplog.text.count("cannot be served here") == 1
+        await replica.config.update(  # solved for another version, were there one
+            lambda now: dataclasses.replace(now, thresholds={"tiny": ThresholdConfig("threshold", 0.9, 0.9)})
+        )
         assert replica.served() == ["tiny/1"]
         answer = await replica.classify(jpeg)
         assert (answer.model, answer.threshold, answer.config_version) == ("tiny", 0.3, 2)
         assert replica.metric("config_version") == 2
-        with pytest.raises(ConfigConflict, match="exchanged meanwhile"):
-            await replica.models.switch("tiny/2")
-        await replica.config.update(lambda now: dataclasses.replace(now, models={"tiny": 2}))
+        await replica.name({"tiny": 2})
         await until(lambda: replica.served() == ["tiny/2"])
-        assert (await replica.classify(jpeg)).config_version == 4
+        assert not replica.models.is_hindered
+        assert (await replica.classify(jpeg)).config_version == 5
+
+
+@pytest.mark.parametrize("reference", ["tiny/1", "tiny/2"])
+async def test_what_nobody_can_serve_is_overruled_by_what_is_asked_for(
+    store: ModelStore, jpeg: bytes, reference: str
+) -> None:
+    async with serving(store, "tiny/1", "other/1") as replica:
+        await replica.ask(0.3)
+        await replica.name({"broken": 1})
+        await until(lambda: replica.models.is_hindered)
+        await replica.models.switch(reference)
+        assert replica.config.current.served == (("tiny", int(reference[-1])), ("other", 1))
+        answer = await replica.classify(jpeg)
+        assert (answer.version, answer.threshold, answer.config_version) == (int(reference[-1]), 0.3, 4)
+        await until(lambda: not replica.models.is_hindered)
+
+
+async def test_default_model_is_the_one_that_the_shared_config_names_first(store: ModelStore, jpeg: bytes) -> None:
+    async with (
+        serving(store, "tiny/1", "other/1") as one,
+        serving(store, "other/1", "tiny/1", config=one.config) as two,
+    ):
+        assert two.served() == one.served() == ["tiny/1", "other/1"]
+        await one.name({"other": 1, "tiny": 1})
+        await until(lambda: one.served() == two.served() == ["other/1", "tiny/1"])
+        assert (await two.classify(jpeg)).model == "other"
 
 
 # work in flight

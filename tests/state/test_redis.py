@@ -73,7 +73,7 @@ def setting(threshold: float) -> Change:
 def counting(config: RuntimeConfig) -> RuntimeConfig:
     """Adds one to the value of ``tiny``: applied n times, it says n."""
     tiny = config.thresholds["tiny"]
-    counted = dataclasses.replace(tiny, value=tiny.value + 1)
+    counted = dataclasses.replace(tiny, goal="max_mean_mmacs", value=tiny.value + 1)
     return dataclasses.replace(config, thresholds={"tiny": counted})
 
 

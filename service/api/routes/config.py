@@ -90,8 +90,10 @@ async def change_threshold(
     solved = None if goal is None else engine.predictor.solve(*goal)
 
     def change(current: RuntimeConfig) -> RuntimeConfig:
-        if name not in current.models:
-            raise ConfigConflict(f"{name} is not served any more", field="model", value=name)
+        if engine.spec.key not in current.served:  # the goal was solved for another version
+            raise ConfigConflict(
+                f"{engine.spec.reference} is no longer what is to be served", field="model", value=engine.spec.reference
+            )
         before = current.thresholds.get(name, engine.asked)
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
         kept = before.threshold if solved is None else solved
@@ -185,6 +187,7 @@ def _version(if_match: str | None) -> int | None:
     if if_match is None or if_match.strip() == "*":
         return None
     bare = if_match.strip().removeprefix("W/").strip('"')
-    if not bare.isdecimal():
-        raise BadRequest(f"If-Match is {if_match!r}; it must be a version", field="If-Match", value=if_match)
-    return int(bare)
+    version = bodies.whole_number(bare)
+    if version is None:
+        raise BadRequest(f"If-Match is {if_match[:100]!r}; it must be a version", field="If-Match", value=if_match)
+    return version

@@ -234,4 +234,11 @@ def _convert(module: nn.Module, inputs: Sequence[Tensor]) -> ov.Model:
         if example.dtype == torch.uint8:
             parameter.set_element_type(ov.Type.u8)
     model.validate_nodes_and_infer_types()
+    _forget_traces()
     return model
+
+
+def _forget_traces() -> None:
+    """PyTorch keeps whatever was traced, weights and all, for as long as the process lives: models may be exchanged."""
+    torch._C._jit_clear_class_registry()
+    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()

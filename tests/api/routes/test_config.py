@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -11,7 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.errors import InvalidOption
+from service.errors import BrokenModel, InvalidOption
 
 pytestmark = pytest.mark.anyio
 
@@ -328,3 +330,36 @@ async def test_several_models_are_served_by_name(
 async def test_a_model_named_twice_is_refused(make_app: Callable[..., FastAPI], two_versions: Path) -> None:
     with pytest.raises(InvalidOption, match="LOWFIRST_MODELS is 'tiny/2'; it must be other models"):
         make_app(model_store=two_versions, model="tiny/1", models=("tiny/2",))
+
+
+@pytest.mark.parametrize("reference", ["broken/1", "stranger/1"])
+async def test_a_model_that_is_not_what_its_folder_says_is_refused(
+    make_app: Callable[..., FastAPI], tiny_store: Path, two_versions: Path, tmp_path: Path, reference: str
+) -> None:
+    shutil.copytree(two_versions / "broken" / "1", tmp_path / "broken" / "1")
+    shutil.copytree(tiny_store / "tiny" / "1", tmp_path / "stranger" / "1")
+    with pytest.raises(BrokenModel, match=r"SHA-256|stranger/1 says that it is tiny/1"):
+        make_app(model_store=tmp_path, model=reference)
+
+
+@pytest.mark.parametrize("header", ['"' + "9" * 5000 + '"', "٣", "-1", "1.5"])
+async def test_a_version_that_is_no_number_is_refused(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], header: str
+) -> None:
+    headers = [(b"If-Match", header.encode()), (b"Content-Type", b"application/json")]
+    error = error_of(await client.patch(PATH, content='{"threshold": 0.5}', headers=headers), 400, "bad_request")
+    assert error["field"] == "If-Match"
+
+
+async def test_a_goal_solved_for_a_version_that_was_exchanged_meanwhile_is_a_conflict(
+    make_app: Callable[..., FastAPI],
+    connect: Connect,
+    two_versions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error_of: Callable[..., dict[str, Any]],
+) -> None:
+    monkeypatch.setattr("service.engine.models.FOLLOW_SECONDS", 3600)  # a replica that has not noticed yet
+    app = make_app(model_store=two_versions, model="tiny/1")
+    async with connect(app) as client:
+        await app.state.parts.config.update(lambda now: dataclasses.replace(now, models={"tiny": 2}))
+        error_of(await client.patch(PATH, json={"min_agreement": 0.5}), 412, "config_conflict")
