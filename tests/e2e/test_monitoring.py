@@ -31,6 +31,7 @@ DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
 RAW = {"Content-Type": "image/jpeg"}
 TIMEOUT = 60  # a machine may be busy
 SCRAPE = "500ms"
+MODELS = ("tiny", "other")
 
 VARIABLES = {"$__rate_interval": "1m", "$model": ".*", "$replica": ".*"}
 
@@ -115,9 +116,12 @@ def wait_until_none_is_left(left: Callable[[], list[str]]) -> None:
 
 
 def classify(replicas: list[httpx.Client], photographs: list[bytes]) -> list[dict[str, Any]]:
-    """The answers; replicas take turns, unevenly."""
-    turns = zip(cycle([replicas[0], *replicas]), photographs, strict=False)
-    answers = [replica.post("/classify", content=image, headers=RAW) for replica, image in turns]
+    """The answers; replicas take turns, unevenly, and so do models."""
+    turns = zip(cycle([replicas[0], *replicas]), cycle([*MODELS, MODELS[0]]), photographs, strict=False)
+    answers = [
+        replica.post("/classify", params={"model": model}, content=image, headers=RAW)
+        for replica, model, image in turns
+    ]
     assert {answer.status_code for answer in answers} == {200}
     return [answer.json() for answer in answers]
 
