@@ -10,10 +10,24 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.errors import (
+    BadRequest,
+    DeadlinePassed,
+    DeviceFailed,
+    Draining,
+    ImageTooLarge,
+    InvalidImage,
+    UnsupportedImage,
+)
+
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 EXIT_REASONS = {"low": ("confident", "brownout", "deadline", "cached"), "high": ("escalated", "cached")}
 CONFIDENCES = tuple(i / 20 for i in range(1, 21))
+INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
+CLASSIFYING = ("/classify", "/classify/batch", *INFER)
+STATUSES = (200, 429, 500, 503, 504)  # an answer, or what alerts look at
+IMAGE_ERRORS = (InvalidImage, UnsupportedImage, ImageTooLarge, BadRequest, Draining, DeadlinePassed, DeviceFailed)
 
 
 class Metrics:
@@ -26,6 +40,12 @@ class Metrics:
             "lowfirst_multiply_adds", "Multiply-adds computed.", ["model", "stage"], registry=registry
         )
         self.requests = Counter("lowfirst_requests", "HTTP requests answered.", ["route", "code"], registry=registry)
+        self.image_errors = Counter(
+            "lowfirst_image_errors",
+            "Images taken in that got an error for an answer, alone or in their place among others.",
+            ["code"],
+            registry=registry,
+        )
         self.rejected = Counter("lowfirst_rejected", "Images turned away.", ["reason"], registry=registry)
         self.dropped = Counter(
             "lowfirst_dropped",
@@ -136,6 +156,10 @@ class Metrics:
             (self.rejected, ("images", "bytes", "seconds")),
             (self.dropped, ("decode", "low", "escalation", "high", "answer")),
             (self.cache_requests, ("hit", "miss")),
+            (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):
             for value in label_values:
                 counter.labels(value)
+        for route in CLASSIFYING:
+            for status in STATUSES:
+                self.requests.labels(route, status)

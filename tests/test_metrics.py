@@ -19,6 +19,12 @@ from service.metrics import Metrics
         ("dropped", {"point": "escalation"}),
         ("rejected", {"reason": "seconds"}),
         ("cache_requests", {"result": "hit"}),
+        ("image_errors", {"code": "device_failed"}),
+        ("image_errors", {"code": "invalid_image"}),
+        ("requests", {"route": "/classify", "code": "200"}),
+        ("requests", {"route": "/classify/batch", "code": "500"}),
+        ("requests", {"route": "/v2/models/{model}/infer", "code": "503"}),
+        ("requests", {"route": "/v2/models/{model}/versions/{version}/infer", "code": "429"}),
     ],
 )
 def test_what_has_not_happened_yet_is_a_zero_and_not_missing(name: str, labels: dict[str, str]) -> None:

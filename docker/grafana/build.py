@@ -35,8 +35,12 @@ WIDTH = 24  # of Grafana's grid
 SHARE, SECONDS, COUNT, EACH_SECOND, BYTES = "percentunit", "s", "sishort", "ops", "bytes"
 
 CLASSIFIES = 'route=~"/classify.*|/v2/.+/infer"'
+OURS = 'code!~"bad_request|image_too_large|invalid_image|unsupported_image"'  # errors, not the sender's own
 REPLICA = 'instance=~"$replica"'
 MODEL = 'model=~"$model"'
+
+# A mark is looked for at each step, in as much time and one scrape more: a change lies between two scrapes.
+MARK_STEP_SECONDS, SCRAPE_SECONDS = 60, 5
 
 Panel = timeseries.Panel | heatmap.Panel | stat.Panel
 Query = tuple[str, str]  # PromQL, and what its series are called
@@ -91,12 +95,13 @@ class _Annotation(schema.AnnotationQuery):
     """The SDK knows no words for what Prometheus' annotations are called and how finely they are looked for."""
 
     def to_json(self) -> dict[str, object]:
-        return {**super().to_json(), "step": "60s", "titleFormat": self.name, "textFormat": "{{model}}"}
+        step = f"{MARK_STEP_SECONDS}s"
+        return {**super().to_json(), "step": step, "titleFormat": self.name, "textFormat": "{{model}}"}
 
 
-def threshold_changes() -> schema.AnnotationQuery:
+def threshold_changes(matching: str) -> schema.AnnotationQuery:
     """A mark wherever a model's threshold was moved."""
-    moved = f"max by (model) (changes(lowfirst_threshold{{{MODEL}}}[1m])) > 0"
+    moved = f"max by (model) (changes(lowfirst_threshold{{{matching}}}[{MARK_STEP_SECONDS + SCRAPE_SECONDS}s])) > 0"
     return _Annotation("Threshold moved", DATASOURCE, icon_color="orange", expr=moved)
 
 
@@ -108,11 +113,14 @@ def variable(name: str, query: str) -> build.QueryVariable:
     return choice.current(schema.VariableOption(selected=True, text=["All"], value=["$__all"]))
 
 
-def dashboard(uid: str, title: str, answers: str, rows: dict[str, list[Panel]]) -> schema.Dashboard:
-    """Rows of panels; those of a row share its width."""
+def dashboard(
+    uid: str, title: str, answers: str, rows: dict[str, list[Panel]], by_model: bool = False
+) -> schema.Dashboard:
+    """Rows of panels; those of a row share its width. Replicas may be chosen, and ``by_model`` models too."""
     page = build.Dashboard(title).uid(uid).description(answers).tags(["lowfirst"]).timezone("browser").readonly()
     page.time("now-1h", "now").refresh("10s").tooltip(schema.DashboardCursorSync.CROSSHAIR)
-    page.with_variable(variable("model", "label_values(lowfirst_threshold, model)"))
+    if by_model:
+        page.with_variable(variable("model", "label_values(lowfirst_threshold, model)"))
     page.with_variable(variable("replica", 'label_values(up{job="lowfirst"}, instance)'))
     others = build.DashboardLink("lowfirst").type(schema.DashboardLinkType.DASHBOARDS).tags(["lowfirst"])
     page.link(others.keep_time(True).include_vars(True))
@@ -124,7 +132,7 @@ def dashboard(uid: str, title: str, answers: str, rows: dict[str, list[Panel]]) 
             number_of += 1
             page.with_panel(panel.id(number_of).span(WIDTH // len(panels)))
     result = page.build()
-    result.annotations.list_val = [threshold_changes()]
+    result.annotations.list_val = [threshold_changes(MODEL if by_model else "")]
     return result
 
 
@@ -136,25 +144,26 @@ def early_exit() -> schema.Dashboard:
     now: list[Panel] = [
         number(
             "Early-exit rate",
-            "How many images are answered by the low pass alone? Over the last five minutes, all replicas together.",
+            "How many images are answered by the low pass alone? All replicas, five minutes.",
             (f"lowfirst:early_exit:ratio_rate5m{{{MODEL}}}", "{{model}}"),
             unit=SHARE,
         ),
         number(
             "Multiply-adds an image",
-            "What does an image cost on average? Without the audits.",
+            "What does an image cost on average, without the audits? All replicas, five minutes.",
             (f"lowfirst:multiply_adds_per_image:rate5m{{{MODEL}}}", "{{model}}"),
             unit=COUNT,
         ),
         number(
             "Saved",
-            "How much of the single-scale network's cost is saved? Negative: both passes cost more than it.",
+            "How much of the single-scale network's cost is saved? Negative: both passes cost more than it. "
+            "All replicas, five minutes.",
             (f"lowfirst:multiply_adds_saved:ratio_rate5m{{{MODEL}}}", "{{model}}"),
             unit=SHARE,
         ),
         number(
             "Threshold in force",
-            "What are confidences compared with? The lowest of the replicas: overload brings it down to its floor.",
+            "What are confidences compared with? The lowest of the chosen: overload brings it down to its floor.",
             (f"min by (model) (lowfirst_effective_threshold{{{MODEL}, {REPLICA}}})", "{{model}}"),
             unit="none",
         ),
@@ -162,14 +171,15 @@ def early_exit() -> schema.Dashboard:
     course: list[Panel] = [
         lines(
             "Early-exit rate against what was foretold",
-            "Do as many images exit as the calibration table foretells? If not, they are unlike the calibration's.",
+            "Do as many images exit as the calibration table foretells? If not, they are unlike the calibration's. "
+            "All replicas, five minutes.",
             (f"lowfirst:early_exit:ratio_rate5m{{{MODEL}}}", "{{model}}"),
-            (f"avg by (model) (lowfirst_expected_exit_rate{{{MODEL}}})", "{{model}} foretold"),
+            (f"lowfirst:early_exit:expected_ratio{{{MODEL}}}", "{{model}} foretold"),
             unit=SHARE,
         ),
         lines(
             "Multiply-adds an image against the single-scale network",
-            "What does an image cost, and what would it cost without an early exit?",
+            "What does an image cost, and what would it cost without an early exit? All replicas, five minutes.",
             (f"lowfirst:multiply_adds_per_image:rate5m{{{MODEL}}}", "{{model}}"),
             (f"max by (model) (lowfirst_single_scale_multiply_adds{{{MODEL}}})", "{{model}} single-scale"),
             unit=COUNT,
@@ -180,7 +190,7 @@ def early_exit() -> schema.Dashboard:
             "Answers by reason",
             "Why did images exit or escalate? brownout and deadline are degraded answers.",
             (
-                f"sum by (exit, reason) (rate(lowfirst_images_total{{{MODEL}}}[$__rate_interval]))",
+                f"sum by (exit, reason) (rate(lowfirst_images_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))",
                 "{{exit}} {{reason}}",
             ),
             unit=EACH_SECOND,
@@ -189,8 +199,8 @@ def early_exit() -> schema.Dashboard:
         lines(
             "Threshold asked for and in force",
             "When was the threshold moved, and when did overload lower it?",
-            (f"min by (model) (lowfirst_threshold{{{MODEL}}})", "{{model}} asked for"),
-            (f"min by (model) (lowfirst_effective_threshold{{{MODEL}}})", "{{model}} in force"),
+            (f"min by (model) (lowfirst_threshold{{{MODEL}, {REPLICA}}})", "{{model}} asked for"),
+            (f"min by (model) (lowfirst_effective_threshold{{{MODEL}, {REPLICA}}})", "{{model}} in force"),
             unit="none",
             steps=True,
         ),
@@ -199,14 +209,14 @@ def early_exit() -> schema.Dashboard:
         "Confidence of the low answers",
         "How sure is the low pass? Many images near the threshold: a small move changes much.",
         "lowfirst_confidence",
-        MODEL,
+        f"{MODEL}, {REPLICA}",
         "none",
     )
     audits: list[Panel] = [
         lines(
             "Disagreement of audited images",
-            "Of the images that exited, to how many would the high pass have given another answer? Six hours, with "
-            "Wilson's bounds, each at 95 %.",
+            "Of the images that exited, to how many would the high pass have given another answer? All replicas, "
+            "six hours, with Wilson's bounds, each at 95 %.",
             (f"lowfirst:audit_disagreement:upper6h{{{MODEL}}}", "{{model}} at most"),
             (f"lowfirst:audit_disagreement:ratio6h{{{MODEL}}}", "{{model}}"),
             (f"lowfirst:audit_disagreement:lower6h{{{MODEL}}}", "{{model}} at least"),
@@ -215,7 +225,7 @@ def early_exit() -> schema.Dashboard:
         lines(
             "Disagreement against the promise",
             "Does the threshold keep its promise over all images? Broken where even the lower bound is above what is "
-            "allowed; not shown to be kept where only the upper one is.",
+            "allowed; not shown to be kept where only the upper one is. All replicas, six hours.",
             (f"lowfirst:disagreement:upper6h{{{MODEL}}}", "{{model}} at most"),
             (f"lowfirst:disagreement:lower6h{{{MODEL}}}", "{{model}} at least"),
             (f"lowfirst:disagreement:allowed{{{MODEL}}}", "{{model}} allowed"),
@@ -223,9 +233,9 @@ def early_exit() -> schema.Dashboard:
         ),
         lines(
             "Audits",
-            "How many audits stand behind it, and for how many was there no time?",
-            (f"sum(rate(lowfirst_audits_total{{{MODEL}}}[$__rate_interval]))", "audited"),
-            ("sum(rate(lowfirst_audits_skipped_total[$__rate_interval]))", "skipped"),
+            "How many audits stand behind it, and for how many of any model was there no time?",
+            (f"sum(rate(lowfirst_audits_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))", "audited"),
+            (f"sum(rate(lowfirst_audits_skipped_total{{{REPLICA}}}[$__rate_interval]))", "skipped"),
             unit=EACH_SECOND,
         ),
     ]
@@ -234,6 +244,7 @@ def early_exit() -> schema.Dashboard:
         "lowfirst: Early exit",
         "What the early exit does, what it saves, and whether it keeps its promise.",
         {"Now": now, "Course": course, "Why": why, "Confidence": [confidences], "Audit": audits},
+        by_model=True,
     )
 
 
@@ -256,9 +267,11 @@ def serving() -> schema.Dashboard:
         ),
         lines(
             "Errors and rejections",
-            "Which share of the requests fails, which share of the images is turned away? All replicas, five minutes.",
-            ("lowfirst:errors:ratio_rate5m", "errors"),
-            ("lowfirst:rejected:ratio_rate5m", "rejected"),
+            "Which share of the requests fails, which of the images, alone or in a batch, and which of them is turned "
+            "away? All replicas, five minutes.",
+            ("lowfirst:errors:ratio_rate5m", "requests failed"),
+            ("lowfirst:image_errors:ratio_rate5m", "images failed"),
+            ("lowfirst:rejected:ratio_rate5m", "images turned away"),
             unit=SHARE,
         ),
     ]
@@ -376,16 +389,16 @@ def fleet() -> schema.Dashboard:
     """Whether the replicas are alive and alike, and what they share."""
     up = number(
         "Store",
-        "Does each replica reach Redis? Nothing where there is none.",
+        "Does each replica reach Redis? Always up where LOWFIRST_REDIS_URL names none.",
         (f"lowfirst_store_up{{{REPLICA}}}", "{{instance}}"),
         unit="none",
     )
     down, fine = schema.ValueMappingResult("down", "red"), schema.ValueMappingResult("up", "green")
     alive: list[Panel] = [
-        number("Replicas", "How many can be scraped?", ('sum(up{job="lowfirst"})', "up"), unit=COUNT),
+        number("Replicas", "How many can be scraped, of all replicas?", ('sum(up{job="lowfirst"})', "up"), unit=COUNT),
         number(
             "Config version skew",
-            "Do all answer under the same config? 0 but for a second after a change.",
+            "Do all replicas answer under the same config? 0 but for a second after a change.",
             ("max(lowfirst_config_version) - min(lowfirst_config_version)", "versions apart"),
             unit=COUNT,
         ),
@@ -402,7 +415,23 @@ def fleet() -> schema.Dashboard:
         lines(
             "Threshold in force by replica",
             "Which replica is so loaded that its threshold sinks?",
-            (f"lowfirst_effective_threshold{{{MODEL}, {REPLICA}}}", "{{instance}} {{model}}"),
+            (f"lowfirst_effective_threshold{{{REPLICA}}}", "{{instance}} {{model}}"),
+            unit="none",
+            steps=True,
+        ),
+    ]
+    store: list[Panel] = [
+        lines(
+            "Store by replica",
+            "When did which replica not reach Redis? 1 is up.",
+            (f"lowfirst_store_up{{{REPLICA}}}", "{{instance}}"),
+            unit="none",
+            steps=True,
+        ),
+        lines(
+            "Shared config ignored by replica",
+            "Which replica cannot take what stands in Redis? 1: a newer release wrote it, or it is out of bounds.",
+            (f"lowfirst_config_invalid{{{REPLICA}}}", "{{instance}}"),
             unit="none",
             steps=True,
         ),
@@ -436,13 +465,17 @@ def fleet() -> schema.Dashboard:
         ),
         lines(
             "Errors by replica",
-            "Which replica fails?",
+            "Which replica fails? Requests answered 500 or above, and images, alone or in a batch.",
             (
                 f'sum by (instance) (rate(lowfirst_requests_total{{{CLASSIFIES}, code=~"5..", {REPLICA}}}'
-                f'[$__rate_interval])) or sum by (instance) (0 * up{{job="lowfirst", {REPLICA}}})',
-                "{{instance}}",
+                "[$__rate_interval]))",
+                "{{instance}} requests",
             ),
-            unit="reqps",
+            (
+                f"sum by (instance) (rate(lowfirst_image_errors_total{{{OURS}, {REPLICA}}}[$__rate_interval]))",
+                "{{instance}} images",
+            ),
+            unit=EACH_SECOND,
         ),
     ]
     cache: list[Panel] = [
@@ -482,7 +515,7 @@ def fleet() -> schema.Dashboard:
         "lowfirst-fleet",
         "lowfirst: Fleet",
         "Whether the replicas are alive and alike, and what they share.",
-        {"Alive": alive, "Config": config, "Work": work, "Cache": cache, "Machine": machine},
+        {"Alive": alive, "Config": config, "Store": store, "Work": work, "Cache": cache, "Machine": machine},
     )
 
 

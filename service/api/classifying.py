@@ -13,7 +13,7 @@ from service.api.dependencies import Parts
 from service.api.request_context import arrival
 from service.engine.engine import Engine
 from service.engine.entry import Answer, Ask
-from service.errors import BadRequest, ImageTooLarge
+from service.errors import BadRequest, ImageTooLarge, LowfirstError
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for an answer that nobody reads
 
@@ -62,15 +62,24 @@ async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -
 
     ImageTooLarge: more bytes than one image may have.
     BadRequest: none.
+
+    Its error is counted here: that of one among several is no request's.
     """
-    limit = parts.settings.max_image_bytes
+    try:
+        _check_size(image, parts.settings.max_image_bytes)
+        return await engine.classify(image, ask)
+    except LowfirstError as error:
+        parts.metrics.image_errors.labels(error.code).inc()
+        raise
+
+
+def _check_size(image: bytes, limit: int) -> None:
     if len(image) > limit:
         raise ImageTooLarge(
             f"image has {len(image)} bytes; the limit is {limit}", field="image", value=len(image), bound=limit
         )
     if not image:
         raise BadRequest("image has 0 bytes", field="image", value=0)
-    return await engine.classify(image, ask)
 
 
 async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T | None:

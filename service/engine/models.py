@@ -75,7 +75,7 @@ class Models:
             limits.max_bytes_in_flight,
             limits.max_queue,
             wait_seconds=lambda: sum(engine.queued_seconds() for engine in self),
-            on_reject=lambda reason: metrics.rejected.labels(reason).inc(),
+            on_reject=lambda reason, images: metrics.rejected.labels(reason).inc(images),
         )
         self._watch()
 

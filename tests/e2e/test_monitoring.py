@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
 RAW = {"Content-Type": "image/jpeg"}
 TIMEOUT = 60  # a machine may be busy
 SCRAPE = "500ms"
+MODELS = ("tiny", "other")
 
 VARIABLES = {"$__rate_interval": "1m", "$model": ".*", "$replica": ".*"}
 
@@ -100,6 +102,11 @@ def scraping(replicas: list[httpx.Client], folder: Path) -> Iterator[Prometheus]
         process.wait()
 
 
+def is_about(prometheus: Prometheus, expression: str, value: float) -> bool:
+    """Whether it is within a hundredth of it."""
+    return abs(prometheus.value(expression) - value) < 0.01
+
+
 def wait_for(reached: Callable[[], bool]) -> None:
     """Until it is so."""
     end = time.monotonic() + TIMEOUT
@@ -115,9 +122,12 @@ def wait_until_none_is_left(left: Callable[[], list[str]]) -> None:
 
 
 def classify(replicas: list[httpx.Client], photographs: list[bytes]) -> list[dict[str, Any]]:
-    """The answers; replicas take turns, unevenly."""
-    turns = zip(cycle([replicas[0], *replicas]), photographs, strict=False)
-    answers = [replica.post("/classify", content=image, headers=RAW) for replica, image in turns]
+    """The answers; replicas take turns, unevenly, and so do models."""
+    turns = zip(cycle([replicas[0], *replicas]), cycle(MODELS), photographs, strict=False)
+    answers = [
+        replica.post("/classify", params={"model": model}, content=image, headers=RAW)
+        for replica, model, image in turns
+    ]
     assert {answer.status_code for answer in answers} == {200}
     return [answer.json() for answer in answers]
 
@@ -148,36 +158,38 @@ def names(expression: str) -> set[str]:
 
 @pytest.mark.usefixtures("prometheus")
 def test_every_panel_rule_and_alert_has_its_answer(
-    serve: Serve, redis_server: RedisServer, make_jpeg: Callable[..., bytes], tmp_path: Path
+    serve: Serve, two_versions: Path, redis_server: RedisServer, make_jpeg: Callable[..., bytes], tmp_path: Path
 ) -> None:
     settings = {"audit_probability": "1", "cache_entries": "100", "redis_url": redis_server.url}
+    settings |= {"model_store": str(two_versions), "model": "tiny/1", "models": "other"}
     with ThreadPoolExecutor() as threads:
         started = threads.map(lambda _: serve(**settings), range(2))
         replicas = [client for _, client in started]
     photographs = [make_jpeg(seed) for seed in range(60)]
     with scraping(replicas, tmp_path) as prometheus:
-        wait_for(lambda: prometheus.value("count(lowfirst_threshold)") == 2)  # scraped, and nothing has happened yet
+        wait_for(lambda: prometheus.value("count(lowfirst_threshold)") == 4)  # scraped, and nothing has happened yet
         assert prometheus.value("sum(lowfirst_images_total)") == 0
         answers = classify(replicas, photographs[:30])
         wait_for(lambda: prometheus.value("sum(lowfirst_images_total)") == len(answers))  # a rate takes two scrapes
         for replica in replicas:
             assert replica.patch("/config/threshold", json={"threshold": 0.6}).status_code == 200
-        answers += classify(replicas, photographs[15:])  # some from the cache
+        answers += classify(replicas, photographs[14:])  # some from the cache
         assert any(answer["cached"] for answer in answers)
-        exits = Counter(answer["exit"] for answer in answers)
-        assert min(exits["low"], exits["high"]) > 10
+        wait_for(lambda: prometheus.value("sum(lowfirst_images_total)") == len(answers))
 
-        total = len(answers)
-        wait_for(lambda: prometheus.value("sum(lowfirst_images_total)") == total)
-        assert prometheus.value('sum(lowfirst_images_total{exit="low"})') == exits["low"]
-        exit_rate = 'sum(lowfirst_images_total{exit="low"}) / sum(lowfirst_images_total)'
-        assert prometheus.value(exit_rate) == exits["low"] / total
-        spent = prometheus.value('sum(lowfirst_multiply_adds_total{stage!="audit"})')
-        assert spent == pytest.approx(sum(answer["mmacs"] for answer in answers) * 1e6)
+        for model in MODELS:
+            own = [answer for answer in answers if answer["model"]["name"] == model]
+            exits = Counter(answer["exit"] for answer in own)
+            assert min(exits["low"], exits["high"]) > 5
+            this = f'model="{model}/1"'
+            assert prometheus.value(f'sum(lowfirst_images_total{{exit="low", {this}}})') == exits["low"]
+            assert prometheus.value(f"sum(lowfirst_images_total{{{this}}})") == len(own)
+            spent = prometheus.value(f'sum(lowfirst_multiply_adds_total{{stage!="audit", {this}}})')
+            assert spent == pytest.approx(sum(answer["mmacs"] for answer in own) * 1e6)
 
-        # A rate reaches beyond its samples by up to half a scrape interval, for either replica by another part of it.
-        recorded = "lowfirst:early_exit:ratio_rate5m"
-        wait_for(lambda: abs(prometheus.value(recorded) - exits["low"] / total) < 0.01)
+            # A rate reaches beyond its samples by up to half a scrape interval, for either replica by another part.
+            recorded, rate = f"lowfirst:early_exit:ratio_rate5m{{{this}}}", exits["low"] / len(own)
+            wait_for(partial(is_about, prometheus, recorded, rate))
 
         rules = prometheus.rules()
         asked = panel_queries() | {rule["name"]: rule["name"] for rule in rules if rule["type"] == "recording"}

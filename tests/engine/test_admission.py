@@ -55,7 +55,9 @@ def test_body_larger_than_the_limit_is_admitted_alone() -> None:
 def test_image_behind_too_much_work_is_busy_unless_few_are_in_flight() -> None:
     queued = 2.0
     reasons: list[str] = []
-    admission = Admission(99, 100, max_seconds=1.5, wait_seconds=lambda: queued, on_reject=reasons.append)
+    admission = Admission(
+        99, 100, max_seconds=1.5, wait_seconds=lambda: queued, on_reject=lambda reason, _: reasons.append(reason)
+    )
     with admission.admit(images=ALWAYS - 1), admission.admit(images=1):
         with pytest.raises(Busy, match=r"2\.0 seconds are queued; .* 1\.5") as busy, admission.admit(images=1):
             pytest.fail("admitted")
@@ -80,14 +82,14 @@ def test_retry_after_is_the_wait_in_whole_seconds_at_least_one(waits: float, ret
     assert busy.value.retry_after_seconds == retry
 
 
-def test_rejections_are_told_by_limit() -> None:
-    reasons: list[str] = []
-    admission = Admission(max_images=1, max_bytes=10, on_reject=reasons.append)
+def test_rejections_are_told_by_limit_with_the_images_turned_away() -> None:
+    told: list[tuple[str, int]] = []
+    admission = Admission(max_images=1, max_bytes=10, on_reject=lambda reason, images: told.append((reason, images)))
     with admission.admit(size=5):
-        for images, size in ((2, 0), (1, 6)):
-            with pytest.raises(Busy), admission.admit(images=images, size=size):
+        for wanted in ({"images": 2}, {"images": 1, "size": 6}, {"size": 6}, {"images": 3, "held": 1}):
+            with pytest.raises(Busy), admission.admit(**wanted):
                 pytest.fail("admitted")
-    assert reasons == ["images", "bytes"]
+    assert told == [("images", 2), ("bytes", 1), ("bytes", 1), ("images", 4)]
 
 
 @settings(deadline=None)

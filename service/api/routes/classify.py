@@ -94,7 +94,7 @@ async def classify_batch(request: Request) -> Response:
     admission = parts.models.admission
     with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
         images = bodies.many_images(request, await bodies.read(request, limit), most_images(parts))
-        with admission.admit(images=len(images) - 1):
+        with admission.admit(images=len(images) - 1, held=1):
             results = await unless_client_leaves(
                 request, asyncio.gather(*(_classify_or_error(parts, model, image, ask, id_) for image in images))
             )

@@ -142,7 +142,7 @@ async def infer(request: Request) -> Response:
         asked, images = tensors.read(request, await bodies.read(request, limit), most_images(parts))
         engine = _served(parts, *named)  # once for all images: they may have been exchanged while the body came
         ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
-        with admission.admit(images=len(images) - 1):
+        with admission.admit(images=len(images) - 1, held=1):
             answers = await unless_client_leaves(request, _classify_all(parts, engine, images, ask))
     return Response(status_code=CLIENT_CLOSED_REQUEST) if answers is None else tensors.answer(asked, answers)
 

@@ -279,6 +279,7 @@ async def test_a_batch_takes_a_place_for_each_image(
         batch = [("image", (None, jpeg))]
         assert (await client.post("/classify/batch", files=batch * 3)).status_code == 200
         error_of(await client.post("/classify/batch", files=batch * 4), 429, "busy")
+        assert 'lowfirst_rejected_total{reason="images"} 4.0' in (await client.get("/metrics")).text
         upload.go.set()
         assert (await first).status_code == 200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.api.classifying import DirectRoute
+from service.api.routes import classify, inference_protocol
+
 pytestmark = pytest.mark.anyio
 
 RAW = {"Content-Type": "image/jpeg"}
+LENGTH = "Inference-Header-Content-Length"
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
@@ -117,11 +122,37 @@ async def test_requests_are_counted_by_route_and_code(fresh: httpx.AsyncClient, 
     await fresh.get("/nowhere")
     await fresh.get("/nowhere/else")
     samples = await scrape(fresh)
-    counted = {(labels["route"], labels["code"]): value for labels, value in samples["lowfirst_requests_total"]}
+    requests = samples["lowfirst_requests_total"]
+    counted = {(labels["route"], labels["code"]): value for labels, value in requests if value}
     assert counted == {
         ("/classify", "200"): 1, ("/classify", "415"): 1, ("/config/threshold", "200"): 1, ("unknown", "404"): 2
     }  # fmt: skip
     assert total(samples, "lowfirst_request_seconds_count", route="/classify") == 2
+
+
+async def test_every_classifying_route_begins_at_zero(fresh: httpx.AsyncClient) -> None:
+    routes = (*classify.router.routes, *inference_protocol.router.routes)
+    paths = {route.path for route in routes if isinstance(route, DirectRoute)}
+    samples = await scrape(fresh)
+    begun = {(labels["route"], labels["code"]): value for labels, value in samples["lowfirst_requests_total"]}
+    assert begun == {(path, code): 0 for path in paths for code in ("200", "429", "500", "503", "504")}
+
+
+async def test_each_image_that_failed_is_counted_by_its_error_in_a_batch_too(
+    fresh: httpx.AsyncClient, jpeg: bytes
+) -> None:
+    parts = [jpeg, b"no image", b"", b"nor this", jpeg]
+    batch = await fresh.post("/classify/batch", files=[("image", (None, part)) for part in parts])
+    assert (await fresh.post("/classify", content=b"no image", headers=RAW)).status_code == 415
+    late = await fresh.post("/classify/batch?deadline_ms=0.0001", files=[("image", (None, jpeg))] * 50)
+    refused = await fresh.post("/v2/models/tiny/infer", content=b"no image", headers={LENGTH: "0"})
+    errors = [
+        result["error"]["code"] for each in (batch, late) for result in each.json()["results"] if "error" in result
+    ]
+    assert "deadline_passed" in errors
+    assert refused.status_code == 415
+    counted = {labels["code"]: value for labels, value in (await scrape(fresh))["lowfirst_image_errors_total"] if value}
+    assert counted == Counter([*errors, "unsupported_image", "unsupported_image"])
 
 
 async def test_a_cached_answer_costs_nothing_and_says_so(
