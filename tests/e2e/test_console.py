@@ -6,6 +6,7 @@ Every test fails on an error in the page, on a breach of its policy, and on a re
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import os
 import re
@@ -22,6 +23,8 @@ import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, ViewportSize, expect, sync_playwright
+
+from service.store import read_spec, write_spec
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
@@ -75,10 +78,15 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def store(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as ``tiny/1``, ``tiny/2`` and ``other/1``, and ``broken/1``, which cannot be served."""
+    """The tiny model as ``tiny/1``, ``tiny/2`` and ``other/1``, and ``broken/1``, which cannot be served.
+
+    The high pass of ``tiny/2`` is said to cost twice as much.
+    """
     root = tmp_path_factory.mktemp("console")
     for name in ("tiny/1", "tiny/2", "other/1", "broken/1"):
         shutil.copytree(two_versions / name, root / name)
+    spec = read_spec(root / "tiny/2")
+    write_spec(root / "tiny/2", dataclasses.replace(spec, high_mmacs=2 * spec.high_mmacs))
     return root
 
 
@@ -207,6 +215,21 @@ def test_high_pass_may_be_asked_of_a_photograph_that_exits(page: Page, site: htt
     assert site.get("/config/threshold").json()["threshold"] == 0
 
 
+def test_single_scale_time_is_the_least_that_was_seen(page: Page, site: httpx.Client) -> None:
+    set_threshold(site, 1)
+    times = [70.0, 5.0, 80.0]  # of batches, the second of one image
+
+    def answer(route: Route) -> None:
+        body = route.fetch().json()
+        body["timing_ms"]["high"] = times.pop(0)
+        route.fulfill(json=body)
+
+    page.route(re.compile(r"classify\?"), answer)
+    for name in ("golf-ball.jpg", "church.jpg", "gas-pump.jpg"):
+        upload(page, name)
+    expect(page.locator(".spent")).to_contain_text("single-scale about 5.0\u00a0ms")
+
+
 def test_several_photographs_have_a_place_each_and_can_be_looked_at_again(page: Page) -> None:
     upload(page, "golf-ball.jpg", "church.jpg", "parachute.jpg")
     upload(page, "gas-pump.jpg")
@@ -295,6 +318,16 @@ def test_conflict_is_told_and_nothing_is_applied_until_asked_again(page: Page, s
     expect(page.locator("#in-force")).to_contain_text("0.9 in force")
 
 
+def test_conflict_is_told_even_if_the_config_cannot_be_read(page: Page) -> None:
+    def refuse(route: Route) -> None:
+        route.fulfill(status=412 if route.request.method == "PATCH" else 503, json={"error": {"message": "not now"}})
+
+    page.route("**/config/threshold", refuse)
+    slide_to(page, 0.9)
+    page.get_by_role("button", name="Apply 0.9").click()
+    expect(page.locator("#outcome")).to_have_text("Not applied: somebody changed the config meanwhile. Not now.")
+
+
 def test_refused_change_shows_the_servers_reason(open_page: Open, site: httpx.Client) -> None:
     site.patch("/config/threshold", json={"floor": 0.5})
     page = open_page(site)
@@ -306,10 +339,13 @@ def test_refused_change_shows_the_servers_reason(open_page: Open, site: httpx.Cl
     )
 
 
-def test_charts_move_after_load(page: Page, site: httpx.Client) -> None:
+def test_charts_move_after_load(open_page: Open, site: httpx.Client) -> None:
     set_threshold(site, 1)
+    told(site, "church.jpg")
+    page = open_page(site)
     charts = page.locator(".chart")
     expect(charts).to_have_count(4)
+    expect(charts.locator("b")).to_have_text([NONE] * 4 + ["0", "0"])  # that image is no news
     lines = [charts.nth(i).locator("svg path.line").first for i in range(4)]
     before = [line.get_attribute("d") for line in lines]
     upload(page, "golf-ball.jpg", "church.jpg")
