@@ -600,8 +600,8 @@ def test_drawings_are_seen_in_a_systems_own_colours(page: Page) -> None:
         ]
         assert colours[0] != colours[1], drawn
     with Image.open(io.BytesIO(page.locator(".range").screenshot())) as slider:
-        ground, left, right = (slider.getpixel((slider.width * x // 100, y)) for x, y in ((20, 3), (20, 17), (95, 17)))
-    assert len({ground, left, right}) == 3
+        ground_left_right = [slider.getpixel((slider.width * x // 100, y)) for x, y in ((20, 3), (20, 17), (95, 17))]
+    assert len(set(ground_left_right)) == 3
 
 
 def test_reduced_motion_is_respected(page: Page) -> None:

@@ -10,6 +10,8 @@ export class Refused extends Error {
   }
 }
 
+const NO_IMAGE = "The file is no image that the server reads: those are JPEG, PNG, WebP, GIF and BMP.";
+// By the code of the error, what people are told where the server's words are for engineers.
 const WORDS = {
   busy: ({retryAfter}) => `The server is busy. Try again in ${retryAfter ?? 1} s.`,
   image_too_large: ({value, bound, message}) => {
@@ -23,13 +25,12 @@ const WORDS = {
   unsupported_body: () => NO_IMAGE,
   unsupported_image: () => NO_IMAGE,
 };
-const NO_IMAGE = "The file is no image that the server reads: those are JPEG, PNG, WebP, GIF and BMP.";
 
 export const whyNot = (refused) => WORDS[refused.code]?.(refused) ?? sentence(refused.message);
 
 const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? "" : ".");
 
-let meant = null; // name of the model that the page is about; null for the server's default
+let meant = null; // name of the model that was picked for the page; null for the server's default
 
 export const model = () => meant;
 
@@ -37,7 +38,7 @@ export function mean(name) {
   meant = name;
 }
 
-// `path` with a query that names the model, where it is not the default.
+// `path` with a query that names the model, where one was picked.
 export function about(path, query = {}) {
   const search = new URLSearchParams({...query, ...(meant && {model: meant})});
   return search.size ? `${path}?${search}` : path;
