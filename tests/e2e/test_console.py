@@ -6,6 +6,8 @@ Every test fails on an error in the page, on a breach of its policy, and on a re
 from __future__ import annotations
 
 import base64
+import dataclasses
+import io
 import os
 import re
 import shutil
@@ -19,7 +21,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, ViewportSize, expect, sync_playwright
+
+from service.store import read_spec, write_spec
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
@@ -28,6 +33,8 @@ Open = Callable[..., Page]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IN_FLIGHT = 4  # images that the server accepts at a time
 TIMEOUT = 10
+NONE = "\N{EN DASH}"
+API_KEY, ADMIN_KEY = "an-api-key-of-ours", "an-admin-key-of-ours"
 PHONE: ViewportSize = {"width": 360, "height": 740}
 REFUSAL = "Failed to load resource"  # Chromium's word for every status from 400 on
 
@@ -71,17 +78,23 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def store(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as ``tiny/1`` and ``tiny/2``, and ``broken/1``, which cannot be served."""
+    """The tiny model as ``tiny/1``, ``tiny/2`` and ``other/1``, and ``broken/1``, which cannot be served.
+
+    The high pass of ``tiny/2`` is said to cost twice as much.
+    """
     root = tmp_path_factory.mktemp("console")
-    for name in ("tiny/1", "tiny/2", "broken/1"):
+    for name in ("tiny/1", "tiny/2", "other/1", "broken/1"):
         shutil.copytree(two_versions / name, root / name)
+    spec = read_spec(root / "tiny/2")
+    write_spec(root / "tiny/2", dataclasses.replace(spec, high_mmacs=2 * spec.high_mmacs))
     return root
 
 
 @pytest.fixture(scope="module")
 def site(servers: Serve, store: Path) -> httpx.Client:
-    """A client of the server behind the pages."""
-    return servers(model_store=str(store), model="tiny/1", max_images_in_flight=str(IN_FLIGHT))[1]
+    """A client of the server behind the pages. It serves two models; a page is about the first unless told."""
+    settings = {"model_store": str(store), "model": "tiny/1", "models": "other/1"}
+    return servers(**settings, max_images_in_flight=str(IN_FLIGHT), max_image_bytes="200000")[1]
 
 
 @pytest.fixture(autouse=True)
@@ -93,11 +106,14 @@ def _config_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """``open_page(client, **context)``: the console of the client's server, filled; what it may not do fails."""
+    """``open_page(client, **context)``: the console of the client's server, filled; what it may not do fails.
+
+    It is not filled where ``is_locked``.
+    """
     troubles: list[str] = []
     with ExitStack() as stack:
 
-        def open_(client: httpx.Client, **settings: object) -> Page:
+        def open_(client: httpx.Client, *, is_locked: bool = False, **settings: object) -> Page:
             home = str(client.base_url)
             context = stack.enter_context(browser.new_context(**settings))  # type: ignore[arg-type]
             page = context.new_page()
@@ -106,7 +122,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
             page.on("pageerror", lambda error: troubles.append(str(error)))
             page.on("request", lambda sent: None if sent.url.startswith((home, "blob:")) else troubles.append(sent.url))
             page.goto(home)
-            expect(page.locator("#preview tr")).to_have_count(5, timeout=TIMEOUT * 1e3)
+            expect(page.locator("#preview tr")).to_have_count(0 if is_locked else 5, timeout=TIMEOUT * 1e3)
             return page
 
         yield open_
@@ -183,7 +199,7 @@ def test_photograph_that_escalates_shows_both_answers(page: Page, site: httpx.Cl
     for stage in ("low", "high"):
         first = page.locator(f".pass.{stage} .ranking li").first
         expect(first).to_contain_text(str(passes[stage][0]["label"]))
-        expect(page.locator(f".pass.{stage} .cost")).to_contain_text(re.compile(r"M · [\d.]+ ms"))
+        expect(page.locator(f".pass.{stage} .cost")).to_contain_text(re.compile(r"M · [\d.]+\sms"))
     expect(page.locator(".verdict")).to_contain_text("not above 1, so on to the high pass")
     expect(page.get_by_role("img", name=re.compile(r"Confidence 0\.\d+, threshold 1"))).to_be_visible()
 
@@ -199,6 +215,21 @@ def test_high_pass_may_be_asked_of_a_photograph_that_exits(page: Page, site: htt
     assert site.get("/config/threshold").json()["threshold"] == 0
 
 
+def test_single_scale_time_is_the_least_that_was_seen(page: Page, site: httpx.Client) -> None:
+    set_threshold(site, 1)
+    times = [70.0, 5.0, 80.0]  # of batches, the second of one image
+
+    def answer(route: Route) -> None:
+        body = route.fetch().json()
+        body["timing_ms"]["high"] = times.pop(0)
+        route.fulfill(json=body)
+
+    page.route(re.compile(r"classify\?"), answer)
+    for name in ("golf-ball.jpg", "church.jpg", "gas-pump.jpg"):
+        upload(page, name)
+    expect(page.locator(".spent")).to_contain_text("single-scale about 5.0\u00a0ms")
+
+
 def test_several_photographs_have_a_place_each_and_can_be_looked_at_again(page: Page) -> None:
     upload(page, "golf-ball.jpg", "church.jpg", "parachute.jpg")
     upload(page, "gas-pump.jpg")
@@ -207,6 +238,8 @@ def test_several_photographs_have_a_place_each_and_can_be_looked_at_again(page: 
     last.click()
     expect(page.locator(".picture figcaption")).to_have_text("parachute.jpg")
     expect(last).to_have_attribute("aria-pressed", "true")
+    upload(page, "church.jpg")
+    expect(last).to_have_attribute("aria-pressed", "false")
 
 
 @pytest.mark.parametrize("kind", ["paste", "drop"])
@@ -234,6 +267,22 @@ def test_slider_shows_what_a_threshold_would_do_and_changes_nothing(page: Page, 
     page.get_by_role("button", name="Back to what is in force").click()
     expect(page.locator("#slider")).to_have_js_property("value", "0.65")
     expect(point).to_have_count(0)
+
+
+def test_preview_shows_no_other_thresholds_figures(open_page: Open, site: httpx.Client) -> None:
+    set_threshold(site, 0.675)
+    page = open_page(site)
+    expect(page.locator("#in-force")).to_contain_text("0.675 in force")
+    then = page.locator("#preview td:last-child")
+    slide_to(page, 0.9)
+    expect(then.first).to_contain_text("%")
+    page.route("**/preview?*", lambda route: route.fulfill(status=503, json={"error": {"message": "not now"}}))
+    slide_to(page, 0.3)
+    expect(page.locator("#preview-title")).to_have_text("At 0.3")
+    expect(then).to_have_text([NONE] * 5)
+    expect(page.locator("#curve circle.then")).to_have_count(0)
+    expect(page.locator("#outcome")).to_have_text("Not now.")
+    expect(then).to_have_text([NONE] * 5)
 
 
 def test_applied_threshold_is_in_force_and_shown(page: Page, site: httpx.Client) -> None:
@@ -269,63 +318,144 @@ def test_conflict_is_told_and_nothing_is_applied_until_asked_again(page: Page, s
     expect(page.locator("#in-force")).to_contain_text("0.9 in force")
 
 
-def test_refused_change_shows_the_servers_reason(page: Page, site: httpx.Client) -> None:
+def test_conflict_is_told_even_if_the_config_cannot_be_read(page: Page) -> None:
+    def refuse(route: Route) -> None:
+        route.fulfill(status=412 if route.request.method == "PATCH" else 503, json={"error": {"message": "not now"}})
+
+    page.route("**/config/threshold", refuse)
+    slide_to(page, 0.9)
+    page.get_by_role("button", name="Apply 0.9").click()
+    expect(page.locator("#outcome")).to_have_text("Not applied: somebody changed the config meanwhile. Not now.")
+
+
+def test_refused_change_shows_the_servers_reason(open_page: Open, site: httpx.Client) -> None:
     site.patch("/config/threshold", json={"floor": 0.5})
+    page = open_page(site)
     expect(page.locator("#floor")).to_contain_text("Floor 0.5")
     slide_to(page, 0.2)
     page.get_by_role("button", name="Apply 0.2").click()
-    expect(page.locator("#outcome")).to_contain_text("at least the floor in force, 0.5")
+    expect(page.locator("#outcome")).to_have_text(
+        "Not applied. The threshold must be at least the floor in force, 0.5; lower or clear it too."
+    )
 
 
-def test_charts_move_after_load(page: Page, site: httpx.Client) -> None:
+def test_charts_move_after_load(open_page: Open, site: httpx.Client) -> None:
     set_threshold(site, 1)
+    told(site, "church.jpg")
+    page = open_page(site)
     charts = page.locator(".chart")
     expect(charts).to_have_count(4)
+    expect(charts.locator("b")).to_have_text([NONE] * 4 + ["0", "0"])  # that image is no news
     lines = [charts.nth(i).locator("svg path.line").first for i in range(4)]
     before = [line.get_attribute("d") for line in lines]
     upload(page, "golf-ball.jpg", "church.jpg")
     expect(charts.nth(0).locator("b")).to_have_text("0.0%")
     model = site.get("/models").json()["models"][0]
     expect(charts.nth(1).locator("b")).to_have_text(f"{model['low_mmacs'] + model['high_mmacs']:.1f} M")
-    expect(charts.nth(2).locator("b").first).to_have_text(re.compile(r"[\d.]+ ms"))
+    expect(charts.nth(2).locator("b").first).to_have_text(re.compile(r"[\d.]+\sms"))
     for line, path in zip(lines, before, strict=True):
         expect(line).not_to_have_attribute("d", path or "")
 
 
-def test_models_are_listed_and_served_at_a_click(page: Page, site: httpx.Client) -> None:
+def test_models_are_listed_and_served_once_confirmed(page: Page, site: httpx.Client) -> None:
+    upload(page, "church.jpg")
+    costs = page.locator(".spent").inner_text()
     rows = page.locator("#store li")
-    expect(rows).to_have_count(3)
-    expect(rows.filter(has_text="tiny/1")).to_contain_text("serving")
+    expect(rows).to_have_count(4)
+    expect(page.locator("#store .serving h3")).to_have_text(["other/1", "tiny/1"])
     try:
-        rows.filter(has_text="broken/1").get_by_role("button", name="Serve this").click()
-        expect(page.locator("#switched")).to_contain_text("broken/1 is not served. model is 'broken/1'; it must be")
-        rows.filter(has_text="tiny/2").get_by_role("button", name="Serve this").click()
-        expect(rows.filter(has_text="tiny/2")).to_contain_text("serving")
+        serve_instead(page, "broken/1")
+        expect(page.locator("#switched")).to_contain_text("broken/1 is not served. The model must be")
+        expect(page.get_by_role("button", name="Serve this: broken/1")).to_be_focused()
+        page.get_by_role("button", name="Serve this: tiny/2").click()
+        expect(page.get_by_role("group", name="Serve tiny/2?")).to_contain_text("To everybody, instead of tiny/1?")
+        assert site.get("/stats").json()["model"] == {"name": "tiny", "version": 1}
+        page.get_by_role("button", name="Serve tiny/2", exact=True).click()
         expect(page.get_by_role("banner")).to_contain_text("tiny/2")
+        expect(page.get_by_role("heading", name="tiny/2")).to_be_focused()
+        assert page.locator(".spent").inner_text() == costs
         upload(page, "church.jpg")
         assert site.get("/stats").json()["model"] == {"name": "tiny", "version": 2}
     finally:
         site.patch("/config/model", json={"model": "tiny/1"})
 
 
-def test_admin_key_of_a_server_is_asked_for_and_used(open_page: Open, serve: Serve, store: Path) -> None:
-    _, client = serve(model_store=str(store), model="tiny/1", admin_key="0123456789abcdef")
-    page = open_page(client)
-    slide_to(page, 0.5)
-    page.get_by_role("button", name="Apply 0.5").click()
-    for key, reason in (("fedcba9876543210", "a key is needed"), ("0123456789abcdef", "the key is wrong")):
-        expect(page.get_by_role("dialog", name="Admin key needed")).to_contain_text(reason)
+def serve_instead(page: Page, model: str) -> None:
+    """Both steps."""
+    page.get_by_role("button", name=f"Serve this: {model}").click()
+    page.get_by_role("button", name=f"Serve {model}", exact=True).click()
+
+
+def test_page_may_be_turned_to_another_served_model(page: Page, site: httpx.Client) -> None:
+    pick = page.get_by_role("combobox", name="Model")
+    expect(pick.locator("option")).to_have_text(["tiny", "other"])
+    site.patch("/config/threshold", params={"model": "other"}, json={"threshold": 0.8})
+    pick.select_option("other")
+    expect(page.get_by_role("banner")).to_contain_text("other/1")
+    expect(page.locator("#in-force")).to_contain_text("0.8 in force")
+    slide_to(page, 0.42)
+    page.get_by_role("button", name="Apply 0.42").click()
+    expect(page.locator("#in-force")).to_contain_text("0.42 in force")
+    assert [one["threshold"] for one in site.get("/config").json()["thresholds"]] == [0.65, 0.42]
+    before = site.get("/stats", params={"model": "other"}).json()["images"]
+    upload(page, "church.jpg")
+    assert site.get("/stats", params={"model": "other"}).json()["images"] == before + 1
+
+
+def test_server_with_keys_asks_for_them_and_its_end_is_told_of(open_page: Open, serve: Serve, store: Path) -> None:
+    keys = {"api_key": API_KEY, "admin_key": ADMIN_KEY}
+    process, client = serve(model_store=str(store), model="tiny/1", drain_delay_seconds="60", **keys)
+    page = open_page(client, is_locked=True)
+    notice = page.get_by_role("alert")
+    expect(notice).to_contain_text("A key is needed.")
+    expect(page.locator("#state")).to_have_text("key needed")
+    for key, reason in (("a-key-of-nobody", "A key is needed."), (API_KEY, "The key is wrong.")):
+        expect(notice).to_contain_text(reason)
+        page.get_by_role("button", name="Enter the key").click()
+        expect(page.get_by_role("dialog", name="API key needed")).to_contain_text(reason)
         page.get_by_label("Key", exact=True).fill(key)
         page.keyboard.press("Enter")
+    expect(page.locator("#preview tr")).to_have_count(5)
+    expect(page.locator("#state")).to_have_text("ready")
+    expect(notice).to_be_hidden()
+    expect(page.locator("#files")).to_be_focused()
+    expect(page.locator("#several")).to_be_hidden()
+    slide_to(page, 0.5)
+    page.get_by_role("button", name="Apply 0.5").click()
+    dialog = page.get_by_role("dialog", name="Admin key needed")
+    expect(dialog).to_contain_text("The API key does not allow changes; the admin key does.")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Apply 0.5")).to_be_focused()
+    expect(page.locator("#outcome")).to_have_text(
+        "Not applied. The API key does not allow changes; the admin key does."
+    )
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
+    page.get_by_label("Key", exact=True).fill(ADMIN_KEY)
+    page.keyboard.press("Enter")
     expect(page.locator("#in-force")).to_contain_text("0.5 in force")
-    page.locator("#store li").filter(has_text="tiny/2").get_by_role("button", name="Serve this").click()
-    expect(page.locator("#store li").filter(has_text="tiny/2")).to_contain_text("serving")
+    kept = page.evaluate("[localStorage.length, document.cookie, Object.values(sessionStorage).sort()]")
+    assert kept == [0, "", [ADMIN_KEY, API_KEY]]
+    serve_instead(page, "tiny/2")
+    expect(page.get_by_role("banner")).to_contain_text("tiny/2")
+    process.send_signal(signal.SIGTERM)
+    expect(notice).to_contain_text("The server takes no work. The server is stopping.")
+    process.kill()
+    expect(notice).to_contain_text("The server does not answer")
+    expect(page.locator("#state")).to_have_text("no answer")
+    page.locator("#files").set_input_files(EXAMPLES / "church.jpg")
+    expect(page.locator(".refused")).to_contain_text("The server does not answer")
 
 
 def test_file_that_is_no_image_shows_the_servers_message(page: Page) -> None:
     page.locator("#files").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
-    expect(page.locator(".refused")).to_contain_text(re.compile("No answer. .*image"))
+    refused = page.locator(".refused")
+    expect(refused).to_contain_text("No answer. The file is no image that the server reads")
+    expect(refused.get_by_role("button")).to_have_count(0)
     expect(page.locator("#announcer")).to_contain_text("x.jpg: ")
+    expect(page.locator(".picture .undrawn")).to_have_text("no preview")
+    page.locator("#files").set_input_files({"name": "y.jpg", "mimeType": "image/jpeg", "buffer": bytes(234567)})
+    expect(refused).to_contain_text("The image has 0.235\u00a0MB; the server takes up to 0.2\u00a0MB.")
 
 
 def test_busy_server_is_told_of_and_may_be_asked_again(page: Page, site: httpx.Client) -> None:
@@ -336,69 +466,40 @@ def test_busy_server_is_told_of_and_may_be_asked_again(page: Page, site: httpx.C
             upload_.sendall(begun.encode())
         until(lambda: site.get("/stats").json()["queue"]["images_in_flight"] == IN_FLIGHT)
         upload(page, "church.jpg")
-        expect(page.locator(".refused")).to_contain_text(re.compile(r"The server is busy: .* Try again in \d+ s\."))
+        expect(page.locator(".refused")).to_contain_text(re.compile(r"The server is busy\. Try again in \d+ s\."))
     until(lambda: site.get("/stats").json()["queue"]["images_in_flight"] == 0)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".pass.low .ranking li").first).to_be_visible()
 
 
-def until(is_so: Callable[[], bool]) -> None:
+def until(is_so: Callable[[], bool], wait: Callable[[float], None] = time.sleep) -> None:
     """Wait for it."""
     end = time.monotonic() + TIMEOUT
     while not is_so():
         assert time.monotonic() < end
-        time.sleep(0.01)
+        wait(0.01)
 
 
-def test_server_that_stops_and_is_gone_is_told_of(open_page: Open, serve: Serve) -> None:
-    process, client = serve(drain_delay_seconds="60")
-    page = open_page(client)
-    expect(page.locator("#state")).to_have_text("ready")
-    process.send_signal(signal.SIGTERM)
-    expect(page.get_by_role("alert")).to_contain_text("the server is stopping")
-    process.kill()
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
-    expect(page.locator("#state")).to_have_text("no answer")
-    page.locator("#files").set_input_files(EXAMPLES / "church.jpg")
-    expect(page.locator(".refused")).to_contain_text("The server does not answer")
+def test_key_that_is_declined_is_not_asked_for_again_until_it_is_given(page: Page) -> None:
+    error = {"code": "unauthorized", "message": "a key is needed: send it"}
 
-
-@pytest.mark.parametrize(("status", "kind"), [(401, "Admin"), (403, "Admin"), (401, "API")])
-def test_key_is_asked_for_where_one_is_needed(page: Page, status: int, kind: str) -> None:
     def lock(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer open-sesame":
+        if route.request.headers.get("authorization"):
             route.continue_()
         else:
-            error = {"code": "locked", "message": "a key, please", "field": None, "request_id": "1"}
-            route.fulfill(status=status, json={"error": error})
+            route.fulfill(status=401, json={"error": error})
 
-    page.route(re.compile("config/threshold$" if kind == "Admin" else r"classify\?"), lock)
-    if kind == "Admin":
-        slide_to(page, 0.5)
-        page.get_by_role("button", name="Apply 0.5").click()
-    else:
-        page.locator("#files").set_input_files(EXAMPLES / "church.jpg")
-    dialog = page.get_by_role("dialog", name=f"{kind} key needed")
-    expect(dialog).to_contain_text("a key, please")
-    for key in ("wrong", "open-sesame"):
-        expect(page.get_by_label("Key", exact=True)).to_be_focused()
-        page.get_by_label("Key", exact=True).fill(key)
-        with page.expect_request(lambda request: request.headers.get("authorization") is not None):
-            page.keyboard.press("Enter")
-    done = page.locator("#in-force" if kind == "Admin" else ".pass.low")
-    expect(done).to_contain_text("0.5 in force" if kind == "Admin" else "%")
-    assert page.evaluate("[localStorage.length, document.cookie, Object.values(sessionStorage)]") == [
-        0, "", ["open-sesame"]
-    ]  # fmt: skip
-
-
-def test_question_for_a_key_may_be_declined(page: Page, site: httpx.Client) -> None:
-    page.route("**/config/threshold", lambda route: route.fulfill(status=401, json={"error": {"message": "locked"}}))
-    slide_to(page, 0.5)
-    page.get_by_role("button", name="Apply 0.5").click()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
-    expect(page.locator("#outcome")).to_have_text("Not applied. locked")
-    assert site.get("/config/threshold").json()["threshold"] == 0.65
+    page.route(re.compile(r"classify\?"), lock)
+    page.locator("#files").set_input_files([EXAMPLES / "church.jpg"] * 3 + [EXAMPLES / "golf-ball.jpg"] * 5)
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("A key is needed.")
+    page.keyboard.press("Escape")
+    expect(page.locator("#strip button.error")).to_have_count(8)
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_label("Key", exact=True).fill("open-sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#strip button.low, #strip button.high")).to_have_count(8)
 
 
 def test_keyboard_alone_is_enough(page: Page, site: httpx.Client) -> None:
@@ -417,7 +518,7 @@ def test_keyboard_alone_is_enough(page: Page, site: httpx.Client) -> None:
     keys.press("Enter")
     expect(page.locator(".pass.low .ranking li").first).to_be_visible()
     tab_to("#slider")
-    assert page.locator("#slider").evaluate("e => getComputedStyle(e, '::-webkit-slider-thumb').outlineStyle")
+    assert page.locator("#slider").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
     for _ in range(5):
         keys.press("ArrowRight")
     expect(page.locator("#chosen")).to_have_text("0.7")
@@ -425,7 +526,40 @@ def test_keyboard_alone_is_enough(page: Page, site: httpx.Client) -> None:
     assert page.locator("#apply").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
     keys.press("Enter")
     expect(page.locator("#in-force")).to_contain_text("0.7 in force")
+    expect(page.locator("#apply")).to_be_focused()
     assert site.get("/config/threshold").json()["threshold"] == 0.7
+    try:
+        tab_to("[aria-label='Serve this: tiny/2']")
+        keys.press("Enter")
+        expect(page.get_by_role("button", name="Serve tiny/2")).to_be_focused()
+        keys.press("Tab")
+        keys.press("Enter")  # Cancel
+        expect(page.get_by_role("button", name="Serve this: tiny/2")).to_be_focused()
+        keys.press("Enter")
+        keys.press("Enter")
+        expect(page.get_by_role("heading", name="tiny/2")).to_be_focused()
+    finally:
+        site.patch("/config/model", json={"model": "tiny/1"})
+
+
+def test_focus_stays_while_photographs_are_answered(page: Page, site: httpx.Client) -> None:
+    set_threshold(site, 0)
+    held: list[Route] = []
+    upload(page, "golf-ball.jpg", "church.jpg")
+    page.route(re.compile(r"classify\?"), lambda route: held.append(route))
+    page.locator("#files").set_input_files([EXAMPLES / "gas-pump.jpg", EXAMPLES / "parachute.jpg"])
+    thumbnail = page.locator("#strip button").last
+    thumbnail.focus()
+    until(lambda: len(held) == 2, page.wait_for_timeout)  # in which the routes are told of
+    for route in held:
+        route.fulfill(status=429, json={"error": {"code": "busy", "message": "full"}})
+    expect(page.locator("#strip button.waiting")).to_have_count(0)
+    expect(thumbnail).to_be_focused()
+    again = page.get_by_role("button", name="Try again")
+    again.focus()
+    page.unroute(re.compile(r"classify\?"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Low pass")).to_be_focused()
 
 
 def test_everything_that_is_used_or_drawn_has_a_name(page: Page) -> None:
@@ -434,6 +568,7 @@ def test_everything_that_is_used_or_drawn_has_a_name(page: Page) -> None:
     assert not re.findall(r"^\s*- (?:button|slider|img|table|link|textbox)\s*:?\s*$", nameless, re.MULTILINE)
     expect(page.get_by_role("slider", name="A low answer this sure is final")).to_be_visible()
     expect(page.get_by_label(re.compile("Choose photographs"))).to_have_count(1)
+    expect(page.get_by_role("button", name="Serve this: tiny/2")).to_be_visible()
     for name in ("Try a photograph", "Threshold", "Live", "Models"):
         expect(page.get_by_role("region", name=name)).to_be_visible()
 
@@ -454,6 +589,19 @@ def test_dark_and_light_follow_the_system_and_can_be_read(page: Page) -> None:
         expect(page.locator("html")).to_have_css("background-color", ground)
         contrasts = page.evaluate(CONTRASTS)
         assert [pair for pair in contrasts if pair[2] < 4.5] == []
+
+
+def test_drawings_are_seen_in_a_systems_own_colours(page: Page) -> None:
+    upload(page, "golf-ball.jpg")
+    page.emulate_media(forced_colors="active")
+    for drawn, ground in ((".gauge i", ".gauge"), (".bar i", ".bar"), (".bar", "html"), (".gauge", "html")):
+        colours = [
+            page.locator(one).first.evaluate("e => getComputedStyle(e).backgroundColor") for one in (drawn, ground)
+        ]
+        assert colours[0] != colours[1], drawn
+    with Image.open(io.BytesIO(page.locator(".range").screenshot())) as slider:
+        ground_left_right = [slider.getpixel((slider.width * x // 100, y)) for x, y in ((20, 3), (20, 17), (95, 17))]
+    assert len(set(ground_left_right)) == 3
 
 
 def test_reduced_motion_is_respected(page: Page) -> None:

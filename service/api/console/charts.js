@@ -98,13 +98,14 @@ export class Curve {
   // points: [{mean_mmacs, accuracy}] by rising threshold; single: the single-scale network's multiply-adds;
   // marks: [{name, tone, point}].
   show(points, single, marks) {
-    this.shown = points.length ? {points, single, marks} : null;
+    this.shown = {points, single, marks};
     this.draw();
   }
 
   draw() {
     const width = Math.floor(this.place.clientWidth);
-    if (!this.shown || width < 100) {
+    if (!this.shown || width < 100) return;
+    if (!this.shown.points.length) {
       this.place.replaceChildren(h("p", {class: "quiet"}, "The model has no calibration table."));
       return;
     }
@@ -153,8 +154,9 @@ const told = (marks) =>
   marks.map(({name, point}) => `${name}: ${(100 * point.accuracy).toFixed(1)} % right at ${point.mean_mmacs.toFixed(1)} million multiply-adds`).join("; ");
 
 // A horizontal bar of parts, each a share of the whole, with a mark somewhere.
-export function bar(parts, mark, label) {
+// The words beside it say the same.
+export function bar(parts, mark) {
   const segments = parts.map(([tone, length]) => sized(h("i", {class: tone}), {share: length}));
   const at = mark === null ? null : sized(h("em"), {at: Math.min(1, mark)});
-  return h("div", {class: "bar", role: "img", "aria-label": label}, ...segments, at);
+  return h("div", {class: "bar", "aria-hidden": "true"}, ...segments, at);
 }

@@ -1,8 +1,8 @@
 // The page: what it loads, and what it asks once a second.
 
-import {Refused, askFor, call} from "./api.js";
+import {Refused, about, askFor, call, mean, model as meant, whyNot} from "./api.js";
 import {LiveChart} from "./charts.js";
-import {$, count, millions, ms, percent, wholePercent} from "./dom.js";
+import {$, count, h, millions, ms, percent, reference, wholePercent} from "./dom.js";
 import * as models from "./models.js";
 import * as result from "./result.js";
 import * as threshold from "./threshold.js";
@@ -19,59 +19,65 @@ const charts = {
   }),
 };
 
-let serving = ""; // name/version that the page was filled for
+let filledFor = []; // the model that the page is about, then all that are served, as name/version
 let snapshots = []; // the latest of /stats, without a gap
 let timer = 0;
+let polls = 0;
 
 async function poll() {
   clearTimeout(timer);
+  const mine = ++polls;
   try {
-    const [stats] = await Promise.all([call("stats", {ask: false}), ready()]);
+    const [stats, unready] = await Promise.all([call(about("stats"), {ask: false}), whyUnready()]);
+    if (mine !== polls) return; // another was begun meanwhile, perhaps about another model
     await take(stats.body);
+    state(unready ? "unready" : "ready", unready ? "not ready" : "ready");
+    notice(unready ? `The server takes no work. ${unready}` : "");
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    trouble(error);
+    if (mine === polls) trouble(error);
   } finally {
-    if (!document.hidden) timer = setTimeout(poll, POLL_MS);
+    if (mine === polls && !document.hidden) timer = setTimeout(poll, POLL_MS);
   }
 }
 
-async function ready() {
+async function whyUnready() {
   try {
     await call("health/ready", {ask: false});
-    state("ready", "ready");
-    notice("");
+    return null;
   } catch (error) {
     if (!(error instanceof Refused) || error.status !== 503) throw error;
-    state("unready", "not ready");
-    notice(`The server takes no work: ${error.message}.`);
+    return whyNot(error);
   }
 }
 
 async function take(stats) {
-  const name = `${stats.model.name}/${stats.model.version}`;
-  if (name !== serving) {
-    await fill(stats);
-    serving = name;
-  } else if (stats.config_version !== threshold.version()) {
-    await threshold.load();
+  if (reference(stats.model) !== filledFor[0] || stats.config_version !== threshold.version()) {
+    const {body: config} = await call("config", {ask: false});
+    const wanted = [stats.model, ...config.models].map(reference);
+    if (wanted.join() === filledFor.join()) await threshold.load();
+    else {
+      await fill(stats, config.models);
+      filledFor = wanted;
+    }
   }
   threshold.loweredTo(stats.effective_threshold);
   follow(stats);
 }
 
-// Everything that changes with the model alone.
-async function fill(stats) {
+// Everything that changes with the models alone.
+async function fill(stats, served) {
   const {body} = await call("models", {ask: false});
-  const {name, version} = stats.model;
-  const model = body.models.find((one) => one.name === name && one.version === version);
-  $("serving").textContent = `${name}/${version} · ${stats.runtime} ${stats.precision} · ${stats.device}`;
+  const model = body.models.find((one) => reference(one) === reference(stats.model));
+  $("serving").textContent = `${reference(model)} · ${stats.runtime} ${stats.precision} · ${stats.device}`;
   $("classes").textContent = told(model.classes);
+  $("several").hidden = served.length < 2;
+  $("model").replaceChildren(...served.map(({name}) => h("option", {selected: name === model.name}, name)));
   charts.cost.at(stats.single_scale_mmacs);
   charts.cost.top = stats.single_scale_mmacs + stats.low_mmacs;
   snapshots = [];
-  models.show(body.models);
-  result.use(model);
+  models.show(body.models, served);
+  result.use(model, body.models);
   threshold.use(model);
   await threshold.load();
 }
@@ -91,7 +97,7 @@ function follow(stats) {
   const mean = (figure) => (images ? (stats[figure] * stats.images - first[figure] * first.images) / images : null);
   charts.exit.push([clamped(mean("exit_rate"))]);
   charts.cost.push([mean("mean_mmacs")]);
-  charts.latency.push([stats.latency_ms.p50, stats.latency_ms.p99]);
+  charts.latency.push(images ? [stats.latency_ms.p50, stats.latency_ms.p99] : []); // known for a minute, but no news
   charts.queue.push([stats.queue.images_in_flight, stats.queue.high]);
   $("totals").textContent = stats.images
     ? ` · ${count(stats.images)} images since the start, ${percent(stats.exit_rate)} of them early, ${millions(stats.mean_mmacs)} each`
@@ -102,15 +108,17 @@ const clamped = (rate) => (rate === null ? null : Math.min(1, Math.max(0, rate))
 
 function trouble(error) {
   snapshots = [];
-  if (error.status === 0) {
+  if (error.status === 404 && meant()) {
+    turnTo(null); // the model is not served any more
+  } else if (error.status === 0) {
     state("gone", "no answer");
     notice("The server does not answer. The page tries again every second.");
   } else if (error.status === 401 || error.status === 403) {
     state("unready", "key needed");
-    notice(error.message, true);
+    notice(whyNot(error), true);
   } else {
     state("unready", "trouble");
-    notice(error.message);
+    notice(whyNot(error));
   }
 }
 
@@ -123,15 +131,23 @@ function state(name, words) {
 
 function notice(words, keyNeeded = false) {
   const [text, button] = $("notice").children;
+  if (!keyNeeded && document.activeElement === button) $("files").focus(); // the button goes
   if (text.textContent !== words) text.textContent = words;
   button.hidden = !keyNeeded;
   $("notice").hidden = !words;
 }
 
 $("charts").replaceChildren(...Object.values(charts).map((chart) => chart.element));
-$("notice").querySelector("button").addEventListener("click", async () => {
-  if (await askFor("api")) poll();
-});
+// Turn the page to the model of this name; null for the server's default.
+function turnTo(name) {
+  mean(name);
+  filledFor = [];
+  poll();
+}
+
+$("notice").querySelector("button").addEventListener("click", () => askFor("api", $("notice").firstElementChild.textContent));
+$("model").addEventListener("change", ({target}) => turnTo(target.value));
+document.addEventListener("key", poll);
 document.addEventListener("visibilitychange", () => {
   clearTimeout(timer);
   if (document.hidden) return;
@@ -140,7 +156,5 @@ document.addEventListener("visibilitychange", () => {
 });
 result.start();
 threshold.start();
-models.start(() => {
-  serving = ""; // the next poll fills the page anew
-});
+models.start((to, from) => turnTo(meant() === from ? to : meant()));
 poll();

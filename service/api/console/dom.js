@@ -29,6 +29,8 @@ export function sized(element, lengths) {
   return element;
 }
 
+export const reference = ({name, version}) => `${name}/${version}`;
+
 const NONE = "–";
 
 function number(digits, options = {}) {
@@ -39,11 +41,15 @@ function number(digits, options = {}) {
 export const count = number(0);
 export const percent = number(1, {style: "percent"});
 export const wholePercent = number(0, {style: "percent"});
-export const millions = (value) => (value === null || value === undefined ? NONE : `${number(1)(value)} M`);
-export const share = (value) => (value === null || value === undefined ? NONE : String(Number(value.toFixed(2))));
+export const millions = (value) => (value === null || value === undefined ? NONE : `${number(1)(value)}\u00a0M`);
+export const share = (value) => (value === null || value === undefined ? NONE : String(Number(value.toFixed(4))));
 export const sure = (value) => (value > 0.995 && value < 1 ? String(Math.floor(value * 1e4) / 1e4) : value.toFixed(2));
 
 export function ms(value) {
   if (value === null || value === undefined) return NONE;
-  return `${number(value < 10 ? 1 : 0)(value)} ms`;
+  return `${number(value < 10 ? 1 : 0)(value)}\u00a0ms`;
 }
+
+export const megabytes = (bytes) => `${short(bytes / 1e6)}\u00a0MB`;
+export const megapixels = (pixels) => `${short(pixels / 1e6)} million pixels`;
+const short = (value) => String(Number(value.toPrecision(3)));

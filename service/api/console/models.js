@@ -1,52 +1,76 @@
 // The store: what is served, and what could be.
 
-import {Refused, patch} from "./api.js";
+import {Refused, model as meant, patch, whyNot} from "./api.js";
 import {bar} from "./charts.js";
-import {$, count, h, millions, share} from "./dom.js";
+import {$, count, h, millions, reference} from "./dom.js";
 
 let onSwitch = () => {};
 
+// `whenSwitched(to, from)`: the names of both models.
 export function start(whenSwitched) {
   onSwitch = whenSwitched;
 }
 
-export function show(models) {
+// models: of /models; served: of /config, the default first.
+export function show(models, served) {
   const most = Math.max(...models.map((model) => model.low_mmacs + model.high_mmacs));
-  $("store").replaceChildren(...models.map((model) => row(model, most)));
+  const rowInUse = [...$("store").children].findIndex((one) => one.contains(document.activeElement));
+  $("store").replaceChildren(...models.map((model) => row(model, most, replacedBy(model, served))));
+  $("store").children[rowInUse]?.querySelector("h3").focus();
 }
 
-function row(model, most) {
-  const {name, version, serving, network, classes, resolution, low_mmacs: low, high_mmacs: high, dataset} = model;
+// A model takes the place of the one of its name, or else of the one that the page is about.
+const replacedBy = ({name}, served) =>
+  served.find((one) => one.name === name) ?? served.find((one) => one.name === meant()) ?? served[0];
+
+function row(model, most, instead) {
+  const {serving, network, classes, resolution, low_mmacs: low, high_mmacs: high, dataset} = model;
   const facts = [network, `${resolution} px`, `${count(classes.length)} classes`, dataset && `trained on ${dataset}`];
   const costs = low ? `low ${millions(low)} · high ${millions(high)}` : `single-scale ${millions(high)}`;
-  const threshold = model.default_threshold === null ? null : `default threshold ${share(model.default_threshold)}`;
   const checked = model.calibration_images ? `calibrated on ${count(model.calibration_images)} images` : "not calibrated";
   return h(
     "li", {class: serving ? "serving" : ""},
-    h("div", {}, h("h3", {}, `${name}/${version}`), h("p", {class: "quiet"}, facts.filter(Boolean).join(" · "))),
-    h("div", {}, h("p", {}, costs), bar([["low", low / most], ["high", high / most]], null, costs),
-      h("p", {class: "quiet"}, [threshold, checked].filter(Boolean).join(" · "))),
-    serving ? h("span", {class: "badge"}, "serving") : h("button", {type: "button", class: "small", click: serve(model)}, "Serve this"),
+    h("div", {}, h("h3", {tabindex: "-1"}, reference(model)), h("p", {class: "quiet"}, facts.filter(Boolean).join(" · "))),
+    h("div", {}, h("p", {}, costs), bar([["low", low / most], ["high", high / most]], null), h("p", {class: "quiet"}, checked)),
+    ...(serving ? [h("span", {class: "badge"}, "serving")] : offer(model, instead)),
   );
 }
 
-const serve = ({name, version}) => async ({currentTarget: button}) => {
-  const wanted = `${name}/${version}`;
-  button.disabled = true;
-  button.setAttribute("aria-busy", "true");
+// A button, and the question that it leads to: the switch is everybody's.
+function offer(model, instead) {
+  const wanted = reference(model);
+  const first = h("button", {type: "button", class: "small", "aria-label": `Serve this: ${wanted}`, click: () => ask(true)}, "Serve this");
+  const yes = h("button", {type: "button", class: "small", click: () => serve(yes, model, instead, () => ask(false))}, `Serve ${wanted}`);
+  const no = h("button", {type: "button", class: "plain", click: () => ask(false)}, "Cancel");
+  const question = h(
+    "div", {class: "sure", role: "group", "aria-label": `Serve ${wanted}?`, hidden: true},
+    h("p", {class: "quiet"}, `To everybody, instead of ${reference(instead)}?`), yes, no,
+  );
+  function ask(isAsked) {
+    first.hidden = isAsked;
+    question.hidden = !isAsked;
+    (isAsked ? yes : first).focus();
+  }
+  return [question, first];
+}
+
+async function serve(button, model, instead, giveUp) {
+  if (button.ariaDisabled === "true") return;
+  const wanted = reference(model);
+  button.ariaDisabled = "true"; // `disabled` would lose the focus
   say(`Loading ${wanted} …`);
   try {
-    await patch("config/model", {model: wanted});
+    await patch(`config/model?${new URLSearchParams({model: instead.name})}`, {model: wanted});
     say(`Serving ${wanted}.`);
-    onSwitch();
+    onSwitch(model.name, instead.name);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    say(`${wanted} is not served. ${error.message}`, true);
+    say(`${wanted} is not served. ${whyNot(error)}`, true);
+    giveUp();
   } finally {
-    button.disabled = false;
-    button.removeAttribute("aria-busy");
+    button.ariaDisabled = null;
   }
-};
+}
 
 function say(words, isError = false) {
   $("switched").textContent = words;

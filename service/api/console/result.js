@@ -1,17 +1,19 @@
 // What the two passes say of a photograph, and the strip of the latest ones.
 
-import {Refused, classify} from "./api.js";
+import {Refused, askFor, classify, whyNot} from "./api.js";
 import {bar} from "./charts.js";
-import {$, h, millions, ms, percent, share, sized, sure, wholePercent} from "./dom.js";
+import {$, h, millions, ms, percent, reference, share, sized, sure, wholePercent} from "./dom.js";
 
 const KEPT = 24;
 const AT_ONCE = 4;
 const SHOWN_LABELS = 4;
+const HOPELESS = [400, 413, 415]; // the image is at fault
 
-// Photographs, newest first: {file, url, answer, forced, refused, asking}. `forced` is the high pass asked for by hand.
+// Photographs, newest first: {file, url, answer, forced, refused, asking, thumbnail}. `forced` is the high pass asked for by hand.
 const photographs = [];
+const known = new Map(); // models by name/version, as /models tells them: photographs outlast a switch
 let shown = null;
-let model = null; // of /models
+let serving = null; // the one that is asked
 
 export function start() {
   const input = $("files");
@@ -39,34 +41,53 @@ export function start() {
     $("drop").classList.remove("over");
     add(event.dataTransfer.files);
   });
+  document.addEventListener("key", () => askAll(photographs.filter(({refused}) => refused?.status === 401)));
   render();
 }
 
-export function use(serving) {
-  model = serving;
+export function use(model, models) {
+  for (const one of models) known.set(reference(one), one);
+  serving = model;
   render();
 }
 
-async function add(files) {
-  const added = [...files].map((file) => ({file, url: URL.createObjectURL(file)}));
+const modelOf = (answer) => (answer ? known.get(reference(answer.model)) : serving);
+
+function add(files) {
+  const added = [...files].map((file) => thumbnailed({file, url: URL.createObjectURL(file)}));
   if (!added.length) return;
   photographs.unshift(...added);
-  for (const old of photographs.splice(Math.max(KEPT, added.length))) URL.revokeObjectURL(old.url);
+  $("strip").prepend(...added.map(({thumbnail}) => thumbnail));
+  for (const old of photographs.splice(Math.max(KEPT, added.length))) {
+    URL.revokeObjectURL(old.url);
+    old.thumbnail.remove();
+  }
   shown = added[0];
-  const waiting = added.slice();
-  await Promise.all(Array.from({length: AT_ONCE}, async () => {
-    while (waiting.length) await ask(waiting.shift());
-  }));
+  askAll(added);
 }
 
-// Ask the server; `force` has the high pass run whatever the low one says.
-async function ask(photograph, force = false) {
+// A few at a time. Where a key is needed and a person declines to give it, the rest is not asked for.
+async function askAll(wanted) {
+  const waiting = [...wanted];
+  let locked = null;
+  await Promise.all(Array.from({length: AT_ONCE}, async () => {
+    while (waiting.length && !locked) {
+      const {refused} = await ask(waiting.shift());
+      if (refused?.status === 401 && !locked && !(await askFor("api", whyNot(refused)))) locked = refused;
+    }
+  }));
+  for (const photograph of waiting) photograph.refused = locked;
+  render();
+}
+
+// Ask the server; the high pass runs whatever the low one says where that is wanted, or an answer is there.
+async function ask(photograph, force = Boolean(photograph.answer)) {
   photograph.asking = true;
+  photograph.refused = null;
   render();
   try {
     const answer = await classify(photograph.file, force ? {threshold: "1"} : {});
     photograph[force ? "forced" : "answer"] = answer;
-    photograph.refused = null;
     announce(`${photograph.file.name}: ${inWords(answer)}`);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
@@ -76,6 +97,7 @@ async function ask(photograph, force = false) {
     photograph.asking = false;
     render();
   }
+  return photograph;
 }
 
 const announce = (words) => {
@@ -84,20 +106,18 @@ const announce = (words) => {
 
 const inWords = ({label, score, exit}) => `${label}, ${percent(score)}, by the ${exit} pass`;
 
-function whyNot({status, message, retryAfter}) {
-  if (status === 429) return `The server is busy: ${message}. Try again in ${retryAfter ?? 1} s.`;
-  return message;
-}
-
+// The focus stays where it was, or goes to what came instead.
 function render() {
+  const focused = document.activeElement?.closest("#result *")?.id;
   $("try").classList.toggle("empty", shown === null);
   $("result").replaceChildren(...(shown ? [picture(shown), ...outcome(shown)] : [cascade(null)]));
+  if (focused) ($(focused) ?? $("try-again") ?? $("low-pass"))?.focus({preventScroll: true});
   $("latest").hidden = photographs.length < 2;
-  $("strip").replaceChildren(...photographs.map(thumbnail));
+  photographs.forEach(refresh);
 }
 
-// What the browser cannot draw leaves its place empty.
-const image = (url) => h("img", {src: url, alt: "", error: ({target}) => target.classList.add("undrawn")});
+const image = (url) =>
+  h("img", {src: url, alt: "", error: ({target}) => target.replaceWith(h("i", {class: "undrawn"}, "no preview"))});
 
 const picture = ({file, url}) =>
   h("figure", {class: "picture"}, image(url), h("figcaption", {class: "quiet"}, file.name));
@@ -105,8 +125,11 @@ const picture = ({file, url}) =>
 function outcome(photograph) {
   const {answer, refused, asking} = photograph;
   if (refused) {
-    const again = h("button", {type: "button", class: "small", click: () => ask(photograph, Boolean(answer))}, "Try again");
-    const failed = h("div", {class: "refused"}, h("p", {}, h("strong", {}, "No answer. "), whyNot(refused)), again);
+    const again = h("button", {type: "button", class: "small", id: "try-again", click: () => askAll([photograph])}, "Try again");
+    const failed = h(
+      "div", {class: "refused"},
+      h("p", {}, h("strong", {}, "No answer. "), whyNot(refused)), HOPELESS.includes(refused.status) ? null : again,
+    );
     return answer ? [cascade(photograph), spent(answer), failed] : [failed];
   }
   if (!answer) return [h("div", {class: asking ? "asking" : ""}, cascade(null))];
@@ -124,34 +147,39 @@ function pass(tone, name, side, cost, ...content) {
   return h("article", {class: `pass ${tone}`}, head, ...content);
 }
 
-const pixels = (divisor) => h("span", {class: "quiet"}, model ? `${Math.floor(model.resolution / divisor)} px` : "");
+const pixels = (model, divisor) => h("span", {class: "quiet"}, model ? `${Math.floor(model.resolution / divisor)} px` : "");
 
 function lowPass(answer) {
+  const model = modelOf(answer);
   const cost = costOf(model?.low_mmacs, answer?.timing_ms.low);
   const content = answer ? ranking(answer.passes.low) : h("p", {class: "quiet"}, "Every image, at half the resolution.");
-  return pass("low", "Low pass", pixels(2), cost, content);
+  return pass("low", "Low pass", pixels(model, 2), cost, content);
 }
 
 function highPass(photograph) {
   const {answer = null, forced = null, asking = false} = photograph ?? {};
+  const model = modelOf(answer);
   const ran = answer?.passes.high ?? null;
-  const known = ran ?? forced?.passes?.high ?? null;
+  const high = ran ?? forced?.passes.high ?? null;
   const cost = costOf(model?.high_mmacs, (ran ? answer : forced)?.timing_ms.high);
-  const head = ["high", "High pass", pixels(1), known || !answer ? cost : "not run"];
+  const head = ["high", "High pass", pixels(model, 1), high || !answer ? cost : "not run"];
   if (!answer) {
     return pass(...head, h("p", {class: "quiet"}, "Only the unsure ones; it reuses what the low pass computed."));
   }
-  if (known) return pass(...head, ranking(known), ran ? null : h("p", {class: "quiet"}, asAsked(answer, forced)));
-  const button = h("button", {type: "button", class: "small", disabled: asking, click: () => askHigh(photograph)}, "Ask it all the same");
+  if (high) return pass(...head, ranking(high), ran ? null : h("p", {class: "quiet"}, asAsked(answer, forced)));
+  const button = h(
+    "button", {type: "button", class: "small", id: "ask-high", "aria-disabled": asking && "true", click: () => asking || askHigh(photograph)},
+    "Ask it all the same",
+  );
   const saved = answer.reason === "confident" ? `Not needed: ${millions(model?.high_mmacs)} multiply-adds saved.` : "Left out.";
-  const element = pass(...head, h("p", {class: "saved"}, saved, " ", button));
+  const element = pass(...head, h("p", {class: "saved"}, saved, " ", model === serving ? button : null));
   element.classList.add("idle");
   return element;
 }
 
 async function askHigh(photograph) {
-  await ask(photograph, true);
-  $("high-pass")?.focus(); // the button is gone
+  await askAll([photograph]);
+  if (photograph.forced) $("high-pass")?.focus(); // the button is gone
 }
 
 const asAsked = (answer, forced) =>
@@ -187,14 +215,16 @@ function verdict({reason, exit, threshold}) {
   }[reason] ?? reason;
 }
 
-function spent({mmacs, exit, timing_ms: time}) {
+function spent(answer) {
+  const {mmacs, exit, timing_ms: time} = answer;
+  const model = modelOf(answer);
   if (!model) return "";
   const single = model.high_mmacs;
   const whole = Math.max(mmacs, model.low_mmacs + single);
   const high = exit === "high" && mmacs ? single : 0;
   const cost = `${millions(mmacs)} · ${wholePercent(mmacs / single)} of single-scale`;
   const rows = [spentRow("Multiply-adds", cost, [["low", (mmacs - high) / whole], ["high", high / whole]], single / whole)];
-  const alone = usualHigh();
+  const alone = leastHigh(model);
   const computed = time.low + time.high;
   const longest = Math.max(computed, time.low + (alone ?? 0)) || 1;
   const told = alone === null ? ms(computed) : `${ms(computed)} · single-scale about ${ms(alone)}`;
@@ -203,28 +233,36 @@ function spent({mmacs, exit, timing_ms: time}) {
   return h("div", {class: "spent"}, ...rows, h("p", {class: "quiet"}, way));
 }
 
-// The high pass costs what the single-scale network does: the median time of those that ran for this page.
-function usualHigh() {
-  const times = photographs.flatMap(({answer, forced}) => [answer, forced].map((one) => one?.timing_ms.high || 0)).filter(Boolean);
-  return times.length ? times.sort((a, b) => a - b)[times.length >> 1] : null;
+// The high pass costs what the single-scale network does: the least time that it took for this page, as one of many
+// in a batch takes as long as the batch.
+function leastHigh(model) {
+  const answers = photographs.flatMap(({answer, forced}) => [answer, forced]).filter((one) => one?.timing_ms.high);
+  const times = answers.filter((one) => modelOf(one) === model).map((one) => one.timing_ms.high);
+  return times.length ? Math.min(...times) : null;
 }
 
 function spentRow(name, words, parts, mark) {
-  return h("div", {}, h("p", {}, h("b", {}, name), h("span", {}, words)), bar(parts, mark, `${name}: ${words}`));
+  return h("div", {}, h("p", {}, h("b", {}, name), h("span", {}, words)), bar(parts, mark));
 }
 
-function thumbnail(photograph) {
-  const {file, url, answer, refused} = photograph;
-  const label = answer?.label ?? (refused ? "no answer" : "…");
-  const tone = answer?.exit ?? (refused ? "error" : "waiting");
-  const badge = {low: "low", high: "high", error: "failed", waiting: "waiting"}[tone];
+// Its place in the strip is kept, so that the focus may stay on it while others are answered.
+function thumbnailed(photograph) {
   const choose = () => {
     shown = photograph;
     render();
-    $("strip").children[photographs.indexOf(photograph)].firstChild.focus();
   };
-  return h("li", {}, h(
-    "button", {type: "button", class: tone, "aria-pressed": String(photograph === shown), click: choose, title: file.name},
-    image(url), h("span", {}, label), h("small", {}, badge),
+  photograph.thumbnail = h("li", {}, h(
+    "button", {type: "button", click: choose, title: photograph.file.name}, image(photograph.url), h("span"), h("small"),
   ));
+  return photograph;
+}
+
+function refresh(photograph) {
+  const {answer, refused, thumbnail} = photograph;
+  const button = thumbnail.firstChild;
+  const tone = answer?.exit ?? (refused ? "error" : "waiting");
+  button.className = tone;
+  button.ariaPressed = String(photograph === shown);
+  button.querySelector("span").textContent = answer?.label ?? (refused ? "no answer" : "…");
+  button.querySelector("small").textContent = tone === "error" ? "failed" : tone;
 }

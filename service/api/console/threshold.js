@@ -1,6 +1,6 @@
 // The threshold in force, the one chosen, and what the calibration expects of either.
 
-import {Refused, call, patch} from "./api.js";
+import {Refused, about, call, patch, whyNot} from "./api.js";
 import {Curve} from "./charts.js";
 import {$, count, h, millions, percent, share, sized, wholePercent} from "./dom.js";
 
@@ -8,7 +8,7 @@ const PREVIEW_DELAY_MS = 60;
 
 let inForce = null; // GET /config/threshold
 let etag = null;
-let preview = null; // GET /config/threshold/preview of the slider's value
+let preview = null; // GET /config/threshold/preview, the latest that came
 let model = null;
 let curve = null;
 let lowered = null; // the effective threshold, where overload holds it lower
@@ -30,6 +30,10 @@ export function start() {
 }
 
 export function use(serving) {
+  if (serving.name !== model?.name || serving.version !== model.version) {
+    inForce = preview = null; // another model's
+    say("");
+  }
   model = serving;
   render();
 }
@@ -39,7 +43,7 @@ export const version = () => inForce?.version ?? null;
 // Take what is in force; what is being chosen stays.
 export async function load() {
   const before = inForce;
-  const {body, etag: tag} = await call("config/threshold", {ask: false});
+  const {body, etag: tag} = await call(about("config/threshold"), {ask: false});
   if (inForce !== before) return; // changed here meanwhile: what came may be older
   const wasChosen = isChosen();
   take(body, tag);
@@ -58,6 +62,7 @@ export function loweredTo(effective) {
 }
 
 function take(body, tag) {
+  if (body.model !== model.name) return; // the page has turned to another since
   inForce = body;
   etag = tag;
 }
@@ -86,37 +91,42 @@ export async function look() {
   asked = asking;
   const threshold = isChosen() ? chosen() : inForce.threshold;
   try {
-    ({body: preview} = await call(`config/threshold/preview?threshold=${threshold}`, {signal: asking.signal, ask: false}));
+    ({body: preview} = await call(about("config/threshold/preview", {threshold}), {signal: asking.signal, ask: false}));
     render();
   } catch (error) {
-    if (error instanceof Refused) say(error.message, true);
+    if (error instanceof Refused) say(whyNot(error), true);
     else if (error.name !== "AbortError") throw error;
   }
 }
 
 async function apply() {
-  if (!isChosen()) return;
+  if ($("apply").ariaDisabled === "true") return; // `disabled` would lose the focus
   const wanted = chosen();
-  $("apply").disabled = true;
+  $("apply").ariaDisabled = "true";
   try {
-    const {body, etag: tag} = await patch("config/threshold", {threshold: wanted}, {"If-Match": etag});
+    const {body, etag: tag} = await patch(about("config/threshold"), {threshold: wanted}, {"If-Match": etag});
     take(body, tag);
     say(`Applied: the threshold is ${share(body.threshold)}, config version ${body.version}.`);
     await reset();
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (error.status === 412) await conflict(wanted);
-    else say(`Not applied. ${error.message}`, true);
+    else say(`Not applied. ${whyNot(error)}`, true);
   } finally {
     render();
   }
 }
 
 async function conflict(wanted) {
-  const {body, etag: tag} = await call("config/threshold");
-  take(body, tag);
-  const now = `it is ${share(body.threshold)} now, version ${body.version}`;
-  say(`Not applied: somebody changed the config meanwhile, ${now}. Apply again to set ${share(wanted)}.`, true);
+  try {
+    const {body, etag: tag} = await call(about("config/threshold"));
+    take(body, tag);
+    const now = `it is ${share(body.threshold)} now, version ${body.version}`;
+    say(`Not applied: somebody changed the config meanwhile, ${now}. Apply again to set ${share(wanted)}.`, true);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    say(`Not applied: somebody changed the config meanwhile. ${whyNot(error)}`, true);
+  }
 }
 
 function say(words, isError = false) {
@@ -132,14 +142,15 @@ function render() {
   $("chosen").textContent = share(choice);
   sized($("slider"), {at: choice});
   $("slider").setAttribute("aria-valuetext", `${share(choice)}${isChosen() ? "" : ", in force"}`);
-  $("apply").disabled = !isChosen();
+  $("apply").ariaDisabled = String(!isChosen());
   $("apply").textContent = isChosen() ? `Apply ${share(choice)}` : "Apply";
   $("revert").hidden = !isChosen();
   $("floor").textContent = floorInWords();
   $("marks").replaceChildren(...[["now", inForce.threshold], ["floor", inForce.floor], ["low", lowered]]
     .filter(([, at]) => at !== null).map(([tone, at]) => sized(h("i", {class: tone}), {at})));
-  renderPreview(choice);
-  renderCurve();
+  const expected = preview?.threshold === choice ? preview : null; // another threshold's is none of this one's
+  renderPreview(choice, expected);
+  renderCurve(choice, expected);
 }
 
 function why({goal, value}) {
@@ -164,27 +175,27 @@ const ROWS = [
   ["Agrees with the high pass", (effect) => effect.agreement, percent],
 ];
 
-function renderPreview(choice) {
+function renderPreview(choice, expected) {
   $("preview-title").textContent = isChosen() ? `At ${share(choice)}` : "Chosen";
   const now = inForce.predicted;
-  const then = isChosen() ? preview?.predicted : null;
+  const then = isChosen() ? expected?.predicted : null;
   const rows = now === null
     ? [h("tr", {}, h("td", {colspan: 3}, "The model has no calibration table: what a threshold does is not foretold."))]
     : ROWS.map(([name, of, format]) => h(
       "tr", {}, h("th", {scope: "row"}, name), h("td", {}, format(of(now))), then ? h("td", {}, format(of(then))) : h("td", {class: "none"}, "–"),
     ));
   $("preview").replaceChildren(...rows);
-  const seen = preview?.recent;
-  $("recent").textContent = seen?.images
-    ? `Of the latest ${count(seen.images)} images ${percent(seen.exit_rate)} would exit early, at ${millions(seen.mean_mmacs)} each.`
-    : "No image has been seen yet.";
+  $("recent").textContent = expected ? recentInWords(expected.recent) : "…";
 }
 
-function renderCurve() {
+function recentInWords({images, exit_rate: rate, mean_mmacs: mmacs}) {
+  if (!images) return "No image has been seen yet.";
+  return `Of the latest ${count(images)} images ${percent(rate)} would exit early, at ${millions(mmacs)} each.`;
+}
+
+function renderCurve(choice, expected) {
   const marks = [];
   if (inForce.predicted) marks.push({name: `${share(inForce.threshold)} now`, tone: "now", point: inForce.predicted});
-  if (isChosen() && preview?.predicted) {
-    marks.push({name: share(preview.threshold), tone: "then", point: preview.predicted});
-  }
+  if (isChosen() && expected?.predicted) marks.push({name: share(choice), tone: "then", point: expected.predicted});
   curve.show(model?.curve ?? [], model?.high_mmacs ?? 0, marks);
 }

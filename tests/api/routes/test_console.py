@@ -20,7 +20,7 @@ async def test_page_and_everything_it_names_is_served(client: httpx.AsyncClient)
     assert page.status_code == 200
     assert page.headers["Content-Type"].startswith("text/html")
     named = set(re.findall(r'(?:src|href)="([^"#]+)"', page.text))
-    assert {"console/console.css", "console/console.js", "console/icon.svg", "docs", "metrics"} <= named
+    assert {"console/console.css", "console/console.js", "console/icon.svg", "docs"} <= named
     for path in named:
         assert (await client.get(f"/{path}")).status_code == 200, path
 
