@@ -35,7 +35,7 @@ MAX_PATCH_BYTES = 4096
 
 Patch = TypeVar("Patch", bound=BaseModel)
 
-VERSION: dict[str, JsonValue] = {"pattern": r'^(\*|(W/)?"?[0-9]+"?)$'}
+VERSION: dict[str, JsonValue] = {"pattern": r'^(\*|(W/)?"?[0-9]{1,18}"?)$'}
 IfMatch = Annotated[
     str | SkipJsonSchema[None], Header(description="Version the config must still have.", json_schema_extra=VERSION)
 ]
