@@ -20,6 +20,8 @@ import typer
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `loadtest` is not installed
+
 from loadtest import bodies
 from loadtest.load import Closed, ToolFailed, ToolMissing, closed, tool
 from loadtest.machine import machine
@@ -85,7 +87,8 @@ def _hit_rate(server: Server) -> float | None:
         for sample in family.samples
         if sample.name == "lowfirst_cache_requests_total"
     }
-    return found.get("hit", 0.0) / sum(found.values()) if found else None
+    asked = sum(found.values())
+    return found["hit"] / asked if asked else None
 
 
 def _rows(seen: Mapping[str, list[Closed]], hits: Mapping[str, float | None]) -> list[Row]:
