@@ -1,0 +1,89 @@
+"""Whether promises are kept: how often, when calibration is repeated, a certified threshold breaks its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.inference.calibration import THRESHOLDS, Calibration
+from service.state.base import Goal
+from service.store import CalibrationRow, CalibrationTable
+
+DRAWS = 1000
+CHUNK = 100  # draws at a time, for the sake of memory
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Images whose answers are all known: what a promise is held against.
+
+    Attributes:
+        confidence: of each low answer, (n,).
+        low, high, targets: both passes' answers and the truth, class indices (n,).
+    """
+
+    confidence: npt.NDArray[np.float64]
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def risk(self, goal: Goal, threshold: float) -> float:
+        """The share of all images that count against a promise: ``min_agreement``, those answered otherwise than by
+        the high pass; ``max_accuracy_drop``, those that exit wrong and would have been right."""
+        return float((self._against(goal) & (self.confidence > threshold)).mean())
+
+    def drop(self, threshold: float) -> float:
+        """How much less accurate than threshold 1 ``threshold`` is; what ``max_accuracy_drop`` bounds from above."""
+        answers = np.where(self.confidence > threshold, self.low, self.high)
+        return float((self.high == self.targets).mean() - (answers == self.targets).mean())
+
+    def tables(self, images: int, draws: int, seed: int) -> Iterator[CalibrationTable]:
+        """Calibration tables of ``draws`` sets of ``images`` drawn from the pool with replacement.
+
+        As ``tabulate`` would count them, all thresholds at once.
+        """
+        random = np.random.default_rng(seed)
+        exited = self.confidence[:, None] > np.array(THRESHOLDS)  # (n, thresholds)
+        is_low, is_high = self.low == self.targets, self.high == self.targets
+        of_exited = [np.ones(len(self), bool), self.low != self.high, is_low & ~is_high, ~is_low & is_high]
+        counted = np.concatenate([exited & one[:, None] for one in of_exited], axis=1).astype(np.float32)
+        for start in range(0, draws, CHUNK):
+            size = (min(CHUNK, draws - start), images)
+            drawn = np.stack([np.bincount(row, minlength=len(self)) for row in random.integers(len(self), size=size)])
+            drawn = drawn.astype(np.float32)
+            high_right = (drawn @ is_high).astype(np.int64)
+            for right, row in zip(high_right.tolist(), (drawn @ counted).astype(np.int64), strict=True):
+                yield _table(images, right, row.reshape(len(of_exited), len(THRESHOLDS)).tolist())
+
+    def _against(self, goal: Goal) -> npt.NDArray[np.bool_]:
+        if goal == "min_agreement":
+            return self.low != self.high
+        return (self.low != self.targets) & (self.high == self.targets)
+
+
+def _table(images: int, high_right: int, counts: list[list[int]]) -> CalibrationTable:
+    rows = tuple(
+        CalibrationRow(threshold, exited, disagreements, gained, lost, high_right + gained - lost)
+        for threshold, exited, disagreements, gained, lost in zip(THRESHOLDS, *counts, strict=True)
+    )
+    return CalibrationTable("eager", "float32", images, rows)
+
+
+def broken(pool: Pool, goal: Goal, value: float, images: int, draws: int = DRAWS, seed: int = 0) -> float:
+    """The share of calibrations by ``images`` photographs whose threshold breaks ``goal`` on the whole pool.
+
+    At most 0.05, but for the chance of the draws, if the bounds are right.
+
+    Raises:
+        InvalidOption: so many images cannot certify it; it says how many can.
+    """
+    allowed = 1 - value if goal == "min_agreement" else value
+    risks = {threshold: pool.risk(goal, threshold) for threshold in THRESHOLDS}
+    solved = [Calibration(table, 0.0, 1.0).solve(goal, value) for table in pool.tables(images, draws, seed)]
+    return sum(risks[threshold] > allowed + 1e-12 for threshold in solved) / draws
