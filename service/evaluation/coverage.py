@@ -62,9 +62,11 @@ class Pool:
                 yield _table(images, right, row.reshape(len(of_exited), len(THRESHOLDS)).tolist())
 
     def _against(self, goal: Goal) -> npt.NDArray[np.bool_]:
+        disagree: npt.NDArray[np.bool_] = self.low != self.high
         if goal == "min_agreement":
-            return self.low != self.high
-        return (self.low != self.targets) & (self.high == self.targets)
+            return disagree
+        lost: npt.NDArray[np.bool_] = disagree & (self.high == self.targets)
+        return lost
 
 
 def _table(images: int, high_right: int, counts: list[list[int]]) -> CalibrationTable:
