@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from service.errors import DataError
 from service.evaluation.cascade import Cascade, Estimate, gain, gap
 from service.evaluation.logits import FOLDER, kept_passes, predictor_at
 from service.evaluation.passes import Passes, check_classes
-from service.evaluation.throughput import rate
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.networks.cost import cost
@@ -27,23 +27,24 @@ from service.training.data import Photographs, find
 from service.training.run_folder import LOG
 
 STEP = 32  # pixels between the sizes that a single-scale network is tested at
-TIMED_BATCH = 8
-TIMED_SECONDS = 0.4
-TIMED_RUNS = 3
+TIMED_BATCH = {"cpu": 8, "cuda": 64}
+TIMED_SECONDS = 0.3
+TIMED_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder or a version of the store; ``log`` says in a sentence how its training went."""
+    """A run folder or a version of the store.
 
+    Attributes:
+        name: its folder's, or ``name/version``.
+        log: how its training went, in a sentence.
+    """
+
+    name: str
     folder: Path
     spec: ModelSpec
     log: str
-
-    @property
-    def name(self) -> str:
-        """Its folder's, or ``name/version``."""
-        return self.spec.name if self.spec.version == 0 else self.spec.reference
 
     @property
     def is_multi_scale(self) -> bool:
@@ -69,7 +70,17 @@ class Run:
     def read(cls, folder: Path) -> Run:
         """Raises NotFound or BrokenModel (see ``store``); DataError: a log of another version."""
         spec = read_spec(folder)
-        return cls(folder, spec, _log(folder, spec))
+        name = folder.resolve().name if spec.version == 0 else spec.reference
+        return cls(name, folder, spec, _log(folder, spec))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Each folder's run once; folders of one name are numbered from the second. Raises as ``Run.read``."""
+    runs: list[Run] = []
+    for run in map(Run.read, dict.fromkeys(folders)):
+        count = sum(other.folder.resolve().name == run.folder.resolve().name for other in runs if "/" not in run.name)
+        runs.append(replace(run, name=f"{run.name}-{count + 1}") if count else run)
+    return runs
 
 
 def check_same_classes(runs: Sequence[Run]) -> None:
@@ -167,7 +178,7 @@ class Bench:
         return costs.low_mmacs, costs.high_mmacs
 
     def milliseconds(self, run: Run, resolution: int | None = None) -> tuple[float, float]:
-        """An image's share of a batch of ``TIMED_BATCH``, low and high pass, on decoded images; measured now."""
+        """An image's share of a batch of ``timed_batch``, low and high pass, on decoded images; measured now."""
         size = resolution or run.resolution
         if (run.folder, size) not in self._seconds:
             self._seconds[run.folder, size] = _time(self.predictor(run, size))
@@ -180,19 +191,36 @@ class Bench:
         return self.photographs.subset([i for i, p in enumerate(self.photographs.paths) if str(p) not in unreadable])
 
 
+def timed_batch(device: torch.device) -> int:
+    """Images at a time: what a worker of a CPU runs, and enough to fill a GPU."""
+    return TIMED_BATCH["cpu" if device.type == "cpu" else "cuda"]
+
+
 def _time(predictor: Predictor) -> tuple[float, float]:
-    """Seconds of an image in the low and the high pass: the best of several runs, for disturbance only adds."""
-    images = predictor.noise(TIMED_BATCH)
-    if not predictor.is_multi_scale:
-        return 0.0, _best(lambda: predictor.single(images).cpu())
-    state = predictor.low(images)
-    low = _best(lambda: predictor.low(images).logits.cpu())
-    return low, _best(lambda: predictor.high(images, state).cpu())
+    """Seconds of an image in the low and the high pass; on a CPU by one thread, as the server's workers run."""
+    images = predictor.noise(timed_batch(predictor.device))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if not predictor.is_multi_scale:
+            return 0.0, _shortest(lambda: predictor.single(images).cpu()) / len(images)
+        state = predictor.low(images)
+        low = _shortest(lambda: predictor.low(images).logits.cpu())
+        return low / len(images), _shortest(lambda: predictor.high(images, state).cpu()) / len(images)
+    finally:
+        torch.set_num_threads(before)
 
 
-def _best(step: Callable[[], torch.Tensor]) -> float:
+def _shortest(step: Callable[[], torch.Tensor]) -> float:
+    """Seconds of the shortest of many runs: whatever else the machine does only ever adds."""
     step()
-    return 1 / (TIMED_BATCH * max(rate(step, TIMED_SECONDS) for _ in range(TIMED_RUNS)))
+    runs: list[float] = []
+    began = time.perf_counter()
+    while len(runs) < TIMED_RUNS or time.perf_counter() - began < TIMED_SECONDS:
+        start = time.perf_counter()
+        step()
+        runs.append(time.perf_counter() - start)
+    return min(runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +255,16 @@ class Verdict:
     gap_to_naive: Estimate | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Runs that differ by their seed alone: mean top-1 and its standard error over seeds, shares of 1."""
+
+    runs: tuple[int, ...]
+    of: str
+    mean: float
+    error: float
+
+
 class Group:
     """All runs of one base network.
 
@@ -258,11 +296,11 @@ class Group:
     def sizes(self, run: Run) -> list[int]:
         """What a single-scale run is tested at: sizes from half its own to its own, or its own where it is itself
         the half of another run's."""
-        full = run.resolution
-        if any(other.resolution == 2 * full for other in self.runs.values()):
-            return [full]
-        half = full // 2
-        return sorted({half, full, *range(-(-half // STEP) * STEP, full, STEP)})
+        return [run.resolution] if self.is_half(run) else _between(run.resolution)
+
+    def is_half(self, run: Run) -> bool:
+        """Whether its size is half that of another run."""
+        return any(other.resolution == 2 * run.resolution for other in self.runs.values())
 
     def accuracy(self, index: int, resolution: int) -> tuple[float, float]:
         """Mean millions of multiply-adds and accuracy of a single-scale run at ``resolution``."""
@@ -322,15 +360,32 @@ class Group:
 
     def _thresholds(self, run: Run, cascade: Cascade) -> list[float]:
         """The highest thresholds that cost no more than the base network at sizes from half to full."""
-        half, full = run.resolution // 2, run.resolution
         of = run.spec.architecture
         options = {name: value for name, value in of.options.items() if name != "fusion"}
-        budgets = [
-            cost(self.backbone, of.num_classes, size, options).high_mmacs
-            for size in sorted({half, full, *range(-(-half // STEP) * STEP, full, STEP)})
-        ]
-        mean = {threshold: cascade.at(threshold)[1] for threshold in THRESHOLDS}
-        return sorted({max((t for t in THRESHOLDS if mean[t] <= budget + 1e-9), default=0.0) for budget in budgets})
+        budgets = [cost(self.backbone, of.num_classes, size, options).high_mmacs for size in _between(run.resolution)]
+        takes = {threshold: cascade.at(threshold)[1] for threshold in THRESHOLDS}
+        return sorted({max((t for t in THRESHOLDS if takes[t] <= budget + 1e-9), default=0.0) for budget in budgets})
+
+    def seeds(self) -> list[Seeds]:
+        """What repeated runs give: single-scale ones at their own size, others at threshold 1 and at their default."""
+        alike: dict[str, list[int]] = {}
+        for index, run in self.runs.items():
+            recipe = {name: value for name, value in run.spec.recipe.items() if name != "seed"}
+            alike.setdefault(repr((run.spec.architecture, run.resolution, sorted(recipe.items()))), []).append(index)
+        found = []
+        for indices in alike.values():
+            if len({str(self.runs[index].seed) for index in indices}) < 2:
+                continue
+            if indices[0] in self.single:
+                measured = {"single-scale": [self.accuracy(i, self.runs[i].resolution)[1] for i in indices]}
+            else:
+                measured = {"multi-scale, high pass": [self.cascade(i).at(1)[2] for i in indices]}
+                defaults = [(i, self.default(i)) for i in indices]
+                if all(threshold is not None for _, threshold in defaults):
+                    measured["multi-scale, default threshold"] = [self.cascade(i).at(t or 0.0)[2] for i, t in defaults]
+            for of, values in measured.items():
+                found.append(Seeds(tuple(indices), of, mean(values), stdev(values) / math.sqrt(len(values))))
+        return found
 
     def verdict(self, index: int) -> Verdict:
         """How a multi-scale run compares."""
@@ -348,6 +403,12 @@ class Group:
             gain(cascade, is_right, cascade.high_cost),
             ahead,
         )
+
+
+def _between(full: int) -> list[int]:
+    """Sizes from half of ``full`` to ``full``, whole ``STEP``s between."""
+    half = full // 2
+    return sorted({half, full, *range(-(-half // STEP) * STEP, full, STEP)})
 
 
 def right(passes: Passes) -> npt.NDArray[np.bool_]:

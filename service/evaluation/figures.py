@@ -69,9 +69,10 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
 
     def paint(figure: Any) -> None:
         from matplotlib.colors import LogNorm
+        from matplotlib.ticker import MaxNLocator
 
         shown = [name for name in titles if name in spectra]
-        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.0))
         axes = above.subplots(1, len(shown), squeeze=False)[0]
         values = [spectra[name].magnitude for name in shown]
         most = max(v.max() for v in values)  # doubling leaves nothing at Nyquist's frequency: no logarithm of that
@@ -83,6 +84,8 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
             image = each.imshow(spectra[name].magnitude, norm=norm, extent=extent, cmap="viridis")
             each.set_title(titles[name])
             each.set_xlabel("cycles an image, across")
+            for axis, side in ((each.xaxis, width), (each.yaxis, height)):
+                axis.set_major_locator(MaxNLocator(min(side, 8), integer=True))
             each.grid(visible=False)
             for side in each.spines.values():
                 side.set_visible(False)
@@ -91,13 +94,14 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
         plot = below.subplots()
         for name in shown:
             radii, means = spectra[name].profile()
-            beyond = f"{titles[name]}: {100 * spectra[name].above_half():.0f} % of the waves beyond half of Nyquist"
-            plot.semilogy(radii, means / means[0], marker=marks[name], color=colours[name], lw=1.8, label=beyond)
+            label = f"{titles[name]} ({100 * spectra[name].above_half():.0f} % above half of Nyquist)"
+            plot.semilogy(radii, means / means[0], marker=marks[name], color=colours[name], lw=1.8, label=label)
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
         plot.set_xlabel("radius, cycles an image")
-        plot.set_ylabel("magnitude, relative to the mean value's")
+        plot.set_ylabel("magnitude (the mean value: 1)")
         plot.legend(fontsize=9.5)
 
-    draw(path, (3.0 * len(spectra) + 1.2, 7.2), paint)
+    draw(path, (3.0 * len(spectra) + 1.2, 6.6), paint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,8 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
             for name, label, colour, ink in parts:
                 width = 100 * getattr(of, name)
                 bars.barh(place, width, left=left, height=0.62, color=colour, label=None if place else label)
-                if width > 2.2:
-                    bars.text(left + width / 2, place, f"{width:.1f}", ha="center", va="center", color=ink, size=9.5)
+                if width > 1.6:
+                    bars.text(left + width / 2, place, f"{width:.1f}", ha="center", va="center", color=ink, size=8.5)
                 left += width
         bars.set_yticks(range(len(cascades)), list(cascades))
         bars.set_xlim(0, 100)
@@ -164,11 +168,15 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A network without an exit: its cost, accuracy (share of 1), and what to write beside it."""
+    """A network without an exit: its cost, accuracy (share of 1), and what to write beside it.
+
+    ``is_half``: trained at half the size of the high network.
+    """
 
     cost: float
     accuracy: float
     label: str
+    is_half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,36 +213,37 @@ def tradeoff(
                     size=9,
                     color=colour,
                 )
-        for dots, mark, fill, label in (
-            (single, "s", ORANGE, "single-scale network, tested at the size beside it"),
-            (averaged, "D", "white", "two sizes of it, logits averaged"),
-        ):
-            if not dots:
-                continue
-            axes.plot(
-                [dot.cost for dot in dots], [100 * dot.accuracy for dot in dots],
-                mark, ms=7.5, mfc=fill, mec=ORANGE, mew=1.6, ls="", label=label, zorder=4,
-            )  # fmt: skip
+        for dots, mark, name in ((single, "s", ""), (averaged, "D", "logits at two sizes averaged")):
+            named = set()
             for dot in dots:
+                label = name or (
+                    "trained at half the size" if dot.is_half else "single-scale, tested at the size named"
+                )
+                colour, above = (TEAL, True) if dot.is_half else (ORANGE, False)
+                axes.plot(
+                    dot.cost, 100 * dot.accuracy, mark, ms=7.5, mfc=colour if mark == "s" else "white", mec=colour,
+                    mew=1.6, ls="", label=None if label in named else label, zorder=4,
+                )  # fmt: skip
+                named.add(label)
                 axes.annotate(
-                    dot.label, (dot.cost, 100 * dot.accuracy), xytext=(8, -3), textcoords="offset points", size=9,
-                    color=ORANGE,
+                    dot.label, (dot.cost, 100 * dot.accuracy), xytext=(0, 9 if above else -9),
+                    textcoords="offset points", size=8.5, color=colour, ha="center", va="bottom" if above else "top",
                 )  # fmt: skip
         high = next((curve.cascade.high_cost for curve in curves if not curve.is_naive), None)
         if high is not None:
             axes.axvline(high, color=QUIET, lw=1, ls=":")
             axes.annotate(
-                "cost of the high network alone", (high, 0), xycoords=("data", "axes fraction"), rotation=90,
-                xytext=(-4, 6), textcoords="offset points", ha="right", va="bottom", size=8.5, color=QUIET,
+                "high pass alone", (high, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                textcoords="offset points", ha="center", va="bottom", size=8.5, color="#625e57",
             )  # fmt: skip
-        axes.set_xlabel(f"mean {unit} an image")
+        axes.set_xlabel(unit)
         axes.set_ylabel("top-1, %")
         axes.set_title(title, loc="left")
         axes.set_xlim(left=0)
-        axes.margins(y=0.08)
-        axes.legend(loc="lower right", fontsize=9.5)
+        axes.margins(y=0.12)
+        figure.legend(loc="outside lower left", ncols=2, fontsize=9.5)
 
-    draw(path, (8.4, 5.4), paint)
+    draw(path, (8.4, 6.0), paint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +287,8 @@ def reliability(path: Path, heads: dict[str, tuple[Reliability, Reliability, flo
             axes.set_title(f"{head} head", loc="left", color=tones[head])
             axes.set_xlabel("confidence, %")
             axes.set_ylabel("right, %")
-            axes.set_xlim(start, 101)
-            axes.set_ylim(start, 101)
+            axes.set_xlim(start, 102)
+            axes.set_ylim(start, 102)
             axes.set_aspect("equal")
             axes.legend(loc="upper left", fontsize=9.5)
 
@@ -309,7 +318,7 @@ def contact_sheet(path: Path, rows: Mapping[str, Sequence[Picture]]) -> None:
                 axes.axis("off")
             for axes, picture in zip(part.axes, pictures, strict=False):
                 axes.imshow(picture.pixels)
-                axes.text(0, 1.0, f"is {picture.truth}", transform=axes.transAxes, va="bottom", size=8)
+                axes.text(0, 1.0, picture.truth, transform=axes.transAxes, va="bottom", size=8)
                 axes.text(0, -0.03, picture.answer, transform=axes.transAxes, va="top", size=8, color=picture.tone)
 
     draw(path, (1.75 * columns, 2.6 * len(rows)), paint)

@@ -60,7 +60,7 @@ def kept_passes(
 def _read(path: Path) -> Passes | None:
     """None where nothing is kept, or nothing that can be read: it is only a cache."""
     try:
-        with np.load(path) as kept:
+        with path.open("rb") as file, np.load(file) as kept:
             low, high, targets = (torch.from_numpy(kept[name]) for name in ("low", "high", "targets"))
             return Passes(low, high, targets, tuple(kept["unreadable"].tolist()))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

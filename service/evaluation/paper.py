@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SOURCE = "Cheng, Xiao, Wang, Huang, Zhang: High Frequency Residual Learning for Multi-Scale Image Classification (2019)"
+SOURCE = "Cheng, Xiao, Wang, Huang, Zhang: High Frequency Residual Learning for Multi-Scale Image Classification"
 
 
 @dataclass(frozen=True, slots=True)

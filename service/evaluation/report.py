@@ -14,11 +14,12 @@ import torch
 from service.errors import InvalidOption
 from service.evaluation import figures, paper
 from service.evaluation.comparison import (
-    TIMED_BATCH,
     Bench,
     Group,
     Run,
     check_same_classes,
+    read_runs,
+    timed_batch,
     two_sizes,
 )
 from service.evaluation.coverage import DRAWS, Pool, broken
@@ -28,6 +29,7 @@ from service.evaluation.passes import Passes
 from service.evaluation.spectrum import Spectrum, spectra
 from service.images.decode import decode
 from service.inference.calibration import Calibration
+from service.inference.device import choose_device
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import load_network
 from service.inference.runtimes.base import normalise
@@ -104,7 +106,7 @@ def report(
     """
     if limit is not None and limit < 1:
         raise InvalidOption("limit", limit, "at least 1")
-    read = [Run.read(folder) for folder in dict.fromkeys(runs)]
+    read = read_runs(runs)
     if not read:
         raise InvalidOption("runs", [], "one run folder or model at least")
     check_same_classes(read)
@@ -139,6 +141,7 @@ def _section(group: Group, bench: Bench, out: Path) -> dict[str, Any]:
     return {
         "backbone": group.backbone,
         "rows": group.rows(),
+        "seeds": group.seeds(),
         "verdicts": [group.verdict(index) for index in group.multi],
         "pictures": [
             _spectrum(group, bench, out),
@@ -173,7 +176,12 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
         return Picked(None, "Figure 1", "Last feature maps of one or two pixels have no spectrum to show.")
     file = f"figure-1-{group.backbone}.png"
     figures.spectrum(out / file, found)
-    low = "" if len(found) == 1 else " L's map is doubled as H receives it; H's own is taken before L is added."
+    low = (
+        " L's map is doubled as H receives it, which leaves nothing at Nyquist's frequency; H's own is taken before "
+        "L is added."
+        if group.multi
+        else ""
+    )
     return Picked(
         file,
         "Figure 1. Mean magnitude of the two-dimensional Fourier transform of the last feature maps, over channels and "
@@ -221,14 +229,15 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
         missing.append(f"The naive cascade takes runs of {group.backbone} at {half} and at {2 * half} pixels.")
     if not group.multi:
         missing.append(f"A run of ms_{group.backbone} would add its curve.")
-    where = f"{torch.get_num_threads()} threads" if str(_device(bench)) == "cpu" else "one GPU"
+    device = choose_device(bench.device)
+    where = "one core" if device.type == "cpu" else torch.cuda.get_device_name(device)
     pictures = []
     for name, unit, title, costs, caption in (
-        ("figure-5", "millions of multiply-adds", "Top-1 against mean multiply-adds", bench.mmacs, ""),
+        ("figure-5", "mean multiply-adds an image, millions", "Top-1 against mean multiply-adds", bench.mmacs, ""),
         (
-            "figure-5-ms", "milliseconds", "Top-1 against measured time", bench.milliseconds,
-            f" Measured on this machine ({_device(bench)}, {where}, eager {bench.precision}): an image's share of a "
-            f"batch of {TIMED_BATCH} decoded images, the best of several runs.",
+            "figure-5-ms", "mean time an image, milliseconds", "Top-1 against measured time", bench.milliseconds,
+            f" Measured on this machine ({where}, eager {bench.precision}): an image's share of a "
+            f"batch of {timed_batch(device)} decoded images, the best of several runs.",
         ),
     ):  # fmt: skip
         file = f"{name}-{group.backbone}.png"
@@ -257,7 +266,8 @@ def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, float]
     averaged: list[Dot] = []
     for index, run in group.single.items():
         sizes = group.sizes(run)
-        single += [Dot(costs(run, size)[1], group.accuracy(index, size)[1], f"{size} px") for size in sizes]
+        is_half = group.is_half(run)
+        single += [Dot(costs(run, s)[1], group.accuracy(index, s)[1], f"{s} px", is_half) for s in sizes]
         both = group.averaged(index)
         if both is not None:
             averaged.append(Dot(sum(costs(run, size)[1] for size in (sizes[0], sizes[-1])), both[2], f"{both[0]} px"))
@@ -296,7 +306,7 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
     sure = passes.confidence(run.spec.temperature)
     exited = sure > chosen
     kinds = {
-        f"Exit: surer than {chosen:g}": exited & (low == targets),
+        f"Exit, surer than {chosen:g}, and right": exited & (low == targets),
         "Escalate": ~exited,
         "Saved by escalation: the low pass is wrong, the high one right": ~exited
         & (low != targets)
@@ -328,9 +338,9 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
     figures.contact_sheet(out / file, rows)
     return Picked(
         file,
-        f"Photographs of {run.name} at {'its default threshold' if threshold is not None else 'threshold 0.5'}, "
-        "drawn by chance, with what the low pass (L) says and how sure it is, and the high pass (H). They are the data "
-        "set's own.",
+        f"{run.name} at {'its default threshold' if threshold is not None else 'threshold 0.5'}: photographs drawn by "
+        "chance, each under what it shows, with what the low pass (L) says and how sure it is, and the high pass (H). "
+        "They are the data set's own.",
     )
 
 
@@ -383,12 +393,6 @@ def _takes(group: Group, resolution: int, why: str) -> str:
 
 def _slug(run: Run) -> str:
     return run.name.replace("/", "-")
-
-
-def _device(bench: Bench) -> torch.device:
-    from service.inference.device import choose_device
-
-    return choose_device(bench.device)
 
 
 def _render(

@@ -31,7 +31,8 @@ class Spectrum:
     @property
     def reach(self) -> float:
         """The highest frequency along an axis (Nyquist's), in cycles an image."""
-        return max(self.magnitude.shape) / 2
+        longest: int = max(self.magnitude.shape)
+        return longest / 2
 
     def profile(self) -> tuple[Floats, Floats]:
         """Radius in whole cycles an image, up to ``reach``, and the mean share of the frequencies at that radius."""
@@ -42,9 +43,8 @@ class Spectrum:
     def above_half(self) -> float:
         """The share of the magnitude, the mean value aside, that lies beyond half of ``reach``."""
         radius = self._radius()
-        waves = self.magnitude[radius > 0].sum()
-        share: float = (self.magnitude[radius > self.reach / 2].sum() / waves).item()
-        return share
+        waves, above = (float(self.magnitude[radius > limit].sum()) for limit in (0, self.reach / 2))
+        return above / waves
 
     def _radius(self) -> Floats:
         height, width = self.magnitude.shape
