@@ -8,11 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from service.errors import InvalidOption
+from service.evaluation.passes import Passes
 from service.inference.calibration import THRESHOLDS, Calibration
 from service.state.base import Goal
-from service.store import CalibrationRow, CalibrationTable
+from service.store import CalibrationRow, CalibrationTable, Temperature
 
 DRAWS = 1000
+PROMISES: tuple[tuple[Goal, float], ...] = (
+    ("min_agreement", 0.90),
+    ("min_agreement", 0.95),
+    ("min_agreement", 0.98),
+    ("max_accuracy_drop", 0.01),
+    ("max_accuracy_drop", 0.02),
+    ("max_accuracy_drop", 0.05),
+)
 CHUNK = 100  # draws at a time, for the sake of memory
 
 
@@ -29,6 +39,11 @@ class Pool:
     low: npt.NDArray[np.int64]
     high: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, passes: Passes, temperature: Temperature) -> Pool:
+        """Of a model's passes on labelled photographs."""
+        return cls(passes.confidence(temperature), *passes.answers())
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -89,3 +104,50 @@ def broken(pool: Pool, goal: Goal, value: float, images: int, draws: int = DRAWS
     risks = {threshold: pool.risk(goal, threshold) for threshold in THRESHOLDS}
     solved = [Calibration(table, 0.0, 1.0).solve(goal, value) for table in pool.tables(images, draws, seed)]
     return sum(risks[threshold] > allowed + 1e-12 for threshold in solved) / draws
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a model's calibration table certifies, held against photographs it never saw; shares of 1.
+
+    All but ``goal``, ``value`` and ``why_not`` are None where the table has too few images for it.
+
+    Attributes:
+        threshold: that keeps the promise, by the table.
+        exit_rate: what it gave on the photographs.
+        measured: the agreement on them, or the drop in accuracy.
+        is_kept: whether what the table bounds is within the promise on them.
+        broken: share of calibrations anew, with as many images drawn from them, whose threshold breaks the promise.
+        why_not: what it would take.
+    """
+
+    goal: Goal
+    value: float
+    threshold: float | None = None
+    exit_rate: float | None = None
+    measured: float | None = None
+    is_kept: bool | None = None
+    broken: float | None = None
+    why_not: str = ""
+
+
+def promises(pool: Pool, calibration: Calibration | None) -> tuple[Promise, ...]:
+    """Each of ``PROMISES`` on ``pool``; none without a table."""
+    return () if calibration is None else tuple(_promise(pool, calibration, *asked) for asked in PROMISES)
+
+
+def _promise(pool: Pool, calibration: Calibration, goal: Goal, value: float) -> Promise:
+    try:
+        threshold = calibration.solve(goal, value)
+    except InvalidOption as error:
+        return Promise(goal, value, why_not=error.message)
+    risk, allowed = pool.risk(goal, threshold), 1 - value if goal == "min_agreement" else value
+    return Promise(
+        goal,
+        value,
+        threshold=threshold,
+        exit_rate=float((pool.confidence > threshold).mean()),
+        measured=1 - risk if goal == "min_agreement" else pool.drop(threshold),
+        is_kept=risk <= allowed + 1e-12,
+        broken=broken(pool, goal, value, calibration.table.n),
+    )

@@ -22,7 +22,7 @@ from service.evaluation.comparison import (
     timed_batch,
     two_sizes,
 )
-from service.evaluation.coverage import DRAWS, Pool, broken
+from service.evaluation.coverage import DRAWS, Pool, Promise, promises
 from service.evaluation.figures import Curve, Dot, Picture, Reliability
 from service.evaluation.logits import FOLDER
 from service.evaluation.passes import Passes
@@ -33,20 +33,11 @@ from service.inference.device import choose_device
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import load_network
 from service.inference.runtimes.base import normalise
-from service.state.base import Goal
 from service.training.data import CentreCrop, loader
 
 PAGE, TEMPLATE = "index.html", "report.html"
 SPECTRUM_IMAGES = 256
 SHEET_COLUMNS = 8
-PROMISES: tuple[tuple[Goal, float], ...] = (
-    ("min_agreement", 0.90),
-    ("min_agreement", 0.95),
-    ("min_agreement", 0.98),
-    ("max_accuracy_drop", 0.01),
-    ("max_accuracy_drop", 0.02),
-    ("max_accuracy_drop", 0.05),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +47,6 @@ class Picked:
     file: str | None
     caption: str
     missing: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A promise on the photographs of the report; shares of 1.
-
-    Attributes:
-        threshold: that the calibration table certifies for it; None where it holds too few images.
-        measured: what that threshold gave: the agreement, or the drop.
-        broken: share of ``DRAWS`` calibrations, with as many images drawn from these photographs, that broke it.
-        why_not: what it takes.
-    """
-
-    goal: Goal
-    value: float
-    threshold: float | None = None
-    measured: float | None = None
-    exit_rate: float | None = None
-    is_kept: bool | None = None
-    broken: float | None = None
-    why_not: str = ""
 
 
 def report(
@@ -362,29 +332,12 @@ def _certified(group: Group, index: int) -> str:
 
 def _pool(group: Group, index: int) -> Pool:
     run = group.runs[index]
-    passes = group.bench.passes(run)
-    return Pool(passes.confidence(run.spec.temperature), *passes.answers())
+    return Pool.of(group.bench.passes(run), run.spec.temperature)
 
 
-def _promises(group: Group, index: int) -> list[Kept]:
-    """Each of ``PROMISES``: solved by the run's own table, held against these photographs."""
+def _promises(group: Group, index: int) -> tuple[Promise, ...]:
     run = group.runs[index]
-    calibration = Calibration.of(run.spec, "eager", group.bench.precision)
-    if calibration is None:
-        return []
-    pool, kept = _pool(group, index), []
-    for goal, value in PROMISES:
-        try:
-            threshold = calibration.solve(goal, value)
-            often = broken(pool, goal, value, calibration.table.n)
-        except InvalidOption as error:
-            kept.append(Kept(goal, value, why_not=error.message))
-            continue
-        risk, allowed = pool.risk(goal, threshold), 1 - value if goal == "min_agreement" else value
-        measured = 1 - risk if goal == "min_agreement" else pool.drop(threshold)
-        exit_rate = float((pool.confidence > threshold).mean())
-        kept.append(Kept(goal, value, threshold, measured, exit_rate, risk <= allowed + 1e-12, often))
-    return kept
+    return promises(_pool(group, index), Calibration.of(run.spec, "eager", group.bench.precision))
 
 
 def _takes(group: Group, resolution: int, why: str) -> str:

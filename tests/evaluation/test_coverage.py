@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.errors import InvalidOption
-from service.evaluation.coverage import DRAWS, Pool, broken
-from service.inference.calibration import RISK, THRESHOLDS, tabulate
+from service.evaluation.coverage import DRAWS, PROMISES, Pool, broken, promises
+from service.inference.calibration import RISK, THRESHOLDS, Calibration, tabulate
 from service.state.base import Goal
 
 # The share of broken promises is itself drawn: three standard errors above the risk.
@@ -31,16 +31,6 @@ def _pool(seed: int = 0, images: int = 4000, classes: int = 10) -> Pool:
 @pytest.fixture(scope="module")
 def pool() -> Pool:
     return _pool()
-
-
-PROMISES: list[tuple[Goal, float]] = [
-    ("min_agreement", 0.9),
-    ("min_agreement", 0.95),
-    ("min_agreement", 0.98),
-    ("max_accuracy_drop", 0.01),
-    ("max_accuracy_drop", 0.02),
-    ("max_accuracy_drop", 0.05),
-]
 
 
 @pytest.mark.parametrize(("goal", "value"), PROMISES)
@@ -78,3 +68,27 @@ def test_risk_grows_as_the_threshold_falls_and_bounds_the_drop(pool: Pool, goal:
 def test_promise_that_so_few_images_cannot_certify_says_how_many_can(pool: Pool) -> None:
     with pytest.raises(InvalidOption, match="it takes 299 calibration images, and this model has 200"):
         broken(pool, "min_agreement", 0.99, 200)
+
+
+def test_promises_are_solved_by_the_table_and_measured_on_the_pool(pool: Pool) -> None:
+    (table,) = pool.tables(1000, 1, seed=2)
+    calibration = Calibration(table, 1.0, 4.0)
+    found = promises(pool, calibration)
+    assert promises(pool, None) == ()
+    for promise in found:
+        assert promise.threshold is not None
+        assert promise.measured is not None
+        assert promise.threshold == calibration.solve(promise.goal, promise.value)
+        assert promise.exit_rate == (pool.confidence > promise.threshold).mean()
+        answers = np.where(pool.confidence > promise.threshold, pool.low, pool.high)
+        if promise.goal == "min_agreement":
+            assert promise.measured == pytest.approx((answers == pool.high).mean())
+            assert promise.is_kept == (promise.measured >= promise.value)
+        else:
+            gone = (pool.high == pool.targets).mean() - (answers == pool.targets).mean()
+            assert promise.measured == pytest.approx(gone)
+            assert not promise.is_kept or gone <= promise.value
+        assert promise.broken is not None
+        assert promise.broken <= MOST
+    few = Calibration(tabulate(pool.confidence[:30], pool.low[:30], pool.high[:30], pool.targets[:30], "", ""), 1, 4)
+    assert "it takes 149 calibration images, and this model has 30" in promises(pool, few)[2].why_not
