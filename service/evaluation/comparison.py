@@ -19,6 +19,7 @@ from service.evaluation.cascade import Cascade, Estimate, gain, gap
 from service.evaluation.logits import FOLDER, kept_passes, predictor_at
 from service.evaluation.passes import Passes, check_classes
 from service.inference.calibration import THRESHOLDS
+from service.inference.device import choose_device, choose_precision
 from service.inference.predictor import Predictor
 from service.networks.cost import cost
 from service.networks.registry import backbone_name, is_multi_scale
@@ -146,7 +147,7 @@ class Bench:
         self.photographs: Photographs = found.subset([i * len(found) // count for i in range(count)])
         self.cache = cache
         self.device = device
-        self.precision = precision
+        self.precision = choose_precision(precision, choose_device(device))
         self.workers = workers
         self.on_batch = on_batch
         self._passes: dict[tuple[Path, int], Passes] = {}

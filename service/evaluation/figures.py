@@ -21,6 +21,7 @@ TEAL, ORANGE, INK, QUIET, PALE = "#0b7a71", "#ad560c", "#1d1c1a", "#8b867d", "#d
 # Of cascades in one picture: told apart in grey too, by their lines.
 CURVES = (("#2f5fb3", "-"), ("#8d3b8d", (0, (5, 1.5))), ("#3f3f3f", (0, (1.5, 1.2))), ("#5b9bd5", "-."))
 DPI = 130
+NOTHING = 1e-6  # of a magnitude: rounding
 RANGE = 300  # of magnitudes told apart by colour
 BINS = 10
 FEWEST = 20  # exited images, below which a precision says nothing
@@ -94,6 +95,7 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
         plot = below.subplots()
         for name in shown:
             radii, means = spectra[name].profile()
+            means = np.where(means > means[0] * NOTHING, means, np.nan)
             label = f"{titles[name]} ({100 * spectra[name].above_half():.0f} % above half of Nyquist)"
             plot.semilogy(radii, means / means[0], marker=marks[name], color=colours[name], lw=1.8, label=label)
         plot.xaxis.set_major_locator(MaxNLocator(integer=True))
