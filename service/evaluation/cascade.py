@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from service.store import Temperature
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 1000
+CHUNK = 50  # draws at a time, for the sake of memory
 GAP_COSTS = (0.4, 1.0)  # of the high network, between which a gap is averaged
 GAP_POINTS = 61
 
@@ -103,22 +105,27 @@ def gap(one: Cascade, other: Cascade, high_cost: float, draws: int = DRAWS, seed
     Paired bootstrap over images (percentile interval): every draw takes the same images for both.
     """
     costs = np.linspace(*GAP_COSTS, GAP_POINTS) * high_cost
-    counts = _counts(len(one.confidence), draws, seed)
-    drawn = (one.accuracy_at(costs, counts) - other.accuracy_at(costs, counts)).mean(1)
-    return _estimate(float((one.accuracy_at(costs) - other.accuracy_at(costs)).mean()), drawn)
+
+    def lead(counts: npt.NDArray[np.int64]) -> Floats:
+        ahead = one.accuracy_at(costs, counts) - other.accuracy_at(costs, counts)
+        return np.asarray(ahead.mean(1), dtype=np.float64)
+
+    return _bootstrap(lead, len(one.confidence), draws, seed)
 
 
 def gain(cascade: Cascade, right: npt.NDArray[np.bool_], cost: float, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """How far ``cascade`` at mean ``cost`` is ahead of a network of that cost that is ``right`` (n,); as ``gap``."""
-    counts = _counts(len(right), draws, seed)
-    drawn = cascade.accuracy_at(np.array([cost]), counts)[:, 0] - counts @ right / len(right)
-    return _estimate(float(cascade.accuracy_at(np.array([cost]))[0] - right.mean()), drawn)
+
+    def lead(counts: npt.NDArray[np.int64]) -> Floats:
+        return cascade.accuracy_at(np.array([cost]), counts)[:, 0] - counts @ right / len(right)
+
+    return _bootstrap(lead, len(right), draws, seed)
 
 
-def _counts(images: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws)
-
-
-def _estimate(value: float, drawn: Floats) -> Estimate:
+def _bootstrap(lead: Callable[[npt.NDArray[np.int64]], Floats], images: int, draws: int, seed: int) -> Estimate:
+    """``lead`` gives a value for each row of counts, how often a draw took each image."""
+    random, shares = np.random.default_rng(seed), np.full(images, 1 / images)
+    sizes = [min(CHUNK, draws - start) for start in range(0, draws, CHUNK)]
+    drawn = np.concatenate([lead(random.multinomial(images, shares, size)) for size in sizes])
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return Estimate(value, low, high)
+    return Estimate(float(lead(np.ones((1, images), dtype=np.int64))[0]), low, high)

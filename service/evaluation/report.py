@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from service.inference.predictor import load_network
 from service.inference.runtimes.base import normalise
 from service.training.data import CentreCrop, loader
 
-PAGE, TEMPLATE = "index.html", "report.html"
+PAGE, NUMBERS, TEMPLATE = "index.html", "report.json", "report.html"
 SPECTRUM_IMAGES = 256
 SHEET_COLUMNS = 8
 
@@ -60,9 +61,9 @@ def report(
     workers: int | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Compare ``runs`` on ``data/split`` and write the page with its pictures into folder ``out``; gives the page.
+    """Compare ``runs`` on ``data/split``, and write the page, its pictures and numbers into ``out``; gives the page.
 
-    Its contact sheet and its captions show photographs of the data set: mind their terms before it is passed on.
+    The contact sheet shows photographs of the data set: mind their terms before it is passed on.
 
     Args:
         runs: folders of runs or of models in the store.
@@ -92,9 +93,24 @@ def report(
         1 if run.is_multi_scale else len(group.sizes(run)) for group in groups for run in group.runs.values()
     )
     sections = [_section(group, bench, out) for group in groups]
+    (out / NUMBERS).write_text(_numbers(read, sections, len(bench.photographs)))
     page = out / PAGE
     page.write_text(_render(read, groups, sections, bench, split, limit))
     return page
+
+
+def _numbers(runs: Sequence[Run], sections: Sequence[dict[str, Any]], images: int) -> str:
+    """The tables as JSON; rows and verdicts name runs by their place."""
+    tables = [
+        {
+            "backbone": section["backbone"],
+            **{part: list(map(asdict, section[part])) for part in ("rows", "seeds", "verdicts")},
+            "promises": {name: list(map(asdict, kept)) for name, (_, kept) in section["promises"].items()},
+        }
+        for section in sections
+    ]
+    named = [{"name": run.name, "seed": run.seed, "weights_sha256": run.spec.weights_sha256} for run in runs]
+    return json.dumps({"images": images, "runs": named, "tables": tables}, indent=1) + "\n"
 
 
 def _groups(runs: Sequence[Run], bench: Bench) -> list[Group]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ class _Page(HTMLParser):
         self.links: list[str] = []
         self.ids: list[str] = []
         self.open: list[str] = []
+        self.folder = path.parent
         self.text = path.read_text()
         self.feed(self.text)
 
@@ -124,6 +126,15 @@ def test_page_has_the_papers_rows_and_every_runs_options(full: _Page) -> None:
     assert full.text.count("learning_rate=0.02") == 3
     assert full.text.count("seed 0") == 3
     assert "held out low" in full.text  # the log of the run that has one
+
+
+def test_numbers_of_the_page_are_there_as_json(full: _Page, group: Group) -> None:
+    numbers = json.loads((full.folder / "report.json").read_text())
+    assert [run["name"] for run in numbers["runs"]] == ["multi", "low", "high"]
+    (table,) = numbers["tables"]
+    assert [row["accuracy"] for row in table["rows"]] == [row.accuracy for row in group.rows()]
+    assert table["verdicts"][0]["gap_to_naive"].keys() == {"value", "low", "high"}
+    assert len(table["promises"]["multi"]) == 6
 
 
 def test_default_row_is_what_evaluating_gives(group: Group, runs: dict[str, Path], shapes: Path) -> None:
