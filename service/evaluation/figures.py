@@ -221,15 +221,16 @@ def tradeoff(
                 label = name or (
                     "trained at half the size" if dot.is_half else "single-scale, tested at the size named"
                 )
-                colour, above = (TEAL, True) if dot.is_half else (ORANGE, False)
+                colour = TEAL if dot.is_half else ORANGE
                 axes.plot(
                     dot.cost, 100 * dot.accuracy, mark, ms=7.5, mfc=colour if mark == "s" else "white", mec=colour,
                     mew=1.6, ls="", label=None if label in named else label, zorder=4,
                 )  # fmt: skip
                 named.add(label)
+                where = (-8, 0, "right", "center") if dot.is_half else (0, -9, "center", "top")
                 axes.annotate(
-                    dot.label, (dot.cost, 100 * dot.accuracy), xytext=(0, 9 if above else -9),
-                    textcoords="offset points", size=8.5, color=colour, ha="center", va="bottom" if above else "top",
+                    dot.label, (dot.cost, 100 * dot.accuracy), xytext=where[:2], textcoords="offset points", size=8.5,
+                    color=colour, ha=where[2], va=where[3],
                 )  # fmt: skip
         high = next((curve.cascade.high_cost for curve in curves if not curve.is_naive), None)
         if high is not None:
