@@ -134,6 +134,12 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self.promise_kept = Gauge(
+            "lowfirst_promise_kept",
+            "Whether this replica's audits show that promise kept (1) or broken (0); NaN while they do not tell.",
+            ["model"],
+            registry=registry,
+        )
         self._start_at_zero()
 
     def serve(self, model: str) -> None:

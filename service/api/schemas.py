@@ -342,6 +342,11 @@ class AuditState(BaseModel):
     disagreements: int
     disagreement: float | None
     disagreement_at_most: float | None = Field(description="Bound at 95 % confidence.")
+    overall_at_most: float | None = Field(description="The same of all images: times the exit rate of late.")
+    allowed: float | None = Field(description="1 less the agreement promised; null without a calibration table.")
+    promise_kept: bool | None = Field(
+        description="True: the bound is within what is allowed. False: even the lower bound is beyond. Null: too few."
+    )
 
 
 class StatsAnswer(BaseModel):

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from service.cli import bench, calibrate, classify, evaluate, models, publish, quantise, serve, train
+from service.cli import bench, calibrate, classify, evaluate, models, publish, quantise, report, serve, train
 from service.cli.console import errors
 from service.errors import LowfirstError
 
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image classification that spends compute only where an image needs it.",
 )
-for command in (serve, classify, train, calibrate, quantise, evaluate, publish, models, bench):
+for command in (serve, classify, train, calibrate, quantise, evaluate, report, publish, models, bench):
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))
 
 

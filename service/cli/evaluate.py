@@ -77,6 +77,8 @@ def _print(evaluation: Evaluation) -> None:
     output.print(table)
     if evaluation.runtimes:
         output.print(_runtimes(evaluation))
+    if evaluation.promises:
+        output.print(_promises(evaluation))
     output.print(
         f"low pass alone {100 * evaluation.low_accuracy:.2f} %, high pass {100 * evaluation.high_accuracy:.2f} %, "
         f"agreement {100 * evaluation.agreement:.2f} %; * default threshold",
@@ -94,5 +96,27 @@ def _runtimes(evaluation: Evaluation) -> Table:
             f"{100 * point.exit_rate:.1f}",
             f"{100 * point.accuracy:.2f}",
             f"{100 * point.agreement:.2f}",
+        )
+    return shown
+
+
+def _promises(evaluation: Evaluation) -> Table:
+    shown = Table(
+        "promise", "threshold", "exit %", "measured %", "kept", "broken %",
+        title="what the calibration table promises, on these photographs",
+        caption="broken: of a thousand calibrations with as many images drawn from these; 5 % may be",
+    )  # fmt: skip
+    for promise in evaluation.promises:
+        asked = f"{promise.goal} {promise.value:g}"
+        if promise.threshold is None or promise.exit_rate is None:
+            shown.add_row(asked, "too few images")
+            continue
+        shown.add_row(
+            asked,
+            f"{promise.threshold:g}",
+            f"{100 * promise.exit_rate:.1f}",
+            f"{100 * (promise.measured or 0):.2f}",
+            "yes" if promise.is_kept else "no",
+            f"{100 * (promise.broken or 0):.1f}",
         )
     return shown

@@ -14,6 +14,7 @@ from hashlib import blake2b
 
 import torch
 
+from service.engine.audit import Audit
 from service.engine.batch_runner import BatchRunner
 from service.engine.brown_out import BrownOut, Load
 from service.engine.decoding import decode_entry
@@ -185,6 +186,13 @@ class Engine:
     def effective_threshold(self) -> float:
         """The threshold in force: lower than asked for while the server is overloaded."""
         return min(self._lowered, self.asked.threshold)
+
+    def audit(self) -> Audit:
+        """What audits say of the threshold that is asked for."""
+        threshold, calibration = self.asked.threshold, self.predictor.calibration
+        disagreements, images = self.recent.disagreement_at(threshold)
+        exit_rate, _ = self.recent.exit_rate_at(threshold)
+        return Audit(images, disagreements, exit_rate, None if calibration is None else calibration.promise(self.asked))
 
     def queue_depth(self) -> dict[Stage, int]:
         """Images waiting for each pass."""

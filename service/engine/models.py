@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -291,6 +292,7 @@ class Models:
                 model=model,
             )
             metrics.watch(metrics.promised_agreement, lambda: calibration.promise(engine.asked), model=model)
+            metrics.watch(metrics.promise_kept, lambda: _as_number(engine.audit().promise_kept), model=model)
 
     def _unwatch_one(self, engine: Engine) -> None:
         metrics = self._metrics
@@ -300,6 +302,7 @@ class Models:
             metrics.effective_threshold,
             metrics.expected_exit_rate,
             metrics.promised_agreement,
+            metrics.promise_kept,
         ):
             with suppress(KeyError):  # of a model without a calibration table
                 gauge.remove(engine.spec.reference)
@@ -309,6 +312,10 @@ class Models:
 
     def _queue_age(self, stage: Stage) -> float:
         return max(engine.queue_age(stage) for engine in self)
+
+
+def _as_number(kept: bool | None) -> float:
+    return math.nan if kept is None else float(kept)
 
 
 async def _retire(engine: Engine) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import DataError, NotFound
+from service.evaluation.coverage import Pool, Promise, promises
 from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
@@ -63,6 +64,7 @@ class Evaluation:
         agreement: share of images on which both passes answer the same.
         curve: one point a threshold, ascending from 0 to 1.
         runtimes: what the others give on the same images, where that was asked for.
+        promises: how the calibration table's bounds fare on these images.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Evaluation:
     agreement: float
     curve: tuple[Point, ...]
     runtimes: tuple[RuntimePoint, ...] = ()
+    promises: tuple[Promise, ...] = ()
 
     def to_json(self) -> str:
         """As printed by ``lowfirst evaluate --json`` and kept in a run folder."""
@@ -106,6 +109,7 @@ class Evaluation:
                     "default": Point(**raw["default"]),
                     "curve": tuple(Point(**point) for point in raw["curve"]),
                     "runtimes": tuple(RuntimePoint(**point) for point in raw.get("runtimes", ())),
+                    "promises": tuple(Promise(**promise) for promise in raw.get("promises", ())),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -212,4 +216,5 @@ def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
         high_accuracy=float((high == targets).mean()),
         agreement=float((low == high).mean()),
         curve=tuple(map(point, THRESHOLDS if predictor.is_multi_scale else (1.0,))),
+        promises=promises(Pool.of(passes, spec.temperature), predictor.calibration),
     )

@@ -12,11 +12,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import service
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.store import SPEC, ModelSpec, read_spec, read_weights, write_spec, write_weights
 from service.training.data import Photographs
@@ -45,6 +47,10 @@ class EpochLog:
     unreadable: int
 
 
+LOG_FIELDS = {field.name for field in fields(EpochLog)}
+CHECKPOINT_KEYS = {"network", "optimiser", "average", "log", "unreadable"}
+
+
 class RunFolder:
     """Reads and writes the run folder at ``path``."""
 
@@ -64,12 +70,20 @@ class RunFolder:
         Raises:
             NotFound: no run is here.
             InvalidOption: naming the first option that differs, and both values.
-            DataError: other photographs: some held out then would be trained on now.
+            DataError: a run of another version; other photographs: some held out then would be trained on now.
         """
         path = self.path / OPTIONS
         if not path.is_file():
             raise NotFound(f"{self.path} holds no run to resume", field="out", value=str(self.path))
-        before, now = json.loads(path.read_text()), options.to_json()
+        before, now = self._options(path), options.to_json()
+        foreign = sorted((set(before) ^ set(now)) - FREE_ON_RESUME)
+        if foreign:
+            raise DataError(
+                f"{path} is of another version than {service.__version__}: {len(foreign)} options are in one of them "
+                f"only, {foreign[0]!r} first; train it anew with this version, or go on with the one it was begun with",
+                field="out",
+                value=str(self.path),
+            )
         for name, value in now.items():
             if name not in FREE_ON_RESUME and before.get(name) != value:
                 raise InvalidOption(name, value, f"{before.get(name)!r}, as in the run that is resumed")
@@ -97,12 +111,32 @@ class RunFolder:
         temporary.replace(self.path / OPTIONS)
 
     def checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """What ``save`` was given last; None when the first epoch never ended."""
+        """What ``save`` was given last; None when the first epoch never ended.
+
+        Raises BrokenModel when it cannot be read, or another version wrote it.
+        """
         path = self.path / CHECKPOINT
         if not path.is_file():
             return None
-        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        try:
+            saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            if not saved.keys() >= CHECKPOINT_KEYS or any({*line} != LOG_FIELDS for line in saved["log"]):
+                raise ValueError(f"it is of another version than {service.__version__}")
+        except (ValueError, RuntimeError, EOFError, OSError, AttributeError, TypeError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise BrokenModel(
+                f"{path}, {path.stat().st_size} bytes, is no checkpoint to go on from: {reason}",
+                field="out",
+                value=str(self.path),
+            ) from error
         return saved
+
+    def _options(self, path: Path) -> dict[str, Any]:
+        try:
+            raw: dict[str, Any] = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} cannot be read: {error}", field="out", value=str(self.path)) from error
+        return raw
 
     def save(
         self, log: Sequence[EpochLog], weights: dict[str, Tensor], spec: ModelSpec, checkpoint: dict[str, Any]

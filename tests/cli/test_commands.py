@@ -19,7 +19,7 @@ from service.store import SPEC
 
 Lowfirst = Callable[..., Any]
 
-COMMANDS = ("serve", "classify", "train", "calibrate", "evaluate", "publish", "models")
+COMMANDS = ("serve", "classify", "train", "calibrate", "evaluate", "report", "publish", "models")
 QUICK = ("--resolution", "64", "--epochs", "1", "--device", "cpu", "--precision", "float32", "--workers", "0")
 
 # Whatever started the tests may have told its children to ignore the interrupt.
@@ -89,6 +89,7 @@ ERRORS = {
     "train resume nothing": (["train", "resnet18", "--data", "{data}", "--out", "x", "--resume"], "x holds no run to"),
     "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "nowhere holds no model"),
     "evaluate no model": (["evaluate", "nobody", "--data", "x"], "model is 'nobody'; "),
+    "report no model": (["report", "nobody", "--data", "x", "--out", "y"], "model is 'nobody'; "),
     "publish no run": (["publish", "nowhere", "--name", "x"], "nowhere holds no model"),
     "classify no model": (["classify", "--model", "nobody", "x.jpg"], "model is 'nobody'; "),
     "classify a path": (["classify", "--model", "../tiny", "x.jpg"], "model is '..'; it must be a name of"),

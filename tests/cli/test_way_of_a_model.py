@@ -144,3 +144,17 @@ def test_answers_are_printed_as_a_table(
     printed = command("classify", "square/00.jpg")
     assert "confidence" in printed
     assert "square/00.jpg" in printed
+
+
+@pytest.mark.usefixtures("said")
+def test_report_of_a_run_and_of_what_was_published_from_it_is_one_command(
+    command: Callable[..., str], root: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.evaluation.comparison.TIMED_SECONDS", 0.0)  # times are not what is tested
+    out = root / "report"
+    printed = command("report", root / "run", "shapes", "--data", shapes, "--out", out, *QUICKLY)
+    assert printed == f"wrote {out / 'index.html'}\n"
+    page = (out / "index.html").read_text()
+    assert all(f'src="{picture.name}"' in page for picture in out.glob("*.png"))
+    assert ">run</a>" in page
+    assert ">shapes/1</a>" in page

@@ -106,6 +106,29 @@ def test_one_half_fits_and_the_other_certifies(calibrated: Path, shapes: Path) -
     assert (row.exited, row.right) == (exited.sum(), (np.where(exited, low, high) == targets).sum())
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_no_photograph_is_trained_on_fitted_on_and_certified_with(shapes: Path, share: float) -> None:
+    found = find(shapes, "train")
+    rest, held_out = hold_out(found, share, seed=3)
+    parts = [set(part.paths) for part in (rest, *halve(held_out))]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(found)
+
+
+def test_what_certifies_moves_neither_temperature_nor_default(
+    trained: Path, calibrated: Path, shapes: Path, tmp_path: Path
+) -> None:
+    spec = read_spec(trained)
+    other = Path(shutil.copytree(shapes, tmp_path / "other"))
+    _, certifying = halve(hold_out(find(other, "train"), spec.recipe["calibration_share"], spec.recipe["seed"])[1])
+    for path in certifying.paths:  # as if each showed something else
+        shutil.copy(other / "val" / "circle" / "00.jpg", path)
+    again, before = Path(shutil.copytree(trained, tmp_path / "run")), read_spec(calibrated)
+    after = calibrate(again, other, "cpu", workers=0)
+    assert (after.temperature, after.default_threshold) == (before.temperature, before.default_threshold)
+    assert [t.default_threshold for t in after.calibration] == [t.default_threshold for t in before.calibration]
+    assert all(new.rows != old.rows for new, old in zip(after.calibration, before.calibration, strict=True))
+
+
 def test_held_out_photographs_are_those_that_training_left_out(trained: Path, shapes: Path) -> None:
     spec = read_spec(trained)
     rest, held_out = hold_out(find(shapes, "train"), spec.recipe["calibration_share"], spec.recipe["seed"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import DataError, NotFound
+from service.evaluation.coverage import PROMISES
 from service.evaluation.evaluate import EVALUATION, Evaluation, evaluate
 from service.evaluation.passes import run_passes
 from service.inference.calibration import THRESHOLDS
@@ -69,6 +70,15 @@ def test_json_has_the_default_and_the_curve(evaluation: Evaluation) -> None:
     assert set(raw["default"]) == point
     assert all(set(each) == point for each in raw["curve"])
     assert (raw["model"], raw["precision"], raw["split"], raw["unreadable"]) == ("run", "float32", "val", [])
+
+
+def test_promises_of_the_table_are_held_against_the_images(evaluation: Evaluation) -> None:
+    assert [(promise.goal, promise.value) for promise in evaluation.promises] == list(PROMISES)
+    assert all("and this model has 10" in promise.why_not for promise in evaluation.promises)
+
+
+def test_uncalibrated_model_promises_nothing(trained: Path, shapes: Path) -> None:
+    assert evaluate(Predictor.load(trained, "cpu", "float32"), shapes, workers=0).promises == ()
 
 
 def test_what_is_written_is_read_back(evaluation: Evaluation, tmp_path: Path) -> None:

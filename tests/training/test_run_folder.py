@@ -7,8 +7,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.evaluation.calibrate import calibrate
@@ -126,6 +128,51 @@ def test_resuming_before_the_first_epoch_ended_starts_again(run: TrainOptions) -
     for name in (CHECKPOINT, LOG, "model.json", "weights.safetensors"):
         (run.out / name).unlink()
     assert train(run, resume=True).spec.weights_sha256 == before.weights_sha256
+
+
+def test_run_of_another_version_is_named_with_how_many_options_differ(run: TrainOptions) -> None:
+    path = run.out / OPTIONS
+    before = json.loads(path.read_text())
+    del before["warmup"]
+    path.write_text(json.dumps({**before, "heat": 1}))
+    with pytest.raises(DataError, match=r"options\.json is of another version than .*: 2 options are .*'heat' first"):
+        train(run, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "3"])
+def test_options_that_cannot_be_read_are_named(run: TrainOptions, text: str) -> None:
+    (run.out / OPTIONS).write_text(text)
+    with pytest.raises(DataError, match=r"options\.json cannot be read"):
+        train(run, resume=True)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1000])
+def test_checkpoint_that_is_cut_short_is_named_with_its_size(run: TrainOptions, kept: int) -> None:
+    path = run.out / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(BrokenModel, match=rf"checkpoint\.pt, {path.stat().st_size} bytes, is no checkpoint"):
+        train(run, resume=True)
+
+
+def _without(saved: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in saved.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: _without(saved, "average"),
+        lambda saved: {**saved, "log": [_without(line, "loss") for line in saved["log"]]},
+        lambda saved: {**saved, "log": [{**line, "mood": 1} for line in saved["log"]]},
+    ],
+)
+def test_checkpoint_of_another_version_is_named(
+    run: TrainOptions, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    path = run.out / CHECKPOINT
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, .*: it is of another version than"):
+        train(run, resume=True)
 
 
 def test_broken_model_in_a_resumed_run_is_named(run: TrainOptions) -> None:

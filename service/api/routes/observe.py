@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
 from service.api.schemas import AuditState, Health, LatencyMs, ModelName, ModelQuery, QueueState, StatsAnswer
-from service.inference.calibration import upper_bound
+from service.engine.audit import Audit
 
 router = APIRouter(tags=["observe"])
 
@@ -43,16 +43,19 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
             images_in_flight=parts.models.admission.images,
             bytes_in_flight=parts.models.admission.bytes,
         ),
-        audit=_audit(*engine.recent.disagreement_at(asked.threshold)),
+        audit=_audit(engine.audit()),
     )
 
 
-def _audit(disagreements: int, images: int) -> AuditState:
+def _audit(audit: Audit) -> AuditState:
     return AuditState(
-        images=images,
-        disagreements=disagreements,
-        disagreement=disagreements / images if images else None,
-        disagreement_at_most=upper_bound(disagreements, images) if images else None,
+        images=audit.images,
+        disagreements=audit.disagreements,
+        disagreement=audit.disagreement,
+        disagreement_at_most=audit.disagreement_at_most,
+        overall_at_most=audit.overall_at_most,
+        allowed=None if audit.promised is None else 1 - audit.promised,
+        promise_kept=audit.promise_kept,
     )
 
 

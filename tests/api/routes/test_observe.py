@@ -76,7 +76,10 @@ async def test_stats_of_an_unused_server_have_every_field(fresh: httpx.AsyncClie
     assert (stats["runtime"], stats["precision"], stats["device"]) == ("eager", "float32", "cpu")
     assert (stats["threshold"], stats["config_version"], stats["images"]) == (0.65, 1, 0)
     assert stats["effective_threshold"] == 0.65
-    assert stats["audit"] == {"images": 0, "disagreements": 0, "disagreement": None, "disagreement_at_most": None}
+    audit = stats["audit"]
+    assert (audit["images"], audit["disagreements"]) == (0, 0)
+    known = ("disagreement", "disagreement_at_most", "overall_at_most", "promise_kept")
+    assert [audit[name] for name in known] == [None] * len(known)
     assert (stats["exit_rate"], stats["mean_mmacs"], stats["requests_per_second"]) == (None, None, 0)
     assert stats["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert stats["queue"] == {"low": 0, "high": 0, "images_in_flight": 0, "bytes_in_flight": 0}
@@ -112,7 +115,25 @@ async def test_audits_are_told_once_they_ran(
     assert audit["disagreement"] == disagreements / 20
     assert 0 < audit["disagreement"] <= audit["disagreement_at_most"] <= 1
     assert total(samples, "lowfirst_multiply_adds_total", stage="audit") > 0
+    assert audit["overall_at_most"] == audit["disagreement_at_most"]  # all of them exit
     assert (nothing_exits["images"], nothing_exits["disagreement_at_most"]) == (0, None)
+    assert (nothing_exits["overall_at_most"], nothing_exits["allowed"], nothing_exits["promise_kept"]) == (0, 0, True)
+
+
+async def test_audits_tell_whether_the_promise_is_kept(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], make_jpeg: Callable[[int], bytes]
+) -> None:
+    async with connect(make_app(audit_probability=1)) as client:
+        await client.patch("/config/threshold", json={"threshold": 0})
+        await classify_many(client, make_jpeg, 20)
+        async with asyncio.timeout(30):
+            while total(await scrape(client), "lowfirst_audits_total", model="tiny/1") < 20:
+                await asyncio.sleep(0)
+        await client.patch("/config/threshold", json={"min_agreement": 0})  # every image exits, as before
+        audit = (await client.get("/stats")).json()["audit"]
+        samples = await scrape(client)
+    assert (audit["images"], audit["allowed"], audit["promise_kept"]) == (20, 1, True)
+    assert samples["lowfirst_promise_kept"] == [({"model": "tiny/1"}, 1)]
 
 
 async def test_requests_are_counted_by_route_and_code(fresh: httpx.AsyncClient, jpeg: bytes) -> None:

@@ -1,0 +1,435 @@
+"""Runs side by side: every baseline's accuracy and cost on the same photographs."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from service.errors import DataError
+from service.evaluation.cascade import Cascade, Estimate, gain, gap
+from service.evaluation.logits import FOLDER, kept_passes, predictor_at
+from service.evaluation.passes import Passes, check_classes
+from service.inference.calibration import THRESHOLDS
+from service.inference.device import choose_device, choose_precision
+from service.inference.predictor import Predictor
+from service.networks.cost import cost
+from service.networks.registry import backbone_name, is_multi_scale
+from service.store import SPEC, ModelSpec, Temperature, read_spec
+from service.training.data import Photographs, find
+from service.training.run_folder import LOG
+
+STEP = 32  # pixels between the sizes that a single-scale network is tested at
+TIMED_BATCH = {"cpu": 8, "cuda": 64}
+TIMED_SECONDS = 0.3
+TIMED_RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder or a version of the store.
+
+    Attributes:
+        name: its folder's, or ``name/version``.
+        log: how its training went, in a sentence.
+    """
+
+    name: str
+    folder: Path
+    spec: ModelSpec
+    log: str
+
+    @property
+    def is_multi_scale(self) -> bool:
+        """Whether it has an exit."""
+        return is_multi_scale(self.spec.architecture.network)
+
+    @property
+    def backbone(self) -> str:
+        """Its base network."""
+        return backbone_name(self.spec.architecture.network)
+
+    @property
+    def resolution(self) -> int:
+        """Its high resolution, pixels."""
+        return self.spec.preprocessing.crop
+
+    @property
+    def seed(self) -> object:
+        """Of its training; None where that is not known."""
+        return self.spec.recipe.get("seed")
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Raises NotFound or BrokenModel (see ``store``); DataError: a log of another version."""
+        spec = read_spec(folder)
+        name = folder.resolve().name if spec.version == 0 else spec.reference
+        return cls(name, folder, spec, _log(folder, spec))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Each folder's run once; folders of one name are numbered from the second. Raises as ``Run.read``."""
+    runs: list[Run] = []
+    for run in map(Run.read, dict.fromkeys(folders)):
+        count = sum(other.folder.resolve().name == run.folder.resolve().name for other in runs if "/" not in run.name)
+        runs.append(replace(run, name=f"{run.name}-{count + 1}") if count else run)
+    return runs
+
+
+def check_same_classes(runs: Sequence[Run]) -> None:
+    """Whether all runs tell the same classes apart. Raises DataError naming two files that differ, and both counts."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.spec.class_folders != first.spec.class_folders:
+            foreign = sorted(set(run.spec.class_folders) ^ set(first.spec.class_folders)) or ["their order"]
+            raise DataError(
+                f"{run.folder / SPEC} has {len(run.spec.class_folders)} classes and {first.folder / SPEC} "
+                f"{len(first.spec.class_folders)}; not in both: {', '.join(foreign[:5])}",
+                field="runs",
+                value=len(run.spec.class_folders),
+                bound=len(first.spec.class_folders),
+            )
+
+
+def _log(folder: Path, spec: ModelSpec) -> str:
+    training, path = spec.training, folder / LOG
+    said = f"{training.get('epochs_done', '?')} epochs, {training.get('train_images', '?')} photographs"
+    if "seconds" in training:
+        said += f", {training['seconds'] / 60:.0f} min on {training.get('device')} in {training.get('precision')}"
+    if not path.is_file():
+        return said
+    try:
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        speed = median(float(line["images_per_second"]) for line in lines)
+        last = lines[-1]
+        low, high = (100 * float(last[f"held_out_{head}_accuracy"]) for head in ("low", "high"))
+        heads = f"{high:.1f} %" if math.isnan(low) else f"low {low:.1f} %, high {high:.1f} %"
+        return f"{said}, {speed:.0f} images/s; last loss {float(last['loss']):.3f}, held out {heads}"
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{path} is no log that this version reads: {error!r}", field="runs", value=str(path)
+        ) from error
+
+
+class Bench:
+    """Passes and times of runs on one set of photographs, each made once.
+
+    Args:
+        data, split: the photographs.
+        cache: where logits of a run from the store are kept; a run folder keeps its own.
+        limit: look at so many photographs only, spread over all; None is all.
+        device, precision, workers: as in ``evaluate``.
+        on_batch: told how many photographs were just done.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        split: str,
+        cache: Path,
+        limit: int | None = None,
+        device: str = "auto",
+        precision: str = "float32",
+        workers: int | None = None,
+        on_batch: Callable[[int], None] = lambda images: None,
+    ) -> None:
+        found = find(data, split)
+        count = len(found) if limit is None else min(limit, len(found))
+        self.photographs: Photographs = found.subset([i * len(found) // count for i in range(count)])
+        self.cache = cache
+        self.device = device
+        self.precision = choose_precision(precision, choose_device(device))
+        self.workers = workers
+        self.on_batch = on_batch
+        self._passes: dict[tuple[Path, int], Passes] = {}
+        self._seconds: dict[tuple[Path, int], tuple[float, float]] = {}
+
+    def check(self, run: Run) -> None:
+        """Whether the photographs are of the run's classes. Raises DataError."""
+        check_classes(self.photographs, run.spec.class_folders)
+
+    def predictor(self, run: Run, resolution: int | None = None) -> Predictor:
+        """The run's model, tested at ``resolution`` pixels or at its own."""
+        return predictor_at(run.folder, run.spec, resolution or run.resolution, self.device, self.precision)
+
+    def passes(self, run: Run, resolution: int | None = None) -> Passes:
+        """Its logits."""
+        size = resolution or run.resolution
+        if (run.folder, size) not in self._passes:
+            cache = run.folder / FOLDER if run.spec.version == 0 else self.cache / run.spec.reference
+            predictor = self.predictor(run, size)
+            self._passes[run.folder, size] = kept_passes(
+                predictor, self.photographs, cache, self.workers, self.on_batch
+            )
+        return self._passes[run.folder, size]
+
+    def mmacs(self, run: Run, resolution: int | None = None) -> tuple[float, float]:
+        """Millions of multiply-adds of its low and its high pass; a single-scale network has all in the second."""
+        of = run.spec.architecture
+        costs = cost(of.network, of.num_classes, resolution or run.resolution, dict(of.options))
+        return costs.low_mmacs, costs.high_mmacs
+
+    def milliseconds(self, run: Run, resolution: int | None = None) -> tuple[float, float]:
+        """An image's share of a batch of ``timed_batch``, low and high pass, on decoded images; measured now."""
+        size = resolution or run.resolution
+        if (run.folder, size) not in self._seconds:
+            self._seconds[run.folder, size] = _time(self.predictor(run, size))
+        low, high = self._seconds[run.folder, size]
+        return 1e3 * low, 1e3 * high
+
+    def readable(self, passes: Passes) -> Photographs:
+        """The photographs behind the rows of ``passes``."""
+        unreadable = set(passes.unreadable)
+        return self.photographs.subset([i for i, p in enumerate(self.photographs.paths) if str(p) not in unreadable])
+
+
+def timed_batch(device: torch.device) -> int:
+    """Images at a time: what a worker of a CPU runs, and enough to fill a GPU."""
+    return TIMED_BATCH["cpu" if device.type == "cpu" else "cuda"]
+
+
+def _time(predictor: Predictor) -> tuple[float, float]:
+    """Seconds of an image in the low and the high pass; on a CPU by one thread, as the server's workers run."""
+    images = predictor.noise(timed_batch(predictor.device))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if not predictor.is_multi_scale:
+            return 0.0, _shortest(lambda: predictor.single(images).cpu()) / len(images)
+        state = predictor.low(images)
+        low = _shortest(lambda: predictor.low(images).logits.cpu())
+        return low / len(images), _shortest(lambda: predictor.high(images, state).cpu()) / len(images)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shortest(step: Callable[[], torch.Tensor]) -> float:
+    """Seconds of the shortest of many runs: whatever else the machine does only ever adds."""
+    step()
+    runs: list[float] = []
+    began = time.perf_counter()
+    while len(runs) < TIMED_RUNS or time.perf_counter() - began < TIMED_SECONDS:
+        start = time.perf_counter()
+        step()
+        runs.append(time.perf_counter() - start)
+    return min(runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of a table. Shares of 1; ``mmacs`` the mean of an image; ``runs`` by index in the report."""
+
+    kind: str
+    pixels: str
+    mmacs: float
+    accuracy: float
+    runs: tuple[int, ...]
+    threshold: float | None = None
+    exit_rate: float | None = None
+    is_default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A multi-scale run against its baselines; None where there is none of them.
+
+    Attributes:
+        single: accuracy of the single-scale network at the high resolution.
+        cost_at_its_accuracy: share of its cost that the run takes on average to be as accurate; None: it never is.
+        gain_at_its_cost: in accuracy, of the run at the same mean cost.
+        gap_to_naive: mean over costs from 0.4 to 1.0 of the high network.
+    """
+
+    run: int
+    single: float | None = None
+    cost_at_its_accuracy: float | None = None
+    gain_at_its_cost: Estimate | None = None
+    gap_to_naive: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Runs that differ by their seed alone: mean top-1 and its standard error over seeds, shares of 1."""
+
+    runs: tuple[int, ...]
+    of: str
+    mean: float
+    error: float
+
+
+class Group:
+    """All runs of one base network.
+
+    Args:
+        backbone: its name.
+        runs: by index in the report.
+        bench: passes of them.
+    """
+
+    def __init__(self, backbone: str, runs: dict[int, Run], bench: Bench) -> None:
+        self.backbone = backbone
+        self.runs = runs
+        self.bench = bench
+        self.multi = {index: run for index, run in runs.items() if run.is_multi_scale}
+        self.single = {index: run for index, run in runs.items() if not run.is_multi_scale}
+
+    def high_run(self, run: Run) -> int | None:
+        """The single-scale run of the same high resolution, of the same seed if there is one."""
+        return self._partner(run, run.resolution)
+
+    def low_run(self, run: Run) -> int | None:
+        """The single-scale run of half of it."""
+        return self._partner(run, run.resolution // 2)
+
+    def _partner(self, run: Run, resolution: int) -> int | None:
+        fitting = [index for index, single in self.single.items() if single.resolution == resolution]
+        return min(fitting, key=lambda index: (self.runs[index].seed != run.seed, index), default=None)
+
+    def sizes(self, run: Run) -> list[int]:
+        """What a single-scale run is tested at: sizes from half its own to its own, or its own where it is itself
+        the half of another run's."""
+        return [run.resolution] if self.is_half(run) else _between(run.resolution)
+
+    def is_half(self, run: Run) -> bool:
+        """Whether its size is half that of another run."""
+        return any(other.resolution == 2 * run.resolution for other in self.runs.values())
+
+    def accuracy(self, index: int, resolution: int) -> tuple[float, float]:
+        """Mean millions of multiply-adds and accuracy of a single-scale run at ``resolution``."""
+        run = self.runs[index]
+        return self.bench.mmacs(run, resolution)[1], float(right(self.bench.passes(run, resolution)).mean())
+
+    def averaged(self, index: int) -> tuple[str, float, float] | None:
+        """Multi-scale testing of a single-scale run: logits at half its size and at its own, averaged; the sizes,
+        the cost of both, the accuracy. None for a run that is tested at one size."""
+        run = self.runs[index]
+        sizes = self.sizes(run)
+        if len(sizes) == 1:
+            return None
+        small, full = (self.bench.passes(run, size) for size in (sizes[0], sizes[-1]))
+        is_right = (small.high + full.high).argmax(1) == full.targets
+        mmacs = sum(self.bench.mmacs(run, size)[1] for size in (sizes[0], sizes[-1]))
+        return f"{sizes[0]} + {sizes[-1]}", mmacs, is_right.float().mean().item()
+
+    def cascade(self, index: int, costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade:
+        """Of a multi-scale run; ``costs`` of its passes, by default millions of multiply-adds."""
+        run = self.runs[index]
+        return Cascade.of(self.bench.passes(run), run.spec.temperature, *(costs or self.bench.mmacs)(run))
+
+    def naive(self, index: int, costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade | None:
+        """The cascade of the two single-scale runs beside a multi-scale one; None where one of them is missing."""
+        run = self.runs[index]
+        low, high = self.low_run(run), self.high_run(run)
+        if low is None or high is None:
+            return None
+        pair = self.runs[low], self.runs[high]
+        low_cost, high_cost = ((costs or self.bench.mmacs)(one)[1] for one in pair)
+        return Cascade.naive(self.bench.passes(pair[0]), self.bench.passes(pair[1]), low_cost, high_cost)
+
+    def default(self, index: int) -> float | None:
+        """A multi-scale run's default threshold, if it was calibrated."""
+        spec = self.runs[index].spec
+        return None if spec.default_threshold is None else spec.start_threshold("eager", self.bench.precision)
+
+    def rows(self) -> list[Row]:
+        """The table."""
+        rows = []
+        for index, run in self.single.items():
+            rows += [Row("single-scale", str(s), *self.accuracy(index, s), (index,)) for s in self.sizes(run)]
+            averaged = self.averaged(index)
+            if averaged is not None:
+                rows.append(Row("averaged", *averaged, (index,)))
+        for index, run in self.multi.items():
+            naive, cascade = self.naive(index), self.cascade(index)
+            pixels = f"{run.resolution // 2}/{run.resolution}"
+            if naive is not None:
+                both = tuple(i for i in (self.low_run(run), self.high_run(run)) if i is not None)
+                rows += [_row("naive cascade", pixels, naive, t, both) for t in self._thresholds(run, naive)]
+            default = self.default(index)
+            thresholds = sorted({*self._thresholds(run, cascade), *([] if default is None else [default])})
+            rows += [_row("multi-scale", pixels, cascade, t, (index,), t == default) for t in thresholds]
+        return rows
+
+    def _thresholds(self, run: Run, cascade: Cascade) -> list[float]:
+        """The highest thresholds that cost no more than the base network at sizes from half to full."""
+        of = run.spec.architecture
+        options = {name: value for name, value in of.options.items() if name != "fusion"}
+        budgets = [cost(self.backbone, of.num_classes, size, options).high_mmacs for size in _between(run.resolution)]
+        takes = {threshold: cascade.at(threshold)[1] for threshold in THRESHOLDS}
+        return sorted({max((t for t in THRESHOLDS if takes[t] <= budget + 1e-9), default=0.0) for budget in budgets})
+
+    def seeds(self) -> list[Seeds]:
+        """What repeated runs give: single-scale ones at their own size, others at threshold 1 and at their default."""
+        alike: dict[str, list[int]] = {}
+        for index, run in self.runs.items():
+            recipe = {name: value for name, value in run.spec.recipe.items() if name != "seed"}
+            alike.setdefault(repr((run.spec.architecture, run.resolution, sorted(recipe.items()))), []).append(index)
+        found = []
+        for indices in alike.values():
+            if len({str(self.runs[index].seed) for index in indices}) < 2:
+                continue
+            if indices[0] in self.single:
+                measured = {"single-scale": [self.accuracy(i, self.runs[i].resolution)[1] for i in indices]}
+            else:
+                measured = {"multi-scale, high pass": [self.cascade(i).at(1)[2] for i in indices]}
+                defaults = [(i, self.default(i)) for i in indices]
+                if all(threshold is not None for _, threshold in defaults):
+                    measured["multi-scale, default threshold"] = [self.cascade(i).at(t or 0.0)[2] for i, t in defaults]
+            for of, values in measured.items():
+                found.append(Seeds(tuple(indices), of, mean(values), stdev(values) / math.sqrt(len(values))))
+        return found
+
+    def verdict(self, index: int) -> Verdict:
+        """How a multi-scale run compares."""
+        run, cascade = self.runs[index], self.cascade(index)
+        naive, high = self.naive(index), self.high_run(run)
+        ahead = None if naive is None else gap(cascade, naive, cascade.high_cost)
+        if high is None:
+            return Verdict(index, gap_to_naive=ahead)
+        is_right = right(self.bench.passes(self.runs[high]))
+        cheapest = cascade.cheapest(float(is_right.mean()))
+        return Verdict(
+            index,
+            float(is_right.mean()),
+            None if cheapest is None else cheapest / cascade.high_cost,
+            gain(cascade, is_right, cascade.high_cost),
+            ahead,
+        )
+
+
+def _between(full: int) -> list[int]:
+    """Sizes from half of ``full`` to ``full``, whole ``STEP``s between."""
+    half = full // 2
+    return sorted({half, full, *range(-(-half // STEP) * STEP, full, STEP)})
+
+
+def right(passes: Passes) -> npt.NDArray[np.bool_]:
+    """Whether a single-scale network's answers are right, (n,)."""
+    _, answers, targets = passes.answers()
+    is_right: npt.NDArray[np.bool_] = answers == targets
+    return is_right
+
+
+def two_sizes(group: Group, index: int) -> Cascade:
+    """One single-scale run as both passes, at half its size and at its own: the paper's Figure 2."""
+    run = group.runs[index]
+    sizes = group.sizes(run)
+    small, full = (group.bench.passes(run, size) for size in (sizes[0], sizes[-1]))
+    mmacs = (group.bench.mmacs(run, size)[1] for size in (sizes[0], sizes[-1]))
+    return Cascade(small.confidence(Temperature()), right(small), right(full), *mmacs)
+
+
+def _row(
+    kind: str, pixels: str, cascade: Cascade, threshold: float, runs: tuple[int, ...], is_default: bool = False
+) -> Row:
+    exit_rate, mmacs, accuracy = cascade.at(threshold)
+    return Row(kind, pixels, mmacs, accuracy, runs, threshold, exit_rate, is_default)

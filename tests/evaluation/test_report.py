@@ -1,0 +1,287 @@
+"""One page: every table and figure that the runs allow, and a sentence for each that they do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from service.errors import BrokenModel, DataError, InvalidOption, NotFound
+from service.evaluation import paper
+from service.evaluation.comparison import Bench, Group, Run, read_runs
+from service.evaluation.evaluate import evaluate
+from service.evaluation.passes import run_passes
+from service.evaluation.report import report
+from service.images.transforms import Preprocessing
+from service.inference.predictor import Predictor
+from service.networks.cost import cost
+from service.networks.registry import names, reference_resolution
+from service.store import Architecture, ModelStore, Temperature, read_spec, read_weights, write_spec, write_weights
+from service.training.data import find
+from service.training.run_folder import LOG
+
+SIZE = 64
+BASE = "mobilenet_v1_025"
+
+
+class _Page(HTMLParser):
+    """Its images, links, ids, and whether every element that was opened is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.folder = path.parent
+        self.text = path.read_text()
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.images += [given["src"]] if tag == "img" else []
+        self.links += [given["href"]] if "href" in given else []
+        self.ids += [given["id"]] if "id" in given else []
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_timing() -> Iterator[None]:
+    """Times are not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.evaluation.comparison.TIMED_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The calibrated run, and its two networks, each by itself, as single-scale runs."""
+    root = tmp_path_factory.mktemp("runs")
+    multi = Path(shutil.copytree(calibrated, root / "multi"))
+    spec = read_spec(multi)
+    weights = read_weights(multi, spec)
+    folders = {"multi": multi}
+    for name, size in (("low", SIZE // 2), ("high", SIZE)):
+        folder = folders[name] = root / name
+        folder.mkdir()
+        own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+        single = dataclasses.replace(
+            spec,
+            name=name,
+            architecture=Architecture(BASE, 3),
+            preprocessing=Preprocessing.at(size),
+            weights_sha256=write_weights(folder, own),
+            temperature=Temperature(),
+            default_threshold=None,
+            calibration=(),
+        )
+        write_spec(folder, single)
+    return folders
+
+
+def _report(runs: Sequence[Path], data: Path, out: Path, limit: int | None = None) -> _Page:
+    page = _Page(report(runs, data, out, limit=limit, device="cpu", workers=0))
+    assert page.open == []
+    for name in page.images:
+        with Image.open(out / name) as image:
+            assert min(image.size) > 300
+    assert {path.name for path in out.glob("*.png")} == set(page.images)
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    return page
+
+
+@pytest.fixture(scope="module")
+def full(runs: dict[str, Path], shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> _Page:
+    return _report(list(runs.values()), shapes, tmp_path_factory.mktemp("page") / "report")
+
+
+@pytest.fixture(scope="module")
+def group(runs: dict[str, Path], shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    read = dict(enumerate(map(Run.read, runs.values())))
+    return Group(BASE, read, Bench(shapes, "val", tmp_path_factory.mktemp("cache"), device="cpu", workers=0))
+
+
+def test_page_of_all_runs_has_every_figure(full: _Page) -> None:
+    kinds = {re.sub(r"-(mobilenet|multi).*", "", name) for name in full.images}
+    assert kinds == {"figure-2", "figure-5", "figure-5-ms", "reliability", "contact-sheet"}
+    assert "have no spectrum to show" in full.text  # of two pixels by two
+    assert "is missing" not in full.text
+    assert "takes runs of" not in full.text
+
+
+def test_page_has_the_papers_rows_and_every_runs_options(full: _Page) -> None:
+    for row in paper.ROWS[BASE]:
+        assert f"<td>{row.top1:.1f}</td>" in full.text
+    assert full.text.count("learning_rate=0.02") == 3
+    assert full.text.count("seed 0") == 3
+    assert "held out low" in full.text  # the log of the run that has one
+
+
+def test_numbers_of_the_page_are_there_as_json(full: _Page, group: Group) -> None:
+    numbers = json.loads((full.folder / "report.json").read_text())
+    assert [run["name"] for run in numbers["runs"]] == ["multi", "low", "high"]
+    (table,) = numbers["tables"]
+    assert [row["accuracy"] for row in table["rows"]] == [row.accuracy for row in group.rows()]
+    assert table["verdicts"][0]["gap_to_naive"].keys() == {"value", "low", "high"}
+    assert len(table["promises"]["multi"]) == 6
+
+
+def test_default_row_is_what_evaluating_gives(group: Group, runs: dict[str, Path], shapes: Path) -> None:
+    (row,) = [row for row in group.rows() if row.is_default]
+    expected = evaluate(Predictor.load(runs["multi"], "cpu", "float32"), shapes, workers=0).default
+    assert (row.threshold, row.exit_rate, row.accuracy) == (expected.threshold, expected.exit_rate, expected.accuracy)
+    assert row.mmacs == pytest.approx(expected.mean_mmacs)
+
+
+def test_baselines_are_there_at_the_cost_of_each_size(group: Group) -> None:
+    rows = group.rows()
+    single = [(row.pixels, row.runs) for row in rows if row.kind == "single-scale"]
+    assert single == [("32", (1,)), ("32", (2,)), ("64", (2,))]
+    (averaged,) = [row for row in rows if row.kind == "averaged"]
+    assert averaged.pixels == "32 + 64"
+    assert averaged.mmacs == pytest.approx(sum(cost(BASE, 3, size).high_mmacs for size in (32, 64)))
+    assert {row.runs for row in rows if row.kind == "naive cascade"} == {(1, 2)}
+    for size in (32, 64):
+        budget = cost(BASE, 3, size).high_mmacs
+        for kind in ("naive cascade", "multi-scale"):
+            assert any(row.mmacs <= budget + 1e-9 for row in rows if row.kind == kind)
+
+
+def test_single_scale_run_is_the_right_network_at_the_right_size(
+    group: Group, runs: dict[str, Path], shapes: Path
+) -> None:
+    passes = run_passes(Predictor.load(runs["high"], "cpu", "float32"), find(shapes, "val"), 0)
+    assert group.accuracy(2, 64)[1] == (passes.high.argmax(1) == passes.targets).double().mean().item()
+
+
+def test_verdict_needs_its_baselines(group: Group) -> None:
+    verdict = group.verdict(0)
+    assert verdict.single == group.accuracy(2, 64)[1]
+    assert verdict.gain_at_its_cost is not None
+    assert verdict.gap_to_naive is not None
+    alone = Group(BASE, {0: group.runs[0]}, group.bench).verdict(0)
+    assert (alone.single, alone.gain_at_its_cost, alone.gap_to_naive) == (None, None, None)
+
+
+def test_repeated_seeds_are_summed_up(group: Group) -> None:
+    assert group.seeds() == []
+    again = dataclasses.replace(
+        group.runs[2], spec=dataclasses.replace(group.runs[2].spec, recipe={**group.runs[2].spec.recipe, "seed": 1})
+    )
+    (found,) = Group(BASE, {2: group.runs[2], 3: again}, group.bench).seeds()
+    assert (found.runs, found.of, found.error) == ((2, 3), "single-scale", 0)
+    assert found.mean == pytest.approx(group.accuracy(2, 64)[1])
+
+
+def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs["multi"], tmp_path / "multi"))
+    assert [run.name for run in read_runs([runs["multi"], other, runs["multi"], runs["low"]])] == [
+        "multi",
+        "multi-2",
+        "low",
+    ]
+
+
+def test_what_is_missing_is_said(runs: dict[str, Path], trained: Path, shapes: Path, tmp_path: Path) -> None:
+    page = _report([runs["multi"]], shapes, tmp_path / "multi")
+    assert f"lowfirst train {BASE} --resolution 64" in page.text
+    assert f"The naive cascade takes runs of {BASE} at 32 and at 64 pixels." in page.text
+    page = _report([runs["high"]], shapes, tmp_path / "single")
+    assert f"A run of ms_{BASE} would add its curve." in page.text
+    page = _report([trained], shapes, tmp_path / "uncalibrated", limit=7)
+    assert "It was never calibrated" in page.text
+    assert "a sample: the whole split" in page.text
+    assert page.text.startswith("<!doctype html>")
+    assert "7 photographs" in page.text
+
+
+def test_model_of_the_store_is_reported_and_left_as_it_is(tiny_store: Path, make_classes: Path, tmp_path: Path) -> None:
+    folder = ModelStore(tiny_store).find("tiny")
+    before = set(folder.rglob("*"))
+    page = _report([folder], make_classes, tmp_path / "out")
+    assert "tiny/1" in page.text
+    assert set(folder.rglob("*")) == before
+    assert list((tmp_path / "out" / "logits" / "tiny" / "1").iterdir())
+
+
+@pytest.fixture
+def make_classes(shapes: Path, tmp_path: Path) -> Path:
+    """``val/`` with the tiny model's classes."""
+    for name, shape in (("ant", "circle"), ("bee", "square"), ("cat", "triangle"), ("dog", "circle")):
+        shutil.copytree(shapes / "val" / shape, tmp_path / "data" / "val" / name)
+    return tmp_path / "data"
+
+
+def test_promises_are_held_against_the_photographs(full: _Page) -> None:
+    assert "min_agreement is 0.98; it must be certifiable: it takes 149 calibration images, and this model has 10" in (
+        full.text
+    )
+
+
+def test_classes_that_differ_between_runs_are_named(
+    runs: dict[str, Path], tiny_store: Path, shapes: Path, tmp_path: Path
+) -> None:
+    tiny = tiny_store / "tiny" / "1"
+    with pytest.raises(DataError) as caught:
+        report([runs["multi"], tiny], shapes, tmp_path / "out")
+    assert caught.value.message == (
+        f"{tiny / 'model.json'} has 4 classes and {runs['multi'] / 'model.json'} 3; "
+        "not in both: ant, bee, cat, circle, dog"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_log_of_another_version_is_named(run: Path, shapes: Path, tmp_path: Path) -> None:
+    (run / LOG).write_text("epoch,mood\n1,2\n")
+    with pytest.raises(DataError, match=r"log\.csv is no log that this version reads: KeyError\('images_per_second'\)"):
+        report([run], shapes, tmp_path / "out")
+
+
+def test_weights_whose_digest_differs_are_named(run: Path, shapes: Path, tmp_path: Path) -> None:
+    digest = read_spec(run).weights_sha256
+    (run / "weights.safetensors").write_bytes(b"other bytes")
+    with pytest.raises(BrokenModel, match=rf"weights\.safetensors has SHA-256 \w+; model\.json says {digest}"):
+        report([run], shapes, tmp_path / "out", device="cpu", workers=0)
+
+
+def test_run_of_another_format_is_named(run: Path, shapes: Path, tmp_path: Path) -> None:
+    path = run / "model.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(BrokenModel, match=r"model\.json cannot be read: .*format is 9; this version reads 1"):
+        report([run], shapes, tmp_path / "out")
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_limit_that_leaves_nothing_is_refused(run: Path, shapes: Path, tmp_path: Path, limit: int) -> None:
+    with pytest.raises(InvalidOption, match=f"limit is {limit}; it must be at least 1"):
+        report([run], shapes, tmp_path / "out", limit=limit)
+
+
+def test_nowhere_is_no_run(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="holds no model"):
+        report([tmp_path], shapes, tmp_path / "out")
+
+
+def test_the_papers_costs_are_those_of_the_networks() -> None:
+    single = {name for name in names() if not name.startswith("ms_")}
+    assert set(paper.ROWS) == set(paper.HIGH_MMACS) == single
+    assert {name for group in paper.TABLES.values() for name in group} == single
+    for name in single:
+        full = cost(f"ms_{name}", 1000, reference_resolution(name))
+        assert paper.HIGH_MMACS[name] == pytest.approx(full.high_mmacs, abs=0.6)
+        for row in paper.ROWS[name]:
+            if row.kind == "single-scale":
+                assert row.mmacs == pytest.approx(cost(name, 1000, int(row.pixels)).high_mmacs, abs=0.8)
+            if row.exit_rate is not None:  # it follows from the costs, but for their rounding
+                assert row.exit_rate == pytest.approx(100 * (1 - (row.mmacs - full.low_mmacs) / full.high_mmacs), abs=2)
