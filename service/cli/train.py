@@ -73,6 +73,10 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = None,
+    decoded_gb: Annotated[
+        float | None,
+        typer.Option(help="Memory for photographs decoded once, of the GPU where there is one; 0: none. [default: 4]"),
+    ] = None,
 ) -> None:
     """Train a network on folders of photographs. Interrupt at any time; --resume goes on to the same result."""
     from service.training.loop import train as run
@@ -91,6 +95,7 @@ def train(
         "ema_epochs": ema_epochs,
         "calibration_share": calibration_share,
         "seed": seed,
+        "decoded_gb": decoded_gb,
     }
     options = TrainOptions(
         network=network,

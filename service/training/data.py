@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from service.errors import DataError, InvalidImage
-from service.images.decode import decode, photograph
+from service.images.decode import decode
 from service.images.transforms import Preprocessing
 
 # Fewer held-out photographs than this say nothing of a threshold.
@@ -25,8 +25,8 @@ MIN_HELD_OUT = 20
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
-# What a crop of one photograph depends on: bytes and the place of the photograph in its data set.
-Decode = Callable[[bytes, int], Tensor]
+# The crop of a photograph, uint8 (3, R, R), from its file and its place in the data set.
+Crop = Callable[[Path, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +128,14 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same, in page-locked memory."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.unreadable)
+        images = self.images if self.images.is_cuda else self.images.pin_memory()
+        return Batch(images, self.targets.pin_memory(), self.unreadable)
 
 
-class _Decoded(Dataset[tuple[Tensor | None, int, str]]):
-    def __init__(self, photographs: Photographs, decode: Decode) -> None:
+class _Crops(Dataset[tuple[Tensor | None, int, str]]):
+    def __init__(self, photographs: Photographs, crop: Crop) -> None:
         self.photographs = photographs
-        self.decode = decode
+        self.crop = crop
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -143,7 +144,7 @@ class _Decoded(Dataset[tuple[Tensor | None, int, str]]):
         path = self.photographs.paths[index]
         target = self.photographs.targets[index]
         try:
-            return self.decode(path.read_bytes(), index), target, str(path)
+            return self.crop(path, index), target, str(path)
         except (InvalidImage, OSError):
             return None, target, str(path)
 
@@ -170,15 +171,15 @@ class _Loader(DataLoader[Batch]):
 
 def loader(
     photographs: Photographs,
-    decode: Decode,
+    crop: Crop,
     batch_size: int,
     workers: int,
     sampler: Sampler[int] | None = None,
     drop_last: bool = False,
 ) -> DataLoader[Batch]:
-    """Batches of ``photographs``, in order or by ``sampler``, decoded in ``workers`` processes (0: in this one)."""
+    """Batches of ``photographs``, in order or by ``sampler``, cropped in ``workers`` processes (0: in this one)."""
     return _Loader(
-        _Decoded(photographs, decode),  # type: ignore[arg-type]
+        _Crops(photographs, crop),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
@@ -194,33 +195,30 @@ class CentreCrop:
 
     preprocessing: Preprocessing
 
-    def __call__(self, data: bytes, index: int) -> Tensor:  # noqa: ARG002
-        return decode(data, self.preprocessing)
+    def __call__(self, path: Path, index: int) -> Tensor:  # noqa: ARG002
+        return decode(path.read_bytes(), self.preprocessing)
 
 
 class RandomCrop:
-    """A random crop, resized to ``resolution``, flipped half of the time.
+    """A random crop of a photograph's ``pixels``, resized to ``resolution``, flipped half of the time.
 
     The same for the same (seed, epoch, photograph), whichever process draws it: a resumed run sees what
     an uninterrupted one would have seen.
     """
 
-    def __init__(self, resolution: int, min_scale: float, seed: int, epoch: int) -> None:
+    def __init__(self, pixels: Crop, resolution: int, min_scale: float, seed: int, epoch: int) -> None:
+        self.pixels = pixels
         self.seed = seed
         self.epoch = epoch
         self.transform = v2.Compose(
-            [
-                v2.RandomResizedCrop(resolution, scale=(min_scale, 1.0)),
-                v2.RandomHorizontalFlip(),
-                v2.PILToTensor(),
-            ]
+            [v2.RandomResizedCrop(resolution, scale=(min_scale, 1.0)), v2.RandomHorizontalFlip()]
         )
 
-    def __call__(self, data: bytes, index: int) -> Tensor:
-        image = photograph(data)
+    def __call__(self, path: Path, index: int) -> Tensor:
+        pixels = self.pixels(path, index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, self.epoch, index)) & 0x7FFF_FFFF_FFFF_FFFF)
-            crop: Tensor = self.transform(image)
+            crop: Tensor = self.transform(pixels)
         return crop
 
 

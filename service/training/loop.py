@@ -31,6 +31,7 @@ from service.training import data
 from service.training.initial import initialise_from
 from service.training.losses import loss
 from service.training.options import TrainOptions
+from service.training.pixels import GIGABYTE, Pixels
 from service.training.processes import Processes
 from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
@@ -142,6 +143,8 @@ class _Run:
 
     def run(self, on_step: Callable[[Progress], None], on_epoch: Callable[[EpochLog], None]) -> Finished:
         spec = None
+        if len(self.log) < self.options.epochs:
+            self.pixels = self._decode()
         if self.log and self.processes.is_first:  # interrupted while saving, the model may not be the checkpoint's
             spec = self.folder.model_after(len(self.log)) or self._save()
         for epoch in range(len(self.log), self.options.epochs):
@@ -193,8 +196,14 @@ class _Run:
     def _batches(self, epoch: int, resolution: int) -> Any:
         options, processes = self.options, self.processes
         sampler = data.EpochSampler(len(self.photographs), options.seed, epoch, processes.rank, processes.world)
-        crop = data.RandomCrop(resolution, options.min_scale, options.seed, epoch)
-        return data.loader(self.photographs, crop, self.batch, self._workers(), sampler, drop_last=True)
+        crop = data.RandomCrop(self.pixels, resolution, options.min_scale, options.seed, epoch)
+        workers = 0 if self.pixels.device.type == "cuda" else self._workers()  # no other process has this one's GPU
+        return data.loader(self.photographs, crop, self.batch, workers, sampler, drop_last=True)
+
+    def _decode(self) -> Pixels:
+        kept = self.options.decoded_gb * GIGABYTE
+        device = self.device if kept else torch.device("cpu")
+        return Pixels(self.photographs, self.options.shorter_side, kept, device)
 
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
         """One update; gives (loss summed over images, low right, high right, images)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ class TrainOptions:
         dataset: what the model card calls the data; None takes the folder's name.
         network_options: see ``networks.registry.build``.
         device, precision: as in ``inference.predictor``.
-        workers: processes that decode; None is one a core.
+        workers: processes that crop; None is one a core, or none where a GPU does it.
+        decoded_gb: memory in each process, of its device, for photographs that are decoded once; 0: none are.
     """
 
     network: str
@@ -68,6 +70,7 @@ class TrainOptions:
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
+    decoded_gb: float = 4.0
 
     def __post_init__(self) -> None:
         if self.network not in names():
@@ -89,6 +92,7 @@ class TrainOptions:
         _check("seed", self.seed, 0, 2**32 - 1)
         if self.workers is not None:
             _check("workers", self.workers, 0, 1024)
+        _check("decoded_gb", self.decoded_gb, 0, 10_000)
 
     @property
     def is_multi_scale(self) -> bool:
@@ -103,6 +107,11 @@ class TrainOptions:
         scale = 2 / 3 if share < 0.6 else 5 / 6
         return min(self.resolution, max(MIN_RESOLUTION, round(self.resolution * scale / 32) * 32))
 
+    @property
+    def shorter_side(self) -> int:
+        """The side, pixels, at which the smallest crop is as large as the network takes it."""
+        return math.ceil(self.resolution / math.sqrt(self.min_scale))
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as kept in ``options.json`` and ``model.json``."""
         raw = dataclasses.asdict(self)
@@ -114,7 +123,7 @@ class TrainOptions:
 
 
 # Options that name a place on this machine rather than what is trained.
-PLACES = {"data", "out", "class_names", "device", "workers", "dataset"}
+PLACES = {"data", "out", "class_names", "device", "workers", "decoded_gb", "dataset"}
 
 # What resuming may change: where and how fast it runs, not what comes out.
 FREE_ON_RESUME = PLACES

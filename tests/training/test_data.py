@@ -25,6 +25,7 @@ from service.training.data import (
     labels,
     loader,
 )
+from service.training.pixels import Pixels
 
 
 def _photographs(*counts: int) -> Photographs:
@@ -146,35 +147,39 @@ def test_missing_class_names_are_an_error(tmp_path: Path) -> None:
         labels(("n01",), tmp_path / "names.json")
 
 
-def _crop(data: bytes, seed: int = 0, epoch: int = 0, index: int = 0) -> Tensor:
-    return RandomCrop(64, 0.25, seed, epoch)(data, index)
+PHOTOGRAPH = "train/circle/00.jpg"
+
+
+def _pixels(photographs: Photographs, budget: float = 0, shorter_side: int = 256) -> Pixels:
+    return Pixels(photographs, shorter_side, budget, torch.device("cpu"))
+
+
+def _crop(path: Path, seed: int = 0, epoch: int = 0, index: int = 0) -> Tensor:
+    return RandomCrop(_pixels(_photographs()), 64, 0.25, seed, epoch)(path, index)
 
 
 def test_random_crop_is_the_same_for_the_same_seed_epoch_and_photograph(shapes: Path) -> None:
-    data = (shapes / "train" / "circle" / "00.jpg").read_bytes()
-    first = _crop(data, 1, 2, 3)
+    first = _crop(shapes / PHOTOGRAPH, 1, 2, 3)
     torch.rand(7)
     assert first.shape == (3, 64, 64)
     assert first.dtype == torch.uint8
-    assert torch.equal(_crop(data, 1, 2, 3), first)
+    assert torch.equal(_crop(shapes / PHOTOGRAPH, 1, 2, 3), first)
 
 
 @pytest.mark.parametrize("changed", [{"seed": 5}, {"epoch": 5}, {"index": 5}])
 def test_random_crop_differs_with_seed_epoch_and_photograph(shapes: Path, changed: dict[str, int]) -> None:
-    data = (shapes / "train" / "circle" / "00.jpg").read_bytes()
-    assert not torch.equal(_crop(data, **changed), _crop(data))
+    assert not torch.equal(_crop(shapes / PHOTOGRAPH, **changed), _crop(shapes / PHOTOGRAPH))
 
 
 def test_random_crop_leaves_the_global_generator_alone(shapes: Path) -> None:
-    data = (shapes / "train" / "circle" / "00.jpg").read_bytes()
     before = torch.get_rng_state()
-    _crop(data)
+    _crop(shapes / PHOTOGRAPH)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_test_crop_is_the_servers_decoding(shapes: Path) -> None:
-    data, preprocessing = (shapes / "val" / "square" / "00.jpg").read_bytes(), Preprocessing.at(64)
-    assert torch.equal(CentreCrop(preprocessing)(data, 0), decode(data, preprocessing))
+    path, preprocessing = shapes / "val" / "square" / "00.jpg", Preprocessing.at(64)
+    assert torch.equal(CentreCrop(preprocessing)(path, 0), decode(path.read_bytes(), preprocessing))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -208,8 +213,9 @@ def test_a_batch_of_unreadable_files_is_empty(tmp_path: Path) -> None:
     assert (len(batch.images), len(batch.targets), len(batch.unreadable)) == (0, 0, 2)
 
 
-def test_decoding_in_processes_gives_the_same(shapes: Path) -> None:
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_cropping_in_processes_gives_the_same(shapes: Path, budget: float) -> None:
     photographs = find(shapes, "val")
-    crop = RandomCrop(64, 0.25, seed=0, epoch=0)
+    crop = RandomCrop(_pixels(photographs, budget), 64, 0.25, seed=0, epoch=0)
     here, there = (torch.cat([b.images for b in loader(photographs, crop, 6, workers)]) for workers in (0, 1))
     assert torch.equal(here, there)

@@ -34,6 +34,7 @@ MakeOptions = Callable[..., TrainOptions]
         ("calibration_share", 0.6, "between 0 and 0.5"),
         ("seed", -1, "between 0 and 4294967295"),
         ("workers", -1, "between 0 and 1024"),
+        ("decoded_gb", -1, "between 0 and 10000"),
     ],
 )
 def test_option_out_of_bounds_is_named_with_its_value_and_bound(

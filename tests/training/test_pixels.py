@@ -1,0 +1,67 @@
+"""Photographs decoded once: the same pixels kept or not, within the budget, and what cannot be read stays an error."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from service.errors import InvalidImage
+from service.images.decode import photograph
+from service.training import pixels
+from service.training.data import Photographs, find
+from service.training.pixels import Pixels
+
+CPU = torch.device("cpu")
+
+
+def test_kept_pixels_are_those_of_the_file(shapes: Path) -> None:
+    photographs = find(shapes, "train")
+    kept = Pixels(photographs, 512, 1e9, CPU)
+    for index, path in enumerate(photographs.paths):
+        assert torch.equal(kept(path, index), pil_to_tensor(photograph(path.read_bytes())))
+
+
+def test_kept_pixels_need_no_file(shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes, tmp_path / "moved")
+    photographs = find(tmp_path / "moved", "train")
+    kept = Pixels(photographs, 512, 1e9, CPU)
+    shutil.rmtree(tmp_path / "moved")
+    assert kept(photographs.paths[0], 0).shape[0] == 3
+
+
+def test_beyond_the_budget_photographs_are_read_each_time(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photographs = find(shapes, "train")
+    size = pil_to_tensor(photograph(photographs.paths[0].read_bytes())).numel()
+    monkeypatch.setattr(pixels, "CHUNK_BYTES", 3 * size)
+    some = Pixels(photographs, 512, 5.5 * size, CPU)
+    assert 2 <= len(some.kept) < len(photographs)
+    everything = Pixels(photographs, 512, 1e9, CPU)
+    for index, path in enumerate(photographs.paths):
+        assert torch.equal(some(path, index), everything(path, index))
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_large_photographs_are_reduced_kept_or_not(tmp_path: Path, budget: float) -> None:
+    Image.effect_mandelbrot((400, 300), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "large.png")
+    photographs = Photographs(("a",), (tmp_path / "large.png",), (0,))
+    given = Pixels(photographs, 150, budget, CPU)(photographs.paths[0], 0)
+    assert given.shape == (3, 150, 200)
+    assert given.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_what_cannot_be_read_is_an_error_when_asked_for(spoilt: Path, budget: float) -> None:
+    photographs = find(spoilt, "train")
+    given = Pixels(photographs, 512, budget, CPU)
+    failed = set()
+    for index, path in enumerate(photographs.paths):
+        try:
+            given(path, index)
+        except (InvalidImage, OSError):
+            failed.add(path.name)
+    assert failed == {"corrupt.jpg", "empty.jpg", "text.jpg"}
