@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,23 +16,26 @@ import torch
 
 from service.errors import InvalidOption
 from service.store import read_spec
+from service.training.loop import Progress, train
+from service.training.options import TrainOptions
 from service.training.processes import Processes
+
+MakeOptions = Callable[..., TrainOptions]
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TRAIN = ("-m", "service.cli", "train", "ms_mobilenet_v1_025")
-QUICK = ("--resolution", "64", "--epochs", "1", "--device", "cpu", "--precision", "float32", "--workers", "0")
+QUICK = ("--resolution", "64", "--device", "cpu", "--precision", "float32", "--workers", "0")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def _torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*TORCHRUN, *TRAIN, *QUICK, *arguments], env=environment, capture_output=True, text=True, timeout=100
-    )
+    command = [*TORCHRUN, *TRAIN, *QUICK, *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
 
 
 def test_two_processes_train_into_one_run_folder(spoilt: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = _torchrun("--data", str(spoilt), "--out", str(out), "--batch-size", "4")
+    done = _torchrun("--data", str(spoilt), "--out", str(out), "--batch-size", "4", "--epochs", "1")
     assert done.returncode == 0, done.stderr
     spec = read_spec(out)
     assert spec.training["processes"] == 2
@@ -51,3 +58,60 @@ def test_alone_every_step_is_its_own() -> None:
 def test_batch_that_cannot_be_shared_is_named(batch_size: int) -> None:
     with pytest.raises(InvalidOption, match="a multiple of the 2 processes, 2 or more for each"):
         Processes(rank=0, world=2).share(batch_size, 1000)
+
+
+LEARN = {"epochs": 20, "batch_size": 16, "learning_rate": 0.02, "ema_epochs": 0, "min_scale": 0.6, "seed": 0}
+LEARNT = 0.6 * 2 * math.log(3)  # of what both heads lose who know nothing
+
+
+@pytest.fixture
+def learn(make_options: MakeOptions) -> tuple[TrainOptions, list[str]]:
+    """Options that learn the shapes, for a call and for a command line."""
+    options = make_options(**LEARN)
+    named = [(f"--{name.replace('_', '-')}", str(value)) for name, value in LEARN.items()]
+    places = ["--data", str(options.data), "--out", str(options.out), "--calibration-share", "0.3"]
+    return options, places + [word for pair in named for word in pair]
+
+
+def _losses(out: Path) -> list[float]:
+    with (out / "log.csv").open(newline="") as file:
+        return [float(line["loss"]) for line in csv.DictReader(file)]
+
+
+def _first(epochs: int) -> Callable[[Progress], None]:
+    def interrupt(now: Progress) -> None:
+        if now.epoch > epochs:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def test_two_processes_learn_as_much_as_one(learn: tuple[TrainOptions, list[str]], tmp_path: Path) -> None:
+    options, arguments = learn
+    alone = train(replace(options, out=tmp_path / "alone"))
+    done = _torchrun(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert alone.log[-1].loss < LEARNT
+    assert _losses(options.out)[-1] < LEARNT
+
+
+def test_one_process_goes_on_with_what_two_began_and_two_with_that(learn: tuple[TrainOptions, list[str]]) -> None:
+    options, arguments = learn
+    command = [*TORCHRUN, *TRAIN, *QUICK, *arguments]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as two:
+        assert two.stdout
+        next(line for line in two.stdout if line.startswith("epoch 2 "))  # it is written before it is said
+        two.terminate()
+    by_two = _losses(options.out)
+    with pytest.raises(KeyboardInterrupt):
+        train(options, resume=True, on_step=_first(len(by_two) + 2))
+    by_one = _losses(options.out)
+    assert by_one[: len(by_two)] == by_two
+    assert len(by_one) == len(by_two) + 2
+    done = _torchrun(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert _losses(options.out)[: len(by_one)] == by_one
+    assert len(_losses(options.out)) == options.epochs
+    assert _losses(options.out)[-1] < LEARNT
