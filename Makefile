@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench clean
+.PHONY: serve install test check format bench clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -24,6 +24,17 @@ format: $(VENV)/.installed-test  ## Format, and mend what the linter can.
 
 bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--data DIR". Takes wrk, a package of most systems.
 	$(BIN)/python loadtest/bench.py $(BENCH)
+
+# Rows of the comparison: make runs/ms_resnet18-192 DATA=DIR EPOCHS=40. A name is NETWORK-PIXELS; -plain adds the paper's
+# own sum and loss, -seed1 another seed. What was interrupted goes on.
+runs/%: $(VENV)/.installed FORCE
+	$(BIN)/lowfirst train $(word 1,$(words_of)) --resolution $(word 2,$(words_of)) --data $(or $(DATA),$(error say where the photographs are: make $@ DATA=DIR)) --out $@ \
+	  --epochs $(EPOCHS) $(plain) $(seed) $(if $(wildcard $@/options.json),--resume)
+words_of = $(subst -, ,$*)
+plain = $(if $(filter plain,$(words_of)),--option fusion=after_relu --distillation 0)
+seed = $(patsubst seed%,--seed %,$(filter seed%,$(words_of)))
+EPOCHS ?= 40
+FORCE:
 
 clean:  ## Remove what the other targets made.
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -64,6 +64,9 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(help="On weights of convolutions and linear layers.")] = None,
     min_scale: Annotated[float | None, typer.Option(help="Smallest share of a photograph that a crop takes.")] = None,
     progressive: Annotated[bool | None, typer.Option(help="Smaller crops in the first epochs.")] = None,
+    distillation: Annotated[
+        float | None, typer.Option(help="Weight of what both heads learn from their ensemble; 0: off.")
+    ] = None,
     ema_epochs: Annotated[float | None, typer.Option(help="Time constant of the weight average; 0: off.")] = None,
     calibration_share: Annotated[float | None, typer.Option(help="Share held out for calibration.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, crops and the held-out split.")] = None,
@@ -92,6 +95,7 @@ def train(
         "weight_decay": weight_decay,
         "min_scale": min_scale,
         "progressive": progressive,
+        "distillation": distillation,
         "ema_epochs": ema_epochs,
         "calibration_share": calibration_share,
         "seed": seed,

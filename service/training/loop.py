@@ -219,7 +219,7 @@ class _Run:
         with amp:
             answered = self.parallel(images)
         heads = answered if isinstance(answered, tuple) else (answered,)
-        value = loss(heads, targets)
+        value = loss(heads, targets, self.options.distillation)
         value.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)

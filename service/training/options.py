@@ -36,6 +36,7 @@ class TrainOptions:
         weight_decay: on weights of convolutions and linear layers; none on norms, biases, depthwise convolutions.
         min_scale: smallest share of a photograph's area that a random crop takes.
         progressive: train at 2/3 of the resolution for the first 3/5 of the epochs, at 5/6 for the next 1/5.
+        distillation: weight of what both heads learn from their ensemble, see ``losses``; 0 switches it off.
         ema_epochs: time constant of the weight average, in epochs; 0 switches it off.
         calibration_share: share of each class held out of training for calibration.
         seed: of initial weights, order, crops and the held-out split.
@@ -60,6 +61,7 @@ class TrainOptions:
     weight_decay: float = 5e-4
     min_scale: float = 0.25
     progressive: bool = True
+    distillation: float = 1.0
     ema_epochs: float = 2.0
     calibration_share: float = 0.1
     seed: int = 0
@@ -87,6 +89,7 @@ class TrainOptions:
         _check("warmup", self.warmup, 0, 1)
         _check("weight_decay", self.weight_decay, 0, 1)
         _check("min_scale", self.min_scale, 0.01, 1)
+        _check("distillation", self.distillation, 0, 100)
         _check("ema_epochs", self.ema_epochs, 0, 1000)
         _check("calibration_share", self.calibration_share, 0, 0.5)
         _check("seed", self.seed, 0, 2**32 - 1)
@@ -140,6 +143,7 @@ def paper_recipe(network: str) -> dict[str, Any]:
         "weight_decay": PAPER_MOBILENET_WEIGHT_DECAY if is_mobilenet else PAPER_WEIGHT_DECAY,
         "min_scale": 0.08,
         "progressive": False,
+        "distillation": 0.0,
         "ema_epochs": 0.0,
     }
 

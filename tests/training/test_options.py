@@ -30,6 +30,7 @@ MakeOptions = Callable[..., TrainOptions]
         ("warmup", 1.5, "between 0 and 1"),
         ("weight_decay", -1.0, "between 0 and 1"),
         ("min_scale", 0.0, "between 0.01 and 1"),
+        ("distillation", -1.0, "between 0 and 100"),
         ("ema_epochs", -1.0, "between 0 and 1000"),
         ("calibration_share", 0.6, "between 0 and 0.5"),
         ("seed", -1, "between 0 and 4294967295"),
@@ -88,4 +89,4 @@ def test_paper_recipe_is_the_papers(make_options: MakeOptions, network: str) -> 
     options = make_options(**{"network": network, **paper_recipe(network)})
     assert (options.epochs, options.batch_size, options.learning_rate, options.schedule) == (120, 256, 0.1, "step")
     assert options.weight_decay == (4e-5 if "mobilenet" in network else 1e-4)
-    assert (options.min_scale, options.progressive, options.ema_epochs) == (0.08, False, 0)
+    assert (options.min_scale, options.progressive, options.ema_epochs, options.distillation) == (0.08, False, 0, 0)
