@@ -25,6 +25,7 @@ from service.evaluation.comparison import (
 )
 from service.evaluation.coverage import DRAWS, Pool, Promise, promises
 from service.evaluation.figures import Curve, Dot, Picture, Reliability
+from service.evaluation.handover import Handover, handover
 from service.evaluation.logits import FOLDER
 from service.evaluation.passes import Passes
 from service.evaluation.spectrum import Spectrum, spectra
@@ -34,6 +35,7 @@ from service.inference.device import choose_device
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import load_network
 from service.inference.runtimes.base import normalise
+from service.networks.msnet import MSNet
 from service.training.data import CentreCrop, loader
 
 PAGE, NUMBERS, TEMPLATE = "index.html", "report.json", "report.html"
@@ -105,6 +107,7 @@ def _numbers(runs: Sequence[Run], sections: Sequence[dict[str, Any]], images: in
         {
             "backbone": section["backbone"],
             **{part: list(map(asdict, section[part])) for part in ("rows", "seeds", "verdicts")},
+            "handovers": {name: list(map(asdict, blocks)) for name, blocks in section["handovers"].items()},
             "promises": {name: list(map(asdict, kept)) for name, (_, kept) in section["promises"].items()},
         }
         for section in sections
@@ -129,6 +132,7 @@ def _section(group: Group, bench: Bench, out: Path) -> dict[str, Any]:
         "rows": group.rows(),
         "seeds": group.seeds(),
         "verdicts": [group.verdict(index) for index in group.multi],
+        "handovers": {group.runs[index].name: _handover(group.runs[index], bench) for index in group.multi},
         "pictures": [
             _spectrum(group, bench, out),
             _regions(group, out),
@@ -174,6 +178,12 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
         f"{min(SPECTRUM_IMAGES, len(bench.photographs))} photographs, as a share of the sum over all frequencies.{low}",
         missing,
     )
+
+
+def _handover(run: Run, bench: Bench) -> list[Handover]:
+    network = load_network(run.folder, run.spec).eval()
+    assert isinstance(network, MSNet)
+    return handover(network, _batches(run, bench))
 
 
 def _batches(run: Run, bench: Bench) -> Any:

@@ -1,0 +1,56 @@
+"""What the high network takes from the low one: how much of each sum comes from below, and whether it agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from service.networks.msnet import MSNet, upsample
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Of the sum after one block, H(x_H) + up(x_L): means over channels and images.
+
+    Attributes:
+        share: of the variance, the low network's; 0.5 is half.
+        correlation: of the two summands, over places and images; below 0 the high network takes back what it is given.
+    """
+
+    share: float
+    correlation: float
+
+
+def handover(network: MSNet, batches: Iterable[Tensor]) -> list[Handover]:
+    """Of every block of ``network`` (evaluation mode) where maps are summed, on normalised images (B, 3, R, R)."""
+    with torch.inference_mode():
+        passes = [_of(network, images) for images in batches]
+    return [
+        Handover(mean(p.share for p in block), mean(p.correlation for p in block))
+        for block in zip(*passes, strict=True)
+    ]
+
+
+def _of(network: MSNet, images: Tensor) -> list[Handover]:
+    found = []
+    x = images
+    for block, feature in zip(network.high.blocks, network.forward_low(images).features, strict=True):
+        if feature.dim() == 2:  # only means are handed over
+            break
+        own = block.body(x) if network.fusion == "before_relu" else block(x)  # type: ignore[operator]
+        given = upsample(feature, own.shape[-2:])
+        found.append(_compare(own, given))
+        x = block.activation(own + given) if network.fusion == "before_relu" else own + given  # type: ignore[operator]
+    return found
+
+
+def _compare(own: Tensor, given: Tensor) -> Handover:
+    """Of maps (B, C, H, W)."""
+    own, given = (maps.float() - maps.float().mean((0, 2, 3), keepdim=True) for maps in (own, given))
+    spread, low, both = (product.mean().item() for product in (own.square(), given.square(), own * given))
+    norm = (spread * low) ** 0.5
+    return Handover(low / (spread + low), both / norm if norm else 0.0)
