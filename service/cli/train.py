@@ -169,7 +169,7 @@ def _print_epoch(line: EpochLog) -> None:
     output.print(
         "epoch {epoch}  {resolution} px  loss {loss:.3f}  train low/high {low_accuracy:.3f}/{high_accuracy:.3f}  "
         "held out low/high {held_out_low_accuracy:.3f}/{held_out_high_accuracy:.3f}  "
-        "{images_per_second:.0f} images/s".format(**raw),
+        "{images_per_second:.0f} images/s, waited {waited:.0%}".format(**raw),
         highlight=False,
         soft_wrap=True,
     )

@@ -161,13 +161,16 @@ class _Run:
         resolution = options.resolution_in(epoch)
         began = time.perf_counter()
         totals = torch.zeros(4, dtype=torch.float64)  # loss, low right, high right, images
-        rate = 0.0
+        rate = waited = 0.0
         self.network.train()
+        asked = time.perf_counter()
         for step, batch in enumerate(self._batches(epoch, resolution)):
+            waited += time.perf_counter() - asked
             rate = learning_rate(options, epoch + step / self.steps)
             totals += self._step(batch, rate)
             if self.processes.is_first:
                 on_step(self._progress(epoch, step, resolution, totals, time.perf_counter() - began))
+            asked = time.perf_counter()
         totals = self.processes.sum(totals)
         self.unreadable = self.processes.union(self.unreadable)
         if not totals[3]:
@@ -190,6 +193,7 @@ class _Run:
             held_out_high_accuracy=held_high,
             images_per_second=totals[3].item() / seconds,
             seconds=seconds,
+            waited=waited / seconds,
             unreadable=len(self.unreadable),
         )
 

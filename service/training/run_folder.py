@@ -31,7 +31,8 @@ OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
 class EpochLog:
     """One line of ``log.csv``; ``held_out_*`` are of the averaged weights on the calibration photographs.
 
-    A single-scale network has its accuracy under ``high`` and nan under ``low``.
+    A single-scale network has its accuracy under ``high`` and nan under ``low``. ``waited`` is the share of the time that
+    the first process had no batch.
     """
 
     epoch: int
@@ -44,6 +45,7 @@ class EpochLog:
     held_out_high_accuracy: float
     images_per_second: float
     seconds: float
+    waited: float
     unreadable: int
 
 
