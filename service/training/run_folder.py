@@ -31,8 +31,8 @@ OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
 class EpochLog:
     """One line of ``log.csv``; ``held_out_*`` are of the averaged weights on the calibration photographs.
 
-    A single-scale network has its accuracy under ``high`` and nan under ``low``. ``waited`` is the share of the time that
-    the first process had no batch.
+    A single-scale network has its accuracy under ``high`` and nan under ``low``. ``waited`` is the share of the time
+    that the first process had no batch.
     """
 
     epoch: int
