@@ -16,9 +16,11 @@ from ray import serve
 from ray._private.grpc_utils import init_grpc_channel
 from ray.serve.exceptions import RayServeException
 
-from service.cluster.application import application
+from service.cluster.application import built, scale_of
 from service.cluster.options import MOST_REPLICAS, Options
+from service.cluster.replica import check_shared
 from service.errors import DeploymentFailed, InvalidOption
+from service.settings import load_settings
 
 FORMS = "auto, host:port or ray://host:port of a running Ray cluster"
 CONNECT_SECONDS = 3.0
@@ -40,16 +42,17 @@ def deploy(
         grows: Ray's autoscaler adds nodes, so more replicas may be asked for than there is room for.
 
     Raises:
-        InvalidOption: no cluster at ``address``, or no room for the replicas; else as ``application``.
+        InvalidOption: no cluster at ``address``, no room for the replicas, or no Redis for more than one of them.
         DeploymentFailed: the replicas do not come up.
     """
-    built = application(options)
+    settings = load_settings()
+    check_shared(settings, options.most)
+    target = serve.RunTarget(target=built(settings, scale_of(options, settings)), name=name, route_prefix=route_prefix)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _connected(address):
         if not grows:
             _check_room(options, is_new=name not in serve.status().applications)
         serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS})
-        target = serve.RunTarget(target=built, name=name, route_prefix=route_prefix)
         try:
             serve.run_many([target], wait_for_applications_running=False)
         except (RayServeException, ValueError) as error:
@@ -98,7 +101,9 @@ def _check_room(options: Options, is_new: bool) -> None:
         each = " and ".join(f"{amount:g} {name}" for name, amount in needed.items())
         field = "min_replicas" if options.max_replicas else "replicas"
         raise InvalidOption(
-            field, options.first, f"at most {room}: for more the cluster's {len(nodes)} nodes have no room at {each} each"
+            field,
+            options.first,
+            f"at most {room}: for more the cluster's {len(nodes)} nodes have no room at {each} each",
         )
 
 

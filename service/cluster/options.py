@@ -1,4 +1,4 @@
-"""What a deployment is asked for: ``lowfirst deploy`` and the ``args`` of a Serve config file alike."""
+"""What ``lowfirst deploy`` is asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from service.errors import InvalidOption
-from service.settings import Settings
 
 MOST_REPLICAS = 10_000
 
@@ -31,8 +30,7 @@ class Options(BaseModel):
     Attributes:
         replicas: always so many; or
         min_replicas, max_replicas: so many as the requests in work ask for.
-        cpus_per_replica, gpus_per_replica: below 1 several replicas share one. With a GPU the network runs there, else
-            on as many threads as there are cores.
+        cpus_per_replica, gpus_per_replica: below 1 several replicas share one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,12 +70,6 @@ class Options(BaseModel):
     def resources(self) -> dict[str, float]:
         """What one replica has to itself, by Ray's names."""
         return {"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica}
-
-    def share(self, settings: Settings) -> dict[str, object]:
-        """Settings of a replica that keep it within its share of a machine; it sees all cores of it."""
-        if self.gpus_per_replica:
-            return {"device": "cuda", "decode_threads": max(1, int(self.cpus_per_replica))}
-        return {"device": "cpu", "workers": max(1, int(self.cpus_per_replica) // settings.threads), "decode_threads": 0}
 
 
 def read_options(given: Mapping[str, object]) -> Options:

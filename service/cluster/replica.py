@@ -5,6 +5,7 @@
 import gc
 from collections.abc import Mapping
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.util import get_node_ip_address
@@ -76,9 +77,22 @@ def check_shared(settings: Settings, replicas: int) -> None:
         )
 
 
+def share(resources: Mapping[str, float], threads: int) -> dict[str, object]:
+    """Settings that keep a replica within what Ray gives it of a machine: it sees every core."""
+    cores = int(resources.get("CPU", 0))
+    if resources.get("GPU"):
+        return {"device": "cuda", "decode_threads": max(1, cores)}
+    return {"device": "cpu", "workers": max(1, cores // threads), "decode_threads": 0}
+
+
 def _settings(given: Mapping[str, object], name: str) -> Settings:
-    """A replica is within reach of other machines, whatever the proxy listens on, and its metrics have a port."""
-    own = {"metrics_port": 0, "metrics_host": get_node_ip_address(), "replica": name}
-    set_ = load_settings(given).model_fields_set
-    missing = {key: value for key, value in own.items() if key not in set_}
+    """Other machines reach a replica, whatever the proxy listens on; its metrics have a port."""
+    set_ = load_settings(given)
+    own = {
+        "metrics_port": 0,
+        "metrics_host": get_node_ip_address(),
+        "replica": name,
+        **share(ray.get_runtime_context().get_assigned_resources(), set_.threads),
+    }
+    missing = {key: value for key, value in own.items() if key not in set_.model_fields_set}
     return load_settings({**missing, **given, "host": ANY_ADDRESS})
