@@ -1,4 +1,7 @@
-"""One replica: the same app as ``lowfirst serve``, in a process that Ray Serve starts, asks and stops."""
+"""One replica: the same app as ``lowfirst serve``, in a process that Ray Serve starts, asks and stops.
+
+PyTorch is imported there alone, not by whoever deploys it.
+"""
 
 # No deferred annotations here: Ray Serve reads those of a deployment's methods.
 
@@ -11,9 +14,7 @@ from ray import serve
 from ray.util import get_node_ip_address
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.dependencies import Parts
 from service.api.request_context import HEADER
-from service.app import create_app
 from service.errors import InvalidOption
 from service.log import configure
 from service.settings import Settings, load_settings
@@ -40,8 +41,10 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once, in the event loop that the app will run in."""
+        from service.app import create_app
+
         app = create_app(self._settings)
-        self._parts: Parts = app.state.parts
+        self._parts = app.state.parts
         app.add_middleware(LeaveRequestId)
         gc.collect()
         gc.freeze()  # as `lowfirst serve` does, and for its reason

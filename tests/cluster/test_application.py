@@ -43,9 +43,9 @@ def test_version_changes_with_the_settings_alone() -> None:
     versions = [
         deployment_of(settings, **options)._version
         for settings, options in (
-            (Settings(model="bees", admin_key="admin-key-0123456789"), {}),  # type: ignore[arg-type]
-            (Settings(admin_key="admin-key-0123456789", model="bees"), {"replicas": 2}),  # type: ignore[arg-type]
-            (Settings(model="bees", admin_key="admin-key-1123456789"), {}),  # type: ignore[arg-type]
+            (Settings(model="bees", admin_key="admin-key-0123456789"), {}),
+            (Settings(admin_key="admin-key-0123456789", model="bees"), {"replicas": 2}),
+            (Settings(model="bees", admin_key="admin-key-1123456789"), {}),
         )
     ]
     assert versions[0] == versions[1] != versions[2]
@@ -68,7 +68,7 @@ def test_replica_keeps_within_its_share(resources: dict[str, float], threads: in
     Settings(**settings)  # type: ignore[arg-type]
 
 
-OUT_OF_BOUNDS = {
+OUT_OF_BOUNDS: dict[str, tuple[dict[str, object], str]] = {
     "replicas": ({"replicas": 0}, "greater than or equal to 1"),
     "max_replicas": ({"replicas": 2, "max_replicas": 4}, "left unset where replicas is 2"),
     "min_replicas": ({"max_replicas": 2, "min_replicas": 3}, "at most max_replicas, which is 2"),
@@ -91,7 +91,7 @@ def test_least_without_most_is_refused() -> None:
 
 def test_several_replicas_need_a_redis() -> None:
     check_shared(Settings(), 1)
-    check_shared(Settings(redis_url="redis://redis"), 2)  # type: ignore[arg-type]
+    check_shared(Settings(redis_url="redis://redis"), 2)
     with pytest.raises(InvalidOption, match="LOWFIRST_REDIS_URL is None; it must be set for 2 replicas"):
         check_shared(Settings(), 2)
 

@@ -25,7 +25,11 @@ from service.errors import InvalidOption
 from tests.conftest import own_redis
 from tests.e2e.prometheus import DOCKER, panel_queries, scraping, wait_until_none_is_left
 
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.xdist_group("cluster"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning"),
+]
 
 RAW = {"Content-Type": "image/jpeg"}
 ADMIN = {"X-API-Key": "admin-key-0123456789"}
@@ -36,6 +40,7 @@ MAX_IN_FLIGHT = 8
 
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # else whatever else runs here goes before them
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2",
 }
@@ -49,10 +54,9 @@ class Fleet:
         environment: of commands.
     """
 
-    def __init__(self, cluster: Any, environment: dict[str, str], dashboard: str, port: int) -> None:
+    def __init__(self, cluster: Any, environment: dict[str, str], port: int) -> None:
         self.cluster = cluster
         self.environment = environment
-        self.dashboard = dashboard
         self.port = port
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT)
 
@@ -74,14 +78,16 @@ class Fleet:
         return {each["labels"]["replica"]: each["targets"][0] for each in listed.json()}
 
     def until_replicas_are(self, number: int, without: str = "") -> dict[str, str]:
-        """Until so many are listed and answer, none of them named ``without``."""
+        """Until so many that are listed answer, none of them named ``without``; a dead one is listed for a while."""
+        up: dict[str, str] = {}
 
         def are_up() -> bool:
-            found = self.replicas()
-            return len(found) == number and without not in found and all(map(is_ready, found.values()))
+            nonlocal up
+            up = {name: address for name, address in self.replicas().items() if is_ready(address)}
+            return len(up) == number and without not in up
 
         until(are_up)
-        return self.replicas()
+        return up
 
 
 def until(reached: Callable[[], bool]) -> float:
@@ -132,11 +138,11 @@ def fleet(environment: dict[str, str], two_versions: Path) -> Iterator[Fleet]:
         from ray.cluster_utils import Cluster
 
         port = free_port()
-        head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port(), "temp_dir": temp}
+        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": temp}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(num_cpus=1)
-            fleet = Fleet(cluster, shared, f"http://127.0.0.1:{head['dashboard_port']}", port)
+            fleet = Fleet(cluster, shared, port)
             yield fleet
             fleet.client.close()
         finally:
@@ -157,8 +163,13 @@ def here(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]
 
 
 @contextmanager
-def load(fleet: Fleet, make_jpeg: Callable[[int], bytes], clients: int = CLIENTS) -> Iterator[list[int]]:
-    """So many clients post one image after another; gives the statuses of the answers, which grow."""
+def load(
+    fleet: Fleet, make_jpeg: Callable[[int], bytes], clients: int = CLIENTS, pause: float = 0.02
+) -> Iterator[list[int]]:
+    """So many clients post one image after another, and leave processes that start some time in between.
+
+    Gives the statuses of the answers, which grow.
+    """
     statuses: list[int] = []
     stopping = threading.Event()
     bodies = [make_jpeg(seed) for seed in range(20)]
@@ -166,7 +177,7 @@ def load(fleet: Fleet, make_jpeg: Callable[[int], bytes], clients: int = CLIENTS
     def post(first: int) -> None:
         with httpx.Client(base_url=fleet.client.base_url, timeout=TIMEOUT) as client:
             sent = first
-            while not stopping.is_set():
+            while not stopping.wait(pause):
                 body = bodies[sent % len(bodies)] + sent.to_bytes(4, "big")  # which no cache knows
                 statuses.append(client.post("/classify", content=body, headers=RAW).status_code)
                 sent += clients
@@ -197,21 +208,21 @@ def test_config_file_is_deployed_and_scales_with_the_load(
     (application,) = config["applications"]
     settings = {name: value for name, value in fleet.environment.items() if name.startswith("LOWFIRST_")}
     application["runtime_env"]["env_vars"] |= settings
-    soon = {"upscale_delay_s": 0, "downscale_delay_s": 0.5, "look_back_period_s": 1, "target_ongoing_requests": 1}
+    soon = {"upscale_delay_s": 0, "downscale_delay_s": 0.5, "look_back_period_s": 1, "target_ongoing_requests": 0.5}
     scale = {"min_replicas": 1, "max_replicas": 2, "metrics_interval_s": 0.2, **soon}
     application["deployments"][0]["autoscaling_config"] |= scale
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
-    done = fleet.run("ray.serve.scripts", "deploy", "--address", fleet.dashboard, str(file))
+    done = fleet.run("ray.serve.scripts", "run", "--address", fleet.cluster.address, "--non-blocking", str(file))
     assert done.returncode == 0, done.stderr
     until(lambda: is_ready(f"127.0.0.1:{fleet.port}"))
     fleet.until_replicas_are(1)
     with load(fleet, make_jpeg) as many:
         fleet.until_replicas_are(2)
         until_more(many)
-    with load(fleet, make_jpeg, clients=1) as few:
+    with load(fleet, make_jpeg, clients=1, pause=0.2) as few:
         fleet.until_replicas_are(1)
-        until_more(few)
+        until_more(few, 5)
     assert set(many + few) == {200}
 
 
@@ -267,7 +278,7 @@ def test_a_change_reaches_every_replica_within_a_second_and_only_with_the_key(
 
 
 def test_busy_reaches_the_client_as_429(fleet: Fleet, make_jpeg: Callable[[int], bytes]) -> None:
-    with load(fleet, make_jpeg, clients=6 * MAX_IN_FLIGHT) as statuses:
+    with load(fleet, make_jpeg, clients=6 * MAX_IN_FLIGHT, pause=0) as statuses:
         until(lambda: statuses.count(429) > 3)
         for _ in range(1000):
             busy = fleet.client.post("/classify", content=make_jpeg(1), headers=RAW)
@@ -290,7 +301,8 @@ def test_one_prometheus_has_the_metrics_of_every_replica(
     with scraping("ray.yml", targets, tmp_path) as prometheus, load(fleet, make_jpeg, clients=2):
         up = 'count(up{job="lowfirst", replica=~"' + "|".join(names) + '"} == 1)'
         until(lambda: prometheus.value(up) == 2)
-        until(lambda: prometheus.value("count(lowfirst_images_total{exit='low', reason='confident'} > 0)") == 2)
+        answering = "count(count by (instance, replica) (lowfirst_images_total > 0))"
+        until(lambda: prometheus.value(answering) == 2)
         assert fleet.client.patch("/config/threshold", json={"threshold": 0.6}, headers=ADMIN).status_code == 200
         asked = {title: query for title, query in panel_queries().items() if title.startswith("fleet: ")}
         asked |= {rule["name"]: rule["name"] for rule in prometheus.rules() if rule["name"].endswith(":rate5m")}
@@ -335,12 +347,12 @@ def test_node_lost_under_load_costs_what_it_had_and_another_takes_its_place(
     with load(fleet, make_jpeg) as statuses:
         until_more(statuses)
         fleet.cluster.remove_node(node, allow_graceful=False)
-        until(lambda: len(fleet.replicas()) == 1)
+        (left,) = fleet.until_replicas_are(1)
         until_more(statuses)
         fleet.cluster.add_node(num_cpus=1)
         after = fleet.until_replicas_are(2)
         until_more(statuses)
-    assert len(before.keys() & after.keys()) == 1
+    assert before.keys() & after.keys() == {left}
     failed = [status for status in statuses if status != 200]
     assert len(failed) <= CLIENTS
     assert all(status >= 500 for status in failed)
