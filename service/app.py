@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -22,6 +23,7 @@ from prometheus_client import (
 import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
+from service.api.own_port import OwnPort
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, console, inference_protocol, models, observe
 from service.api.tensors import JSON_LENGTH
@@ -35,9 +37,9 @@ from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
 from service.settings import Settings
-from service.state.base import ConfigStore, ResultCache, RuntimeConfig
-from service.state.memory import MemoryConfigStore, MemoryResultCache
-from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache
+from service.state.base import ConfigStore, ResultCache, RuntimeConfig, Target
+from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
+from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
 from service.store import ModelStore
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     profile = _profile(settings)
     allowed = keys.Keys(settings)
     traces = _traces(settings, parts)
+    own_port = _own_port(settings, parts, allowed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
@@ -64,7 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
         await parts.models.start(profile)
         _announce(parts)
         _warn_if_open(settings, allowed)
-        yield
+        async with _listed(own_port, parts):
+            yield
         await parts.models.close()
         await parts.config.close()
         if traces is not None:
@@ -114,7 +118,8 @@ def build_parts(settings: Settings) -> Parts:
         _limits(settings, on_cpu=first[0].device.type == "cpu"),
     )
     metrics.watch(metrics.config_invalid, lambda: config.is_invalid or models.is_hindered)
-    return Parts(settings, models, config, metrics)
+    targets = MemoryTargets() if link is None else RedisTargets(link)
+    return Parts(settings, models, config, metrics, targets)
 
 
 def _references(settings: Settings, store: ModelStore) -> list[str]:
@@ -156,6 +161,31 @@ def _state(settings: Settings, link: RedisLink | None, start: RuntimeConfig) -> 
             raise InvalidOption("LOWFIRST_CACHE_TTL_SECONDS", ttl, "0 where LOWFIRST_REDIS_URL is unset")
         return MemoryConfigStore(start), memory
     return RedisConfigStore(link, start), RedisResultCache(link, ttl) if ttl else memory
+
+
+def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort | None:
+    """The port where this replica alone is observed, under the same keys."""
+    if settings.metrics_port is None:
+        return None
+    app = FastAPI(openapi_url=None, telemetry={"tracing": False, "metrics": False, "logs": False})
+    app.state.parts = parts
+    if not allowed.guard_nothing:
+        app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
+    error_handlers.install(app)
+    app.include_router(observe.router)
+    return OwnPort(app, settings.metrics_host or settings.host, settings.metrics_port)
+
+
+@asynccontextmanager
+async def _listed(own_port: OwnPort | None, parts: Parts) -> AsyncIterator[None]:
+    """Have that port open, and Prometheus told of it."""
+    if own_port is None:
+        yield
+        return
+    async with own_port:
+        await parts.targets.start(Target(own_port.address, parts.settings.replica or gethostname()))
+        yield
+        await parts.targets.close()
 
 
 def _registry() -> CollectorRegistry:

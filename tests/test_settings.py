@@ -49,6 +49,9 @@ VALUES = {
     "log_format": ("json", "json"),
     "traces": ("true", True),
     "metrics_key_required": ("true", True),
+    "metrics_port": ("9101", 9101),
+    "metrics_host": ("192.0.2.7", "192.0.2.7"),
+    "replica": ("bees-1", "bees-1"),
 }
 
 OUT_OF_BOUNDS = [
@@ -105,6 +108,8 @@ OUT_OF_BOUNDS = [
     ("cors_origins", "https://a.example https://b.example"),
     ("cors_origins", "https://*.example"),
     ("metrics_key_required", "maybe"),
+    ("metrics_port", "-1"),
+    ("metrics_port", "65536"),
     ("traces", "maybe"),
     ("log_format", "xml"),
     ("log_level", "loud"),

@@ -11,7 +11,7 @@ from service.engine.models import Models
 from service.errors import Draining
 from service.metrics import Metrics
 from service.settings import Settings
-from service.state.base import ConfigStore
+from service.state.base import ConfigStore, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Parts:
     models: Models
     config: ConfigStore
     metrics: Metrics
+    targets: Targets
 
     def check_ready(self) -> None:
         """Raises Draining, saying why, unless work may be sent."""

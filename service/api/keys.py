@@ -52,9 +52,9 @@ class Keys:
         """The key that a request needs. A path that nobody knows needs one too."""
         if method in CHANGING or (is_under(path, "/config") and method not in READING):
             return "nothing" if self._changes_are_free else "admin"
-        if path == METRICS and self._metrics_need_a_key:
+        if is_under(path, METRICS) and self._metrics_need_a_key:
             return "api"
-        is_open = path in ("/", METRICS) or any(is_under(path, prefix) for prefix in PROBES + PAGES)
+        is_open = path == "/" or any(is_under(path, prefix) for prefix in (METRICS, *PROBES, *PAGES))
         return "nothing" if is_open or self._api is None else "api"
 
     def refusal(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> LowfirstError | None:

@@ -370,6 +370,13 @@ class StatsAnswer(BaseModel):
     audit: AuditState
 
 
+class MetricsTarget(BaseModel):
+    """One replica as Prometheus' HTTP service discovery lists it."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
 class Health(BaseModel):
     """Whether the server lives, or is ready for work."""
 

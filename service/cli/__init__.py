@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from service.cli import bench, calibrate, classify, evaluate, models, publish, quantise, report, serve, train
+from service.cli import bench, calibrate, classify, deploy, evaluate, models, publish, quantise, report, serve, train
 from service.cli.console import errors
 from service.errors import LowfirstError
 
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image classification that spends compute only where an image needs it.",
 )
-for command in (serve, classify, train, calibrate, quantise, evaluate, report, publish, models, bench):
+for command in (serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, models, bench):
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))
 
 
@@ -30,5 +30,5 @@ def main() -> None:
     try:
         app(prog_name="lowfirst")
     except LowfirstError as error:
-        errors.print(f"error: {error.message}", style="red", highlight=False, markup=False, soft_wrap=True)
+        errors.print(f"error: {error.message}", style="red", highlight=False, markup=False, emoji=False, soft_wrap=True)
         sys.exit(1)

@@ -110,6 +110,34 @@ class CachedPasses:
     high: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one replica's own metrics are: ``address`` is host:port, ``replica`` the replica's name."""
+
+    address: str
+    replica: str
+
+
+class Targets(Protocol):
+    """Where the metrics of every live replica are. One contract test suite runs over every implementation."""
+
+    async def start(self, own: Target) -> None:
+        """List ``own`` for as long as this process lives."""
+        ...
+
+    async def close(self) -> None:
+        """List it no more."""
+        ...
+
+    async def listed(self) -> list[Target]:
+        """Those of all replicas, by address.
+
+        Raises:
+            StoreUnavailable: what replicas share is out of reach.
+        """
+        ...
+
+
 class ResultCache(Protocol):
     """Passes by key. One contract test suite runs over every implementation."""
 

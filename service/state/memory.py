@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import replace
 
-from service.state.base import CachedPasses, Change, RuntimeConfig, check_expected_version
+from service.state.base import CachedPasses, Change, RuntimeConfig, Target, check_expected_version
 
 
 class MemoryConfigStore:
@@ -37,6 +37,25 @@ class MemoryConfigStore:
             check_expected_version(before, expected_version)
             self._current = replace(change(before), version=before.version + 1)
             return self._current
+
+
+class MemoryTargets:
+    """This replica's own: it knows of no other."""
+
+    def __init__(self) -> None:
+        self._own: list[Target] = []
+
+    async def start(self, own: Target) -> None:
+        """See ``Targets.start``."""
+        self._own = [own]
+
+    async def close(self) -> None:
+        """See ``Targets.close``."""
+        self._own = []
+
+    async def listed(self) -> list[Target]:
+        """See ``Targets.listed``."""
+        return self._own
 
 
 class MemoryResultCache:

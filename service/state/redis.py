@@ -21,7 +21,7 @@ from redis.retry import Retry as BlockingRetry
 
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
-from service.state.base import CachedPasses, Change, RuntimeConfig, check_expected_version
+from service.state.base import CachedPasses, Change, RuntimeConfig, Target, check_expected_version
 from service.state.encoding import MAX_VERSION, Unreadable, decode_config, decode_passes, encode_config, encode_passes
 
 T = TypeVar("T")
@@ -41,6 +41,10 @@ POLL_SECONDS = 0.4
 # Announcements are subscribed to anew: nothing tells of a connection that died in silence.
 SUBSCRIPTION_SECONDS = 60.0
 
+# A replica lists its metrics anew so often, and is forgotten so long after it last did.
+LISTED_EVERY_SECONDS = 5.0
+LISTED_FOR_SECONDS = 15
+
 # How often a change is tried again because another came between.
 ATTEMPTS = 20
 
@@ -55,6 +59,19 @@ if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('PUBLISH', ARGV[3], '')
 return 1
+"""
+
+
+# KEYS: the targets, each with the second of Redis' clock at which it is forgotten. ARGV: for how many seconds; which.
+LIST = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+return redis.call('ZADD', KEYS[1], now + tonumber(ARGV[1]), ARGV[2])
+"""
+
+# KEYS: the targets.
+LISTED = """
+return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. redis.call('TIME')[1], '+inf')
 """
 
 
@@ -298,6 +315,50 @@ class RedisConfigStore:
             logger.info("the shared config has version %d", config.version)
         self._current = config
         self._has_joined = True
+
+
+class RedisTargets:
+    """Where the metrics of all replicas are: each lists itself every few seconds. ``close`` it before its link."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._key = f"{link.prefix}targets"
+        self._list = link.client.register_script(LIST)
+        self._listed = link.client.register_script(LISTED)
+        self._own = ""
+        self._listing: asyncio.Task[None] | None = None
+
+    async def start(self, own: Target) -> None:
+        """See ``Targets.start``. While Redis does not answer it is not listed; then it is again."""
+        self._own = f"{own.address} {own.replica}"
+        await self._list_own()
+        self._listing = asyncio.create_task(self._keep_listed())
+
+    async def close(self) -> None:
+        """See ``Targets.close``."""
+        if self._listing is None:
+            return
+        self._listing.cancel()
+        await asyncio.gather(self._listing, return_exceptions=True)
+        with suppress(StoreUnavailable):
+            await self._run(self._link.client.zrem(self._key, self._own))
+
+    async def listed(self) -> list[Target]:
+        """See ``Targets.listed``."""
+        found: list[bytes] = await self._run(self._listed(keys=[self._key]))
+        return [Target(address, name) for address, _, name in sorted(each.decode().partition(" ") for each in found)]
+
+    async def _keep_listed(self) -> None:
+        while True:
+            await asyncio.sleep(LISTED_EVERY_SECONDS)
+            await self._list_own()
+
+    async def _list_own(self) -> None:
+        with suppress(StoreUnavailable):
+            await self._run(self._list(keys=[self._key], args=[LISTED_FOR_SECONDS, self._own]))
+
+    async def _run(self, command: Any) -> Any:
+        return await self._link.run(command, CONFIG_SECONDS)
 
 
 class RedisResultCache:

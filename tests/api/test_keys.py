@@ -25,7 +25,16 @@ READ = [("GET", "/config"), ("GET", "/config/threshold"), ("GET", "/stats"), ("G
 CHANGE = [("PATCH", "/config/threshold"), ("PATCH", "/config/model"), ("POST", "/config"), ("DELETE", "/models")]
 OPEN = [
     ("GET", path)
-    for path in ("/", "/health/live", "/health/ready", "/v2/health/live", "/metrics", "/docs", "/openapi.json")
+    for path in (
+        "/",
+        "/health/live",
+        "/health/ready",
+        "/v2/health/live",
+        "/metrics",
+        "/metrics/targets",
+        "/docs",
+        "/openapi.json",
+    )
 ]
 
 
@@ -68,6 +77,7 @@ def test_without_an_admin_key_an_exposed_server_allows_no_change(host: str) -> N
         ({"api_key": API, "admin_key": ADMIN}, OPEN, None, None),
         ({"api_key": API, "admin_key": ADMIN}, OPEN, "wrong", None),
         ({"api_key": API, "metrics_key_required": True}, [("GET", "/metrics")], None, 401),
+        ({"api_key": API, "metrics_key_required": True}, [("GET", "/metrics/targets")], None, 401),
         ({"api_key": API, "metrics_key_required": True}, [("GET", "/metrics")], API, None),
         ({"admin_key": ADMIN, "metrics_key_required": True}, [("GET", "/metrics")], None, 401),
         ({"admin_key": ADMIN, "metrics_key_required": True}, [("GET", "/metrics")], ADMIN, None),

@@ -19,7 +19,7 @@ from service.store import SPEC
 
 Lowfirst = Callable[..., Any]
 
-COMMANDS = ("serve", "classify", "train", "calibrate", "evaluate", "report", "publish", "models")
+COMMANDS = ("serve", "deploy", "classify", "train", "calibrate", "evaluate", "report", "publish", "models")
 QUICK = ("--resolution", "64", "--epochs", "1", "--device", "cpu", "--precision", "float32", "--workers", "0")
 
 # Whatever started the tests may have told its children to ignore the interrupt.

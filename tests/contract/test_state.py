@@ -10,9 +10,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 
 from service.errors import ConfigConflict
-from service.state.base import CachedPasses, Change, ConfigStore, ResultCache, RuntimeConfig, ThresholdConfig
-from service.state.memory import MemoryConfigStore, MemoryResultCache
-from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache
+from service.state.base import (
+    CachedPasses,
+    Change,
+    ConfigStore,
+    ResultCache,
+    RuntimeConfig,
+    Target,
+    Targets,
+    ThresholdConfig,
+)
+from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
+from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
 
 pytestmark = pytest.mark.anyio
 
@@ -26,6 +35,7 @@ LOW = CachedPasses((0.6, 0.4))
 COMPLETE = CachedPasses((0.6, 0.4), (0.1, 0.9))
 
 OpenConfig = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[ConfigStore]]
+OpenTargets = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Targets]]
 OpenCache = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[ResultCache]]
 
 
@@ -51,6 +61,18 @@ async def redis_cache(request: pytest.FixtureRequest) -> AsyncIterator[ResultCac
     await link.close()
 
 
+@asynccontextmanager
+async def memory_targets(request: pytest.FixtureRequest) -> AsyncIterator[Targets]:  # noqa: ARG001
+    yield MemoryTargets()
+
+
+@asynccontextmanager
+async def redis_targets(request: pytest.FixtureRequest) -> AsyncIterator[Targets]:
+    link = RedisLink(request.getfixturevalue("redis_server").url)
+    yield RedisTargets(link)
+    await link.close()
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
@@ -72,6 +94,14 @@ async def cache(request: pytest.FixtureRequest) -> AsyncIterator[ResultCache]:
     open_: OpenCache = request.param
     async with open_(request) as cache:
         yield cache
+
+
+@pytest.fixture(params=[pytest.param(memory_targets, id="memory"), pytest.param(redis_targets, id="redis")])
+async def targets(request: pytest.FixtureRequest) -> AsyncIterator[Targets]:
+    """Nothing is listed yet."""
+    open_: OpenTargets = request.param
+    async with open_(request) as targets:
+        yield targets
 
 
 def putting(tiny: ThresholdConfig) -> Change:
@@ -235,3 +265,16 @@ async def test_memory_counts_a_put_as_use() -> None:
     await cache.put("one", LOW)
     await cache.put("three", LOW)
     assert [await cache.get(key) for key in ("one", "two", "three")] == [COMPLETE, None, LOW]
+
+
+async def test_replica_is_listed_from_its_start_to_its_close(targets: Targets) -> None:
+    own = Target("192.0.2.7:9101", "the first one")
+    assert await targets.listed() == []
+    await targets.start(own)
+    assert await targets.listed() == [own]
+    await targets.close()
+    assert await targets.listed() == []
+
+
+async def test_what_was_never_listed_can_be_closed(targets: Targets) -> None:
+    await targets.close()

@@ -18,6 +18,7 @@ PROMETHEUS = Path(__file__).parents[2] / "docker" / "prometheus"
     "command",
     [
         ("check", "config", "prometheus.yml"),
+        ("check", "config", "ray.yml"),
         ("check", "rules", "rules.yml", "alerts.yml"),
         ("test", "rules", "tests.yml"),
     ],

@@ -13,9 +13,9 @@ import pytest
 import service.state.redis
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
-from service.state.base import CachedPasses, Change, RuntimeConfig, ThresholdConfig
+from service.state.base import CachedPasses, Change, RuntimeConfig, Target, ThresholdConfig
 from service.state.encoding import encode_config
-from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache
+from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
 from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -386,3 +386,48 @@ def test_wrong_password_is_told_at_the_start(redis_server: RedisServer) -> None:
 
 def test_url_that_answers_is_taken(redis_server: RedisServer) -> None:
     RedisLink(redis_server.url).check()
+
+
+@asynccontextmanager
+async def listing(server: RedisServer, name: str) -> AsyncIterator[RedisTargets]:
+    """The started targets of one more server."""
+    link = RedisLink(server.url)
+    targets = RedisTargets(link)
+    await targets.start(Target("192.0.2.7:9101", name))
+    yield targets
+    await targets.close()
+    await link.close()
+
+
+async def names(targets: RedisTargets) -> list[str]:
+    return [each.replica for each in await targets.listed()]
+
+
+async def test_replica_that_died_is_listed_no_more_and_the_others_stay(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.state.redis, "LISTED_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(service.state.redis, "LISTED_FOR_SECONDS", 2)
+    link = RedisLink(redis_server.url)
+    died = RedisTargets(link)
+    async with listing(redis_server, "lives") as lives:
+        await died.start(Target("192.0.2.7:9102", "died"))
+        while await names(lives) != ["lives", "died"]:
+            await asyncio.sleep(0.01)
+        assert died._listing is not None
+        died._listing.cancel()
+        while await names(lives) != ["lives"]:
+            await asyncio.sleep(0.01)
+        await died.close()
+    await link.close()
+
+
+async def test_targets_come_back_with_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.state.redis, "LISTED_EVERY_SECONDS", 0.1)
+    async with listing(redis_server, "one") as one:
+        redis_server.kill()
+        with pytest.raises(StoreUnavailable):
+            await one.listed()
+        redis_server.start()  # empty
+        while await names(one) != ["one"]:
+            await asyncio.sleep(0.01)

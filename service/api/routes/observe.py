@@ -8,8 +8,18 @@ from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.dependencies import Injected
-from service.api.schemas import AuditState, Health, LatencyMs, ModelName, ModelQuery, QueueState, StatsAnswer
+from service.api.schemas import (
+    AuditState,
+    Health,
+    LatencyMs,
+    MetricsTarget,
+    ModelName,
+    ModelQuery,
+    QueueState,
+    StatsAnswer,
+)
 from service.engine.audit import Audit
+from service.errors import NotFound
 
 router = APIRouter(tags=["observe"])
 
@@ -63,6 +73,16 @@ def _audit(audit: Audit) -> AuditState:
 async def metrics(parts: Injected) -> Response:
     """Everything, for Prometheus."""
     return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/metrics/targets")
+async def targets(parts: Injected) -> list[MetricsTarget]:
+    """Where each live replica's own metrics are, for Prometheus' ``http_sd_configs``."""
+    if parts.settings.metrics_port is None:
+        raise NotFound("LOWFIRST_METRICS_PORT is unset: no replica has metrics at an address of its own")
+    return [
+        MetricsTarget(targets=[each.address], labels={"replica": each.replica}) for each in await parts.targets.listed()
+    ]
 
 
 @router.head("/health/live", include_in_schema=False)

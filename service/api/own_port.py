@@ -1,0 +1,64 @@
+"""A port of this process's own, beside the one that a load balancer or Ray Serve spreads requests over."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from service.errors import InvalidOption
+
+PORT, HOST = "LOWFIRST_METRICS_PORT", "LOWFIRST_METRICS_HOST"
+CLOSE_SECONDS = 1
+
+
+class OwnPort:
+    """``async with`` it: ``app`` answers at ``address``. The port is taken at once, the app starts with the block.
+
+    Raises:
+        InvalidOption: no port that can be listened on, or an address that tells others nothing.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        if _is_any(host):
+            raise InvalidOption(HOST, host, "the one address of this machine that Prometheus reaches")
+        try:
+            family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self._listener = socket.create_server((where[0], port), family=family)
+        except OSError as error:
+            raise InvalidOption(PORT, port, f"one that can be listened on at {host} ({error.strerror})") from error
+        name = f"[{host}]" if ":" in host else host
+        self.address = f"{name}:{self._listener.getsockname()[1]}"
+        self._server = _Beside(
+            uvicorn.Config(
+                app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_SECONDS
+            )
+        )
+
+    async def __aenter__(self) -> OwnPort:
+        self._serving = asyncio.create_task(self._server.serve([self._listener]))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        await self._serving
+
+
+class _Beside(uvicorn.Server):
+    """Leaves signals to the server it runs beside."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _is_any(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return not host

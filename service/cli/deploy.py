@@ -1,0 +1,63 @@
+"""``lowfirst deploy``."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from service.cli.console import output
+from service.errors import InvalidOption
+from service.settings import load_settings
+
+
+def deploy(
+    address: Annotated[
+        str, typer.Option(help="Of a running Ray cluster: host:port, ray://host:port, or auto for one on this machine.")
+    ] = "auto",
+    replicas: Annotated[int | None, typer.Option(help="Replicas. [default: 1]")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Instead: at least so many. [default: 1]")] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="And at most, as the requests in work ask for.")] = None,
+    cpus_per_replica: Annotated[float | None, typer.Option(help="Cores of each. [default: 1]")] = None,
+    gpus_per_replica: Annotated[
+        float | None, typer.Option(help="GPUs of each; 0.5: two replicas share one. [default: 0]")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the application.")] = "lowfirst",
+    route_prefix: Annotated[str, typer.Option(help="Path under which it answers.")] = "/",
+    host: Annotated[
+        str | None, typer.Option(help="Address that Serve's proxies listen on. [default: LOWFIRST_HOST or 127.0.0.1]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="And their port. [default: LOWFIRST_PORT or 8000]")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that the replicas may take to come up.")] = 300.0,
+    cluster_grows: Annotated[
+        bool, typer.Option("--cluster-grows", help="More replicas than fit: Ray's autoscaler adds nodes.")
+    ] = False,
+) -> None:
+    """Serve on a Ray cluster, a replica a device. Settings: LOWFIRST_* of this environment, see docs/settings.md."""
+    if find_spec("ray") is None:
+        raise InvalidOption("address", address, "left alone without Ray: pip install 'lowfirst[ray]'")
+    wanted = {
+        "replicas": replicas,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "cpus_per_replica": cpus_per_replica,
+        "gpus_per_replica": gpus_per_replica,
+    }
+    listen = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
+    settings = load_settings(listen)
+
+    from service.cluster.deploy import deploy as bring_up
+    from service.cluster.options import read_options
+
+    bring_up(
+        read_options({key: value for key, value in wanted.items() if value is not None}),
+        address=address,
+        name=name,
+        route_prefix=route_prefix,
+        host=settings.host,
+        port=settings.port,
+        seconds=timeout,
+        grows=cluster_grows,
+    )
+    output.print(f"{name} is up at {route_prefix}", highlight=False)

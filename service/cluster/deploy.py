@@ -1,0 +1,133 @@
+"""Bring the application up on a Ray cluster that runs already."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import grpc
+import ray
+from ray import serve
+from ray._private.grpc_utils import init_grpc_channel
+from ray.serve.exceptions import RayServeException
+
+from service.cluster.application import built, scale_of
+from service.cluster.options import MOST_REPLICAS, Options
+from service.cluster.replica import check_shared
+from service.errors import DeploymentFailed, InvalidOption
+from service.settings import load_settings
+
+FORMS = "auto, host:port or ray://host:port of a running Ray cluster"
+CONNECT_SECONDS = 3.0
+LOOK_SECONDS = 0.5
+REQUEST_SECONDS = 60.0  # that a proxy waits for an answer
+OUR_ERROR = re.compile(r"service\.errors\.\w+: (.+)")
+
+
+def deploy(
+    options: Options, *, address: str, name: str, route_prefix: str, host: str, port: int, seconds: float, grows: bool
+) -> None:
+    """Deploy, or change what is deployed under that name, and wait until every replica is up.
+
+    Args:
+        address: of the cluster: ``auto``, host:port or ray://host:port.
+        route_prefix: the path under which the app answers.
+        host, port: what Ray Serve's proxies listen on, unless Serve runs in the cluster already.
+        seconds: how long that may take.
+        grows: Ray's autoscaler adds nodes, so more replicas may be asked for than there is room for.
+
+    Raises:
+        InvalidOption: no cluster at ``address``, no room for the replicas, or no Redis for more than one of them.
+        DeploymentFailed: the replicas do not come up.
+    """
+    settings = load_settings()
+    check_shared(settings, options.most)
+    target = serve.RunTarget(target=built(settings, scale_of(options, settings)), name=name, route_prefix=route_prefix)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with _connected(address):
+        if not grows:
+            _check_room(options, is_new=name not in serve.status().applications)
+        serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS})
+        try:
+            serve.run_many([target], wait_for_applications_running=False)
+        except (RayServeException, ValueError) as error:
+            raise DeploymentFailed(f"{name} cannot be deployed: {_in_short(str(error))}", field="name") from error
+        _wait(name, seconds)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    if address != "auto":
+        _check_listening(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        raise InvalidOption("address", address, f"{FORMS} ({_in_short(str(error))})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself would try for two minutes. All of its ports that can be connected to speak gRPC."""
+    try:
+        where = urlsplit(address if "://" in address else f"//{address}")
+        with socket.create_connection((where.hostname or "", where.port or 0), CONNECT_SECONDS):
+            pass
+        with init_grpc_channel(where.netloc) as channel:
+            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+    except ValueError as error:
+        raise InvalidOption("address", address, FORMS) from error
+    except grpc.FutureTimeoutError as error:
+        raise InvalidOption("address", address, f"{FORMS} (what listens there is none)") from error
+    except OSError as error:
+        raise InvalidOption("address", address, f"{FORMS} ({error.strerror or error})") from error
+
+
+def _check_room(options: Options, is_new: bool) -> None:
+    """Ray would wait for it. A replica fits on one node; what is deployed already makes room for what replaces it."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = {name: amount for name, amount in options.resources.items() if amount}
+    room = sum(_fitting(node, needed) for node in nodes)
+    if is_new:
+        room = min(room, _fitting(ray.available_resources(), needed))
+    if options.first > room:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in needed.items())
+        field = "min_replicas" if options.max_replicas else "replicas"
+        raise InvalidOption(
+            field,
+            options.first,
+            f"at most {room}: for more the cluster's {len(nodes)} nodes have no room at {each} each",
+        )
+
+
+def _fitting(resources: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    return int(min((resources.get(name, 0) / amount for name, amount in needed.items()), default=MOST_REPLICAS))
+
+
+def _wait(name: str, seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while True:
+        now = serve.status().applications[name]
+        if now.status == "RUNNING":
+            return
+        why = "; ".join(filter(None, (now.message, *(each.message for each in now.deployments.values()))))
+        if now.status == "DEPLOY_FAILED":
+            raise DeploymentFailed(f"{name} does not come up: {_in_short(why)}", field="name", value=name)
+        if time.monotonic() > ends:
+            raise DeploymentFailed(
+                f"{name} is not up after {seconds:g} seconds: {_in_short(why) or now.status}", field="name", value=name
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+def _in_short(why: str) -> str:
+    """Our own error in a traceback that Ray tells, or its last line."""
+    ours = OUR_ERROR.findall(why)
+    return ours[-1] if ours else why.strip().rpartition("\n")[2]

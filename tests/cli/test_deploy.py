@@ -1,0 +1,66 @@
+"""``lowfirst deploy`` where it cannot: one line each. Where it can: tests/e2e/test_cluster.py."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Lowfirst = Callable[..., Any]
+
+
+def refusal(done: Any) -> str:
+    """The one line of a command that failed as it should."""
+    assert (done.status, done.out) == (1, "")
+    (line,) = done.err.splitlines()
+    return str(line)
+
+
+def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert refusal(lowfirst("deploy")).endswith("without Ray: pip install 'lowfirst[ray]'")
+
+
+def test_several_replicas_without_redis(lowfirst: Lowfirst) -> None:
+    for many in (("--replicas", "2"), ("--max-replicas", "2")):
+        assert refusal(lowfirst("deploy", *many)) == (
+            "error: LOWFIRST_REDIS_URL is None; it must be set for 2 replicas: they share their config through it"
+        )
+
+
+def test_no_cluster_at_the_address(lowfirst: Lowfirst) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for each in (address, f"ray://{address}"):
+        told = refusal(lowfirst("deploy", "--address", each))
+        assert told.startswith(
+            f"error: address is '{each}'; it must be auto, host:port or ray://host:port of a running"
+        )
+        assert told.endswith("(Connection refused)")
+
+
+def test_something_else_at_the_address(lowfirst: Lowfirst) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        assert refusal(lowfirst("deploy", "--address", address)).endswith("(what listens there is none)")
+
+
+@pytest.mark.parametrize("address", ["nonsense:port", "a:b:c", ""])
+def test_an_address_that_is_none(lowfirst: Lowfirst, address: str) -> None:
+    assert refusal(lowfirst("deploy", "--address", address)).startswith(f"error: address is '{address}'; it must be")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bound"),
+    [
+        ("replicas", "0", "greater than or equal to 1"),
+        ("cpus_per_replica", "2.5", "at most 1, or a whole number"),
+        ("min_replicas", "2", "at most max_replicas, which is unset"),
+    ],
+)
+def test_option_out_of_bounds(lowfirst: Lowfirst, option: str, value: str, bound: str) -> None:
+    told = refusal(lowfirst("deploy", f"--{option.replace('_', '-')}", value))
+    assert told.startswith(f"error: {option} is {value}; it must be {bound}")

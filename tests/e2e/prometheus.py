@@ -1,0 +1,121 @@
+"""A real Prometheus with the files of docker/, and what its dashboards ask it."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+DOCKER = Path(__file__).parents[2] / "docker"
+DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
+
+TIMEOUT = 60  # a machine may be busy
+SCRAPE = "500ms"
+
+VARIABLES = {"$__rate_interval": "1m", "$model": ".*", "$replica": ".*"}
+
+
+class Prometheus:
+    """A running Prometheus, asked over HTTP."""
+
+    def __init__(self, client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+        self.client = client
+        self.process = process
+        self.began = time.time()
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None
+        try:
+            return self.client.get("/-/ready").status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    def value(self, expression: str) -> float:
+        """Of an expression with one sample, now; NaN when it has none."""
+        samples = self._data("query", query=expression)["result"]
+        assert len(samples) <= 1, expression
+        return float(samples[0]["value"][1]) if samples else math.nan
+
+    def has_data(self, expression: str) -> bool:
+        """Whether any sample since the start is a number, asked as Grafana asks."""
+        series = self._data("query_range", query=expression, start=self.began, end=time.time(), step=0.5)["result"]
+        return any(math.isfinite(float(value)) for one in series for _, value in one["values"])
+
+    def rules(self) -> list[dict[str, Any]]:
+        return [rule for group in self._data("rules")["groups"] for rule in group["rules"]]
+
+    def _data(self, call: str, **query: str | float) -> Any:
+        answer = self.client.post(f"/api/v1/{call}", data=query) if query else self.client.get(f"/api/v1/{call}")
+        assert answer.status_code == 200, f"{query}: {answer.text}"
+        return answer.json()["data"]
+
+
+@contextmanager
+def scraping(file: str, targets: dict[str, Any], folder: Path) -> Iterator[Prometheus]:
+    """The Prometheus of ``docker/prometheus/<file>``, but for where its one job finds its targets, and intervals."""
+    config = yaml.safe_load((DOCKER / "prometheus" / file).read_text())
+    config["global"] = dict.fromkeys(config["global"], SCRAPE)
+    config["rule_files"] = [str(DOCKER / "prometheus" / name) for name in config["rule_files"]]
+    (job,) = config["scrape_configs"]
+    config["scrape_configs"] = [{"job_name": job["job_name"], **targets}]
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        "prometheus",
+        f"--config.file={path}",
+        f"--storage.tsdb.path={folder}",
+        f"--web.listen-address={address}",
+    ]
+    process = subprocess.Popen([*command, "--log.level=warn"])
+    try:
+        with httpx.Client(base_url=f"http://{address}", timeout=TIMEOUT) as client:
+            prometheus = Prometheus(client, process)
+            wait_for(prometheus.is_ready)
+            yield prometheus
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    """Until it is so."""
+    end = time.monotonic() + TIMEOUT
+    while not reached():
+        assert time.monotonic() < end
+
+
+def wait_until_none_is_left(left: Callable[[], list[str]]) -> None:
+    """The same, naming what is left when it takes too long."""
+    end = time.monotonic() + TIMEOUT
+    while still := left():
+        assert time.monotonic() < end, still
+
+
+def panel_queries() -> dict[str, str]:
+    """Every query of every panel, and of every annotation, as Grafana would send it."""
+    queries = {}
+    for path in DASHBOARDS:
+        page = json.loads(path.read_text())
+        asked = {
+            f"{panel['title']} {target['refId']}": target["expr"]
+            for panel in page["panels"]
+            for target in panel.get("targets", [])
+        }
+        asked |= {f"annotation {each['name']}": each["expr"] for each in page["annotations"]["list"]}
+        for title, expression in asked.items():
+            for variable, value in VARIABLES.items():
+                expression = expression.replace(variable, value)
+            assert "$" not in expression
+            queries[f"{path.stem}: {title}"] = expression
+    return queries
