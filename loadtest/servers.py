@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -45,9 +46,16 @@ class Server:
 
     def rss(self) -> int:
         """Resident bytes of the process and all its descendants; pages that they share count for each."""
+        return sum(each.memory_info().rss for each in self._family())
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process and its descendants have taken, as far as they live."""
+        taken: float = sum(times.user + times.system for times in (each.cpu_times() for each in self._family()))
+        return taken
+
+    def _family(self) -> list[Any]:
         process = psutil.Process(self.pid)
-        resident: int = sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
-        return resident
+        return [process, *process.children(recursive=True)]
 
 
 def free_port() -> int:

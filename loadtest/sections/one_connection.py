@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from loadtest.contenders.registry import Contender
 from loadtest.course import Course
 from loadtest.models import Network
-from loadtest.ratios import Row, Spread
+from loadtest.ratios import Row, Spread, difference
 from loadtest.sections.saturation import contenders
 
 
@@ -29,8 +29,7 @@ class Alone:
     @property
     def added_ms(self) -> Spread:
         """By the server, over the rounds."""
-        pairs = zip(self.served_ms, self.called_ms, strict=True)
-        return Spread.of([served - called for served, called in pairs])
+        return difference(self.served_ms, self.called_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import httpx
 import pytest
 import yaml
 
+from loadtest import nginx
 from tests.conftest import need
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
@@ -77,15 +78,8 @@ def redis_command(folder: Path) -> list[str]:
 
 def proxy_command(folder: Path, replicas: list[str]) -> list[str]:
     """nginx with the files of docker/, but for the port and the replicas' addresses."""
-    port = free_port(folder / "proxy-port")
-    config = replace(r"listen 8080;", f"listen 127.0.0.1:{port};", (DOCKER / "nginx/nginx.conf").read_text())
-    upstream = replace(r"resolver .*;", "", (DOCKER / "nginx/upstream.conf").read_text())
-    for name in ("lowfirst", "lowfirst_by_client"):
-        servers = "".join(rf"server {replica}\2; " for replica in replicas)
-        upstream = replace(rf"(upstream {name} {{[^}}]*?)server lowfirst:8000 resolve(.*?);", rf"\1{servers}", upstream)
-    (folder / "nginx.conf").write_text(config)
-    (folder / "upstream.conf").write_text(upstream)
-    return ["nginx", "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    nginx.configure(folder, free_port(folder / "proxy-port"), replicas)
+    return nginx.command("nginx", folder)
 
 
 def prometheus_command(folder: Path, replicas: list[str]) -> list[str]:
@@ -100,13 +94,6 @@ def prometheus_command(folder: Path, replicas: list[str]) -> list[str]:
     listen = f"--web.listen-address=127.0.0.1:{free_port(folder / 'prometheus-port')}"
     files = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus"]
     return ["prometheus", *files, listen, "--log.level=warn"]
-
-
-def replace(pattern: str, by: str, text: str) -> str:
-    """Exactly once."""
-    changed, count = re.subn(pattern, by, text)
-    assert count == 1, pattern
-    return changed
 
 
 def free_port(file: Path) -> int:
