@@ -122,7 +122,8 @@ class Standing:
         """Drive it."""
         before = self._cpu_seconds()
         seen = closed_together(self.urls, bodies, connections, seconds, seed=seed)
-        return Turn(seen, self._cpu_seconds() - before, sum(server.rss() for server in self.servers))
+        spent = sum(taken - before.get(process, 0.0) for process, taken in self._cpu_seconds().items())
+        return Turn(seen, spent, sum(server.pss() for server in self.servers))
 
     def answers(self, images: Sequence[bytes]) -> list[Answer]:
         """To each image, by every replica or proxy in turn."""
@@ -138,8 +139,9 @@ class Standing:
             if not agree(given, wanted):
                 raise ServerFailed(f"{self.urls[index // len(images)]} answered {given}, not {wanted}")
 
-    def _cpu_seconds(self) -> float:
-        return sum(server.cpu_seconds() for server in self.servers)
+    def _cpu_seconds(self) -> dict[int, float]:
+        """By process."""
+        return {process: taken for server in self.servers for process, taken in server.cpu_seconds().items()}
 
 
 def agree(given: Answer, expected: Answer) -> bool:
@@ -154,13 +156,13 @@ class Turn:
 
     Attributes:
         load: what ``wrk`` saw.
-        cpu_seconds: processor time that all its processes took meanwhile.
-        rss: bytes resident in them in the end.
+        cpu_seconds: processor time that all its processes took meanwhile, less that of any that ended.
+        pss: bytes resident in them in the end; a page that several share counts once.
     """
 
     load: Closed
     cpu_seconds: float
-    rss: int
+    pss: int
 
     @property
     def cpu_ms(self) -> float:

@@ -7,21 +7,25 @@ Every replica has as many of the cluster's processors as it has workers, and all
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import psutil
 import typer
 
 from loadtest.load import tool
-from loadtest.servers import START_SECONDS, free_port
+from loadtest.servers import START_SECONDS, STOP_SECONDS, free_port
 
 HOST = "127.0.0.1"
+ADDRESS_FILE = "ray_current_cluster"  # that Ray writes into its folder
 OBJECT_STORE_BYTES = 100_000_000  # requests do not go through it
 
 
@@ -30,28 +34,26 @@ def main(
     replicas: Annotated[int, typer.Option(min=1)] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Of each replica.")] = 1,
 ) -> None:
-    """Bring both up, as a user would, and wait."""
+    """Bring both up, as a user would, and wait. Nobody else can use the cluster: it has a token of its own."""
     signal.signal(signal.SIGTERM, _interrupt)
-    with TemporaryDirectory(prefix="lowfirst-ray-") as folder:
-        address = f"{HOST}:{free_port()}"
-        head = subprocess.Popen(_head(address, replicas * workers, Path(folder)))
+    with TemporaryDirectory(prefix="lowfirst-ray-", ignore_cleanup_errors=True) as folder:
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
+        head = subprocess.Popen(_head(replicas * workers, folder), env=environment)
         try:
-            _wait(head, address)
-            subprocess.run(_deploy(address, port, replicas, workers), check=True)
-            raise typer.Exit(head.wait())
+            address = _address(head, Path(folder) / ADDRESS_FILE)
+            deploy = _deploy(address, port, replicas, workers)
+            raise typer.Exit(subprocess.call(deploy, env=environment) or head.wait())
         finally:
-            head.terminate()
-            head.wait()
+            _end(head)
 
 
-def _head(address: str, cpus: int, folder: Path) -> list[str]:
-    """Ports that Ray would take on any machine are free ones here: other clusters may run."""
-    ports = {name: free_port() for name in ("ray-client-server-port", "dashboard-agent-listen-port")}
+def _head(cpus: int, folder: str) -> list[str]:
+    """Ports that Ray takes wherever it runs are free ones here: there may be other clusters, and a Redis."""
+    ports = {name: str(free_port()) for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")}
     return [
-        tool("ray"), "start", "--head", "--block", "--node-ip-address", HOST, "--port", address.rpartition(":")[2],
-        "--num-cpus", str(cpus), "--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(folder),
-        "--include-dashboard", "false", "--disable-usage-stats",
-        *(each for name, port in ports.items() for each in (f"--{name}", str(port))),
+        tool("ray"), "start", "--head", "--block", "--num-cpus", str(cpus), "--temp-dir", folder,
+        "--object-store-memory", str(OBJECT_STORE_BYTES), "--include-dashboard", "false", "--disable-usage-stats",
+        *(each for name, port in ports.items() for each in (f"--{name}", port)),
     ]  # fmt: skip
 
 
@@ -62,16 +64,26 @@ def _deploy(address: str, port: int, replicas: int, workers: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _wait(head: subprocess.Popen[bytes], address: str) -> None:
-    """Until the cluster listens."""
-    host, _, port = address.partition(":")
+def _address(head: subprocess.Popen[bytes], file: Path) -> str:
+    """Where the cluster listens, once it does."""
     until = time.monotonic() + START_SECONDS
     while head.poll() is None and time.monotonic() < until:
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                return
+        if file.exists() and (address := file.read_text().strip()):
+            return address
         time.sleep(0.1)
-    raise SystemExit(f"no Ray cluster listens at {address} after {START_SECONDS} seconds")
+    raise SystemExit(f"no Ray cluster is up after {START_SECONDS} seconds")
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """At once: told to stop, Ray would first drain a node that serves for half a minute."""
+    if head.poll() is None:
+        family = psutil.Process(head.pid).children(recursive=True)
+        head.kill()
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(family, timeout=STOP_SECONDS)
+    head.wait()
 
 
 def _interrupt(*_: object) -> None:

@@ -7,14 +7,16 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import psutil
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120
@@ -48,10 +50,21 @@ class Server:
         """Resident bytes of the process and all its descendants; pages that they share count for each."""
         return sum(each.memory_info().rss for each in self._family())
 
-    def cpu_seconds(self) -> float:
-        """Processor time that the process and its descendants have taken, as far as they live."""
-        taken: float = sum(times.user + times.system for times in (each.cpu_times() for each in self._family()))
-        return taken
+    def pss(self) -> int:
+        """Resident bytes of them, of pages that several processes share each one's part."""
+        return sum(self._of_each(lambda process: process.memory_full_info().pss).values())
+
+    def cpu_seconds(self) -> dict[int, float]:
+        """Processor time that the process and each of its descendants, those that live, have taken so far."""
+        return self._of_each(lambda process: process.cpu_times().user + process.cpu_times().system)
+
+    def _of_each(self, read: Callable[[Any], T]) -> dict[int, T]:
+        """By process id; those that end meanwhile are left out."""
+        found = {}
+        for each in self._family():
+            with suppress(psutil.Error):
+                found[each.pid] = read(each)
+        return found
 
     def _family(self) -> list[Any]:
         process = psutil.Process(self.pid)

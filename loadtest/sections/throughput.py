@@ -51,7 +51,7 @@ class Throughput:
                 "p50, ms": Spread.of([turn.load.p50_ms for turn in lane.turns]),
                 "p99, ms": Spread.of([turn.load.p99_ms for turn in lane.turns]),
                 "CPU ms an image": Spread.of([turn.cpu_ms for turn in lane.turns]),
-                "resident MiB": Spread.of([turn.rss / MIB for turn in lane.turns]),
+                "resident MiB": Spread.of([turn.pss / MIB for turn in lane.turns]),
                 "failures": float(sum(turn.load.failures for turn in lane.turns)),
             }
             for lane in self.lanes
