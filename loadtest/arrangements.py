@@ -17,6 +17,7 @@ from redis import Redis, RedisError
 
 from loadtest import nginx
 from loadtest.bodies import JPEG, Bodies
+from loadtest.contenders.registry import RAY_HIGH_THROUGHPUT
 from loadtest.course import SCORE_TOLERANCE
 from loadtest.load import Closed, closed_together, tool
 from loadtest.servers import START_SECONDS, Server, ServerFailed, free_port, running
@@ -35,10 +36,14 @@ class Way(StrEnum):
     direct = "direct"
     nginx = "nginx"
     ray = "ray"
+    ray_haproxy = "ray-haproxy"
 
 
 # Programs that each takes.
-NEEDED = {Way.direct: ("wrk", "redis-server"), Way.nginx: ("nginx",), Way.ray: ("ray",)}
+NEEDED = {Way.direct: ("wrk", "redis-server"), Way.nginx: ("nginx",), Way.ray: ("ray",), Way.ray_haproxy: ("ray",)}
+
+# Beside the settings. Ray Serve's own proxy is Python; with these HAProxy, which comes with Ray, stands in its place.
+ENVIRONMENT: Mapping[Way, Mapping[str, str]] = {Way.ray: {}, Way.ray_haproxy: RAY_HIGH_THROUGHPUT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,7 @@ def standing(arrangement: Arrangement, site: Site) -> Iterator[Standing]:
     Raises:
         ServerFailed: a process did not come up; the message names its log.
     """
-    if arrangement.way is Way.ray:
+    if arrangement.way in ENVIRONMENT:
         with _cluster(arrangement, site) as cluster:
             yield Standing((cluster.url,), (cluster,))
         return
@@ -214,7 +219,8 @@ def _cluster(arrangement: Arrangement, site: Site) -> Running:
     port, workers = free_port(), arrangement.workers
     command = [sys.executable, "-m", "loadtest.ray_cluster", "--port", str(port)]
     command += ["--replicas", str(arrangement.replicas), "--workers", str(workers)]
-    return site.running(arrangement.name, command, {**site.settings, **_share(workers)}, port)
+    environment = {**site.settings, **_share(workers), **ENVIRONMENT[arrangement.way]}
+    return site.running(arrangement.name, command, environment, port)
 
 
 def _share(workers: int) -> dict[str, str]:

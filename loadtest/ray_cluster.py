@@ -22,11 +22,12 @@ import psutil
 import typer
 
 from loadtest.load import tool
-from loadtest.servers import START_SECONDS, STOP_SECONDS, free_port
+from loadtest.servers import START_SECONDS, free_port
 
 HOST = "127.0.0.1"
 ADDRESS_FILE = "ray_current_cluster"  # that Ray writes into its folder
 OBJECT_STORE_BYTES = 100_000_000  # requests do not go through it
+KILL_SECONDS = 2
 
 
 def main(
@@ -82,7 +83,7 @@ def _end(head: subprocess.Popen[bytes]) -> None:
         for each in family:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
-        psutil.wait_procs(family, timeout=STOP_SECONDS)
+        psutil.wait_procs(family, timeout=KILL_SECONDS)
     head.wait()
 
 

@@ -81,8 +81,9 @@ def hop(site: Site, plan: Plan) -> Iterator[list[Hop]]:
         ups = {Way.direct: direct}
         if Way.nginx in ways:
             ups[Way.nginx] = stack.enter_context(behind_nginx(direct, site, "hop"))
-        if Way.ray in ways:
-            ups[Way.ray] = stack.enter_context(standing(Arrangement(Way.ray, 1, 1), site))
+        for way in ways:
+            if way not in ups:
+                ups[way] = stack.enter_context(standing(Arrangement(way, 1, 1), site))
         expected = direct.answers([plain])
         for lane in result.lanes:
             ups[lane.way].check(sent[lane.size].read(), expected)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from loadtest.load import Stage, parse_closed, parse_opened
+from loadtest.load import Closed, Stage, merged, parse_closed, parse_opened
 
 WRK = """Running 1s test @ http://127.0.0.1:8000/classify
   1 threads and 16 connections
@@ -26,6 +26,14 @@ def test_wrk_is_read_from_its_last_line() -> None:
     assert seen.rate == 50  # only what was answered with 200 counts
     assert seen.failures == 23
     assert seen.p99_ms == 9
+
+
+def test_what_several_saw_at_once_is_added_up() -> None:
+    first = Closed(100, 2.0, {"200": 100}, broken=0, p50_ms=5, p90_ms=6, p99_ms=7)
+    second = Closed(60, 2.5, {"200": 50, "429": 10}, broken=1, p50_ms=4, p90_ms=8, p99_ms=9)
+    both = merged([first, second])
+    assert both == Closed(160, 2.5, {"200": 150, "429": 10}, broken=1, p50_ms=5, p90_ms=8, p99_ms=9)
+    assert (both.rate, both.failures) == (60, 11)
 
 
 def test_a_stage_of_k6_has_its_own_counts_only() -> None:

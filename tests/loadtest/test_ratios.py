@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.ratios import Cost, Spread, ceiling, ratio
+from loadtest.ratios import Cost, Spread, ceiling, difference, ratio
 
 
 def test_a_spread_is_the_median_with_least_and_most() -> None:
@@ -19,6 +19,10 @@ def test_three_digits_are_shown(value: float, shown: str) -> None:
 def test_ratios_are_taken_within_rounds() -> None:
     # The machine was half as fast in the second round, for both.
     assert ratio([100, 50], [50, 25]) == Spread(2, 2, 2)
+
+
+def test_differences_are_taken_within_rounds() -> None:
+    assert difference([3, 9, 5], [1, 8, 2]) == Spread(2, 1, 3)
 
 
 def test_a_contender_that_failed_is_compared_by_the_rounds_it_had() -> None:

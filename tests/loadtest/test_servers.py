@@ -32,6 +32,8 @@ def test_a_server_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
         assert len(family) == 2
         assert server.origin == f"http://127.0.0.1:{port}"
         assert server.rss() > process.memory_info().rss
+        assert 0 < server.pss() <= server.rss()
+        assert set(server.cpu_seconds()) == {each.pid for each in family}
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
 
 
