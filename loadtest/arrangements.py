@@ -42,8 +42,10 @@ class Way(StrEnum):
 # Programs that each takes.
 NEEDED = {Way.direct: ("wrk", "redis-server"), Way.nginx: ("nginx",), Way.ray: ("ray",), Way.ray_haproxy: ("ray",)}
 
-# Beside the settings. Ray Serve's own proxy is Python; with these HAProxy, which comes with Ray, stands in its place.
-ENVIRONMENT: Mapping[Way, Mapping[str, str]] = {Way.ray: {}, Way.ray_haproxy: RAY_HIGH_THROUGHPUT}
+# Of a Ray cluster, beside the settings. By itself Ray starts its workers at niceness 15, behind the load that runs on the
+# same cores here. Its proxy is Python; in its high-throughput mode HAProxy, which comes with it, stands in that place.
+PLAIN = {"RAY_worker_niceness": "0"}
+CLUSTER: Mapping[Way, Mapping[str, str]] = {Way.ray: PLAIN, Way.ray_haproxy: {**PLAIN, **RAY_HIGH_THROUGHPUT}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def standing(arrangement: Arrangement, site: Site) -> Iterator[Standing]:
     Raises:
         ServerFailed: a process did not come up; the message names its log.
     """
-    if arrangement.way in ENVIRONMENT:
+    if arrangement.way in CLUSTER:
         with _cluster(arrangement, site) as cluster:
             yield Standing((cluster.url,), (cluster,))
         return
@@ -219,7 +221,7 @@ def _cluster(arrangement: Arrangement, site: Site) -> Running:
     port, workers = free_port(), arrangement.workers
     command = [sys.executable, "-m", "loadtest.ray_cluster", "--port", str(port)]
     command += ["--replicas", str(arrangement.replicas), "--workers", str(workers)]
-    environment = {**site.settings, **_share(workers), **ENVIRONMENT[arrangement.way]}
+    environment = {**site.settings, **_share(workers), **CLUSTER[arrangement.way]}
     return site.running(arrangement.name, command, environment, port)
 
 
