@@ -42,8 +42,8 @@ class Way(StrEnum):
 # Programs that each takes.
 NEEDED = {Way.direct: ("wrk", "redis-server"), Way.nginx: ("nginx",), Way.ray: ("ray",), Way.ray_haproxy: ("ray",)}
 
-# Of a Ray cluster, beside the settings. By itself Ray starts its workers at niceness 15, behind the load that runs on the
-# same cores here. Its proxy is Python; in its high-throughput mode HAProxy, which comes with it, stands in that place.
+# Of a Ray cluster, beside the settings. By itself Ray starts its workers at niceness 15, behind the load that runs on
+# the same cores here. Its proxy is Python; in its high-throughput mode HAProxy, which comes with it, stands there.
 PLAIN = {"RAY_worker_niceness": "0"}
 CLUSTER: Mapping[Way, Mapping[str, str]] = {Way.ray: PLAIN, Way.ray_haproxy: {**PLAIN, **RAY_HIGH_THROUGHPUT}}
 
