@@ -31,7 +31,7 @@ from service.training import data
 from service.training.initial import initialise_from
 from service.training.losses import loss
 from service.training.options import TrainOptions
-from service.training.pixels import GIGABYTE, Pixels
+from service.training.pixels import GIGABYTE, Pixels, decoded
 from service.training.processes import Processes
 from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
@@ -205,9 +205,7 @@ class _Run:
         return data.loader(self.photographs, crop, self.batch, workers, sampler, drop_last=True)
 
     def _decode(self) -> Pixels:
-        kept = self.options.decoded_gb * GIGABYTE
-        device = self.device if kept else torch.device("cpu")
-        return Pixels(self.photographs, self.options.shorter_side, kept, device)
+        return decoded(self.photographs, self.options.shorter_side, self.options.decoded_gb * GIGABYTE, self.device)
 
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
         """One update; gives (loss summed over images, low right, high right, images)."""
