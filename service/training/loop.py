@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import service
 from service.errors import DataError
 from service.images.transforms import Preprocessing
-from service.inference.device import choose_device, choose_precision
+from service.inference.device import choose_device, choose_precision, cores
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.log import logger
@@ -270,7 +269,7 @@ class _Run:
 
     def _workers(self) -> int:
         asked = self.options.workers
-        return (os.cpu_count() or 1) // self.processes.world if asked is None else asked
+        return cores() // self.processes.here if asked is None else asked
 
     def _new_average(self) -> AveragedModel | None:
         """A moving average of weights and norm statistics, its time constant at most a tenth of the run."""
