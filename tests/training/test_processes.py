@@ -23,6 +23,9 @@ from service.training.run_folder import CHECKPOINT
 
 MakeOptions = Callable[..., TrainOptions]
 
+TIMEOUT = 250  # a machine may be busy, and each process loads PyTorch
+pytestmark = pytest.mark.timeout(2 * TIMEOUT)
+
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TRAIN = ("-m", "service.cli", "train", "ms_mobilenet_v1_025")
 QUICK = ("--resolution", "64", "--device", "cpu", "--precision", "float32", "--workers", "0")
@@ -31,7 +34,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def _torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*TORCHRUN, *TRAIN, *QUICK, *arguments]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def test_two_processes_train_into_one_run_folder(spoilt: Path, tmp_path: Path) -> None:
