@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from service.cli.console import output
-from service.errors import InvalidOption
+from service.errors import DeploymentFailed
 from service.settings import load_settings
 
 
@@ -36,7 +36,7 @@ def deploy(
 ) -> None:
     """Serve on a Ray cluster, a replica a device. Settings: LOWFIRST_* of this environment, see docs/settings.md."""
     if find_spec("ray") is None:
-        raise InvalidOption("address", address, "left alone without Ray: pip install 'lowfirst[ray]'")
+        raise DeploymentFailed("Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'")
     wanted = {
         "replicas": replicas,
         "min_replicas": min_replicas,

@@ -21,7 +21,9 @@ def refusal(done: Any) -> str:
 
 def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert refusal(lowfirst("deploy")).endswith("without Ray: pip install 'lowfirst[ray]'")
+    assert refusal(lowfirst("deploy")) == (
+        "error: Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'"
+    )
 
 
 def test_several_replicas_without_redis(lowfirst: Lowfirst) -> None:
