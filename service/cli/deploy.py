@@ -14,7 +14,11 @@ from service.settings import load_settings
 
 def deploy(
     address: Annotated[
-        str, typer.Option(help="Of a running Ray cluster: host:port, ray://host:port, or auto for one on this machine.")
+        str,
+        typer.Option(
+            help="Of a running Ray cluster: host:port, ray://host:port, or auto for one on this machine.",
+            envvar="RAY_ADDRESS",
+        ),
     ] = "auto",
     replicas: Annotated[int | None, typer.Option(help="Replicas. [default: 1]")] = None,
     min_replicas: Annotated[int | None, typer.Option(help="Instead: at least so many. [default: 1]")] = None,

@@ -44,6 +44,13 @@ def test_no_cluster_at_the_address(lowfirst: Lowfirst) -> None:
         assert told.endswith("(Connection refused)")
 
 
+def test_no_cluster_at_the_address_of_the_environment(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    told = refusal(lowfirst("deploy"))
+    assert told.startswith("error: address is '127.0.0.1:1'; it must be")
+    assert told.endswith("(Connection refused)")
+
+
 def test_something_else_at_the_address(lowfirst: Lowfirst) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
