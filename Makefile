@@ -25,12 +25,15 @@ format: $(VENV)/.installed-test  ## Format, and mend what the linter can.
 bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--data DIR". Takes wrk, a package of most systems.
 	$(BIN)/python loadtest/bench.py $(BENCH)
 
-# Rows of the comparison: make runs/ms_resnet18-192 DATA=DIR EPOCHS=40. A name is NETWORK-PIXELS; -plain adds the paper's
-# own sum and loss, -seed1 another seed. What was interrupted goes on.
+# Rows of the comparison: make runs/ms_resnet18-192 DATA=DIR EPOCHS=40. A name is NETWORK-PIXELS; -plain adds the
+# paper's own sum and loss, -seed1 another seed. What was interrupted goes on.
 runs/%: $(VENV)/.installed FORCE
-	$(BIN)/lowfirst train $(word 1,$(words_of)) --resolution $(word 2,$(words_of)) --data $(or $(DATA),$(error say where the photographs are: make $@ DATA=DIR)) --out $@ \
+	$(if $(unknown),$(error $@: $(unknown) is neither plain nor seed and a number))
+	$(BIN)/lowfirst train $(word 1,$(words_of)) --resolution $(word 2,$(words_of)) --out $@ \
+	  --data $(or $(DATA),$(error say where the photographs are: make $@ DATA=DIR)) \
 	  --epochs $(EPOCHS) $(plain) $(seed) $(if $(wildcard $@/options.json),--resume)
 words_of = $(subst -, ,$*)
+unknown = $(filter-out plain seed%,$(wordlist 3,9,$(words_of)))
 plain = $(if $(filter plain,$(words_of)),--option fusion=after_relu --distillation 0)
 seed = $(patsubst seed%,--seed %,$(filter seed%,$(words_of)))
 EPOCHS ?= 40

@@ -183,6 +183,6 @@ class DeviceFailed(LowfirstError):
 
 
 class DeploymentFailed(LowfirstError):
-    """What was deployed on a cluster does not come up."""
+    """What was deployed on a cluster does not come up, or there is no Ray to deploy with."""
 
     code = "deployment_failed"

@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from service.cli.console import output
-from service.errors import InvalidOption
+from service.errors import DeploymentFailed
 from service.settings import load_settings
 
 
 def deploy(
     address: Annotated[
-        str, typer.Option(help="Of a running Ray cluster: host:port, ray://host:port, or auto for one on this machine.")
+        str,
+        typer.Option(
+            help="Of a running Ray cluster: host:port, ray://host:port, or auto for one on this machine.",
+            envvar="RAY_ADDRESS",
+        ),
     ] = "auto",
     replicas: Annotated[int | None, typer.Option(help="Replicas. [default: 1]")] = None,
     min_replicas: Annotated[int | None, typer.Option(help="Instead: at least so many. [default: 1]")] = None,
@@ -36,7 +40,7 @@ def deploy(
 ) -> None:
     """Serve on a Ray cluster, a replica a device. Settings: LOWFIRST_* of this environment, see docs/settings.md."""
     if find_spec("ray") is None:
-        raise InvalidOption("address", address, "left alone without Ray: pip install 'lowfirst[ray]'")
+        raise DeploymentFailed("Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'")
     wanted = {
         "replicas": replicas,
         "min_replicas": min_replicas,

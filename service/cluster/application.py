@@ -4,6 +4,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -42,7 +43,7 @@ def application(args: dict[str, Any]) -> Application:
 
 def built(settings: Settings, scale: Mapping[str, Any]) -> Application:
     """The application by ``settings``, at this ``scale``."""
-    given = {name: getattr(settings, name) for name in sorted(settings.model_fields_set)}
+    given = {name: _anywhere(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
     deployment = serve.deployment(Replica, name=NAME, **_bounds(settings), **scale)
     # Ray would take a random version, and so replace every replica where nothing but their number changes.
     deployment._version = hashlib.sha256(repr((__version__, _plain(given))).encode()).hexdigest()
@@ -80,6 +81,11 @@ def _bounds(settings: Settings) -> dict[str, Any]:
         "health_check_period_s": HEALTH_CHECK_SECONDS,
         "max_constructor_retry_count": ATTEMPTS,
     }
+
+
+def _anywhere(value: object) -> object:
+    """A replica starts in another folder than who deploys it."""
+    return value.absolute() if isinstance(value, Path) else value
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, str]:

@@ -52,5 +52,5 @@ def _compare(own: Tensor, given: Tensor) -> Handover:
     """Of maps (B, C, H, W)."""
     own, given = (maps.float() - maps.float().mean((0, 2, 3), keepdim=True) for maps in (own, given))
     spread, low, both = (product.mean().item() for product in (own.square(), given.square(), own * given))
-    norm = (spread * low) ** 0.5
-    return Handover(low / (spread + low), both / norm if norm else 0.0)
+    total, norm = spread + low, (spread * low) ** 0.5
+    return Handover(low / total if total else 0.0, both / norm if norm else 0.0)

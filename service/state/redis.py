@@ -69,7 +69,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 return redis.call('ZADD', KEYS[1], now + tonumber(ARGV[1]), ARGV[2])
 """
 
-# KEYS: the targets.
+# KEYS: the targets. Which are listed, the newest last.
 LISTED = """
 return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. redis.call('TIME')[1], '+inf')
 """
@@ -346,7 +346,8 @@ class RedisTargets:
     async def listed(self) -> list[Target]:
         """See ``Targets.listed``."""
         found: list[bytes] = await self._run(self._listed(keys=[self._key]))
-        return [Target(address, name) for address, _, name in sorted(each.decode().partition(" ") for each in found)]
+        newest = dict(each.decode().split(" ", 1) for each in found)  # who died at an address leaves it to the next
+        return [Target(address, name) for address, name in sorted(newest.items())]
 
     async def _keep_listed(self) -> None:
         while True:

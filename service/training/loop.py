@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import service
 from service.errors import DataError
 from service.images.transforms import Preprocessing
-from service.inference.device import choose_device, choose_precision
+from service.inference.device import choose_device, choose_precision, cores
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.log import logger
@@ -31,7 +30,7 @@ from service.training import data
 from service.training.initial import initialise_from
 from service.training.losses import loss
 from service.training.options import TrainOptions
-from service.training.pixels import GIGABYTE, Pixels
+from service.training.pixels import GIGABYTE, Pixels, decoded
 from service.training.processes import Processes
 from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
@@ -205,9 +204,7 @@ class _Run:
         return data.loader(self.photographs, crop, self.batch, workers, sampler, drop_last=True)
 
     def _decode(self) -> Pixels:
-        kept = self.options.decoded_gb * GIGABYTE
-        device = self.device if kept else torch.device("cpu")
-        return Pixels(self.photographs, self.options.shorter_side, kept, device)
+        return decoded(self.photographs, self.options.shorter_side, self.options.decoded_gb * GIGABYTE, self.device)
 
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
         """One update; gives (loss summed over images, low right, high right, images)."""
@@ -272,7 +269,7 @@ class _Run:
 
     def _workers(self) -> int:
         asked = self.options.workers
-        return (os.cpu_count() or 1) // self.processes.world if asked is None else asked
+        return cores() // self.processes.here if asked is None else asked
 
     def _new_average(self) -> AveragedModel | None:
         """A moving average of weights and norm statistics, its time constant at most a tenth of the run."""

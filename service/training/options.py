@@ -45,8 +45,8 @@ class TrainOptions:
         dataset: what the model card calls the data; None takes the folder's name.
         network_options: see ``networks.registry.build``.
         device, precision: as in ``inference.predictor``.
-        workers: processes that crop; None is one a core, or none where a GPU does it.
-        decoded_gb: memory in each process, of its device, for photographs that are decoded once; 0: none are.
+        workers: processes that crop, unless a GPU does; None is one a core.
+        decoded_gb: memory in each process for photographs that are decoded once, its GPU's if all fit; 0: none are.
     """
 
     network: str

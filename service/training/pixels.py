@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from service.errors import InvalidImage
 from service.images.decode import photograph
+from service.inference.device import cores
 from service.training.data import Photographs
 
 GIGABYTE = 10**9
@@ -46,7 +46,7 @@ class Pixels:
     def _keep(self, photographs: Photographs, budget: float) -> None:
         """Copy photograph after photograph into chunks: one allocation each would be slow to share with a process."""
         chunk = torch.empty(0, dtype=torch.uint8)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(cores()) as threads:
             for start in range(0, len(photographs) if budget else 0, READ_AHEAD):
                 for image in threads.map(self._readable, photographs.paths[start : start + READ_AHEAD]):
                     size = 0 if image is None else image.numel()
@@ -72,6 +72,14 @@ class Pixels:
             image = image.resize((width, height), reducing_gap=2)
         pixels: Tensor = pil_to_tensor(image)
         return pixels
+
+
+def decoded(photographs: Photographs, shorter_side: int, budget: float, device: torch.device) -> Pixels:
+    """``Pixels`` on ``device`` where all of them fit; else on the CPU, where several processes decode the rest."""
+    on_device = Pixels(photographs, shorter_side, budget, device)
+    if device.type == "cpu" or len(on_device.kept) == len(photographs):
+        return on_device
+    return Pixels(photographs, shorter_side, budget, torch.device("cpu"))
 
 
 def _fill(place: Tensor, image: Tensor) -> Tensor:

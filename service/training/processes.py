@@ -18,10 +18,14 @@ DEFAULT_BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process's place among ``world``; ``device`` is the GPU it was given, None for as asked."""
+    """This process's place among ``world``, ``here`` of them on this machine.
+
+    ``device`` is the GPU it was given, None for as asked.
+    """
 
     rank: int = 0
     world: int = 1
+    here: int = 1
     device: torch.device | None = None
 
     @classmethod
@@ -37,7 +41,8 @@ class Processes:
             torch.cuda.set_device(own)
         dist.init_process_group("nccl" if on_gpu else "gloo")
         try:
-            yield cls(dist.get_rank(), dist.get_world_size(), own)
+            world = dist.get_world_size()
+            yield cls(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), own)
         finally:
             dist.destroy_process_group()
 

@@ -21,7 +21,9 @@ def refusal(done: Any) -> str:
 
 def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert refusal(lowfirst("deploy")).endswith("without Ray: pip install 'lowfirst[ray]'")
+    assert refusal(lowfirst("deploy")) == (
+        "error: Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'"
+    )
 
 
 def test_several_replicas_without_redis(lowfirst: Lowfirst) -> None:
@@ -40,6 +42,13 @@ def test_no_cluster_at_the_address(lowfirst: Lowfirst) -> None:
             f"error: address is '{each}'; it must be auto, host:port or ray://host:port of a running"
         )
         assert told.endswith("(Connection refused)")
+
+
+def test_no_cluster_at_the_address_of_the_environment(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    told = refusal(lowfirst("deploy"))
+    assert told.startswith("error: address is '127.0.0.1:1'; it must be")
+    assert told.endswith("(Connection refused)")
 
 
 def test_something_else_at_the_address(lowfirst: Lowfirst) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,11 @@ def test_version_changes_with_the_settings_alone() -> None:
     ]
     assert versions[0] == versions[1] != versions[2]
     assert "0123456789" not in versions[0]
+
+
+def test_folders_are_named_from_the_root() -> None:
+    (given,) = deployment_of(Settings(model_store=Path("models"))).init_args
+    assert given == {"model_store": Path.cwd() / "models"}
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,13 @@ class Fleet:
         """``lowfirst deploy``."""
         return self.run("service.cli", "deploy", "--address", self.cluster.address, *options)
 
+    def is_ready(self, address: str = "") -> bool:
+        """Whether a replica is at ``address``, or any through the proxy, and answers."""
+        try:
+            return self.client.get(f"{address and 'http://'}{address}/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
     def replicas(self) -> dict[str, str]:
         """Each listed replica's own address, by its name."""
         listed = self.client.get("/metrics/targets")
@@ -83,7 +90,7 @@ class Fleet:
 
         def are_up() -> bool:
             nonlocal up
-            up = {name: address for name, address in self.replicas().items() if is_ready(address)}
+            up = {name: address for name, address in self.replicas().items() if self.is_ready(address)}
             return len(up) == number and without not in up
 
         until(are_up)
@@ -97,13 +104,6 @@ def until(reached: Callable[[], bool]) -> float:
         assert time.monotonic() < began + TIMEOUT
         time.sleep(0.02)
     return time.monotonic() - began
-
-
-def is_ready(address: str) -> bool:
-    try:
-        return httpx.get(f"http://{address}/health/ready", timeout=TIMEOUT).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def free_port() -> int:
@@ -215,7 +215,7 @@ def test_config_file_is_deployed_and_scales_with_the_load(
     file.write_text(yaml.safe_dump(config))
     done = fleet.run("ray.serve.scripts", "run", "--address", fleet.cluster.address, "--non-blocking", str(file))
     assert done.returncode == 0, done.stderr
-    until(lambda: is_ready(f"127.0.0.1:{fleet.port}"))
+    until(fleet.is_ready)
     fleet.until_replicas_are(1)
     with load(fleet, make_jpeg) as many:
         fleet.until_replicas_are(2)
@@ -264,17 +264,18 @@ def test_a_change_reaches_every_replica_within_a_second_and_only_with_the_key(
     assert fleet.client.patch("/config/threshold", json=change).status_code == 401
     version = fleet.client.patch("/config/threshold", json=change, headers=ADMIN).json()["version"]
 
-    def told(name: str) -> set[Any]:
-        """What the replicas say of it."""
-        return {str(httpx.get(f"http://{address}/stats", timeout=TIMEOUT).json()[name]) for address in addresses}
+    def told(*asked: str) -> list[list[Any]]:
+        """What each replica says of it."""
+        stats = [fleet.client.get(f"http://{address}/stats").json() for address in addresses]
+        return [[each[name] for name in asked] for each in stats]
 
-    assert until(lambda: (told("threshold"), told("config_version")) == ({"0.55"}, {str(version)})) < 1
+    assert until(lambda: told("threshold", "config_version") == [[0.55, version]] * 2) < 1
     answers = [fleet.client.post("/classify", content=make_jpeg(500), headers=RAW).json() for _ in range(10)]
     assert {(each["threshold"], each["config_version"]) for each in answers} == {(0.55, version)}
     assert [each["cached"] for each in answers] == [False] + [True] * 9  # by whichever replica
     switched = fleet.client.patch("/config/model", json={"model": "tiny/2"}, headers=ADMIN)
     assert switched.status_code == 200
-    until(lambda: told("model") == {str({"name": "tiny", "version": 2})})
+    until(lambda: told("model") == [[{"name": "tiny", "version": 2}]] * 2)
 
 
 def test_busy_reaches_the_client_as_429(fleet: Fleet, make_jpeg: Callable[[int], bytes]) -> None:

@@ -35,6 +35,14 @@ def test_a_low_network_that_gives_nothing_has_no_share() -> None:
     assert [each.share for each in handover(network, [IMAGES])] == [0.0] * 5
 
 
+def test_a_network_that_gives_nothing_at_all_has_no_share_either() -> None:
+    network = _network("before_relu")
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.zeros_(norm.weight)
+    assert {(each.share, each.correlation) for each in handover(network, [IMAGES])} == {(0.0, 0.0)}
+
+
 def test_a_high_network_that_takes_back_what_it_is_given_is_told_by_a_negative_correlation() -> None:
     network = _network("after_relu")
     taken_back = network.high.blocks[0]

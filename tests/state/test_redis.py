@@ -422,6 +422,20 @@ async def test_replica_that_died_is_listed_no_more_and_the_others_stay(
     await link.close()
 
 
+async def test_replica_that_takes_a_dead_ones_address_is_listed_in_its_place(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = RedisLink(redis_server.url)
+    died = RedisTargets(link)
+    await died.start(Target("192.0.2.7:9101", "who died"))
+    assert died._listing is not None
+    died._listing.cancel()
+    monkeypatch.setattr(service.state.redis, "LISTED_FOR_SECONDS", 16)  # as one second later
+    async with listing(redis_server, "its heir") as heir:
+        assert await names(heir) == ["its heir"]
+    await link.close()
+
+
 async def test_targets_come_back_with_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.state.redis, "LISTED_EVERY_SECONDS", 0.1)
     async with listing(redis_server, "one") as one:

@@ -14,7 +14,7 @@ from service.errors import InvalidImage
 from service.images.decode import photograph
 from service.training import pixels
 from service.training.data import Photographs, find
-from service.training.pixels import Pixels
+from service.training.pixels import Pixels, decoded
 
 CPU = torch.device("cpu")
 
@@ -65,3 +65,15 @@ def test_what_cannot_be_read_is_an_error_when_asked_for(spoilt: Path, budget: fl
         except (InvalidImage, OSError):
             failed.add(path.name)
     assert failed == {"corrupt.jpg", "empty.jpg", "text.jpg"}
+
+
+ANOTHER = torch.device("meta")  # as a GPU: none is needed to say where pixels belong
+
+
+@pytest.mark.parametrize(("budget", "device"), [(1e9, ANOTHER), (1e5, CPU), (0, CPU)])
+def test_only_what_fits_as_a_whole_goes_to_a_gpu(shapes: Path, budget: float, device: torch.device) -> None:
+    photographs = find(shapes, "train")
+    given = decoded(photographs, 512, budget, ANOTHER)
+    assert given.device == device
+    assert given(photographs.paths[0], 0).device == device
+    assert decoded(photographs, 512, budget, CPU).device == CPU
