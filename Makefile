@@ -10,7 +10,7 @@ serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWF
 install: $(VENV)/.installed  ## Make .venv and install the server into it.
 
 test: $(VENV)/.installed-test  ## Install the test packages, then run the whole suite.
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-test  ## Lint, formatting, types, and the direction of imports.
 	$(BIN)/ruff check .

@@ -78,7 +78,7 @@ def train(
     workers: Workers = None,
     decoded_gb: Annotated[
         float | None,
-        typer.Option(help="Memory for photographs decoded once, of each process or its GPU; 0: none. [default: 4]"),
+        typer.Option(help="Memory for photographs decoded once, of each GPU or the machine; 0: none. [default: 4]"),
     ] = None,
 ) -> None:
     """Train a network on folders of photographs. Interrupt at any time; --resume goes on to the same result."""

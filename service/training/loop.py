@@ -204,7 +204,8 @@ class _Run:
         return data.loader(self.photographs, crop, self.batch, workers, sampler, drop_last=True)
 
     def _decode(self) -> Pixels:
-        return decoded(self.photographs, self.options.shorter_side, self.options.decoded_gb * GIGABYTE, self.device)
+        side, budget = self.options.shorter_side, self.options.decoded_gb * GIGABYTE
+        return decoded(self.photographs, side, budget, self.device, self.processes.here)
 
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
         """One update; gives (loss summed over images, low right, high right, images)."""

@@ -46,7 +46,7 @@ class TrainOptions:
         network_options: see ``networks.registry.build``.
         device, precision: as in ``inference.predictor``.
         workers: processes that crop, unless a GPU does; None is one a core.
-        decoded_gb: memory in each process for photographs that are decoded once, its GPU's if all fit; 0: none are.
+        decoded_gb: memory for photographs decoded once: of each GPU where all fit, else of the machine; 0: none.
     """
 
     network: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -74,12 +75,19 @@ class Pixels:
         return pixels
 
 
-def decoded(photographs: Photographs, shorter_side: int, budget: float, device: torch.device) -> Pixels:
-    """``Pixels`` on ``device`` where all of them fit; else on the CPU, where several processes decode the rest."""
-    on_device = Pixels(photographs, shorter_side, budget, device)
-    if device.type == "cpu" or len(on_device.kept) == len(photographs):
-        return on_device
-    return Pixels(photographs, shorter_side, budget, torch.device("cpu"))
+def decoded(
+    photographs: Photographs, shorter_side: int, budget: float, device: torch.device, processes: int = 1
+) -> Pixels:
+    """``Pixels`` on a GPU that has room for all of them; else on the CPU, where several processes decode the rest.
+
+    ``budget`` is of each GPU's memory, or of the machine's, which so many ``processes`` share.
+    """
+    if device.type != "cpu":
+        with suppress(torch.OutOfMemoryError):
+            on_device = Pixels(photographs, shorter_side, budget, device)
+            if len(on_device.kept) == len(photographs):
+                return on_device
+    return Pixels(photographs, shorter_side, budget / processes, torch.device("cpu"))
 
 
 def _fill(place: Tensor, image: Tensor) -> Tensor:

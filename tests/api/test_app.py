@@ -23,6 +23,7 @@ ROUTES = {
     "/models": {"get"},
     "/stats": {"get"},
     "/metrics": {"get"},
+    "/metrics/targets": {"get"},
     "/health/live": {"get"},
     "/health/ready": {"get"},
     "/v2": {"get"},

@@ -26,7 +26,6 @@ from tests.conftest import own_redis
 from tests.e2e.prometheus import DOCKER, panel_queries, scraping, wait_until_none_is_left
 
 pytestmark = [
-    pytest.mark.xdist_group("cluster"),
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning"),
 ]

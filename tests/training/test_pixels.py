@@ -77,3 +77,11 @@ def test_only_what_fits_as_a_whole_goes_to_a_gpu(shapes: Path, budget: float, de
     assert given.device == device
     assert given(photographs.paths[0], 0).device == device
     assert decoded(photographs, 512, budget, CPU).device == CPU
+
+
+def test_processes_share_the_memory_of_a_machine(shapes: Path) -> None:
+    photographs = find(shapes, "train")
+    size = sum(pil_to_tensor(photograph(path.read_bytes())).numel() for path in photographs.paths)
+    alone, one_of_four = (decoded(photographs, 512, size, CPU, processes) for processes in (1, 4))
+    assert len(alone.kept) == len(photographs)
+    assert 0 < len(one_of_four.kept) < len(photographs) / 2
