@@ -12,7 +12,6 @@ the rounds with least and most, because a machine that others use is slow for al
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
@@ -39,7 +38,7 @@ from loadtest.sections.one_connection import one_connection
 from loadtest.sections.open_loop import open_loop
 from loadtest.sections.overload import overload
 from loadtest.sections.saturation import Saturation, saturation
-from loadtest.servers import ServerFailed
+from loadtest.servers import ServerFailed, unwind_on_sigterm
 from loadtest.tables import plot, table
 from service.errors import LowfirstError
 from service.inference.device import choose_device, choose_precision
@@ -93,7 +92,7 @@ def main(
 ) -> None:
     """Measure, print tables, write JSON and a plot."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    signal.signal(signal.SIGTERM, _interrupt)
+    unwind_on_sigterm()
     torch.set_num_threads(1)
     networks = tuple(each for each in Network if not network or each in network)
     if quick:
@@ -125,11 +124,6 @@ def main(
     except (ToolMissing, ToolFailed, ServerFailed, LowfirstError) as error:
         console.print(f"[red]{error}", highlight=False)
         raise typer.Exit(1) from error
-
-
-def _interrupt(*_: object) -> None:
-    """Unwind, so that servers are stopped."""
-    raise KeyboardInterrupt
 
 
 def _run(course: Course, sections: Sequence[Section]) -> None:

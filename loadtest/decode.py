@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from torchvision.io import decode_image
 from service.evaluation.passes import Passes, check_classes
 from service.images.decode import Pixels, decode, resize, stack
 from service.images.transforms import Preprocessing
+from service.inference.device import cores
 from service.inference.predictor import Predictor
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
 from service.store import ModelStore
@@ -183,7 +183,7 @@ def _accuracy(photographs: Photographs, predictor: Predictor) -> list[Answers]:
     """Both ways of decoding, of the same enlarged photographs."""
     passes: tuple[list[Passes], list[Passes]] = [], []
     ms: list[tuple[float, float]] = []
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as threads:
+    with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as threads:
 
         def enlarge(index: int) -> Enlarged:
             return _enlarge(photographs.paths[index], photographs.targets[index], predictor.spec.preprocessing)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import psutil
 import typer
 
 from loadtest.load import tool
-from loadtest.servers import START_SECONDS, free_port
+from loadtest.servers import START_SECONDS, free_port, unwind_on_sigterm
 
 HOST = "127.0.0.1"
 ADDRESS_FILE = "ray_current_cluster"  # that Ray writes into its folder
@@ -36,7 +35,7 @@ def main(
     workers: Annotated[int, typer.Option(min=1, help="Of each replica.")] = 1,
 ) -> None:
     """Bring both up, as a user would, and wait. Nobody else can use the cluster: it has a token of its own."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    unwind_on_sigterm()
     with TemporaryDirectory(prefix="lowfirst-ray-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
         head = subprocess.Popen(_head(replicas * workers, folder), env=environment)
@@ -85,11 +84,6 @@ def _end(head: subprocess.Popen[bytes]) -> None:
                 each.kill()
         psutil.wait_procs(family, timeout=KILL_SECONDS)
     head.wait()
-
-
-def _interrupt(*_: object) -> None:
-    """Unwind, so that the cluster is stopped."""
-    raise SystemExit
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Ray; `docs/scaling.md` says how to read the tables.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from loadtest.machine import machine
 from loadtest.models import Network
 from loadtest.sections.hop import Hop, hop
 from loadtest.sections.throughput import Throughput, throughput
-from loadtest.servers import ServerFailed
+from loadtest.servers import ServerFailed, unwind_on_sigterm
 from loadtest.tables import table
 from service.errors import LowfirstError
 
@@ -68,7 +67,7 @@ def main(
 ) -> None:
     """Measure, print tables, write JSON."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    signal.signal(signal.SIGTERM, _interrupt)
+    unwind_on_sigterm()
     torch.set_num_threads(1)
     ways = tuple(way for way in Way if not only or way in only)
     plan = Plan(ways, tuple(replicas or (1, 2)), tuple(connections or (16,)), rounds, seconds)
@@ -115,11 +114,6 @@ def _write(path: Path, plan: Plan, results: Sequence[Result]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(written, indent=1, default=asdict) + "\n")
-
-
-def _interrupt(*_: object) -> None:
-    """Unwind, so that servers are stopped."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -79,6 +79,15 @@ def free_port() -> int:
         return port
 
 
+def unwind_on_sigterm() -> None:
+    """Make SIGTERM end this process as Ctrl-C does, so that the servers it started are stopped."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 @contextmanager
 def running(
     command: Sequence[str], environment: Mapping[str, str], url: str, body: bytes, content_type: str, log: Path

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from service.errors import InvalidOption
 from service.evaluation.passes import Passes
-from service.inference.calibration import THRESHOLDS, Calibration
+from service.inference.calibration import THRESHOLDS, Calibration, allowed_risk
 from service.state.base import Goal
 from service.store import CalibrationRow, CalibrationTable, Temperature
 
@@ -100,7 +100,7 @@ def broken(pool: Pool, goal: Goal, value: float, images: int, draws: int = DRAWS
     Raises:
         InvalidOption: so many images cannot certify it; it says how many can.
     """
-    allowed = 1 - value if goal == "min_agreement" else value
+    allowed = allowed_risk(goal, value)
     risks = {threshold: pool.risk(goal, threshold) for threshold in THRESHOLDS}
     solved = [Calibration(table, 0.0, 1.0).solve(goal, value) for table in pool.tables(images, draws, seed)]
     return sum(risks[threshold] > allowed + 1e-12 for threshold in solved) / draws
@@ -141,7 +141,7 @@ def _promise(pool: Pool, calibration: Calibration, goal: Goal, value: float) -> 
         threshold = calibration.solve(goal, value)
     except InvalidOption as error:
         return Promise(goal, value, why_not=error.message)
-    risk, allowed = pool.risk(goal, threshold), 1 - value if goal == "min_agreement" else value
+    risk, allowed = pool.risk(goal, threshold), allowed_risk(goal, value)
     return Promise(
         goal,
         value,

@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from service.networks.msnet import MSNet, upsample
+from service.networks.msnet import MSNet
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,9 @@ def _of(network: MSNet, images: Tensor) -> list[Handover]:
     for block, feature in zip(network.high.blocks, network.forward_low(images).features, strict=True):
         if feature.dim() == 2:  # only means are handed over
             break
-        own = block.body(x) if network.fusion == "before_relu" else block(x)  # type: ignore[operator]
-        given = upsample(feature, own.shape[-2:])
+        own, given = network.summands(block, x, feature)
         found.append(_compare(own, given))
-        x = block.activation(own + given) if network.fusion == "before_relu" else own + given  # type: ignore[operator]
+        x = network.add(block, own, given)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from service.errors import DataError
+from service.inference.device import cores
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
 from service.store import Temperature
@@ -65,7 +65,7 @@ def run_passes(
     low, high, targets = [], [], []
     unreadable: list[str] = []
     crop = CentreCrop(predictor.spec.preprocessing)
-    processes = (os.cpu_count() or 1) if workers is None else workers
+    processes = cores() if workers is None else workers
     for batch in loader(photographs, crop, BATCH_SIZE, processes):
         unreadable += batch.unreadable
         if len(batch.targets):

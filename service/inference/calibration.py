@@ -32,6 +32,11 @@ THRESHOLDS: tuple[float, ...] = (
 )
 
 
+def allowed_risk(goal: Goal, value: float) -> float:
+    """The share of images that may count against a promise: ``min_agreement`` names the others."""
+    return 1 - value if goal == "min_agreement" else value
+
+
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What a threshold is expected to do; shares of all images.
@@ -108,7 +113,7 @@ class Calibration:
             raise InvalidOption(goal, value, "between 0 and 1")
         if goal == "threshold":
             return value
-        return self._lowest_keeping(goal, 1 - value if goal == "min_agreement" else value)
+        return self._lowest_keeping(goal, value)
 
     def promise(self, asked: ThresholdConfig) -> float:
         """The agreement that may be counted on: the one asked for, else what the table certifies of the threshold."""
@@ -126,13 +131,13 @@ class Calibration:
         affordable = [row for row in rows if self._mean_mmacs(row.exited / n) <= budget]
         return affordable[-1].threshold if affordable else 0.0
 
-    def _lowest_keeping(self, goal: Goal, risk: float) -> float:
-        n = self.table.n
+    def _lowest_keeping(self, goal: Goal, value: float) -> float:
+        n, risk = self.table.n, allowed_risk(goal, value)
         if 0 < risk < upper_bound(0, n):
             takes = np.ceil(math.log(RISK) / math.log1p(-risk))  # a float: there are risks that take infinitely many
             raise InvalidOption(
                 goal,
-                1 - risk if goal == "min_agreement" else risk,
+                value,
                 f"certifiable: it takes {takes:.15g} calibration images, and this model has {n} "
                 "(threshold 1 keeps any promise)",
             )

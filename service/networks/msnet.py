@@ -83,20 +83,23 @@ class MSNet(nn.Module):
         """Images (B, 3, R, R) and their low state -> high logits (B, num_classes)."""
         *inner, last = zip(self.high.blocks, low.features, strict=True)
         for block, feature in inner:
-            x = self._fuse(block, x, feature)
+            x = self.add(block, *self.summands(block, x, feature))
         block, feature = last
         if feature.dim() == 2:  # mean(H + u(L)) = mean(H) + mean(L): the upsampled map is never needed
             return self.high.classify(self.high.pool(block(x)) + feature)
-        return self.high.classify(self.high.pool(self._fuse(block, x, feature)))
+        return self.high.classify(self.high.pool(self.add(block, *self.summands(block, x, feature))))
 
-    def _fuse(self, block: nn.Module, x: Tensor, feature: Tensor) -> Tensor:
+    def summands(self, block: nn.Module, x: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """What a high block makes of its input, and what it is given from below: (B, C, H, W) each."""
         assert isinstance(block, Block)
-        if self.fusion == "after_relu":
-            out: Tensor = block(x)
-            return out + upsample(feature, out.shape[-2:])
-        out = block.body(x)
-        fused: Tensor = block.activation(out + upsample(feature, out.shape[-2:]))
-        return fused
+        own: Tensor = block.body(x) if self.fusion == "before_relu" else block(x)
+        return own, upsample(feature, own.shape[-2:])
+
+    def add(self, block: nn.Module, own: Tensor, given: Tensor) -> Tensor:
+        """A high block's output from its summands."""
+        assert isinstance(block, Block)
+        total = own + given
+        return block.activation(total) if self.fusion == "before_relu" else total
 
     def _last_sum_is_pooled(self, resolution: torch.Size, low_size: torch.Size) -> bool:
         """Nothing stands between the last sum and the pooling, and the upsampled map would fit exactly."""

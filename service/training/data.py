@@ -25,8 +25,8 @@ MIN_HELD_OUT = 20
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
-# The crop of a photograph, uint8 (3, R, R), from its file and its place in the data set.
-Crop = Callable[[Path, int], Tensor]
+# A photograph or a crop of it, uint8 (3, H, W), from its file and its place in the data set.
+Reader = Callable[[Path, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Batch:
 
 
 class _Crops(Dataset[tuple[Tensor | None, int, str]]):
-    def __init__(self, photographs: Photographs, crop: Crop) -> None:
+    def __init__(self, photographs: Photographs, crop: Reader) -> None:
         self.photographs = photographs
         self.crop = crop
 
@@ -171,7 +171,7 @@ class _Loader(DataLoader[Batch]):
 
 def loader(
     photographs: Photographs,
-    crop: Crop,
+    crop: Reader,
     batch_size: int,
     workers: int,
     sampler: Sampler[int] | None = None,
@@ -206,7 +206,7 @@ class RandomCrop:
     an uninterrupted one would have seen.
     """
 
-    def __init__(self, pixels: Crop, resolution: int, min_scale: float, seed: int, epoch: int) -> None:
+    def __init__(self, pixels: Reader, resolution: int, min_scale: float, seed: int, epoch: int) -> None:
         self.pixels = pixels
         self.seed = seed
         self.epoch = epoch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +14,12 @@ from typing import Any
 import httpx
 import yaml
 
+from loadtest.servers import free_port
+from tests.e2e.under_load import TIMEOUT, until
+
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
 
-TIMEOUT = 60  # a machine may be busy
 SCRAPE = "500ms"
 
 VARIABLES = {"$__rate_interval": "1m", "$model": ".*", "$replica": ".*"}
@@ -69,8 +70,7 @@ def scraping(file: str, targets: dict[str, Any], folder: Path) -> Iterator[Prome
     config["scrape_configs"] = [{"job_name": job["job_name"], **targets}]
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
         f"--config.file={path}",
@@ -81,22 +81,15 @@ def scraping(file: str, targets: dict[str, Any], folder: Path) -> Iterator[Prome
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=TIMEOUT) as client:
             prometheus = Prometheus(client, process)
-            wait_for(prometheus.is_ready)
+            until(prometheus.is_ready)
             yield prometheus
     finally:
         process.kill()
         process.wait()
 
 
-def wait_for(reached: Callable[[], bool]) -> None:
-    """Until it is so."""
-    end = time.monotonic() + TIMEOUT
-    while not reached():
-        assert time.monotonic() < end
-
-
 def wait_until_none_is_left(left: Callable[[], list[str]]) -> None:
-    """The same, naming what is left when it takes too long."""
+    """Look until nothing is, naming what is left when it takes too long."""
     end = time.monotonic() + TIMEOUT
     while still := left():
         assert time.monotonic() < end, still

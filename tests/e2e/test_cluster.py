@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,20 +19,23 @@ import psutil
 import pytest
 import yaml
 
+from loadtest.servers import free_port
 from service.cluster.options import Options
 from service.errors import InvalidOption
 from tests.conftest import own_redis
+from tests.e2e import under_load
 from tests.e2e.prometheus import DOCKER, panel_queries, scraping, wait_until_none_is_left
+from tests.e2e.under_load import RAW, posting
 
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning"),
 ]
 
-RAW = {"Content-Type": "image/jpeg"}
 ADMIN = {"X-API-Key": "admin-key-0123456789"}
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 TIMEOUT = 120  # a machine may be busy, and each process of a replica loads PyTorch
+until = partial(under_load.until, timeout=TIMEOUT)
 CLIENTS = 4
 MAX_IN_FLIGHT = 8
 
@@ -96,20 +98,6 @@ class Fleet:
         return up
 
 
-def until(reached: Callable[[], bool]) -> float:
-    """Look until it is so; the seconds that took."""
-    began = time.monotonic()
-    while not reached():
-        assert time.monotonic() < began + TIMEOUT
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def fleet(environment: dict[str, str], two_versions: Path) -> Iterator[Fleet]:
     """Nothing is deployed on it yet."""
@@ -161,35 +149,16 @@ def here(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]
     return lambda replicas: deploy(Options(replicas=replicas), **where, **app, seconds=TIMEOUT, grows=False)
 
 
-@contextmanager
 def load(
     fleet: Fleet, make_jpeg: Callable[[int], bytes], clients: int = CLIENTS, pause: float = 0.02
-) -> Iterator[list[int]]:
-    """So many clients post one image after another, and leave processes that start some time in between.
-
-    Gives the statuses of the answers, which grow.
-    """
-    statuses: list[int] = []
-    stopping = threading.Event()
+) -> AbstractContextManager[list[int]]:
+    """So many clients post photographs that no cache knows, and leave processes that start some time in between."""
     bodies = [make_jpeg(seed) for seed in range(20)]
 
-    def post(first: int) -> None:
-        with httpx.Client(base_url=fleet.client.base_url, timeout=TIMEOUT) as client:
-            sent = first
-            while not stopping.wait(pause):
-                body = bodies[sent % len(bodies)] + sent.to_bytes(4, "big")  # which no cache knows
-                statuses.append(client.post("/classify", content=body, headers=RAW).status_code)
-                sent += clients
+    def body(number: int) -> bytes:
+        return bodies[number % len(bodies)] + number.to_bytes(4, "big")
 
-    threads = [threading.Thread(target=post, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield statuses
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
+    return posting([fleet.client.base_url] * clients, body, pause, TIMEOUT)
 
 
 def until_more(statuses: list[int], number: int = 30) -> None:
@@ -269,9 +238,16 @@ def test_a_change_reaches_every_replica_within_a_second_and_only_with_the_key(
         return [[each[name] for name in asked] for each in stats]
 
     assert until(lambda: told("threshold", "config_version") == [[0.55, version]] * 2) < 1
-    answers = [fleet.client.post("/classify", content=make_jpeg(500), headers=RAW).json() for _ in range(10)]
-    assert {(each["threshold"], each["config_version"]) for each in answers} == {(0.55, version)}
-    assert [each["cached"] for each in answers] == [False] + [True] * 9  # by whichever replica
+    seeds = count(500)
+
+    def is_shared() -> bool:
+        """Whether whichever replica is asked again has the answer; a slow Redis is passed over."""
+        jpeg = make_jpeg(next(seeds))
+        answers = [fleet.client.post("/classify", content=jpeg, headers=RAW).json() for _ in range(10)]
+        assert {(each["threshold"], each["config_version"]) for each in answers} == {(0.55, version)}
+        return [each["cached"] for each in answers] == [False] + [True] * 9
+
+    until(is_shared)
     switched = fleet.client.patch("/config/model", json={"model": "tiny/2"}, headers=ADMIN)
     assert switched.status_code == 200
     until(lambda: told("model") == [[{"name": "tiny", "version": 2}]] * 2)

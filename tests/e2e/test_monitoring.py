@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 from tests.conftest import RedisServer
-from tests.e2e.prometheus import Prometheus, panel_queries, scraping, wait_for, wait_until_none_is_left
+from tests.e2e.prometheus import Prometheus, panel_queries, scraping, wait_until_none_is_left
+from tests.e2e.under_load import RAW, until
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
 
-RAW = {"Content-Type": "image/jpeg"}
 MODELS = ("tiny", "other")
 
 
@@ -58,15 +58,15 @@ def test_every_panel_rule_and_alert_has_its_answer(
     photographs = [make_jpeg(seed) for seed in range(60)]
     targets = [f"{each.base_url.host}:{each.base_url.port}" for each in replicas]
     with scraping("prometheus.yml", {"static_configs": [{"targets": targets}]}, tmp_path) as prometheus:
-        wait_for(lambda: prometheus.value("count(lowfirst_threshold)") == 4)  # scraped, and nothing has happened yet
+        until(lambda: prometheus.value("count(lowfirst_threshold)") == 4)  # scraped, and nothing has happened yet
         assert prometheus.value("sum(lowfirst_images_total)") == 0
         answers = classify(replicas, photographs[:30])
-        wait_for(lambda: prometheus.value("sum(lowfirst_images_total)") == len(answers))  # a rate takes two scrapes
+        until(lambda: prometheus.value("sum(lowfirst_images_total)") == len(answers))  # a rate takes two scrapes
         for replica in replicas:
             assert replica.patch("/config/threshold", json={"threshold": 0.6}).status_code == 200
         answers += classify(replicas, photographs[14:])  # some from the cache
         assert any(answer["cached"] for answer in answers)
-        wait_for(lambda: prometheus.value("sum(lowfirst_images_total)") == len(answers))
+        until(lambda: prometheus.value("sum(lowfirst_images_total)") == len(answers))
 
         for model in MODELS:
             own = [answer for answer in answers if answer["model"]["name"] == model]
@@ -80,7 +80,7 @@ def test_every_panel_rule_and_alert_has_its_answer(
 
             # A rate reaches beyond its samples by up to half a scrape interval, for either replica by another part.
             recorded, rate = f"lowfirst:early_exit:ratio_rate5m{{{this}}}", exits["low"] / len(own)
-            wait_for(partial(is_about, prometheus, recorded, rate))
+            until(partial(is_about, prometheus, recorded, rate))
 
         rules = prometheus.rules()
         asked = panel_queries() | {rule["name"]: rule["name"] for rule in rules if rule["type"] == "recording"}

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.conftest import RedisServer
+from tests.e2e.under_load import TIMEOUT, posting, until
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
-
-RAW = {"Content-Type": "image/jpeg"}
-TIMEOUT = 60
 
 
 @pytest.fixture
@@ -27,15 +23,6 @@ def replica(serve: Serve, redis_server: RedisServer, two_versions: Path) -> Call
     """Starts one more server of ``tiny/1`` that shares the Redis, and its results in it; gives a client."""
     shared = {"redis_url": redis_server.url, "cache_ttl_seconds": "60", "model_store": str(two_versions)}
     return lambda: serve(model="tiny/1", **shared)[1]
-
-
-def until(reached: Callable[[], bool]) -> float:
-    """Look until it is so; the seconds that took."""
-    began = time.monotonic()
-    while not reached():
-        assert time.monotonic() < began + TIMEOUT
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 def threshold(client: httpx.Client) -> tuple[float, int]:
@@ -53,30 +40,15 @@ def is_up(client: httpx.Client) -> bool:
     return "\nlowfirst_store_up 1.0\n" in client.get("/metrics").text
 
 
-@contextmanager
-def load(clients: list[httpx.Client], make_jpeg: Callable[[int], bytes]) -> Iterator[list[int]]:
-    """Each server is posted one image after another; gives the statuses of the answers, which grow."""
-    statuses: list[int] = []
-    stopping = threading.Event()
+def load(clients: list[httpx.Client], make_jpeg: Callable[[int], bytes]) -> AbstractContextManager[list[int]]:
+    """Each of two servers is posted the same photographs, half of which it has seen before."""
     bodies = [make_jpeg(seed) for seed in range(20)]
 
-    def post(url: httpx.URL) -> None:
-        with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
-            sent = 0
-            while not stopping.is_set():
-                body = bodies[sent % len(bodies)] + sent.to_bytes(4, "big") * (sent % 2)  # half of them seen before
-                statuses.append(client.post("/classify", content=body, headers=RAW).status_code)
-                sent += 1
+    def body(number: int) -> bytes:
+        turn = number // len(clients)
+        return bodies[turn % len(bodies)] + turn.to_bytes(4, "big") * (turn % 2)
 
-    threads = [threading.Thread(target=post, args=(client.base_url,)) for client in clients]
-    for thread in threads:
-        thread.start()
-    try:
-        yield statuses
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
+    return posting([client.base_url for client in clients], body)
 
 
 def test_replica_finds_the_last_threshold_and_applies_the_next_within_a_second(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,32 +10,26 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.e2e.under_load import RAW, TIMEOUT, repeating
+
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
 
-RAW = {"Content-Type": "image/jpeg"}
-TIMEOUT = 60
 SWITCHES = 20
 CLIENTS = 4
 
 
 def test_no_request_fails_during_twenty_switches(serve: Serve, two_versions: Path, jpeg: bytes) -> None:
     process, client = serve(model_store=str(two_versions), model="tiny/1")
-    done = threading.Event()
     outcomes: Counter[tuple[int, int]] = Counter()
 
-    def load() -> None:
-        with httpx.Client(base_url=client.base_url, timeout=TIMEOUT) as own:
-            while not done.is_set():
-                answer = own.post("/classify", content=jpeg, headers=RAW)
-                version = answer.json()["model"]["version"] if answer.status_code == 200 else 0
-                outcomes[answer.status_code, version] += 1
+    def post() -> None:
+        answer = posted.post("/classify", content=jpeg, headers=RAW)
+        version = answer.json()["model"]["version"] if answer.status_code == 200 else 0
+        outcomes[answer.status_code, version] += 1
 
-    threads = [threading.Thread(target=load) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
     memory = []
-    try:
+    with httpx.Client(base_url=client.base_url, timeout=TIMEOUT) as posted, repeating(*[post] * CLIENTS):
         for switch in range(SWITCHES):
             version = 2 - switch % 2
             before = outcomes[200, version]
@@ -44,10 +37,6 @@ def test_no_request_fails_during_twenty_switches(serve: Serve, two_versions: Pat
             while outcomes[200, version] < before + CLIENTS:
                 assert process.poll() is None
             memory.append(psutil.Process(process.pid).memory_info().rss)
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(TIMEOUT)
     assert set(outcomes) == {(200, 1), (200, 2)}
     assert client.get("/config").json()["version"] == 1 + SWITCHES
     assert memory[-1] < memory[SWITCHES // 2] + 20_000_000

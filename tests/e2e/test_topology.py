@@ -9,9 +9,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,28 +17,27 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from loadtest import nginx
+from loadtest.servers import free_port
 from tests.conftest import need
+from tests.e2e.prometheus import DOCKER, Prometheus, scraping
+from tests.e2e.under_load import RAW, TIMEOUT, posting, until
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
 
-DOCKER = Path(__file__).parents[2] / "docker"
-RAW = {"Content-Type": "image/jpeg"}
 KEY = {"Authorization": "Bearer the-key-of-this-test"}
-TIMEOUT = 60
 CLIENTS = 4
 MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Clients of the proxy and of Prometheus; the replicas; Redis."""
+    """A client of the proxy; Prometheus; the replicas; Redis."""
 
     proxy: httpx.Client
-    prometheus: httpx.Client
+    prometheus: Prometheus
     replicas: tuple[Server, Server]
     redis: subprocess.Popen[bytes]
     restart: Callable[[int], Server]
@@ -64,9 +60,10 @@ def topology(serve: Serve) -> Iterator[Topology]:
             until((folder / "redis.sock").exists)
             first, second = threads.map(lambda _: start(), range(2))
             addresses = [address(client) for _, client in (first, second)]
+            port = free_port()
             with (
-                started(proxy_command(folder, addresses), folder / "proxy-port") as proxy,
-                started(prometheus_command(folder, addresses), folder / "prometheus-port") as prometheus,
+                listening(proxy_command(folder, port, addresses), port) as proxy,
+                scraping("prometheus.yml", {"static_configs": [{"targets": addresses}]}, folder) as prometheus,
             ):
                 yield Topology(proxy, prometheus, (first, second), redis, start)
 
@@ -76,32 +73,10 @@ def redis_command(folder: Path) -> list[str]:
     return ["redis-server", str(DOCKER / "redis/redis.conf"), *listen, "--dir", str(folder)]
 
 
-def proxy_command(folder: Path, replicas: list[str]) -> list[str]:
+def proxy_command(folder: Path, port: int, replicas: list[str]) -> list[str]:
     """nginx with the files of docker/, but for the port and the replicas' addresses."""
-    nginx.configure(folder, free_port(folder / "proxy-port"), replicas)
+    nginx.configure(folder, port, replicas)
     return nginx.command("nginx", folder)
-
-
-def prometheus_command(folder: Path, replicas: list[str]) -> list[str]:
-    """Prometheus with the files of docker/, but for the replicas' addresses and how often it looks."""
-    config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
-    config["global"] = dict.fromkeys(config["global"], "500ms")
-    config["rule_files"] = [str(DOCKER / "prometheus" / name) for name in config["rule_files"]]
-    (job,) = config["scrape_configs"]
-    assert job.pop("dns_sd_configs")[0]["names"] == ["lowfirst"]
-    job["static_configs"] = [{"targets": replicas}]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    listen = f"--web.listen-address=127.0.0.1:{free_port(folder / 'prometheus-port')}"
-    files = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus"]
-    return ["prometheus", *files, listen, "--log.level=warn"]
-
-
-def free_port(file: Path) -> int:
-    """A port, noted in ``file``."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    file.write_text(str(port))
-    return port
 
 
 def address(client: httpx.Client) -> str:
@@ -120,9 +95,9 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def started(command: list[str], port: Path) -> Iterator[httpx.Client]:
+def listening(command: list[str], port: int) -> Iterator[httpx.Client]:
     """A client of a server process, once it listens."""
-    where = ("127.0.0.1", int(port.read_text()))
+    where = ("127.0.0.1", port)
 
     def listens() -> bool:
         assert process.poll() is None
@@ -132,15 +107,6 @@ def started(command: list[str], port: Path) -> Iterator[httpx.Client]:
     with running(command) as process, httpx.Client(base_url=f"http://{where[0]}:{where[1]}", timeout=TIMEOUT) as client:
         until(listens)
         yield client
-
-
-def until(reached: Callable[[], bool]) -> float:
-    """Look until it is so; the seconds that took."""
-    began = time.monotonic()
-    while not reached():
-        assert time.monotonic() < began + TIMEOUT
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 def images(replica: Server) -> float:
@@ -153,36 +119,14 @@ def threshold(replica: Server) -> float:
     return float(replica[1].get("/config/threshold").json()["threshold"])
 
 
-@contextmanager
-def load(url: httpx.URL, jpeg: bytes) -> Iterator[Counter[int]]:
-    """``CLIENTS`` post one photograph after another; gives the counts of the statuses, 0 for none, which grow."""
-    statuses: Counter[int] = Counter()
-    stopping = threading.Event()
-
-    def post() -> None:
-        with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
-            while not stopping.is_set():
-                try:
-                    status = client.post("/classify", content=jpeg, headers=RAW).status_code
-                except httpx.TransportError:
-                    status = 0
-                statuses[status] += 1
-
-    threads = [threading.Thread(target=post) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield statuses
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
-
-
-def more(statuses: Counter[int], answers: int = 20) -> None:
+def more(statuses: list[int], answers: int = 20) -> None:
     """Until so many more photographs are answered."""
-    enough = statuses[200] + answers
-    until(lambda: statuses[200] >= enough)
+    enough = statuses.count(200) + answers
+    until(lambda: statuses.count(200) >= enough)
+
+
+def failures(statuses: list[int]) -> int:
+    return len(statuses) - statuses.count(200)
 
 
 def refused(proxy: httpx.Client, length: int) -> tuple[int, str]:
@@ -197,7 +141,7 @@ def refused(proxy: httpx.Client, length: int) -> tuple[int, str]:
 
 def test_the_proxys_files_are_valid(tmp_path: Path) -> None:
     need(shutil.which("nginx") is not None, "nginx", "apt-get install nginx")
-    command = [*proxy_command(tmp_path, ["127.0.0.1:1", "127.0.0.1:2"]), "-t"]
+    command = [*proxy_command(tmp_path, free_port(), ["127.0.0.1:1", "127.0.0.1:2"]), "-t"]
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
 
@@ -221,12 +165,8 @@ def test_replicas_behind_the_proxy_serve_as_one(topology: Topology, jpeg: bytes)
     assert (large.status_code, large.json()["error"]["bound"]) == (413, 16 * MIB)  # the replica's own
     assert proxy.get("/metrics").status_code == 404
 
-    def asked(expression: str) -> list[str]:
-        found = topology.prometheus.get("/api/v1/query", params={"query": expression}).json()
-        return [sample["value"][1] for sample in found["data"]["result"]]
-
-    until(lambda: asked("sum(up)") == ["2"])
-    until(lambda: asked("sum(lowfirst_images_total)") == ["10"])
+    until(lambda: topology.prometheus.value("sum(up)") == 2)
+    until(lambda: topology.prometheus.value("sum(lowfirst_images_total)") == 10)
 
     topology.redis.kill()
     broken = proxy.patch("/config/threshold", json={"threshold": 0.32}, headers=KEY)
@@ -237,18 +177,18 @@ def test_a_replicas_end_costs_nothing_that_was_not_in_it(topology: Topology, jpe
     (killed, client), drained = topology.replicas
     port = client.base_url.port
     assert port is not None
-    with load(topology.proxy.base_url, jpeg) as statuses:
+    with posting([topology.proxy.base_url] * CLIENTS, lambda _: jpeg) as statuses:
         more(statuses)
         killed.kill()
         more(statuses)
-        failed = statuses.total() - statuses[200]
+        failed = failures(statuses)
         assert failed <= CLIENTS  # those whose answer had begun
         again = topology.restart(port)
         until(lambda: images(again) > 0)  # the proxy has found it
         drained[0].send_signal(signal.SIGTERM)
         assert drained[0].wait(TIMEOUT) == 0
         more(statuses)
-    assert statuses.total() - statuses[200] == failed
+    assert failures(statuses) == failed
     again[0].kill()
     again[0].wait()
     nobody = topology.proxy.post("/classify", content=jpeg, headers=RAW)
