@@ -14,6 +14,7 @@ import grpc
 import ray
 from ray import serve
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import get_ray_address_from_environment
 from ray.serve.exceptions import RayServeException
 
 from service.cluster.application import built, scale_of
@@ -62,16 +63,24 @@ def deploy(
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    if address != "auto":
-        _check_listening(address)
+    where = _noted() if address == "auto" else address
+    _check_listening(where)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+        ray.init(address=where, log_to_driver=False, logging_level="warning")
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise InvalidOption("address", address, f"{FORMS} ({_in_short(str(error))})") from error
+        raise InvalidOption("address", where, f"{FORMS} ({_in_short(str(error))})") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _noted() -> str:
+    """Where the cluster of this machine is, as RAY_ADDRESS says or ``ray start`` noted it."""
+    try:
+        return str(get_ray_address_from_environment("auto", None))
+    except ConnectionError as error:
+        raise InvalidOption("address", "auto", f"{FORMS} (none runs on this machine)") from error
 
 
 def _check_listening(address: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.context import ReplicaContext
 from ray.util import get_node_ip_address
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,7 +38,7 @@ class Replica:
         context = serve.get_replica_context()
         self._settings = _settings(given, context.replica_tag)
         configure(self._settings.log_level, self._settings.log_format)
-        check_shared(self._settings, context.world_size)
+        check_shared(self._settings, _most(context))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once, in the event loop that the app will run in."""
@@ -70,6 +71,13 @@ class LeaveRequestId:
             await send(message)
 
         await self.app(scope, receive, send_without)
+
+
+def _most(context: ReplicaContext) -> int:
+    """Replicas that there may ever be: there is one at first where a Serve config says one to eight."""
+    scale = context._deployment_config.autoscaling_config
+    most: int = scale.max_replicas if scale else context.world_size
+    return most
 
 
 def check_shared(settings: Settings, replicas: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +50,21 @@ def test_no_cluster_at_the_address_of_the_environment(lowfirst: Lowfirst, monkey
     told = refusal(lowfirst("deploy"))
     assert told.startswith("error: address is '127.0.0.1:1'; it must be")
     assert told.endswith("(Connection refused)")
+
+
+@pytest.mark.parametrize("noted", ["127.0.0.1:1", ""])
+def test_cluster_of_this_machine_that_ended(
+    lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, noted: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # another test's cluster
+    if noted:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(noted)
+    told = refusal(lowfirst("deploy"))
+    assert told.startswith(f"error: address is '{noted or 'auto'}'; it must be auto, host:port or ray://host:port of a")
+    assert told.endswith("(Connection refused)" if noted else "(none runs on this machine)")
 
 
 def test_something_else_at_the_address(lowfirst: Lowfirst) -> None:
