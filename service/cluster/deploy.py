@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import grpc
 import ray
 from ray import serve
+from ray._private.authentication import authentication_token_setup as tokens
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import get_ray_address_from_environment
 from ray.serve.exceptions import RayServeException
@@ -27,6 +28,7 @@ FORMS = "auto, host:port or ray://host:port of a running Ray cluster"
 CONNECT_SECONDS = 3.0
 LOOK_SECONDS = 0.5
 REQUEST_SECONDS = 60.0  # that a proxy waits for an answer
+ANY_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 OUR_ERROR = re.compile(r"service\.errors\.\w+: (.+)")
 
 
@@ -50,6 +52,7 @@ def deploy(
     check_shared(settings, options.most)
     target = serve.RunTarget(target=built(settings, scale_of(options, settings)), name=name, route_prefix=route_prefix)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    tokens.logger.setLevel(logging.ERROR)
     with _connected(address):
         if not grows:
             _check_room(options, is_new=name not in serve.status().applications)
@@ -64,6 +67,7 @@ def deploy(
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
     where = _noted() if address == "auto" else address
+    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as `ray start` does; ray.init does not
     _check_listening(where)
     try:
         ray.init(address=where, log_to_driver=False, logging_level="warning")
@@ -91,12 +95,22 @@ def _check_listening(address: str) -> None:
             pass
         with init_grpc_channel(where.netloc) as channel:
             grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+            _check_token(address, channel)
     except ValueError as error:
         raise InvalidOption("address", address, FORMS) from error
     except grpc.FutureTimeoutError as error:
         raise InvalidOption("address", address, f"{FORMS} (what listens there is none)") from error
     except OSError as error:
         raise InvalidOption("address", address, f"{FORMS} ({error.strerror or error})") from error
+
+
+def _check_token(address: str, channel: grpc.Channel) -> None:
+    try:
+        channel.unary_unary(ANY_CALL)(b"", timeout=CONNECT_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            takes = "it takes the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            raise InvalidOption("address", address, f"{FORMS} ({takes})") from error
 
 
 def _check_room(options: Options, is_new: bool) -> None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from service.cluster.deploy import ANY_CALL
+
 Lowfirst = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def without_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's Ray has kept."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 def refusal(done: Any) -> str:
@@ -71,6 +81,20 @@ def test_something_else_at_the_address(lowfirst: Lowfirst) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         assert refusal(lowfirst("deploy", "--address", address)).endswith("(what listens there is none)")
+
+
+def test_cluster_that_asks_for_another_token(lowfirst: Lowfirst) -> None:
+    service, call = ANY_CALL.strip("/").split("/")
+    refuse = grpc.unary_unary_rpc_method_handler(lambda _, call: call.abort(grpc.StatusCode.UNAUTHENTICATED, ""))
+    handler = grpc.method_handlers_generic_handler(service, {call: refuse})
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[handler])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        told = refusal(lowfirst("deploy", "--address", address))
+    finally:
+        server.stop(None).wait()
+    assert told.endswith("(it takes the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token)")
 
 
 @pytest.mark.parametrize("address", ["nonsense:port", "a:b:c", ""])
