@@ -151,7 +151,7 @@ class Bench:
         self.workers = workers
         self.on_batch = on_batch
         self._passes: dict[tuple[Path, int], Passes] = {}
-        self._seconds: dict[tuple[Path, int], tuple[float, float]] = {}
+        self._seconds: dict[tuple[str, int], tuple[float, float]] = {}
 
     def check(self, run: Run) -> None:
         """Whether the photographs are of the run's classes. Raises DataError."""
@@ -179,11 +179,14 @@ class Bench:
         return costs.low_mmacs, costs.high_mmacs
 
     def milliseconds(self, run: Run, resolution: int | None = None) -> tuple[float, float]:
-        """An image's share of a batch of ``timed_batch``, low and high pass, on decoded images; measured now."""
-        size = resolution or run.resolution
-        if (run.folder, size) not in self._seconds:
-            self._seconds[run.folder, size] = _time(self.predictor(run, size))
-        low, high = self._seconds[run.folder, size]
+        """An image's share of a batch of ``timed_batch``, low and high pass, on decoded images.
+
+        Measured when first asked for, once for all runs of one architecture: other weights take no other time.
+        """
+        key = repr(run.spec.architecture), resolution or run.resolution
+        if key not in self._seconds:
+            self._seconds[key] = _time(self.predictor(run, resolution))
+        low, high = self._seconds[key]
         return 1e3 * low, 1e3 * high
 
     def readable(self, passes: Passes) -> Photographs:

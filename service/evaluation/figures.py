@@ -232,8 +232,7 @@ def tradeoff(
                     dot.label, (dot.cost, 100 * dot.accuracy), xytext=where[:2], textcoords="offset points", size=8.5,
                     color=colour, ha=where[2], va=where[3],
                 )  # fmt: skip
-        high = next((curve.cascade.high_cost for curve in curves if not curve.is_naive), None)
-        if high is not None:
+        for high in {curve.cascade.high_cost for curve in curves if not curve.is_naive}:
             axes.axvline(high, color=QUIET, lw=1, ls=":")
             axes.annotate(
                 "high pass alone", (high, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
@@ -241,7 +240,7 @@ def tradeoff(
             )  # fmt: skip
         axes.set_xlabel(unit)
         axes.set_ylabel("top-1, %")
-        axes.set_title(title, loc="left")
+        axes.set_title(title, loc="left", pad=16)
         axes.set_xlim(left=0)
         axes.margins(y=0.12)
         figure.legend(loc="outside lower left", ncols=2, fontsize=9.5)
