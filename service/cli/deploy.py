@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -39,8 +38,12 @@ def deploy(
     ] = False,
 ) -> None:
     """Serve on a Ray cluster, a replica a device. Settings: LOWFIRST_* of this environment, see docs/settings.md."""
-    if find_spec("ray") is None:
-        raise DeploymentFailed("Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'")
+    try:
+        from service.cluster.deploy import deploy as bring_up
+        from service.cluster.options import read_options
+    except ImportError as error:
+        takes = "Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'"
+        raise DeploymentFailed(takes) from error
     wanted = {
         "replicas": replicas,
         "min_replicas": min_replicas,
@@ -50,10 +53,6 @@ def deploy(
     }
     listen = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
     settings = load_settings(listen)
-
-    from service.cluster.deploy import deploy as bring_up
-    from service.cluster.options import read_options
-
     bring_up(
         read_options({key: value for key, value in wanted.items() if value is not None}),
         address=address,

@@ -9,10 +9,12 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from service import __version__
 from service.cluster.options import Options
 from service.cluster.replica import Replica
+from service.cluster.router import EveryNode
 from service.errors import InvalidOption
 from service.settings import Settings, load_settings
 
@@ -78,6 +80,7 @@ def _bounds(settings: Settings) -> dict[str, Any]:
         "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_SECONDS},
         "graceful_shutdown_wait_loop_s": max(LEAST_WAIT_SECONDS, settings.drain_delay_seconds),
         "graceful_shutdown_timeout_s": settings.drain_delay_seconds + settings.drain_timeout_seconds + CLOSE_SECONDS,
+        "request_router_config": RequestRouterConfig(request_router_class=EveryNode),
         "health_check_period_s": HEALTH_CHECK_SECONDS,
         "max_constructor_retry_count": ATTEMPTS,
     }

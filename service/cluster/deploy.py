@@ -28,6 +28,7 @@ FORMS = "auto, host:port or ray://host:port of a running Ray cluster"
 CONNECT_SECONDS = 3.0
 LOOK_SECONDS = 0.5
 REQUEST_SECONDS = 60.0  # that a proxy waits for an answer
+ROUNDING = 1e-6  # 0.6 / 0.2 is below 3
 ANY_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 OUR_ERROR = re.compile(r"service\.errors\.\w+: (.+)")
 
@@ -131,7 +132,8 @@ def _check_room(options: Options, is_new: bool) -> None:
 
 
 def _fitting(resources: Mapping[str, float], needed: Mapping[str, float]) -> int:
-    return int(min((resources.get(name, 0) / amount for name, amount in needed.items()), default=MOST_REPLICAS))
+    fractions = (resources.get(name, 0) / amount for name, amount in needed.items())
+    return int(min(fractions, default=MOST_REPLICAS) + ROUNDING)
 
 
 def _wait(name: str, seconds: float) -> None:

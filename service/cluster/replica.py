@@ -82,7 +82,7 @@ def _most(context: ReplicaContext) -> int:
 
 def check_shared(settings: Settings, replicas: int) -> None:
     """Raises InvalidOption where several replicas would have a config each."""
-    if replicas > 1 and settings.redis_url is None:
+    if replicas > 1 and not settings.redis_url:
         raise InvalidOption(
             "LOWFIRST_REDIS_URL", None, f"set for {replicas} replicas: they share their config through it"
         )

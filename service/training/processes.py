@@ -35,14 +35,18 @@ class Processes:
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             yield cls()
             return
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         on_gpu = device != "cpu" and torch.cuda.is_available()
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else None
         if own is not None:
+            if own.index >= torch.cuda.device_count():
+                raise InvalidOption(
+                    "nproc-per-node", here, f"at most {torch.cuda.device_count()}, the GPUs of this machine"
+                )
             torch.cuda.set_device(own)
         dist.init_process_group("nccl" if on_gpu else "gloo")
         try:
-            world = dist.get_world_size()
-            yield cls(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), own)
+            yield cls(dist.get_rank(), dist.get_world_size(), here, own)
         finally:
             dist.destroy_process_group()
 

@@ -30,8 +30,10 @@ def refusal(done: Any) -> str:
     return str(line)
 
 
-def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize("missing", ["ray", "ray.serve.exceptions"])  # `pip install ray` leaves Ray Serve's packages out
+def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.delitem(sys.modules, "service.cluster.deploy", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
     assert refusal(lowfirst("deploy")) == (
         "error: Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'"
     )

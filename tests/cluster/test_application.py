@@ -98,8 +98,9 @@ def test_least_without_most_is_refused() -> None:
 def test_several_replicas_need_a_redis() -> None:
     check_shared(Settings(), 1)
     check_shared(Settings(redis_url="redis://redis"), 2)
-    with pytest.raises(InvalidOption, match="LOWFIRST_REDIS_URL is None; it must be set for 2 replicas"):
-        check_shared(Settings(), 2)
+    for without in (None, ""):
+        with pytest.raises(InvalidOption, match="LOWFIRST_REDIS_URL is None; it must be set for 2 replicas"):
+            check_shared(Settings(redis_url=without), 2)
 
 
 def test_arguments_of_a_serve_config_are_refused() -> None:

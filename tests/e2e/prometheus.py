@@ -67,7 +67,8 @@ def scraping(file: str, targets: dict[str, Any], folder: Path) -> Iterator[Prome
     config["global"] = dict.fromkeys(config["global"], SCRAPE)
     config["rule_files"] = [str(DOCKER / "prometheus" / name) for name in config["rule_files"]]
     (job,) = config["scrape_configs"]
-    config["scrape_configs"] = [{"job_name": job["job_name"], **targets}]
+    kept = {name: job[name] for name in ("job_name", "relabel_configs") if name in job}
+    config["scrape_configs"] = [kept | targets]
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
