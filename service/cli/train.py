@@ -65,7 +65,7 @@ def train(
     min_scale: Annotated[float | None, typer.Option(help="Smallest share of a photograph that a crop takes.")] = None,
     progressive: Annotated[bool | None, typer.Option(help="Smaller crops in the first epochs.")] = None,
     distillation: Annotated[
-        float | None, typer.Option(help="Weight of what both heads learn from their ensemble; 0: off.")
+        float | None, typer.Option(help="Weight of what the low head learns from the high one; 0: off.")
     ] = None,
     ema_epochs: Annotated[float | None, typer.Option(help="Time constant of the weight average; 0: off.")] = None,
     calibration_share: Annotated[float | None, typer.Option(help="Share held out for calibration.")] = None,

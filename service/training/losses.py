@@ -10,14 +10,12 @@ from torch.nn.functional import cross_entropy
 def loss(heads: tuple[Tensor, ...], targets: Tensor, distillation: float = 0.0) -> Tensor:
     """Cross entropy of every head, weight 1 each: logits (B, K) a head, targets int64 (B,) -> a scalar, float32.
 
-    Two heads also learn from their ensemble, the softmax of their mean logits, as from soft targets, with weight
-    ``distillation`` each (Wang et al., "Resolution Switchable Networks for Runtime Efficient Image Recognition", 2020,
-    with equal shares). No gradient flows into the ensemble; those of the high head flow into the low network through
-    the features it hands over.
+    The low head also learns from the high one, as from soft targets, with weight ``distillation`` (Hinton et al.,
+    "Distilling the Knowledge in a Neural Network", 2015, at temperature 1). No gradient of that flows into the high head.
     """
-    logits = torch.stack([head.float() for head in heads])
+    logits = [head.float() for head in heads]
     learnt = torch.stack([cross_entropy(head, targets) for head in logits]).sum()
-    if distillation and len(heads) > 1:
-        ensemble = logits.detach().mean(0).softmax(1)
-        learnt = learnt + distillation * torch.stack([cross_entropy(head, ensemble) for head in logits]).sum()
+    if distillation and len(logits) > 1:
+        low, high = logits
+        learnt = learnt + distillation * cross_entropy(low, high.detach().softmax(1))
     return learnt

@@ -36,7 +36,7 @@ class TrainOptions:
         weight_decay: on weights of convolutions and linear layers; none on norms, biases, depthwise convolutions.
         min_scale: smallest share of a photograph's area that a random crop takes.
         progressive: train at 2/3 of the resolution for the first 3/5 of the epochs, at 5/6 for the next 1/5.
-        distillation: weight of what both heads learn from their ensemble, see ``losses``; 0 switches it off.
+        distillation: weight of what the low head learns from the high one, see ``losses``; 0 switches it off.
         ema_epochs: time constant of the weight average, in epochs; 0 switches it off.
         calibration_share: share of each class held out of training for calibration.
         seed: of initial weights, order, crops and the held-out split.

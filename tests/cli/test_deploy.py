@@ -30,7 +30,7 @@ def refusal(done: Any) -> str:
     return str(line)
 
 
-@pytest.mark.parametrize("missing", ["ray", "ray.serve.exceptions"])  # `pip install ray` leaves Ray Serve's packages out
+@pytest.mark.parametrize("missing", ["ray", "ray.serve.exceptions"])  # `pip install ray` brings no Ray Serve
 def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.delitem(sys.modules, "service.cluster.deploy", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -38,6 +38,7 @@ TIMEOUT = 120  # a machine may be busy, and each process of a replica loads PyTo
 until = partial(under_load.until, timeout=TIMEOUT)
 CLIENTS = 4
 MAX_IN_FLIGHT = 8
+HITS = 'lowfirst_cache_requests_total{result="hit"'
 
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -85,6 +86,25 @@ class Fleet:
         if listed.status_code != 200:
             return {}
         return {each["labels"]["replica"]: each["targets"][0] for each in listed.json()}
+
+    def counted(self, name: str) -> list[float]:
+        """A metric of each listed replica that answers: the sum of the samples that begin so."""
+        sums = []
+        for address in filter(self.is_ready, self.replicas().values()):
+            lines = self.client.get(f"http://{address}/metrics").text.splitlines()
+            sums.append(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)))
+        return sums
+
+    def until_each_answers(self, replicas: int = 2) -> None:
+        """Until so many replicas have each answered some images more than now."""
+        before = self.counted("lowfirst_images_total")
+        assert len(before) == replicas
+
+        def have_answered() -> bool:
+            now = self.counted("lowfirst_images_total")
+            return len(now) == replicas and all(new > old + 3 for new, old in zip(now, before, strict=True))
+
+        until(have_answered)
 
     def until_replicas_are(self, number: int, without: str = "") -> dict[str, str]:
         """Until so many that are listed answer, none of them named ``without``; a dead one is listed for a while."""
@@ -188,6 +208,7 @@ def test_config_file_is_deployed_and_scales_with_the_load(
     fleet.until_replicas_are(1)
     with load(fleet, make_jpeg) as many:
         fleet.until_replicas_are(2)
+        fleet.until_each_answers()
         until_more(many)
     with load(fleet, make_jpeg, clients=1, pause=0.2) as few:
         fleet.until_replicas_are(1)
@@ -200,6 +221,7 @@ def test_deployed_anew_under_load_loses_nothing(fleet: Fleet, make_jpeg: Callabl
         done = fleet.deploy("--replicas", "2", "--port", str(fleet.port))
         assert (done.returncode, done.stdout) == (0, "lowfirst is up at /\n"), done.stderr
         fleet.until_replicas_are(2)
+        fleet.until_each_answers()
         until_more(statuses)
     assert set(statuses) == {200}
 
@@ -242,11 +264,13 @@ def test_a_change_reaches_every_replica_within_a_second_and_only_with_the_key(
     seeds = count(500)
 
     def is_shared() -> bool:
-        """Whether whichever replica is asked again has the answer; a slow Redis is passed over."""
+        """Whether both replicas have what one of them computed; a slow Redis is passed over, and it is tried again."""
         jpeg = make_jpeg(next(seeds))
+        before = fleet.counted(HITS)
         answers = [fleet.client.post("/classify", content=jpeg, headers=RAW).json() for _ in range(10)]
         assert {(each["threshold"], each["config_version"]) for each in answers} == {(0.55, version)}
-        return [each["cached"] for each in answers] == [False] + [True] * 9
+        have_hit = all(new > old for new, old in zip(fleet.counted(HITS), before, strict=True))
+        return have_hit and [each["cached"] for each in answers] == [False] + [True] * 9
 
     until(is_shared)
     switched = fleet.client.patch("/config/model", json={"model": "tiny/2"}, headers=ADMIN)
@@ -299,7 +323,7 @@ def test_replica_killed_under_load_costs_what_it_had_and_is_replaced(
 ) -> None:
     name, address = next(iter(fleet.until_replicas_are(2).items()))
     with load(fleet, make_jpeg) as statuses:
-        until_more(statuses)
+        fleet.until_each_answers()
         psutil.Process(listening_at(address)).kill()
         until_more(statuses)
         fleet.until_replicas_are(2, without=name)
@@ -327,7 +351,7 @@ def test_node_lost_under_load_costs_what_it_had_and_another_takes_its_place(
     before = fleet.until_replicas_are(2)
     (node,) = fleet.cluster.worker_nodes
     with load(fleet, make_jpeg) as statuses:
-        until_more(statuses)
+        fleet.until_each_answers()
         fleet.cluster.remove_node(node, allow_graceful=False)
         (left,) = fleet.until_replicas_are(1)
         until_more(statuses)
@@ -345,7 +369,7 @@ def test_fewer_replicas_under_load_lose_nothing_and_who_stays_is_not_restarted(
 ) -> None:
     before = fleet.until_replicas_are(2)
     with load(fleet, make_jpeg) as statuses:
-        until_more(statuses)
+        fleet.until_each_answers()
         here(1)
         after = fleet.until_replicas_are(1)
         until_more(statuses)
