@@ -277,6 +277,7 @@ class BatchRunner:
                 continue
             answers.append(partial(entry.resolve, "low", reason))
             if reason == "confident" and random.random() < self._limits.audit_probability:
+                entry.audited_above = entry.threshold  # overload lowers it for what exits, not for what is audited
                 kept.append(row)
                 audits.append(entry)
         if kept:

@@ -364,7 +364,7 @@ class Engine:
         self._metrics.audits.labels(self._model).inc()
         if not agreed:
             self._metrics.audit_disagreements.labels(self._model).inc()
-        self.recent.audit(entry.confidence, agreed)
+        self.recent.audit(entry.confidence, entry.audited_above, agreed)
 
     def _failed(self, error: BaseException, left: int) -> None:
         """In a worker's thread: not ready any more; if no worker is left, nobody waits for what cannot come."""

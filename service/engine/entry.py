@@ -108,6 +108,7 @@ class Entry:
         slot: of the feature pool, which it holds while it is escalated or audited.
         low, high: probabilities (K,) of the passes done.
         low_reason: why the low answer is given, once there is one, if it is.
+        audited_above: where it is audited: images of what confidence may have been, too.
         enqueued: when it entered the lane it is in.
     """
 
@@ -125,6 +126,7 @@ class Entry:
     high: Tensor | None = None
     low_reason: Reason = "deadline"
     confidence: float = 0.0
+    audited_above: float = 0.0
     enqueued: float = 0.0
     timing: Timing = field(default_factory=Timing)
     body: bytes | None = None

@@ -34,7 +34,7 @@ class Recent:
         self._started = clock()
         self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)  # (when, seconds)
         self._confidences: deque[float] = deque(maxlen=CONFIDENCES)
-        self._audits: deque[tuple[float, bool]] = deque(maxlen=CONFIDENCES)  # (confidence, agreed)
+        self._audits: deque[tuple[float, float, bool]] = deque(maxlen=CONFIDENCES)  # (confidence, above, agreed)
         self._images = 0
         self._exited = 0
         self._mmacs = 0.0
@@ -47,13 +47,16 @@ class Recent:
         self._answers.append((self._clock(), answer.seconds))
         self._confidences.append(answer.confidence)
 
-    def audit(self, confidence: float, agreed: bool) -> None:
-        """Note what the high pass said of an image that exited."""
-        self._audits.append((confidence, agreed))
+    def audit(self, confidence: float, above: float, agreed: bool) -> None:
+        """Note what the high pass said of an image that exited when those of a confidence ``above`` were audited."""
+        self._audits.append((confidence, above, agreed))
 
     def disagreement_at(self, threshold: float) -> tuple[int, int]:
-        """Of the latest audited images that exit at ``threshold``: how many the high pass disagreed on; how many."""
-        agreed = [agreed for confidence, agreed in self._audits if confidence > threshold]
+        """Of the latest audited images that exit at ``threshold``: how many the high pass disagreed on; how many.
+
+        Those of a time when only surer images were audited say nothing of the less sure, and are left out.
+        """
+        agreed = [agreed for confidence, above, agreed in self._audits if confidence > threshold >= above]
         return agreed.count(False), len(agreed)
 
     def confidences(self, count: int) -> list[float]:

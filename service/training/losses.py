@@ -11,7 +11,7 @@ def loss(heads: tuple[Tensor, ...], targets: Tensor, distillation: float = 0.0) 
     """Cross entropy of every head, weight 1 each: logits (B, K) a head, targets int64 (B,) -> a scalar, float32.
 
     The low head also learns from the high one, as from soft targets, with weight ``distillation`` (Hinton et al.,
-    "Distilling the Knowledge in a Neural Network", 2015, at temperature 1). No gradient of that flows into the high head.
+    "Distilling the Knowledge in a Neural Network", 2015, at temperature 1); no gradient of that flows into the high one.
     """
     logits = [head.float() for head in heads]
     learnt = torch.stack([cross_entropy(head, targets) for head in logits]).sum()

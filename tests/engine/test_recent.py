@@ -113,17 +113,26 @@ def test_latest_confidences_are_as_many_as_asked_for_or_known(recent: Recent) ->
 def test_disagreement_is_of_the_audited_images_that_exit_at_a_threshold(recent: Recent) -> None:
     assert recent.disagreement_at(0.0) == (0, 0)
     for confidence, agreed in ((0.3, False), (0.5, False), (0.7, True), (0.9, False)):
-        recent.audit(confidence, agreed)
+        recent.audit(confidence, 0.0, agreed)
     assert recent.disagreement_at(0.0) == (3, 4)
     assert recent.disagreement_at(0.5) == (1, 2)  # strictly above, as the exit rule has it
     assert recent.disagreement_at(0.95) == (0, 0)
+
+
+def test_audits_of_surer_images_alone_say_nothing_of_a_lower_threshold(recent: Recent) -> None:
+    for _ in range(100):
+        recent.audit(0.95, 0.9, True)
+    recent.audit(0.7, 0.6, False)
+    assert recent.disagreement_at(0.9) == (0, 100)
+    assert recent.disagreement_at(0.6) == (1, 1)
+    assert recent.disagreement_at(0.5) == (0, 0)
 
 
 def test_audits_are_the_latest_and_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent_module, "CONFIDENCES", 2)
     recent = Recent()
     for agreed in (False, False, True, True):
-        recent.audit(0.5, agreed)
+        recent.audit(0.5, 0.0, agreed)
     assert recent.disagreement_at(0.0) == (0, 2)
     assert recent.summary().images == 0
     assert recent.confidences(9) == []
