@@ -102,7 +102,7 @@ def main(
     console.print(_speed_table(speeds, preprocessing))
     answers: list[Answers] = []
     if photographs is not None:
-        check_classes(photographs, predictor.spec.class_folders)
+        check_classes(photographs, predictor.spec)
         answers = _accuracy(_alike(photographs, limit), predictor)
         console.print(_accuracy_table(answers, min(limit, len(photographs))))
     if out is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.errors import BrokenModel, InvalidOption, LowfirstError, NotFound
+from service.errors import BrokenModel, DataError, InvalidOption, LowfirstError, NotFound
 from service.images.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -125,6 +125,18 @@ class ModelSpec:
         """Name and version."""
         return self.name, self.version
 
+    def told(self, name: str) -> Any:
+        """What its training says of ``name``. Raises DataError: another version trained it, and says nothing."""
+        known = {**self.recipe, **self.training}
+        if name not in known:
+            raise DataError(
+                f"{SPEC} of {self.reference}, which lowfirst {self.code_version or 'of unknown version'} wrote, says "
+                f"nothing of {name!r}: train it anew with this version",
+                field="model",
+                value=self.reference,
+            )
+        return known[name]
+
     def start_threshold(self, runtime: str, precision: str) -> float:
         """The default threshold of a runtime and precision; 1, where nothing exits, while none is known to be good."""
         own = [t.default_threshold for t in self.calibration if (t.runtime, t.precision) == (runtime, precision)]
@@ -145,6 +157,11 @@ class ModelSpec:
         raw = json.loads(text)
         if raw["format"] != FORMAT:
             raise ValueError(f"format is {raw['format']!r}; this version reads {FORMAT}")
+        foreign = sorted(set(raw) - {each.name for each in dataclasses.fields(cls)})
+        if foreign:
+            raise ValueError(
+                f"another version of lowfirst wrote it: {len(foreign)} unknown fields, {foreign[0]!r} first"
+            )
         if len(raw["classes"]) != raw["architecture"]["num_classes"]:
             raise ValueError(f"{len(raw['classes'])} classes for {raw['architecture']['num_classes']} logits")
         preprocessing = raw["preprocessing"]

@@ -166,7 +166,7 @@ def test_corrupt_spec_is_named(tmp_path: Path, text: str) -> None:
     [
         ("format", FORMAT + 1, f"format is {FORMAT + 1}; this version reads {FORMAT}"),
         ("classes", ["only one"], "1 classes for 2 logits"),
-        ("flavour", "sweet", "flavour"),
+        ("flavour", "sweet", "another version of lowfirst wrote it: 1 unknown fields, 'flavour' first"),
         ("architecture", "ms_resnet18", "indices must be integers"),
         ("temperature", {"middle": 1.0}, "middle"),
     ],

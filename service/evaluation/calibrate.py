@@ -111,9 +111,9 @@ def held_out(spec: ModelSpec, data: Path) -> Photographs:
         DataError: too few, classes that are not the model's, or other photographs than then.
     """
     photographs = find(data, "train")
-    check_classes(photographs, spec.class_folders)
-    _, held = hold_out(photographs, spec.recipe["calibration_share"], spec.recipe["seed"])
-    expected = spec.training["train_images"] + spec.training["calibration_images"]
+    check_classes(photographs, spec)
+    _, held = hold_out(photographs, spec.told("calibration_share"), spec.told("seed"))
+    expected = spec.told("train_images") + spec.told("calibration_images")
     if len(photographs) != expected:
         raise DataError(
             f"{data} has {len(photographs)} training photographs and had {expected} when the model was trained: "

@@ -115,7 +115,7 @@ class Promise:
     Attributes:
         threshold: that keeps the promise, by the table.
         exit_rate: what it gave on the photographs.
-        measured: the agreement on them, or the drop in accuracy.
+        measured: the agreement on them; or the images that exit wrong and would have been right, which bound the drop.
         is_kept: whether what the table bounds is within the promise on them.
         broken: share of calibrations anew, with as many images drawn from them, whose threshold breaks the promise.
         why_not: what it would take.
@@ -147,7 +147,7 @@ def _promise(pool: Pool, calibration: Calibration, goal: Goal, value: float) -> 
         value,
         threshold=threshold,
         exit_rate=float((pool.confidence > threshold).mean()),
-        measured=1 - risk if goal == "min_agreement" else pool.drop(threshold),
+        measured=1 - risk if goal == "min_agreement" else risk,
         is_kept=risk <= allowed + 1e-12,
         broken=broken(pool, goal, value, calibration.table.n),
     )

@@ -142,7 +142,7 @@ def evaluate(
         DataError: a missing folder, or classes that are not the model's.
     """
     photographs = find(data, split)
-    check_classes(photographs, predictor.spec.class_folders)
+    check_classes(photographs, predictor.spec)
     passes = run_passes(predictor, photographs, workers, lambda done: on_batch(done, len(photographs)))
     return summarise(passes, predictor, split)
 
@@ -158,7 +158,7 @@ def compare(
     """Every runtime and precision of this machine against eager float32, on ``data/split``. Raises as ``evaluate``."""
     reference = Predictor.load(folder, device, "float32")
     photographs = find(data, split)
-    check_classes(photographs, reference.spec.class_folders)
+    check_classes(photographs, reference.spec)
     pairs = available(reference.device)
     points: list[RuntimePoint] = []
     expected: Passes | None = None

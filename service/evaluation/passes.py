@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from service.errors import DataError
 from service.inference.device import cores
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
-from service.store import Temperature
+from service.store import SPEC, ModelSpec, Temperature
 from service.training.data import CentreCrop, Photographs, loader
 
 BATCH_SIZE = 32
@@ -79,19 +79,20 @@ def run_passes(
     return Passes(torch.cat(low), torch.cat(high), torch.cat(targets), tuple(unreadable))
 
 
-def check_classes(photographs: Photographs, class_folders: Sequence[str]) -> None:
+def check_classes(photographs: Photographs, spec: ModelSpec) -> None:
     """Whether the photographs' folders are the model's.
 
     Raises:
         DataError: naming the first folder that differs.
     """
-    if tuple(photographs.folders) == tuple(class_folders):
+    found, known = photographs.folders, spec.class_folders
+    if tuple(found) == tuple(known):
         return
-    foreign = sorted(set(photographs.folders) ^ set(class_folders))
+    foreign = sorted(set(found) ^ set(known))
     raise DataError(
-        f"the data has {len(photographs.folders)} class folders and the model {len(class_folders)}; "
-        f"not in both: {', '.join(foreign[:5])}",
+        f"{photographs.paths[0].parents[1]} has {len(found)} class folders and {SPEC} of {spec.reference} names "
+        f"{len(known)}; not in both: {', '.join(foreign[:5])}",
         field="data",
-        value=len(photographs.folders),
-        bound=len(class_folders),
+        value=len(found),
+        bound=len(known),
     )

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from service.errors import DataError
+from service.evaluation.coverage import DRAWS
 from service.evaluation.evaluate import Evaluation
 from service.inference.calibration import Calibration
 from service.networks.registry import backbone_name
@@ -55,7 +56,7 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
 
 def card(spec: ModelSpec, evaluation: Evaluation) -> str:
     """The model card, Markdown."""
-    training, recipe = spec.training, spec.recipe
+    recipe = spec.recipe
     crop = spec.preprocessing.crop
     default = evaluation.default
     error = 100 * math.sqrt(default.accuracy * (1 - default.accuracy) / evaluation.images)
@@ -93,17 +94,42 @@ on others.
 
 {_calibration(spec)}
 
+{_promises(evaluation)}
+
 ## Training
 
-{training["train_images"]} photographs, {training["epochs_done"]} epochs, {training["seconds"] / 60:.0f} minutes on
-{training["device"]} ({training["processes"]} at a time) in {training["precision"]} with PyTorch {training["torch"]};
-{training["calibration_images"]} more photographs were held out for calibration. lowfirst {spec.code_version}.
+{_training(spec)}
 
 | option | value |
 |---|---|
 {"".join(f"| {key} | {value} |{chr(10)}" for key, value in recipe.items())}
 The terms of the photographs are those of their data set; none of them is part of this folder.
 """
+
+
+def _promises(evaluation: Evaluation) -> str:
+    rows = "\n".join(
+        f"| `{p.goal}` {p.value:g} | {p.threshold:g} | {100 * (p.exit_rate or 0):.1f} | {100 * (p.measured or 0):.2f} "
+        f"| {'yes' if p.is_kept else 'no'} | {100 * (p.broken or 0):.1f} |"
+        for p in evaluation.promises
+        if p.threshold is not None
+    )
+    if not rows:
+        return "So few photographs certify no agreement of 90 % or more."
+    return f"""Promises that it makes, held against the photographs of `{evaluation.split}/`: what of them agrees with the high
+pass, or loses a right answer, and how many of {DRAWS} calibrations anew, with as many photographs drawn from these,
+would break the promise (5 % may):
+
+| promise | threshold | exit early, % | measured, % | kept | broken by, % |
+|---|---|---|---|---|---|
+{rows}"""
+
+
+def _training(spec: ModelSpec) -> str:
+    told = spec.told
+    return f"""{told("train_images")} photographs, {told("epochs_done")} epochs, {told("seconds") / 60:.0f} minutes on
+{told("device")} ({told("processes")} at a time) in {told("precision")} with PyTorch {told("torch")};
+{told("calibration_images")} more photographs were held out for calibration. lowfirst {spec.code_version}."""
 
 
 def _measured(spec: ModelSpec, evaluation: Evaluation) -> str:

@@ -64,13 +64,14 @@ class Calibration:
     table: CalibrationTable
     low_mmacs: float
     high_mmacs: float
+    model: str = "this model"
 
     @classmethod
     def of(cls, spec: ModelSpec, runtime: str, precision: str) -> Calibration | None:
         """The table for exactly this runtime and precision, or the model's first; None if it has none."""
         exact = [t for t in spec.calibration if (t.runtime, t.precision) == (runtime, precision)]
         chosen = [*exact, *spec.calibration][:1]
-        return cls(chosen[0], spec.low_mmacs, spec.high_mmacs) if chosen else None
+        return cls(chosen[0], spec.low_mmacs, spec.high_mmacs, spec.reference) if chosen else None
 
     def predict(self, threshold: float) -> Effect:
         """The effect of ``threshold``: between two rows shares are interpolated, bounds are the worse (lower) row's."""
@@ -121,6 +122,11 @@ class Calibration:
             return asked.value
         return self.predict(asked.threshold).agreement_at_least
 
+    @property
+    def _name(self) -> str:
+        """The model, and which of its tables this is."""
+        return f"{self.model} ({self.table.runtime} {self.table.precision})"
+
     def _mean_mmacs(self, exit_rate: float) -> float:
         return self.low_mmacs + (1 - exit_rate) * self.high_mmacs
 
@@ -138,7 +144,7 @@ class Calibration:
             raise InvalidOption(
                 goal,
                 value,
-                f"certifiable: it takes {takes:.15g} calibration images, and this model has {n} "
+                f"certifiable: it takes {takes:.15g} calibration images, and {self._name} has {n} "
                 "(threshold 1 keeps any promise)",
             )
         chosen = 1.0

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
 
-import service
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.store import SPEC, ModelSpec, read_spec, read_weights, write_spec, write_weights
 from service.training.data import Photographs
@@ -81,7 +81,7 @@ class RunFolder:
         foreign = sorted((set(before) ^ set(now)) - FREE_ON_RESUME)
         if foreign:
             raise DataError(
-                f"{path} is of another version than {service.__version__}: {len(foreign)} options are in one of them "
+                f"{path} was written by another version of lowfirst: {len(foreign)} options are known to one of them "
                 f"only, {foreign[0]!r} first; train it anew with this version, or go on with the one it was begun with",
                 field="out",
                 value=str(self.path),
@@ -92,7 +92,7 @@ class RunFolder:
         if not (self.path / SPEC).is_file():  # interrupted in its first epoch
             return
         spec = read_spec(self.path)
-        was = spec.training["train_images"], spec.training["calibration_images"], spec.class_folders
+        was = spec.told("train_images"), spec.told("calibration_images"), spec.class_folders
         found = len(photographs), len(held_out), photographs.folders
         if was != found:
             raise DataError(
@@ -121,10 +121,15 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
+            with ZipFile(path) as parts:  # torch.load compares no checksums
+                if (part := parts.testzip()) is not None:
+                    raise ValueError(f"{part} in it is damaged")
             saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             if not saved.keys() >= CHECKPOINT_KEYS or any({*line} != LOG_FIELDS for line in saved["log"]):
-                raise ValueError(f"it is of another version than {service.__version__}")
-        except (ValueError, RuntimeError, EOFError, OSError, AttributeError, TypeError, UnpicklingError) as error:
+                raise ValueError("another version of lowfirst wrote it")
+        except (
+            ValueError, RuntimeError, EOFError, OSError, AttributeError, TypeError, UnpicklingError, BadZipFile
+        ) as error:  # fmt: skip
             reason = str(error).partition("\n")[0]
             raise BrokenModel(
                 f"{path}, {path.stat().st_size} bytes, is no checkpoint to go on from: {reason}",
@@ -162,4 +167,4 @@ class RunFolder:
             read_weights(self.path, spec)
         except (NotFound, BrokenModel):
             return None
-        return spec if spec.training["epochs_done"] == epochs else None
+        return spec if spec.training.get("epochs_done") == epochs else None

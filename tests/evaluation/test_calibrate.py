@@ -155,6 +155,12 @@ def test_too_few_held_out_photographs_are_an_error(run: Path, shapes: Path, shar
         calibrate(run, shapes, "cpu", workers=0)
 
 
+def test_run_of_another_version_is_named_with_what_it_does_not_say(run: Path, shapes: Path) -> None:
+    _change(run, recipe={"seed": 0}, code_version="0.0.7")
+    with pytest.raises(DataError, match=r"model\.json of \S+, which lowfirst 0\.0\.7 wrote, .* 'calibration_share'"):
+        calibrate(run, shapes, "cpu", workers=0)
+
+
 def test_other_classes_are_named(run: Path, shapes: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(shapes, other)

@@ -66,7 +66,9 @@ def test_risk_grows_as_the_threshold_falls_and_bounds_the_drop(pool: Pool, goal:
 
 
 def test_promise_that_so_few_images_cannot_certify_says_how_many_can(pool: Pool) -> None:
-    with pytest.raises(InvalidOption, match="it takes 299 calibration images, and this model has 200"):
+    with pytest.raises(
+        InvalidOption, match=r"it takes 299 calibration images, and this model \(eager float32\) has 200"
+    ):
         broken(pool, "min_agreement", 0.99, 200)
 
 
@@ -86,9 +88,10 @@ def test_promises_are_solved_by_the_table_and_measured_on_the_pool(pool: Pool) -
             assert promise.is_kept == (promise.measured >= promise.value)
         else:
             gone = (pool.high == pool.targets).mean() - (answers == pool.targets).mean()
-            assert promise.measured == pytest.approx(gone)
-            assert not promise.is_kept or gone <= promise.value
+            lost = ((pool.high == pool.targets) & (answers != pool.targets)).mean()
+            assert gone <= promise.measured == pytest.approx(lost)
+            assert promise.is_kept == (lost <= promise.value)
         assert promise.broken is not None
         assert promise.broken <= MOST
     few = Calibration(tabulate(pool.confidence[:30], pool.low[:30], pool.high[:30], pool.targets[:30], "", ""), 1, 4)
-    assert "it takes 149 calibration images, and this model has 30" in promises(pool, few)[2].why_not
+    assert "it takes 149 calibration images" in promises(pool, few)[2].why_not

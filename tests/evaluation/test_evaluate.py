@@ -74,7 +74,7 @@ def test_json_has_the_default_and_the_curve(evaluation: Evaluation) -> None:
 
 def test_promises_of_the_table_are_held_against_the_images(evaluation: Evaluation) -> None:
     assert [(promise.goal, promise.value) for promise in evaluation.promises] == list(PROMISES)
-    assert all("and this model has 10" in promise.why_not for promise in evaluation.promises)
+    assert all("and run/0 (eager float32) has 10" in promise.why_not for promise in evaluation.promises)
 
 
 def test_uncalibrated_model_promises_nothing(trained: Path, shapes: Path) -> None:
@@ -112,14 +112,16 @@ def test_classes_that_are_not_the_models_are_named(
 ) -> None:
     shutil.copytree(shapes / "val", tmp_path / "val")
     (tmp_path / "val" / rename[0]).rename(tmp_path / "val" / rename[1])
-    with pytest.raises(DataError, match=f"3 class folders and the model 3; not in both: circle, {rename[1]}"):
+    with pytest.raises(
+        DataError, match=rf"val has 3 class folders and model\.json of \S+ names 3; not in both: circle, {rename[1]}"
+    ):
         evaluate(predictor, tmp_path, workers=0)
 
 
 def test_missing_class_is_named(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes / "val", tmp_path / "val")
     shutil.rmtree(tmp_path / "val" / "square")
-    with pytest.raises(DataError, match="2 class folders and the model 3; not in both: square"):
+    with pytest.raises(DataError, match=r"val has 2 class folders and model\.json of \S+ names 3; not in both: square"):
         evaluate(predictor, tmp_path, workers=0)
 
 

@@ -135,7 +135,9 @@ def test_run_of_another_version_is_named_with_how_many_options_differ(run: Train
     before = json.loads(path.read_text())
     del before["warmup"]
     path.write_text(json.dumps({**before, "heat": 1}))
-    with pytest.raises(DataError, match=r"options\.json is of another version than .*: 2 options are .*'heat' first"):
+    with pytest.raises(
+        DataError, match=r"options\.json was written by another version .*: 2 options are .*'heat' first"
+    ):
         train(run, resume=True)
 
 
@@ -151,6 +153,15 @@ def test_checkpoint_that_is_cut_short_is_named_with_its_size(run: TrainOptions, 
     path = run.out / CHECKPOINT
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(BrokenModel, match=rf"checkpoint\.pt, {path.stat().st_size} bytes, is no checkpoint"):
+        train(run, resume=True)
+
+
+def test_checkpoint_with_a_flipped_bit_is_named(run: TrainOptions) -> None:
+    path = run.out / CHECKPOINT
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, is no checkpoint to go on from: \S+ .*damaged"):
         train(run, resume=True)
 
 
@@ -171,7 +182,7 @@ def test_checkpoint_of_another_version_is_named(
 ) -> None:
     path = run.out / CHECKPOINT
     torch.save(change(torch.load(path, weights_only=True)), path)
-    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, .*: it is of another version than"):
+    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, .*: another version of lowfirst wrote it"):
         train(run, resume=True)
 
 
