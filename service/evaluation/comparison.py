@@ -31,6 +31,7 @@ STEP = 32  # pixels between the sizes that a single-scale network is tested at
 TIMED_BATCH = {"cpu": 8, "cuda": 64}
 TIMED_SECONDS = 0.3
 TIMED_RUNS = 5
+OWN_OPTIONS = {"network", "network_options", "resolution", "seed", "distillation"}  # of one network, not of a recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,7 @@ class Verdict:
         cost_at_its_accuracy: share of its cost that the run takes on average to be as accurate; None: it never is.
         gain_at_its_cost: in accuracy, of the run at the same mean cost.
         gap_to_naive: mean over costs from 0.4 to 1.0 of the high network.
+        otherwise: training options in which the single-scale runs differ from it, with both values.
     """
 
     run: int
@@ -257,6 +259,7 @@ class Verdict:
     cost_at_its_accuracy: float | None = None
     gain_at_its_cost: Estimate | None = None
     gap_to_naive: Estimate | None = None
+    otherwise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +289,7 @@ class Group:
         self.single = {index: run for index, run in runs.items() if not run.is_multi_scale}
 
     def high_run(self, run: Run) -> int | None:
-        """The single-scale run of the same high resolution, of the same seed if there is one."""
+        """The single-scale run of the same high resolution: of those, the one trained most alike, of the same seed."""
         return self._partner(run, run.resolution)
 
     def low_run(self, run: Run) -> int | None:
@@ -295,7 +298,17 @@ class Group:
 
     def _partner(self, run: Run, resolution: int) -> int | None:
         fitting = [index for index, single in self.single.items() if single.resolution == resolution]
-        return min(fitting, key=lambda index: (self.runs[index].seed != run.seed, index), default=None)
+
+        def unlike(index: int) -> tuple[int, bool, int]:
+            return len(_otherwise(run, self.runs[index])), self.runs[index].seed != run.seed, index
+
+        return min(fitting, key=unlike, default=None)
+
+    def base_mmacs(self, index: int) -> float:
+        """Millions of multiply-adds of the base network at the size that a run is compared at."""
+        run = self.runs[index]
+        size = 2 * run.resolution if not run.is_multi_scale and self.is_half(run) else run.resolution
+        return self.bench.mmacs(run, size)[1]
 
     def sizes(self, run: Run) -> list[int]:
         """What a single-scale run is tested at: sizes from half its own to its own, or its own where it is itself
@@ -394,10 +407,12 @@ class Group:
     def verdict(self, index: int) -> Verdict:
         """How a multi-scale run compares."""
         run, cascade = self.runs[index], self.cascade(index)
-        naive, high = self.naive(index), self.high_run(run)
+        naive, low, high = self.naive(index), self.low_run(run), self.high_run(run)
+        singles = [self.runs[i] for i in (low, high) if i is not None]
+        otherwise = tuple(sorted({each for single in singles for each in _otherwise(run, single)}))
         ahead = None if naive is None else gap(cascade, naive, cascade.high_cost)
         if high is None:
-            return Verdict(index, gap_to_naive=ahead)
+            return Verdict(index, gap_to_naive=ahead, otherwise=otherwise)
         is_right = right(self.bench.passes(self.runs[high]))
         cheapest = cascade.cheapest(float(is_right.mean()))
         return Verdict(
@@ -406,7 +421,15 @@ class Group:
             None if cheapest is None else cheapest / cascade.high_cost,
             gain(cascade, is_right, cascade.high_cost),
             ahead,
+            otherwise,
         )
+
+
+def _otherwise(run: Run, single: Run) -> list[str]:
+    """Training options that differ between a multi-scale run and a single-scale one, and need not."""
+    one, other = run.spec.recipe, single.spec.recipe
+    names = sorted({*one, *other} - OWN_OPTIONS)
+    return [f"{name} {other.get(name)} ({one.get(name)})" for name in names if other.get(name) != one.get(name)]
 
 
 def _between(full: int) -> list[int]:

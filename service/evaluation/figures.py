@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ Bools = npt.NDArray[np.bool_]
 
 TEAL, ORANGE, INK, QUIET, PALE = "#0b7a71", "#ad560c", "#1d1c1a", "#8b867d", "#d8d4cc"
 # Of cascades in one picture: told apart in grey too, by their lines.
-CURVES = (("#2f5fb3", "-"), ("#8d3b8d", (0, (5, 1.5))), ("#3f3f3f", (0, (1.5, 1.2))), ("#5b9bd5", "-."))
+COLOURS = ("#2f5fb3", "#8d3b8d", "#3f3f3f", "#5b9bd5")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), "-.")
+CURVES = tuple((COLOURS[i % 4], LINES[(i + i // 4) % 4]) for i in range(16))
+NAIVE = ((0, (4, 2)), (0, (1, 1.5)), (0, (8, 2, 1, 2)))
 DPI = 130
 NOTHING = 1e-6  # of a magnitude: rounding
 RANGE = 300  # of magnitudes told apart by colour
 BINS = 10
+FEW_FREQUENCIES = 2  # cycles an image: all of them are above half of that
 FEWEST = 20  # exited images, below which a precision says nothing
 
 STYLE: dict[Any, Any] = {
@@ -96,7 +101,9 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
         for name in shown:
             radii, means = spectra[name].profile()
             means = np.where(means > means[0] * NOTHING, means, np.nan)
-            label = f"{titles[name]} ({100 * spectra[name].above_half():.0f} % above half of Nyquist)"
+            label = titles[name]
+            if spectra[name].reach > FEW_FREQUENCIES:
+                label += f" ({100 * spectra[name].above_half():.0f} % above half of Nyquist)"
             plot.semilogy(radii, means / means[0], marker=marks[name], color=colours[name], lw=1.8, label=label)
         plot.xaxis.set_major_locator(MaxNLocator(integer=True))
         plot.set_xlabel("radius, cycles an image")
@@ -199,22 +206,27 @@ def tradeoff(
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         colours = iter(CURVES * len(curves))
+        naive = iter([(QUIET, line) for line in NAIVE] * len(curves))
+        sides = cycle((-1, 1))  # of the defaults' labels
         for curve in curves:
             costs, accuracy = curve.cascade.curve()
-            colour, line = (QUIET, (0, (4, 2))) if curve.is_naive else next(colours)
+            colour, line = next(naive if curve.is_naive else colours)
             axes.plot(costs, 100 * accuracy, color=colour, ls=line, lw=1.6 if curve.is_naive else 2.2, label=curve.name)
             if curve.default is not None:
                 exit_rate, cost, right = curve.cascade.at(curve.default)
                 axes.plot(cost, 100 * right, "o", ms=9, mfc="white", mec=colour, mew=2.2, zorder=5)
+                side = next(sides)
                 axes.annotate(
                     f"default threshold {curve.default:g}\n{100 * exit_rate:.0f} % exit, {100 * right:.1f} %",
                     (cost, 100 * right),
-                    xytext=(10, -14),
+                    xytext=(-10 * side, 14 * side),
                     textcoords="offset points",
-                    va="top",
+                    ha="left" if side < 0 else "right",
+                    va="top" if side < 0 else "bottom",
                     size=9,
                     color=colour,
                 )
+        sizes = set()
         for dots, mark, name in ((single, "s", ""), (averaged, "D", "logits at two sizes averaged")):
             named = set()
             for dot in dots:
@@ -227,6 +239,9 @@ def tradeoff(
                     mew=1.6, ls="", label=None if label in named else label, zorder=4,
                 )  # fmt: skip
                 named.add(label)
+                if (dot.label, colour) in sizes:  # another seed's
+                    continue
+                sizes.add((dot.label, colour))
                 where = (-8, 0, "right", "center") if dot.is_half else (0, -9, "center", "top")
                 axes.annotate(
                     dot.label, (dot.cost, 100 * dot.accuracy), xytext=where[:2], textcoords="offset points", size=8.5,
@@ -292,7 +307,7 @@ def reliability(path: Path, heads: dict[str, tuple[Reliability, Reliability, flo
             axes.set_xlim(start, 102)
             axes.set_ylim(start, 102)
             axes.set_aspect("equal")
-            axes.legend(loc="upper left", fontsize=9.5)
+            axes.legend(loc="lower right", fontsize=9.5)
 
     draw(path, (4.9 * len(heads), 5.0), paint)
 

@@ -17,7 +17,7 @@ class Handover:
     """Of the sum after one block, H(x_H) + up(x_L): means over channels and images.
 
     Attributes:
-        share: of the variance, the low network's; 0.5 is half.
+        share: the low network's variance, of both summands'; 0.5 is half.
         correlation: of the two summands, over places and images; below 0 the high network takes back what it is given.
     """
 

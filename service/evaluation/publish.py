@@ -116,9 +116,9 @@ def _promises(evaluation: Evaluation) -> str:
     )
     if not rows:
         return "So few photographs certify no agreement of 90 % or more."
-    return f"""Promises that it makes, held against the photographs of `{evaluation.split}/`: what of them agrees with the high
-pass, or loses a right answer, and how many of {DRAWS} calibrations anew, with as many photographs drawn from these,
-would break the promise (5 % may):
+    return f"""Promises that it makes, held against the photographs of `{evaluation.split}/`: what of them agrees with
+the high pass, or loses a right answer, and how many of {DRAWS} calibrations anew, with as many photographs drawn from
+these, would break the promise (5 % may):
 
 | promise | threshold | exit early, % | measured, % | kept | broken by, % |
 |---|---|---|---|---|---|

@@ -120,6 +120,21 @@ def test_page_of_all_runs_has_every_figure(full: _Page) -> None:
     assert "takes runs of" not in full.text
 
 
+def test_partner_is_the_run_trained_most_alike_and_what_differs_is_said(group: Group) -> None:
+    multi, low, high = group.runs.values()
+    hasty = dataclasses.replace(high, spec=dataclasses.replace(high.spec, recipe={**high.spec.recipe, "epochs": 99}))
+    alike = Group(BASE, {0: hasty, 1: multi, 2: low, 3: high}, group.bench)
+    assert alike.high_run(multi) == 3
+    assert alike.verdict(1).otherwise == ()
+    alone = Group(BASE, {0: hasty, 1: multi}, group.bench)
+    assert alone.verdict(1).otherwise == (f"epochs 99 ({multi.spec.recipe['epochs']})",)
+
+
+def test_cost_is_told_of_the_network_that_a_run_is_compared_with(group: Group) -> None:
+    full = cost(BASE, 3, SIZE).high_mmacs
+    assert [group.base_mmacs(index) for index in group.runs] == pytest.approx([full] * 3)
+
+
 def test_page_has_the_papers_rows_and_every_runs_options(full: _Page) -> None:
     for row in paper.ROWS[BASE]:
         assert f"<td>{row.top1:.1f}</td>" in full.text
