@@ -169,6 +169,7 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
             plot.set_xlabel("threshold")
             plot.set_ylabel(label)
             plot.set_xlim(0, 1)
+        left_plot.set_ylim(top=101)
         right_plot.set_ylim(0, 101)
         left_plot.legend(fontsize=9.5)
 

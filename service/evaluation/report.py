@@ -283,8 +283,13 @@ def _reliability(group: Group, index: int, out: Path) -> Picked:
     fitted = run.spec.default_threshold is not None
     return Picked(
         file,
-        f"Reliability of {run.name}, before and after its temperatures, which were fitted on photographs held out of "
-        f"training. {figures.BINS} bins of equally many images; the error is the mean distance from the diagonal.",
+        f"Reliability of {run.name}"
+        + (
+            ", before and after its temperatures, which were fitted on photographs held out of training"
+            if fitted
+            else ""
+        )
+        + f". {figures.BINS} bins of equally many images; the error is the mean distance from the diagonal.",
         "" if fitted else f"It was never calibrated: `lowfirst calibrate {run.folder} --data DIR` fits temperatures.",
     )
 
