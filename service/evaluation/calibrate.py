@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from service.training.data import MIN_HELD_OUT, Photographs, find, halve, hold_o
 
 TOLERATED_DROP = 0.005
 TEMPERATURES = (0.05, 20.0)
+SAME_TEMPERATURE = 0.01  # devices differ in the last digits of their logits
 
 
 def calibrate(
@@ -32,7 +34,7 @@ def calibrate(
     """Calibrate the run in ``folder`` on the photographs that its training held out, and write the result there.
 
     One half fits the temperatures, in float32, and a default threshold for each runtime and precision that the
-    device may serve with; the other certifies, with one table for each.
+    device may serve with; the other certifies, with one table for each. Tables made on another device are kept.
 
     Raises:
         DataError: nothing, or too little, was held out; classes that are not the model's; a single-scale network.
@@ -50,7 +52,7 @@ def calibrate(
         on_batch(images, total)
 
     fit_on = run_passes(reference, fitting, workers, done)
-    fitted = fit(fit_on, spec)
+    fitted, others = _beside(fit(fit_on, spec), spec, pairs)
     tables = []
     for runtime, precision in pairs:
         is_reference = (runtime, precision) == (reference.runtime, reference.precision)
@@ -58,9 +60,21 @@ def calibrate(
         own = fit_on if is_reference else run_passes(predictor, fitting, workers, done)
         table = certify(run_passes(predictor, certifying, workers, done), fitted, predictor)
         tables.append(dataclasses.replace(table, default_threshold=cheapest(own, fitted.temperature)))
-    calibrated = dataclasses.replace(fitted, calibration=tuple(tables))
+    calibrated = dataclasses.replace(fitted, calibration=(*tables, *others))
     write_spec(folder, calibrated)
     return calibrated
+
+
+def _beside(
+    fitted: ModelSpec, spec: ModelSpec, pairs: Sequence[tuple[str, str]]
+) -> tuple[ModelSpec, list[CalibrationTable]]:
+    """The tables of ``spec`` for none of ``pairs``, and ``fitted`` with the temperatures that they were made with; none
+    where what another device fitted is another model's."""
+    others = [table for table in spec.calibration if (table.runtime, table.precision) not in pairs]
+    was, now = dataclasses.astuple(spec.temperature), dataclasses.astuple(fitted.temperature)
+    if not others or not all(math.isclose(*both, rel_tol=SAME_TEMPERATURE) for both in zip(was, now, strict=True)):
+        return fitted, []
+    return dataclasses.replace(fitted, temperature=spec.temperature), others
 
 
 def fit(passes: Passes, spec: ModelSpec) -> ModelSpec:

@@ -140,6 +140,17 @@ def test_calibrating_twice_gives_the_same(calibrated: Path, shapes: Path, tmp_pa
     assert calibrate(again, shapes, "cpu", workers=0) == read_spec(calibrated)
 
 
+def test_tables_of_another_device_are_kept_unless_temperatures_have_changed(
+    run: Path, calibrated: Path, shapes: Path
+) -> None:
+    before = read_spec(calibrated)
+    foreign = dataclasses.replace(before.calibration[0], runtime="cudagraphs", precision="float16")
+    both = _change(run, temperature=before.temperature, calibration=(*before.calibration, foreign)).calibration
+    assert sorted(map(repr, calibrate(run, shapes, "cpu", workers=0).calibration)) == sorted(map(repr, both))
+    _change(run, temperature=Temperature(9.0, 9.0))
+    assert calibrate(run, shapes, "cpu", workers=0).calibration == before.calibration
+
+
 def test_photographs_added_since_training_are_an_error(run: Path, shapes: Path, tmp_path: Path) -> None:
     more = tmp_path / "more"
     shutil.copytree(shapes, more)
