@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,9 @@ from service.store import ModelStore
 
 # How often the runtime config is looked at for models that another replica was told to serve.
 FOLLOW_SECONDS = 0.2
+
+# How long a model is kept ready that another replica was told to serve, until it does.
+FORESEEN_SECONDS = 60.0
 
 # How long before what could not be served is tried again: its files may yet come.
 RETRY_SECONDS = 10.0
@@ -68,6 +72,9 @@ class Models:
         self._engines = {predictor.spec.name: self._engine(predictor) for predictor in first}
         self._switching = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
+        self._foreseen: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
+        self._foretold = config.foretold  # of which they are
+        self._forget_at = math.inf
         self._retiring: set[asyncio.Task[None]] = set()
         self._draining = False
         self._hindrance: str | None = None  # why the last attempt to serve what the config names failed
@@ -124,6 +131,7 @@ class Models:
             self._following.cancel()
             with suppress(asyncio.CancelledError):
                 await self._following
+        await self._forget()
         await asyncio.gather(*self._retiring, *(engine.close() for engine in self))
 
     def why_not_ready(self) -> str | None:
@@ -156,6 +164,7 @@ class Models:
                 return old
             before = self._applied.served
             models = dict((name, version) if key == old.spec.key else key for key in before)
+            await self._config.foretell(models)  # so that other replicas prepare meanwhile
             engines = await self._prepare(models)
             new = engines[name]
 
@@ -202,7 +211,7 @@ class Models:
             for name, version in models.items():
                 known = self._engines.get(name)
                 if known is None or known.spec.version != version:
-                    known = await self._started(f"{name}/{version}")
+                    known = self._foreseen.pop((name, version), None) or await self._started(f"{name}/{version}")
                 engines[name] = known
         except BaseException:
             await self._discard(engines)
@@ -248,8 +257,26 @@ class Models:
             await asyncio.sleep(FOLLOW_SECONDS)
             async with self._switching:
                 follows = await self._catch_up()
+                await self._foresee()
             if not follows:
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _foresee(self) -> None:
+        """Prepare what another replica is about to ask for; forget it when that does not come."""
+        if self._config.foretold is not self._foretold:  # said again, it is another
+            self._foretold = self._config.foretold
+            await self._forget()
+            self._forget_at = time.monotonic() + FORESEEN_SECONDS
+            for key in set(self._foretold.items()) - set(self._applied.served):
+                with suppress(Exception):  # once it is asked for, the reason is told
+                    self._foreseen[key] = await self._started("/".join(map(str, key)))
+        if time.monotonic() > self._forget_at:
+            await self._forget()
+
+    async def _forget(self) -> None:
+        self._forget_at = math.inf
+        while self._foreseen:
+            await self._foreseen.popitem()[1].close()
 
     async def _catch_up(self) -> bool:
         """Serve what the config names; whether that is so now. The log has each reason why not once."""

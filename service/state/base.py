@@ -70,8 +70,17 @@ class ConfigStore(ConfigSource, Protocol):
         """Whether what stands there is ignored, and the last good config stays in force."""
         ...
 
+    @property
+    def foretold(self) -> Mapping[str, int]:
+        """The models that another replica said last it would ask for, version by name; none without such a word."""
+        ...
+
     async def start(self) -> None:
         """Take over what is shared, and follow it from now on; raises nothing when it is out of reach."""
+        ...
+
+    async def foretell(self, models: Mapping[str, int]) -> None:
+        """Tell the other replicas which models will be asked for, if all goes well; lost when they are out of reach."""
         ...
 
     async def close(self) -> None:

@@ -85,6 +85,21 @@ def _is_between(value: Any, least: float, most: float) -> bool:
     return is_number and math.isfinite(value) and least <= value <= most
 
 
+def encode_models(sender: str, models: Mapping[str, int]) -> bytes:
+    """Who says so, and which models will be asked for, as JSON."""
+    return json.dumps({"sender": sender, "models": dict(models)}).encode()
+
+
+def decode_models(raw: bytes) -> tuple[str, dict[str, int]] | None:
+    """What ``encode_models`` made; None for anything else."""
+    try:
+        told = json.loads(raw)
+        models = {str(name): _version(version, name) for name, version in told["models"].items()}
+        return str(told["sender"]), models
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def encode_passes(passes: CachedPasses) -> bytes:
     """How many passes there are, a byte; then their probabilities, eight bytes each."""
     known = (*passes.low, *(passes.high or ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 
 from service.state.base import CachedPasses, Change, RuntimeConfig, Target, check_expected_version
@@ -14,6 +15,7 @@ class MemoryConfigStore:
 
     is_up = True
     is_invalid = False
+    foretold: Mapping[str, int] = {}
 
     def __init__(self, start: RuntimeConfig) -> None:
         self._current = start
@@ -26,6 +28,9 @@ class MemoryConfigStore:
 
     async def start(self) -> None:
         """See ``ConfigStore.start``."""
+
+    async def foretell(self, models: Mapping[str, int]) -> None:
+        """There is nobody to be told."""
 
     async def close(self) -> None:
         """See ``ConfigStore.close``."""

@@ -7,7 +7,8 @@ script; a value that is gone, or older than what a replica knows, is replaced th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import secrets
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -22,7 +23,16 @@ from redis.retry import Retry as BlockingRetry
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
 from service.state.base import CachedPasses, Change, RuntimeConfig, Target, check_expected_version
-from service.state.encoding import MAX_VERSION, Unreadable, decode_config, decode_passes, encode_config, encode_passes
+from service.state.encoding import (
+    MAX_VERSION,
+    Unreadable,
+    decode_config,
+    decode_models,
+    decode_passes,
+    encode_config,
+    encode_models,
+    encode_passes,
+)
 
 T = TypeVar("T")
 
@@ -183,6 +193,8 @@ class RedisConfigStore:
         self._swap_script = link.client.register_script(SWAP)
         self._lock = asyncio.Lock()
         self._news = asyncio.Event()
+        self._name = secrets.token_hex(8)  # by which a replica knows its own announcements
+        self._foretold: Mapping[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -199,6 +211,17 @@ class RedisConfigStore:
     def is_invalid(self) -> bool:
         """Whether what stands in Redis is ignored."""
         return self._ignored is not None
+
+    @property
+    def foretold(self) -> Mapping[str, int]:
+        """See ``ConfigStore.foretold``."""
+        return self._foretold
+
+    async def foretell(self, models: Mapping[str, int]) -> None:
+        """See ``ConfigStore.foretell``."""
+        word = encode_models(self._name, models)
+        with suppress(StoreUnavailable):
+            await self._link.run(self._link.client.publish(self._key, word), CONFIG_SECONDS)
 
     async def start(self) -> None:
         """Take over what stands in Redis, then follow it; if Redis does not answer, as soon as it does."""
@@ -246,14 +269,24 @@ class RedisConfigStore:
             await self._refresh()
 
     async def _listen(self) -> None:
-        """Turn announcements into news. They only save time: the poll finds every change without them."""
+        """Turn announcements into news. They only save time: the poll finds every change without them.
+
+        One that says nothing is of a change; another is of models that will be asked for.
+        """
         while True:
             with suppress(Exception):  # whatever ended it, the poll tells whether Redis is up
                 async with asyncio.timeout(SUBSCRIPTION_SECONDS), self._link.client.pubsub() as announced:
                     await announced.subscribe(self._key)
-                    async for _ in announced.listen():
-                        self._news.set()
+                    async for message in announced.listen():
+                        self._hear(message["data"])
             await asyncio.sleep(POLL_SECONDS)
+
+    def _hear(self, word: Any) -> None:
+        told = decode_models(word) if isinstance(word, bytes) and word else None
+        if told is None:
+            self._news.set()
+        elif told[0] != self._name:
+            self._foretold = told[1]
 
     async def _refresh(self) -> None:
         try:

@@ -336,6 +336,32 @@ async def test_replica_serves_what_another_was_told_to(store: ModelStore, jpeg: 
         assert {(answer.version, answer.threshold, answer.config_version) for answer in answers} == {(2, 0.3, 3)}
 
 
+async def test_what_another_replica_will_ask_for_is_prepared_before_it_does(store: ModelStore, jpeg: bytes) -> None:
+    async with serving(store) as replica:
+        idle = workers()
+        replica.config.foretold = {"tiny": 2}
+        await until(lambda: bool(workers() - idle))
+        await replica.classify(jpeg)
+        assert replica.served() == ["tiny/1"]
+        ready = workers() - idle
+        await replica.name({"tiny": 2})
+        await until(lambda: replica.served() == ["tiny/2"])
+        await until(lambda: not idle & workers())
+        assert workers() == ready  # no other was started for it
+
+
+async def test_what_is_not_asked_for_after_all_is_forgotten(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine.models.FORESEEN_SECONDS", 0.0)
+    async with serving(store) as replica:
+        idle = workers()
+        for foretold in ({"tiny": 2}, {"broken": 1}, {"nowhere": 9}, {"tiny": 2}):
+            replica.config.foretold = foretold
+            await until(lambda foretold=foretold: replica.models._foretold is foretold)  # type: ignore[misc]
+            await until(lambda: workers() == idle)
+        assert replica.served() == ["tiny/1"]
+        assert not replica.models.is_hindered
+
+
 async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep(
     store: ModelStore, jpeg: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from service.state.base import CachedPasses, RuntimeConfig, ThresholdConfig
-from service.state.encoding import Unreadable, decode_config, decode_passes, encode_config, encode_passes
+from service.state.encoding import (
+    Unreadable,
+    decode_config,
+    decode_models,
+    decode_passes,
+    encode_config,
+    encode_models,
+    encode_passes,
+)
 
 CONFIG = RuntimeConfig(
     7,
@@ -100,3 +108,14 @@ COMPLETE = encode_passes(CachedPasses((0.5, 0.5), (0.25, 0.75)))
 )  # fmt: skip
 def test_other_bytes_are_no_passes(raw: bytes) -> None:
     assert decode_passes(raw) is None
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"3", b"{}", b'{"sender": "a"}', b'{"sender": "a", "models": {"tiny": 0}}', b"\xff"]
+)
+def test_word_of_models_that_is_none(raw: bytes) -> None:
+    assert decode_models(raw) is None
+
+
+def test_word_of_models_is_read_as_it_was_written() -> None:
+    assert decode_models(encode_models("me", {"tiny": 2, "bees": 1})) == ("me", {"tiny": 2, "bees": 1})

@@ -77,6 +77,26 @@ def counting(config: RuntimeConfig) -> RuntimeConfig:
     return dataclasses.replace(config, thresholds={"tiny": counted})
 
 
+async def test_others_are_told_what_will_be_asked_for_and_nothing_else_has_changed(redis_server: RedisServer) -> None:
+    async with replica(redis_server) as one, replica(redis_server) as other:
+        models = {"tiny": 2, "bees": 1}
+        async with asyncio.timeout(TIMEOUT):
+            while not other.foretold:  # until it has subscribed
+                await one.foretell(models)
+        first = other.foretold
+        assert first == models
+        await one.foretell(models)
+        await until(lambda: other.foretold is not first)
+        assert not one.foretold  # its own word
+        assert one.current == other.current == START
+
+
+async def test_nobody_is_told_while_redis_is_away(redis_server: RedisServer) -> None:
+    async with replica(redis_server) as one:
+        redis_server.kill()
+        await one.foretell({"tiny": 2})
+
+
 def at(version: int, threshold: float = 0.5) -> RuntimeConfig:
     """A config as another replica, or a hand, might put it there."""
     return RuntimeConfig(version, {"tiny": ThresholdConfig("threshold", threshold, threshold)}, {"tiny": 1})
