@@ -127,7 +127,10 @@ def train(
         raise typer.Exit(130) from None
     if is_first_process():
         name_unreadable(finished.unreadable)
-        say = f"trained {out}; next: lowfirst calibrate {out} --data {data}"
+        then = f"calibrate {out} --data {data}"
+        if not options.is_multi_scale:  # it has no exit to calibrate
+            then = f"report {out} RUNS… --data {data} --out FOLDER"
+        say = f"trained {out}; next: lowfirst {then}"
         output.print(say, highlight=False, markup=False, soft_wrap=True)
 
 
