@@ -28,6 +28,9 @@ from service.store import ModelStore
 # How often the runtime config is looked at for models that another replica was told to serve.
 FOLLOW_SECONDS = 0.2
 
+# How long replicas that prepare a model are waited for: as long as it took here, but not less than this.
+MIN_PATIENCE_SECONDS = 1.0
+
 # How long a model is kept ready that another replica was told to serve, until it does.
 FORESEEN_SECONDS = 60.0
 
@@ -145,8 +148,9 @@ class Models:
     ) -> Engine:
         """Serve ``reference`` instead of a model that is served: of that name, or as named, or else the default one.
 
-        The new one is loaded, verified and warmed up beside the old one, whose goal is solved anew for it. New images
-        then go to the new one, and the old one finishes those that it has.
+        The new one is loaded, verified and warmed up beside the old one, whose goal is solved anew for it; in other
+        replicas at the same time, so that all change over together. New images then go to the new one, and the old one
+        finishes those that it has.
 
         Raises:
             NotFound: no such model in the store, or ``instead_of`` is not served.
@@ -165,7 +169,11 @@ class Models:
             before = self._applied.served
             models = dict((name, version) if key == old.spec.key else key for key in before)
             await self._config.foretell(models)  # so that other replicas prepare meanwhile
+            began = time.monotonic()
             engines = await self._prepare(models)
+            with suppress(TimeoutError):  # and all change over together
+                async with asyncio.timeout(max(time.monotonic() - began, MIN_PATIENCE_SECONDS)):
+                    await self._config.others_prepared()
             new = engines[name]
 
             def change(current: RuntimeConfig) -> RuntimeConfig:
@@ -270,6 +278,7 @@ class Models:
             for key in set(self._foretold.items()) - set(self._applied.served):
                 with suppress(Exception):  # once it is asked for, the reason is told
                     self._foreseen[key] = await self._started("/".join(map(str, key)))
+            await self._config.tell_prepared()
         if time.monotonic() > self._forget_at:
             await self._forget()
 

@@ -83,6 +83,14 @@ class ConfigStore(ConfigSource, Protocol):
         """Tell the other replicas which models will be asked for, if all goes well; lost when they are out of reach."""
         ...
 
+    async def tell_prepared(self) -> None:
+        """Tell who foretold them that the ``foretold`` models are ready here, or cannot be."""
+        ...
+
+    async def others_prepared(self) -> None:
+        """Wait until every replica that heard what was foretold here is prepared; for ever for one that is lost."""
+        ...
+
     async def close(self) -> None:
         """Follow no more."""
         ...

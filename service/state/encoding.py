@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from service.state.base import GOALS, CachedPasses, RuntimeConfig, ThresholdConfig
@@ -85,17 +85,32 @@ def _is_between(value: Any, least: float, most: float) -> bool:
     return is_number and math.isfinite(value) and least <= value <= most
 
 
-def encode_models(sender: str, models: Mapping[str, int]) -> bytes:
-    """Who says so, and which models will be asked for, as JSON."""
-    return json.dumps({"sender": sender, "models": dict(models)}).encode()
+@dataclass(frozen=True)
+class Word:
+    """What one replica tells the others.
+
+    Attributes:
+        sender: which one.
+        models: that will be asked for, version by name.
+        is_prepared: whether it has prepared them, as another one said; else it is the one that says it.
+    """
+
+    sender: str
+    models: Mapping[str, int]
+    is_prepared: bool = False
 
 
-def decode_models(raw: bytes) -> tuple[str, dict[str, int]] | None:
-    """What ``encode_models`` made; None for anything else."""
+def encode_word(word: Word) -> bytes:
+    """``word`` as JSON."""
+    return json.dumps({"sender": word.sender, "models": dict(word.models), "prepared": word.is_prepared}).encode()
+
+
+def decode_word(raw: bytes) -> Word | None:
+    """What ``encode_word`` made; None for anything else."""
     try:
         told = json.loads(raw)
         models = {str(name): _version(version, name) for name, version in told["models"].items()}
-        return str(told["sender"]), models
+        return Word(str(told["sender"]), models, told["prepared"] is True)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 

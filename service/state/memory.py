@@ -32,6 +32,12 @@ class MemoryConfigStore:
     async def foretell(self, models: Mapping[str, int]) -> None:
         """There is nobody to be told."""
 
+    async def tell_prepared(self) -> None:
+        """There is nobody to be told."""
+
+    async def others_prepared(self) -> None:
+        """There is nobody to wait for."""
+
     async def close(self) -> None:
         """See ``ConfigStore.close``."""
 

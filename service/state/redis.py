@@ -26,12 +26,13 @@ from service.state.base import CachedPasses, Change, RuntimeConfig, Target, chec
 from service.state.encoding import (
     MAX_VERSION,
     Unreadable,
+    Word,
     decode_config,
-    decode_models,
     decode_passes,
+    decode_word,
     encode_config,
-    encode_models,
     encode_passes,
+    encode_word,
 )
 
 T = TypeVar("T")
@@ -195,6 +196,9 @@ class RedisConfigStore:
         self._news = asyncio.Event()
         self._name = secrets.token_hex(8)  # by which a replica knows its own announcements
         self._foretold: Mapping[str, int] = {}
+        self._asked: Mapping[str, int] = {}  # what was foretold from here,
+        self._others = 0  # how many heard it,
+        self._prepared: asyncio.Queue[str] = asyncio.Queue()  # and which of them have prepared it
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -219,9 +223,24 @@ class RedisConfigStore:
 
     async def foretell(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.foretell``."""
-        word = encode_models(self._name, models)
+        self._asked, self._prepared = dict(models), asyncio.Queue()
+        self._others = await self._say(Word(self._name, models)) - 1
+
+    async def tell_prepared(self) -> None:
+        """See ``ConfigStore.tell_prepared``."""
+        await self._say(Word(self._name, self._foretold, is_prepared=True))
+
+    async def others_prepared(self) -> None:
+        """See ``ConfigStore.others_prepared``."""
+        ready: set[str] = set()
+        while len(ready) < self._others:
+            ready.add(await self._prepared.get())
+
+    async def _say(self, word: Word) -> int:
+        """How many listen, this one with them."""
         with suppress(StoreUnavailable):
-            await self._link.run(self._link.client.publish(self._key, word), CONFIG_SECONDS)
+            return await self._link.run(self._link.client.publish(self._key, encode_word(word)), CONFIG_SECONDS)
+        return 0
 
     async def start(self) -> None:
         """Take over what stands in Redis, then follow it; if Redis does not answer, as soon as it does."""
@@ -271,7 +290,7 @@ class RedisConfigStore:
     async def _listen(self) -> None:
         """Turn announcements into news. They only save time: the poll finds every change without them.
 
-        One that says nothing is of a change; another is of models that will be asked for.
+        One that says nothing is of a change; others are of models that will be asked for.
         """
         while True:
             with suppress(Exception):  # whatever ended it, the poll tells whether Redis is up
@@ -281,12 +300,16 @@ class RedisConfigStore:
                         self._hear(message["data"])
             await asyncio.sleep(POLL_SECONDS)
 
-    def _hear(self, word: Any) -> None:
-        told = decode_models(word) if isinstance(word, bytes) and word else None
-        if told is None:
+    def _hear(self, raw: Any) -> None:
+        word = decode_word(raw) if isinstance(raw, bytes) and raw else None
+        if word is None:
             self._news.set()
-        elif told[0] != self._name:
-            self._foretold = told[1]
+        elif word.sender == self._name:
+            pass
+        elif not word.is_prepared:
+            self._foretold = word.models
+        elif word.models == self._asked:
+            self._prepared.put_nowait(word.sender)
 
     async def _refresh(self) -> None:
         try:

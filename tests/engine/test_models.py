@@ -351,6 +351,57 @@ async def test_what_another_replica_will_ask_for_is_prepared_before_it_does(stor
         assert workers() - others == ready  # no other was started for it
 
 
+class Shared(MemoryConfigStore):
+    """Stands for a config that another replica shares, which is not prepared until ``other`` is set."""
+
+    def __init__(self, store: ModelStore) -> None:
+        super().__init__(first_config([load(store.find("tiny/1"))]))
+        self.told = asyncio.Event()
+        self.waited_for = asyncio.Event()
+        self.other = asyncio.Event()
+
+    async def tell_prepared(self) -> None:
+        self.told.set()
+
+    async def others_prepared(self) -> None:
+        self.waited_for.set()
+        await self.other.wait()
+
+
+@pytest.mark.parametrize("foretold", [{"tiny": 2}, {"tiny": 1}, {"broken": 1}])
+async def test_who_foretold_is_told_once_it_is_prepared_or_cannot_be(
+    store: ModelStore, foretold: dict[str, int]
+) -> None:
+    config = Shared(store)
+    async with serving(store, config=config):
+        config.foretold = foretold
+        await asyncio.wait_for(config.told.wait(), TIMEOUT)
+
+
+async def test_a_model_changes_once_the_other_replicas_are_prepared(
+    store: ModelStore, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.models.MIN_PATIENCE_SECONDS", TIMEOUT)
+    config = Shared(store)
+    async with serving(store, config=config) as replica:
+        switching = asyncio.create_task(replica.models.switch("tiny/2"))
+        await asyncio.wait_for(config.waited_for.wait(), TIMEOUT)
+        assert (await replica.classify(jpeg)).version == 1
+        assert not switching.done()
+        config.other.set()
+        await asyncio.wait_for(switching, TIMEOUT)
+        assert (await replica.classify(jpeg)).version == 2
+
+
+async def test_a_replica_that_was_lost_is_not_waited_for_for_ever(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.models.MIN_PATIENCE_SECONDS", 0.0)
+    async with serving(store, config=Shared(store)) as replica:
+        await asyncio.wait_for(replica.models.switch("tiny/2"), TIMEOUT)
+        assert replica.served() == ["tiny/2"]
+
+
 async def test_what_is_not_asked_for_after_all_is_forgotten(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.models.FORESEEN_SECONDS", 0.0)
     others = workers()

@@ -10,12 +10,13 @@ import pytest
 from service.state.base import CachedPasses, RuntimeConfig, ThresholdConfig
 from service.state.encoding import (
     Unreadable,
+    Word,
     decode_config,
-    decode_models,
     decode_passes,
+    decode_word,
     encode_config,
-    encode_models,
     encode_passes,
+    encode_word,
 )
 
 CONFIG = RuntimeConfig(
@@ -111,11 +112,23 @@ def test_other_bytes_are_no_passes(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"3", b"{}", b'{"sender": "a"}', b'{"sender": "a", "models": {"tiny": 0}}', b"\xff"]
+    "raw",
+    [
+        b"",
+        b"{",
+        b"3",
+        b"{}",
+        b'{"sender": "a"}',
+        b'{"sender": "a", "models": {"tiny": 0}, "prepared": false}',
+        b'{"sender": "a", "models": {"tiny": 1}}',
+        b"\xff",
+    ],
 )
-def test_word_of_models_that_is_none(raw: bytes) -> None:
-    assert decode_models(raw) is None
+def test_what_is_no_word(raw: bytes) -> None:
+    assert decode_word(raw) is None
 
 
-def test_word_of_models_is_read_as_it_was_written() -> None:
-    assert decode_models(encode_models("me", {"tiny": 2, "bees": 1})) == ("me", {"tiny": 2, "bees": 1})
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_word_is_read_as_it_was_written(is_prepared: bool) -> None:
+    word = Word("me", {"tiny": 2, "bees": 1}, is_prepared)
+    assert decode_word(encode_word(word)) == word

@@ -91,10 +91,34 @@ async def test_others_are_told_what_will_be_asked_for_and_nothing_else_has_chang
         assert one.current == other.current == START
 
 
+async def test_who_foretells_waits_until_each_who_heard_is_prepared(redis_server: RedisServer) -> None:
+    async with replica(redis_server) as one, replica(redis_server) as two, replica(redis_server) as three:
+        await until(lambda: redis_server.client.pubsub_numsub(CONFIG_KEY)[0][1] == 3)
+        await one.foretell({"tiny": 2})
+        waiting = asyncio.create_task(one.others_prepared())
+        for other in (two, three):
+            await until(lambda other=other: other.foretold == {"tiny": 2})  # type: ignore[misc]
+        await two.tell_prepared()
+        await three.foretell({"tiny": 3})
+        await until(lambda: one.foretold == {"tiny": 3})  # what two said before has been heard
+        assert not waiting.done()
+        await three.tell_prepared()
+        await asyncio.wait_for(waiting, TIMEOUT)
+
+
+async def test_who_is_alone_waits_for_nobody(redis_server: RedisServer) -> None:
+    async with replica(redis_server) as one:
+        await until(lambda: redis_server.client.pubsub_numsub(CONFIG_KEY)[0][1] == 1)
+        await one.foretell({"tiny": 2})
+        await asyncio.wait_for(one.others_prepared(), TIMEOUT)
+
+
 async def test_nobody_is_told_while_redis_is_away(redis_server: RedisServer) -> None:
     async with replica(redis_server) as one:
         redis_server.kill()
         await one.foretell({"tiny": 2})
+        await asyncio.wait_for(one.others_prepared(), TIMEOUT)
+        await one.tell_prepared()
 
 
 def at(version: int, threshold: float = 0.5) -> RuntimeConfig:
