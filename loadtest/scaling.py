@@ -4,9 +4,10 @@
     python loadtest/scaling.py --measure hop --only direct --only nginx
 
 Throughput: in every round each arrangement is started, loaded and stopped in turn, as a Ray cluster takes a tenth of a
-core while it idles. The hop: one connection, one photograph in bodies of several sizes, all up side by side. Ratios
-and differences are taken within rounds. It takes wrk and redis-server, and for the ways that go through them nginx and
-Ray; `docs/scaling.md` says how to read the tables.
+core while it idles. The hop: one connection, one photograph in bodies of several sizes, all up side by side. A change:
+until two replicas have the threshold, and the model, that one of them was asked for. Ratios and differences are taken
+within rounds. It takes wrk and redis-server, and for the ways that go through them nginx and Ray; `docs/scaling.md`
+says how to read the tables.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from loadtest.arrangements import NEEDED, Plan, Site, Way, redis_server
 from loadtest.load import ToolFailed, ToolMissing, tool
 from loadtest.machine import machine
 from loadtest.models import Network
+from loadtest.sections.change import Change, change
 from loadtest.sections.hop import Hop, hop
 from loadtest.sections.throughput import Throughput, throughput
 from loadtest.servers import ServerFailed, unwind_on_sigterm
@@ -44,12 +46,14 @@ class Measure(StrEnum):
 
     throughput = "throughput"
     hop = "hop"
+    change = "change"
 
 
-Result = Throughput | Hop
+Result = Throughput | Hop | Change
 MEASURES: Mapping[Measure, Callable[[Site, Plan], Iterator[Sequence[Result]]]] = {
     Measure.throughput: throughput,
     Measure.hop: hop,
+    Measure.change: change,
 }
 
 
@@ -57,7 +61,7 @@ def main(
     data: Annotated[Path | None, typer.Option(help="Folder with val/<class>/; unset: the drawn examples.")] = None,
     count: Annotated[int, typer.Option(min=10, help="Photographs, spread over the classes.")] = 300,
     network: Annotated[list[Network] | None, typer.Option(help="May be repeated. Unset: both.")] = None,
-    measure: Annotated[list[Measure] | None, typer.Option(help="May be repeated. Unset: both.")] = None,
+    measure: Annotated[list[Measure] | None, typer.Option(help="May be repeated. Unset: all.")] = None,
     only: Annotated[list[Way] | None, typer.Option(help="Ways to the replicas; may be repeated. Unset: all.")] = None,
     replicas: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Unset: 1 and 2.")] = None,
     connections: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Unset: 16.")] = None,
