@@ -278,7 +278,7 @@ class Models:
             for key in set(self._foretold.items()) - set(self._applied.served):
                 with suppress(Exception):  # once it is asked for, the reason is told
                     self._foreseen[key] = await self._started("/".join(map(str, key)))
-            await self._config.tell_prepared()
+            await self._config.tell_prepared(self._foretold)
         if time.monotonic() > self._forget_at:
             await self._forget()
 

@@ -83,8 +83,8 @@ class ConfigStore(ConfigSource, Protocol):
         """Tell the other replicas which models will be asked for, if all goes well; lost when they are out of reach."""
         ...
 
-    async def tell_prepared(self) -> None:
-        """Tell who foretold them that the ``foretold`` models are ready here, or cannot be."""
+    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+        """Tell who foretold ``models`` that they are ready here, or cannot be."""
         ...
 
     async def others_prepared(self) -> None:

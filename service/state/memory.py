@@ -32,7 +32,7 @@ class MemoryConfigStore:
     async def foretell(self, models: Mapping[str, int]) -> None:
         """There is nobody to be told."""
 
-    async def tell_prepared(self) -> None:
+    async def tell_prepared(self, models: Mapping[str, int]) -> None:
         """There is nobody to be told."""
 
     async def others_prepared(self) -> None:

@@ -226,9 +226,9 @@ class RedisConfigStore:
         self._asked, self._prepared = dict(models), asyncio.Queue()
         self._others = await self._say(Word(self._name, models)) - 1
 
-    async def tell_prepared(self) -> None:
+    async def tell_prepared(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.tell_prepared``."""
-        await self._say(Word(self._name, self._foretold, is_prepared=True))
+        await self._say(Word(self._name, models, is_prepared=True))
 
     async def others_prepared(self) -> None:
         """See ``ConfigStore.others_prepared``."""

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -360,7 +360,8 @@ class Shared(MemoryConfigStore):
         self.waited_for = asyncio.Event()
         self.other = asyncio.Event()
 
-    async def tell_prepared(self) -> None:
+    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+        assert models == self.foretold
         self.told.set()
 
     async def others_prepared(self) -> None:

@@ -98,11 +98,11 @@ async def test_who_foretells_waits_until_each_who_heard_is_prepared(redis_server
         waiting = asyncio.create_task(one.others_prepared())
         for other in (two, three):
             await until(lambda other=other: other.foretold == {"tiny": 2})  # type: ignore[misc]
-        await two.tell_prepared()
+        await two.tell_prepared({"tiny": 2})
         await three.foretell({"tiny": 3})
         await until(lambda: one.foretold == {"tiny": 3})  # what two said before has been heard
         assert not waiting.done()
-        await three.tell_prepared()
+        await three.tell_prepared({"tiny": 2})
         await asyncio.wait_for(waiting, TIMEOUT)
 
 
@@ -118,7 +118,7 @@ async def test_nobody_is_told_while_redis_is_away(redis_server: RedisServer) -> 
         redis_server.kill()
         await one.foretell({"tiny": 2})
         await asyncio.wait_for(one.others_prepared(), TIMEOUT)
-        await one.tell_prepared()
+        await one.tell_prepared({"tiny": 2})
 
 
 def at(version: int, threshold: float = 0.5) -> RuntimeConfig:
