@@ -26,18 +26,19 @@ bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--da
 	$(BIN)/python loadtest/bench.py $(BENCH)
 
 # Rows of the comparison: make runs/ms_resnet18-192 DATA=DIR EPOCHS=40. A name is NETWORK-PIXELS; -plain adds the
-# paper's own sum and loss, -seed1 another seed. What was interrupted goes on. Multi-scale ones are calibrated.
+# paper's own sum, -soft what L learns from H, -seed1 another seed. What was interrupted goes on. Multi-scale ones are
+# calibrated.
 runs/%: $(VENV)/.installed FORCE
 	$(if $(word 2,$(words_of)),,$(error $@ names no pixels: make runs/NETWORK-PIXELS DATA=DIR))
-	$(if $(unknown),$(error $@: $(unknown) is neither plain, of an ms_ network, nor seed and a number))
+	$(if $(unknown),$(error $@: $(unknown) is neither plain or soft, of an ms_ network, nor seed and a number))
 	$(if $(DATA),,$(error say where the photographs are: make $@ DATA=DIR))
 	$(BIN)/lowfirst train $(word 1,$(words_of)) --resolution $(word 2,$(words_of)) --out $@ --data "$(DATA)" \
-	  --epochs $(EPOCHS) $(plain) $(seed) $(if $(wildcard $@/options.json),--resume)
+	  --epochs $(EPOCHS) $(variant) $(seed) $(if $(wildcard $@/options.json),--resume)
 	$(if $(multi),$(BIN)/lowfirst calibrate $@ --data "$(DATA)")
 words_of = $(subst -, ,$*)
 multi = $(filter ms_%,$*)
-unknown = $(strip $(filter-out $(if $(multi),plain) seed%,$(wordlist 3,9,$(words_of))) $(filter seed,$(words_of)))
-plain = $(if $(filter plain,$(words_of)),--option fusion=after_relu --distillation 0)
+unknown = $(strip $(filter-out $(if $(multi),plain soft) seed%,$(wordlist 3,9,$(words_of))) $(filter seed,$(words_of)))
+variant = $(if $(filter plain,$(words_of)),--option fusion=after_relu) $(if $(filter soft,$(words_of)),--distillation 1)
 seed = $(patsubst seed%,--seed %,$(filter seed%,$(words_of)))
 EPOCHS ?= 40
 FORCE:

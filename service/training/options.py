@@ -61,7 +61,7 @@ class TrainOptions:
     weight_decay: float = 5e-4
     min_scale: float = 0.25
     progressive: bool = True
-    distillation: float = 1.0
+    distillation: float = 0.0
     ema_epochs: float = 2.0
     calibration_share: float = 0.1
     seed: int = 0
@@ -143,7 +143,6 @@ def paper_recipe(network: str) -> dict[str, Any]:
         "weight_decay": PAPER_MOBILENET_WEIGHT_DECAY if is_mobilenet else PAPER_WEIGHT_DECAY,
         "min_scale": 0.08,
         "progressive": False,
-        "distillation": 0.0,
         "ema_epochs": 0.0,
     }
 
