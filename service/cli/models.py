@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.cli.console import AsJson, errors, model_store, output
 from service.errors import LowfirstError
@@ -27,7 +27,9 @@ def models(
         output.print(f"{model_store().root} holds no model", highlight=False, markup=False, soft_wrap=True)
         return
     shown = rows if architectures else [_short(row) for row in rows]
-    table = Table(*(name.replace("_", " ") for name in shown[0]), box=None, pad_edge=False)
+    first, *others = (name.replace("_", " ") for name in shown[0])
+    names = Column(first, min_width=max(len(next(iter(row.values()))) for row in shown))  # to be copied, so whole
+    table = Table(names, *others, box=None, pad_edge=False)
     for row in shown:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     output.print(table)

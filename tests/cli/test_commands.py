@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from service.networks.registry import names
-from service.store import SPEC
+from service.store import SPEC, read_spec, write_spec
 
 Lowfirst = Callable[..., Any]
 
@@ -72,6 +73,16 @@ def test_a_model_that_cannot_be_read_is_named_and_the_others_are_listed(
     assert [row["version"] for row in json.loads(done.out)] == [1]
     assert done.err.startswith("tiny/2 is left out: ")
     assert "model.json cannot be read" in done.err
+
+
+def test_a_long_name_is_listed_whole(
+    lowfirst: Lowfirst, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "photographs-of-the-northern-warehouse"
+    folder = Path(shutil.copytree(tiny_store / "tiny", tmp_path / "named" / name))
+    write_spec(folder / "1", dataclasses.replace(read_spec(folder / "1"), name=name))
+    monkeypatch.setenv("LOWFIRST_MODEL_STORE", str(folder.parent))
+    assert f"{name}/1 " in lowfirst("models").out
 
 
 ERRORS = {
