@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,13 @@ from service.training.schedule import learning_rate, parameter_groups
 MOMENTUM = 0.9
 EVALUATION_BATCH = 64
 
+# Steps between two looks at what an epoch came to so far: a GPU has to finish them all for it.
+READ_EVERY = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands; accuracies are of this epoch's training crops so far, shares of 1."""
+    """Where a run stands; loss and accuracies are of this epoch's training crops some steps ago, shares of 1."""
 
     epoch: int
     epochs: int
@@ -159,7 +162,8 @@ class _Run:
         options = self.options
         resolution = options.resolution_in(epoch)
         began = time.perf_counter()
-        totals = torch.zeros(4, dtype=torch.float64)  # loss, low right, high right, images
+        totals = self._none()
+        known = totals.tolist()
         rate = waited = 0.0
         self.network.train()
         asked = time.perf_counter()
@@ -167,8 +171,10 @@ class _Run:
             waited += time.perf_counter() - asked
             rate = learning_rate(options, epoch + step / self.steps)
             totals += self._step(batch, rate)
+            if step % READ_EVERY == 0:
+                known = totals.tolist()
             if self.processes.is_first:
-                on_step(self._progress(epoch, step, resolution, totals, time.perf_counter() - began))
+                on_step(self._progress(epoch, step, resolution, known, time.perf_counter() - began))
             asked = time.perf_counter()
         totals = self.processes.sum(totals)
         self.unreadable = self.processes.union(self.unreadable)
@@ -212,7 +218,7 @@ class _Run:
         self.unreadable.update(batch.unreadable)
         too_few = torch.tensor(int(len(batch.targets) < 2))  # batch norm takes two
         if self.processes.sum(too_few):  # all skip the step, or the others would wait for this one's gradients
-            return torch.zeros(4, dtype=torch.float64)
+            return self._none()
         images = normalise(batch.images.to(self.device, non_blocking=True), Preprocessing.at(self.options.resolution))
         targets = batch.targets.to(self.device, non_blocking=True)
         for group in self.optimiser.param_groups:
@@ -227,11 +233,15 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.network)
-        right = [(head.detach().argmax(1) == targets).sum().item() for head in (heads[0], heads[-1])]
-        return torch.tensor([value.item() * len(targets), *right, len(targets)], dtype=torch.float64)
+        right = [(head.detach().argmax(1) == targets).sum() for head in (heads[0], heads[-1])]
+        return torch.stack([value.detach() * len(targets), *right, torch.full_like(right[0], len(targets))]).double()
 
-    def _progress(self, epoch: int, step: int, resolution: int, totals: Tensor, seconds: float) -> Progress:
-        value, low, high, images = totals.tolist()
+    def _none(self) -> Tensor:
+        """Loss, low right, high right, images: so far of none."""
+        return torch.zeros(4, dtype=torch.float64, device=self.device)
+
+    def _progress(self, epoch: int, step: int, resolution: int, known: Sequence[float], seconds: float) -> Progress:
+        value, low, high, images = known
         done = self._work(0, epoch) + self._work(epoch, epoch + 1) * (step + 1) / self.steps
         spent = sum(line.seconds for line in self.log) + seconds
         return Progress(
@@ -243,7 +253,7 @@ class _Run:
             loss=value / max(images, 1),
             low_accuracy=low / max(images, 1) if self.options.is_multi_scale else float("nan"),
             high_accuracy=high / max(images, 1),
-            images_per_second=images * self.processes.world / seconds,
+            images_per_second=(step + 1) * self.batch * self.processes.world / seconds,
             seconds_left=spent * (self._work(0, self.options.epochs) / done - 1),
         )
 
