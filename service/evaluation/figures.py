@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,7 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
             for name, label, colour, ink in parts:
                 width = 100 * getattr(of, name)
                 bars.barh(place, width, left=left, height=0.62, color=colour, label=None if place else label)
-                if width > 1.6:
+                if width > 3:
                     bars.text(left + width / 2, place, f"{width:.1f}", ha="center", va="center", color=ink, size=8.5)
                 left += width
         bars.set_yticks(range(len(cascades)), list(cascades))
@@ -208,25 +207,15 @@ def tradeoff(
         axes = figure.subplots()
         colours = iter(CURVES * len(curves))
         naive = iter([(QUIET, line) for line in NAIVE] * len(curves))
-        sides = cycle((-1, 1))  # of the defaults' labels
         for curve in curves:
             costs, accuracy = curve.cascade.curve()
             colour, line = next(naive if curve.is_naive else colours)
-            axes.plot(costs, 100 * accuracy, color=colour, ls=line, lw=1.6 if curve.is_naive else 2.2, label=curve.name)
+            label = curve.name
             if curve.default is not None:
                 exit_rate, cost, right = curve.cascade.at(curve.default)
                 axes.plot(cost, 100 * right, "o", ms=9, mfc="white", mec=colour, mew=2.2, zorder=5)
-                side = next(sides)
-                axes.annotate(
-                    f"default threshold {curve.default:g}\n{100 * exit_rate:.0f} % exit, {100 * right:.1f} %",
-                    (cost, 100 * right),
-                    xytext=(-10 * side, 14 * side),
-                    textcoords="offset points",
-                    ha="left" if side < 0 else "right",
-                    va="top" if side < 0 else "bottom",
-                    size=9,
-                    color=colour,
-                )
+                label += f"\nring: threshold {curve.default:g}, {100 * exit_rate:.0f} % exit, {100 * right:.1f} %"
+            axes.plot(costs, 100 * accuracy, color=colour, ls=line, lw=1.6 if curve.is_naive else 2.2, label=label)
         sizes = set()
         for dots, mark, name in ((single, "s", ""), (averaged, "D", "logits at two sizes averaged")):
             named = set()
