@@ -3,6 +3,7 @@
 # No deferred annotations here: Ray Serve reads that of the builder's parameter.
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,17 @@ def _bounds(settings: Settings) -> dict[str, Any]:
         "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_SECONDS},
         "graceful_shutdown_wait_loop_s": max(LEAST_WAIT_SECONDS, settings.drain_delay_seconds),
         "graceful_shutdown_timeout_s": settings.drain_delay_seconds + settings.drain_timeout_seconds + CLOSE_SECONDS,
-        "request_router_config": RequestRouterConfig(request_router_class=EveryNode),
+        **_router(),
         "health_check_period_s": HEALTH_CHECK_SECONDS,
         "max_constructor_retry_count": ATTEMPTS,
     }
+
+
+def _router() -> dict[str, Any]:
+    """HAProxy, where Ray Serve is told to put it in its proxies' place, knows every node's replicas itself."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        return {}
+    return {"request_router_config": RequestRouterConfig(request_router_class=EveryNode)}
 
 
 def _anywhere(value: object) -> object:

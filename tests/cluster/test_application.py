@@ -10,6 +10,7 @@ import pytest
 from service.cluster.application import application, built, scale_of
 from service.cluster.options import Options, read_options
 from service.cluster.replica import check_shared, share
+from service.cluster.router import EveryNode
 from service.errors import InvalidOption
 from service.settings import Settings
 
@@ -30,6 +31,15 @@ def test_ray_gives_a_replica_more_than_it_admits_and_never_waits_less_than_it_dr
 
 def test_a_drain_without_delay_does_not_look_without_end() -> None:
     assert deployment_of(Settings(drain_delay_seconds=0))._deployment_config.graceful_shutdown_wait_loop_s > 0
+
+
+@pytest.mark.parametrize(("haproxy", "is_own"), [("0", True), ("1", False)])
+def test_router_is_left_to_haproxy_where_that_stands_in_front(
+    monkeypatch: pytest.MonkeyPatch, haproxy: str, is_own: bool
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", haproxy)  # Ray refuses to deploy one beside it
+    router = deployment_of(Settings())._deployment_config.request_router_config
+    assert (router.get_request_router_class() is EveryNode) == is_own
 
 
 def test_scale_is_a_number_or_bounds() -> None:
