@@ -8,11 +8,19 @@ import sys
 from pathlib import Path
 
 from service.training.loop import _Run
+from service.training.options import TrainOptions
 from service.training.processes import Processes
 
-options = pickle.loads(Path(sys.argv[1]).read_bytes())
-with Processes.join("cpu") as processes:
+
+def trained_weights(options: TrainOptions, processes: Processes) -> list[float]:
+    """Sums of this process's parameters. Its run ends here, before the group does: a group that anything still holds
+    keeps its threads, and a thread that frees a tensor while Python exits aborts the process."""
     run = _Run(options, processes, resume=False, store=None)
     run.run(lambda step: None, lambda line: None)
-    weights = [parameter.double().sum().item() for parameter in run.network.parameters()]
-    (options.out / f"rank-{processes.rank}.json").write_text(json.dumps(weights))
+    return [parameter.double().sum().item() for parameter in run.network.parameters()]
+
+
+asked: TrainOptions = pickle.loads(Path(sys.argv[1]).read_bytes())
+with Processes.join("cpu") as joined:
+    weights = trained_weights(asked, joined)
+(asked.out / f"rank-{joined.rank}.json").write_text(json.dumps(weights))
