@@ -63,6 +63,8 @@ def train(
     warmup: Annotated[float | None, typer.Option(help="Share of the run with a linear warm-up.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="On weights of convolutions and linear layers.")] = None,
     min_scale: Annotated[float | None, typer.Option(help="Smallest share of a photograph that a crop takes.")] = None,
+    augment: Annotated[bool | None, typer.Option(help="Change the shape or the colours of every crop.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Share of a target that all classes get.")] = None,
     progressive: Annotated[bool | None, typer.Option(help="Smaller crops in the first epochs.")] = None,
     distillation: Annotated[
         float | None, typer.Option(help="Weight of what the low head learns from the high one; 0: off.")
@@ -94,6 +96,8 @@ def train(
         "warmup": warmup,
         "weight_decay": weight_decay,
         "min_scale": min_scale,
+        "augment": augment,
+        "label_smoothing": label_smoothing,
         "progressive": progressive,
         "distillation": distillation,
         "ema_epochs": ema_epochs,

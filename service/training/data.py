@@ -202,17 +202,21 @@ class CentreCrop:
 class RandomCrop:
     """A random crop of a photograph's ``pixels``, resized to ``resolution``, flipped half of the time.
 
+    With ``augment`` one more thing happens to it, as strongly as chance has it: it is turned, sheared or shifted, or
+    its colours or its sharpness change (Müller and Hutter, "TrivialAugment", 2021).
+
     The same for the same (seed, epoch, photograph), whichever process draws it: a resumed run sees what
     an uninterrupted one would have seen.
     """
 
-    def __init__(self, pixels: Reader, resolution: int, min_scale: float, seed: int, epoch: int) -> None:
+    def __init__(self, pixels: Reader, resolution: int, min_scale: float, augment: bool, seed: int, epoch: int) -> None:
         self.pixels = pixels
         self.seed = seed
         self.epoch = epoch
-        self.transform = v2.Compose(
-            [v2.RandomResizedCrop(resolution, scale=(min_scale, 1.0)), v2.RandomHorizontalFlip()]
-        )
+        steps = [v2.RandomResizedCrop(resolution, scale=(min_scale, 1.0)), v2.RandomHorizontalFlip()]
+        if augment:
+            steps.append(v2.TrivialAugmentWide())
+        self.transform = v2.Compose(steps)
 
     def __call__(self, path: Path, index: int) -> Tensor:
         pixels = self.pixels(path, index)

@@ -27,7 +27,7 @@ from service.networks.cost import cost
 from service.networks.registry import build
 from service.store import Architecture, ModelSpec
 from service.training import data
-from service.training.initial import initialise_from
+from service.training.initial import initialise_from, warn_of_other_split
 from service.training.losses import loss
 from service.training.options import TrainOptions
 from service.training.pixels import GIGABYTE, Pixels, decoded
@@ -90,7 +90,7 @@ def train(
         DataError, InvalidOption, NotFound, BrokenModel: before any work.
         DataError: none of the photographs could be read.
     """
-    with Processes.join(options.device) as processes:
+    with Processes.join(options.device) as processes:  # no run outlives it: one that does keeps the group's threads
         return _Run(options, processes, resume, store).run(on_step, on_epoch)
 
 
@@ -129,7 +129,9 @@ class _Run:
         torch.manual_seed(options.seed)
         network = build(options.network, len(self.labels), options.network_options)
         if options.init and saved is None:
-            initialise_from(network, options, store)
+            before = initialise_from(network, options, store)
+            if before is not None and processes.is_first:
+                warn_of_other_split(before, options, found)
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             parameter_groups(self.network, options.weight_decay), lr=0.1, momentum=MOMENTUM, nesterov=True
@@ -163,7 +165,7 @@ class _Run:
         resolution = options.resolution_in(epoch)
         began = time.perf_counter()
         totals = self._none()
-        known = totals.tolist()
+        known: list[float] = []
         rate = waited = 0.0
         self.network.train()
         asked = time.perf_counter()
@@ -171,9 +173,9 @@ class _Run:
             waited += time.perf_counter() - asked
             rate = learning_rate(options, epoch + step / self.steps)
             totals += self._step(batch, rate)
-            if step % READ_EVERY == 0:
-                known = totals.tolist()
             if self.processes.is_first:
+                if step % READ_EVERY == 0:
+                    known = totals.tolist()
                 on_step(self._progress(epoch, step, resolution, known, time.perf_counter() - began))
             asked = time.perf_counter()
         totals = self.processes.sum(totals)
@@ -205,7 +207,7 @@ class _Run:
     def _batches(self, epoch: int, resolution: int) -> Any:
         options, processes = self.options, self.processes
         sampler = data.EpochSampler(len(self.photographs), options.seed, epoch, processes.rank, processes.world)
-        crop = data.RandomCrop(self.pixels, resolution, options.min_scale, options.seed, epoch)
+        crop = data.RandomCrop(self.pixels, resolution, options.min_scale, options.augment, options.seed, epoch)
         workers = 0 if self.pixels.device.type == "cuda" else self._workers()  # no other process has this one's GPU
         return data.loader(self.photographs, crop, self.batch, workers, sampler, drop_last=True)
 
@@ -227,7 +229,12 @@ class _Run:
         with amp:
             answered = self.parallel(images)
         heads = answered if isinstance(answered, tuple) else (answered,)
-        value = loss(heads, targets, self.options.distillation)
+        value = loss(
+            heads,
+            targets,
+            label_smoothing=self.options.label_smoothing,
+            distillation=self.options.distillation,
+        )
         value.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)

@@ -35,6 +35,8 @@ class TrainOptions:
         warmup: share of the run with a linear warm-up, ``cosine`` only.
         weight_decay: on weights of convolutions and linear layers; none on norms, biases, depthwise convolutions.
         min_scale: smallest share of a photograph's area that a random crop takes.
+        augment: change every crop in a random way, see ``data.RandomCrop``.
+        label_smoothing: share of a target that all classes get evenly.
         progressive: train at 2/3 of the resolution for the first 3/5 of the epochs, at 5/6 for the next 1/5.
         distillation: weight of what the low head learns from the high one, see ``losses``; 0 switches it off.
         ema_epochs: time constant of the weight average, in epochs; 0 switches it off.
@@ -60,6 +62,8 @@ class TrainOptions:
     warmup: float = 0.04
     weight_decay: float = 5e-4
     min_scale: float = 0.25
+    augment: bool = False
+    label_smoothing: float = 0.0
     progressive: bool = True
     distillation: float = 0.0
     ema_epochs: float = 2.0
@@ -89,6 +93,7 @@ class TrainOptions:
         _check("warmup", self.warmup, 0, 1)
         _check("weight_decay", self.weight_decay, 0, 1)
         _check("min_scale", self.min_scale, 0.01, 1)
+        _check("label_smoothing", self.label_smoothing, 0, 0.9)
         _check("distillation", self.distillation, 0, 100)
         _check("ema_epochs", self.ema_epochs, 0, 1000)
         _check("calibration_share", self.calibration_share, 0, 0.5)
@@ -122,7 +127,8 @@ class TrainOptions:
 
     def recipe(self) -> dict[str, Any]:
         """What decided the weights, for the model card: all but places and machines."""
-        return {name: value for name, value in self.to_json().items() if name not in PLACES}
+        kept = {name: value for name, value in self.to_json().items() if name not in PLACES}
+        return {**kept, "init": self.init and "/".join(Path(self.init).parts[-2:])}
 
 
 # Options that name a place on this machine rather than what is trained.

@@ -78,7 +78,8 @@ class RunFolder:
         if not path.is_file():
             raise NotFound(f"{self.path} holds no run to resume", field="out", value=str(self.path))
         before, now = self._options(path), options.to_json()
-        foreign = sorted((set(before) ^ set(now)) - FREE_ON_RESUME)
+        off = {name for name, value in now.items() if name not in before and not value}  # as without it
+        foreign = sorted((set(before) ^ set(now)) - off - FREE_ON_RESUME)
         if foreign:
             raise DataError(
                 f"{path} was written by another version of lowfirst: {len(foreign)} options are known to one of them "
@@ -87,8 +88,8 @@ class RunFolder:
                 value=str(self.path),
             )
         for name, value in now.items():
-            if name not in FREE_ON_RESUME and before.get(name) != value:
-                raise InvalidOption(name, value, f"{before.get(name)!r}, as in the run that is resumed")
+            if name not in FREE_ON_RESUME | off and before[name] != value:
+                raise InvalidOption(name, value, f"{before[name]!r}, as in the run that is resumed")
         if not (self.path / SPEC).is_file():  # interrupted in its first epoch
             return
         spec = read_spec(self.path)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,8 +155,8 @@ def _pixels(photographs: Photographs, budget: float = 0, shorter_side: int = 256
     return Pixels(photographs, shorter_side, budget, torch.device("cpu"))
 
 
-def _crop(path: Path, seed: int = 0, epoch: int = 0, index: int = 0) -> Tensor:
-    return RandomCrop(_pixels(_photographs()), 64, 0.25, seed, epoch)(path, index)
+def _crop(path: Path, seed: int = 0, epoch: int = 0, index: int = 0, *, augment: bool = False) -> Tensor:
+    return RandomCrop(_pixels(_photographs()), 64, 0.25, augment, seed, epoch)(path, index)
 
 
 def test_random_crop_is_the_same_for_the_same_seed_epoch_and_photograph(shapes: Path) -> None:
@@ -167,8 +168,19 @@ def test_random_crop_is_the_same_for_the_same_seed_epoch_and_photograph(shapes: 
 
 
 @pytest.mark.parametrize("changed", [{"seed": 5}, {"epoch": 5}, {"index": 5}])
-def test_random_crop_differs_with_seed_epoch_and_photograph(shapes: Path, changed: dict[str, int]) -> None:
+def test_random_crop_differs_with_seed_epoch_and_photograph(shapes: Path, changed: dict[str, Any]) -> None:
     assert not torch.equal(_crop(shapes / PHOTOGRAPH, **changed), _crop(shapes / PHOTOGRAPH))
+
+
+def test_augmented_crops_are_other_changes_of_the_same_crops(shapes: Path) -> None:
+    plain = [_crop(shapes / PHOTOGRAPH, index=index) for index in range(20)]
+    changed = [_crop(shapes / PHOTOGRAPH, index=index, augment=True) for index in range(20)]
+    assert {(crop.shape, crop.dtype) for crop in changed} == {((3, 64, 64), torch.uint8)}
+    same = [torch.equal(one, other) for one, other in zip(plain, changed, strict=True)]
+    assert 0 < sum(same) < len(same) / 2  # to change nothing is one of the changes
+    differences = {(one.int() - other.int()).abs().sum().item() for one, other in zip(plain, changed, strict=True)}
+    assert len(differences) > len(same) / 2
+    assert torch.equal(_crop(shapes / PHOTOGRAPH, index=7, augment=True), changed[7])
 
 
 def test_random_crop_leaves_the_global_generator_alone(shapes: Path) -> None:
@@ -216,6 +228,6 @@ def test_a_batch_of_unreadable_files_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize("budget", [0, 1e9])
 def test_cropping_in_processes_gives_the_same(shapes: Path, budget: float) -> None:
     photographs = find(shapes, "val")
-    crop = RandomCrop(_pixels(photographs, budget), 64, 0.25, seed=0, epoch=0)
+    crop = RandomCrop(_pixels(photographs, budget), 64, 0.25, True, seed=0, epoch=0)
     here, there = (torch.cat([b.images for b in loader(photographs, crop, 6, workers)]) for workers in (0, 1))
     assert torch.equal(here, there)

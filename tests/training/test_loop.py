@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,9 +81,45 @@ def test_interrupted_and_resumed_gives_the_weights_of_an_uninterrupted_run(
     assert [line.loss for line in resumed.log] == [line.loss for line in whole.log]
 
 
-def test_another_seed_gives_other_weights(make_options: MakeOptions, tmp_path: Path) -> None:
-    first, second = (train(make_options(out=tmp_path / str(seed), epochs=1, seed=seed)).spec for seed in (0, 1))
+@pytest.mark.parametrize("other", [{"seed": 1}, {"augment": True}, {"label_smoothing": 0.1}], ids=str)
+def test_what_is_trained_otherwise_has_other_weights(
+    make_options: MakeOptions, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    first = train(make_options(out=tmp_path / "first", epochs=1)).spec
+    second = train(make_options(out=tmp_path / "second", epochs=1, **other)).spec
     assert first.weights_sha256 != second.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("other", "warned"),
+    [
+        ({}, False),
+        ({"calibration_share": 0.1}, False),  # a part of what was held out
+        ({"calibration_share": 0.4}, True),
+        ({"seed": 1}, True),
+        ({"data": "more"}, True),  # one photograph more is split otherwise
+    ],
+    ids=str,
+)
+def test_starting_from_a_run_that_may_know_what_is_held_out_is_warned_of(
+    make_options: MakeOptions,
+    tmp_path: Path,
+    shapes: Path,
+    caplog: pytest.LogCaptureFixture,
+    other: dict[str, Any],
+    warned: bool,
+) -> None:
+    first = make_options(out=tmp_path / "first", epochs=1)
+    train(first)
+    if "data" in other:
+        other = {"data": shutil.copytree(shapes, tmp_path / "more")}
+        photograph = next((other["data"] / "train" / "circle").iterdir())
+        shutil.copy(photograph, photograph.with_stem("another"))
+    caplog.clear()
+    train(make_options(out=tmp_path / "second", epochs=1, init=str(first.out), **other))
+    said = [record.getMessage() for record in caplog.records if "held out now" in record.getMessage()]
+    assert len(said) == warned
+    assert all(f"--seed {first.seed} --calibration-share {first.calibration_share}:" in line for line in said)
 
 
 def test_unreadable_photographs_are_named_and_counted(make_options: MakeOptions, spoilt: Path) -> None:

@@ -18,6 +18,17 @@ def test_heads_weigh_the_same() -> None:
     assert loss((unsure,), targets).item() == pytest.approx(math.log(4))
 
 
+def test_smoothed_targets_are_the_last_heads_alone() -> None:
+    logits = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.0, 2.0, 4.0, -1.0]])
+    smoothed = torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05]])
+    targets = torch.tensor([1, 0])
+    expected = -(smoothed * logits.log_softmax(1)).sum(1).mean()
+    alone = loss((logits,), targets, label_smoothing=0.2)
+    both = loss((logits, logits), targets, label_smoothing=0.2)
+    assert alone.item() == pytest.approx(expected.item())
+    assert both.item() == pytest.approx((expected + loss((logits,), targets)).item())
+
+
 def test_half_precision_logits_give_a_float32_loss() -> None:
     value = loss((torch.randn(3, 5, dtype=torch.bfloat16),) * 2, torch.tensor([0, 1, 2]))
     assert value.dtype == torch.float32

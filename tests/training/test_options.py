@@ -30,6 +30,7 @@ MakeOptions = Callable[..., TrainOptions]
         ("warmup", 1.5, "between 0 and 1"),
         ("weight_decay", -1.0, "between 0 and 1"),
         ("min_scale", 0.0, "between 0.01 and 1"),
+        ("label_smoothing", 1.0, "between 0 and 0.9"),
         ("distillation", -1.0, "between 0 and 100"),
         ("ema_epochs", -1.0, "between 0 and 1000"),
         ("calibration_share", 0.6, "between 0 and 0.5"),
@@ -82,6 +83,15 @@ def test_recipe_leaves_out_places_and_machines(make_options: MakeOptions) -> Non
     recipe = make_options().recipe()
     assert not {"data", "out", "class_names", "device", "workers"} & set(recipe)
     assert {"network", "resolution", "epochs", "seed", "calibration_share", "init"} <= set(recipe)
+
+
+@pytest.mark.parametrize(
+    ("init", "kept"), [("/home/me/runs/first", "runs/first"), ("tiny/1", "tiny/1"), ("torchvision", "torchvision")]
+)
+def test_recipe_names_what_a_run_started_from_and_not_where_that_lies(
+    make_options: MakeOptions, init: str, kept: str
+) -> None:
+    assert make_options(init=init).recipe()["init"] == kept
 
 
 @pytest.mark.parametrize("network", names())

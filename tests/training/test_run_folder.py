@@ -141,6 +141,15 @@ def test_run_of_another_version_is_named_with_how_many_options_differ(run: Train
         train(run, resume=True)
 
 
+def test_run_of_a_version_without_an_option_that_is_off_goes_on(run: TrainOptions) -> None:
+    path = run.out / OPTIONS
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in before.items() if name != "augment"}))
+    assert len(train(run, resume=True).log) == run.epochs
+    with pytest.raises(DataError, match=r"1 options are .*'augment' first"):
+        train(dataclasses.replace(run, augment=True), resume=True)
+
+
 @pytest.mark.parametrize("text", ["", "{", "3"])
 def test_options_that_cannot_be_read_are_named(run: TrainOptions, text: str) -> None:
     (run.out / OPTIONS).write_text(text)
