@@ -144,8 +144,8 @@ class Calibration:
             raise InvalidOption(
                 goal,
                 value,
-                f"certifiable: it takes {takes:.15g} calibration images, and {self._name} has {n} "
-                "(threshold 1 keeps any promise)",
+                f"certifiable: it takes {takes:.15g} certifying images (half of those held out), and {self._name} "
+                f"has {n} (threshold 1 keeps any promise)",
             )
         chosen = 1.0
         for row in reversed(self.table.rows):
@@ -168,11 +168,11 @@ def upper_bound(count: int, n: int, risk: float = RISK) -> float:
     low, high = count / n, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _binomial_cdf(count, n, middle) > risk else (low, middle)
+        low, high = (middle, high) if binomial_cdf(count, n, middle) > risk else (low, middle)
     return high
 
 
-def _binomial_cdf(count: int, n: int, p: float) -> float:
+def binomial_cdf(count: int, n: int, p: float) -> float:
     """Probability of at most ``count`` in ``n``, for ``p`` above ``count / n``: then terms fall from ``count`` down."""
     if p == 1.0:
         return 0.0

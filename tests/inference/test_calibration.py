@@ -230,14 +230,15 @@ def test_budget_below_the_low_pass_is_refused_with_its_cost() -> None:
 def test_promise_that_no_table_of_this_size_can_keep_says_how_many_images_it_takes(goal: Goal, value: float) -> None:
     perfect: Callable[[int], Calibration] = lambda n: _calibration(n=n, low_right=2, high_right=2)  # noqa: E731
     with pytest.raises(
-        InvalidOption, match=r"it takes 299 calibration images, and this model \(eager float32\) has 298"
+        InvalidOption,
+        match=r"it takes 299 certifying images \(half of those held out\), and this model \(eager float32\) has 298",
     ):
         perfect(298).solve(goal, value)
     assert perfect(299).solve(goal, value) == 0
 
 
 def test_promise_too_fine_for_any_number_of_images_is_refused() -> None:
-    with pytest.raises(InvalidOption, match="it takes inf calibration images"):
+    with pytest.raises(InvalidOption, match="it takes inf certifying images"):
         _calibration(n=100).solve("max_accuracy_drop", 1e-313)
 
 

@@ -38,7 +38,10 @@ class Runtime(Protocol):
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 (B, 3, R, R) RGB -> float32 of the same shape, channels last, zero mean and unit variance by channel."""
+    """Zero mean and unit variance by channel: (B, 3, R, R) RGB of 0 to 255 -> float32, channels last.
+
+    Float32 images that lie channels last already are overwritten; uint8 ones are not.
+    """
     shift, scale = _shift_and_scale(preprocessing, images.device)
     pixels = images.to(torch.float32, memory_format=torch.channels_last)
     return pixels.sub_(shift).mul_(scale)

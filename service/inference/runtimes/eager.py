@@ -12,6 +12,7 @@ from service.images.transforms import Preprocessing
 from service.inference.device import Precision, cores
 from service.inference.runtimes.base import normalise
 from service.inference.runtimes.folding import fold_norms
+from service.networks.backbone import halve
 from service.networks.msnet import LowState, MSNet
 
 
@@ -41,7 +42,8 @@ class EagerRuntime:
         """See ``Runtime``."""
         assert isinstance(self._network, MSNet)
         with _threads(wide):
-            return self._network.forward_low(self._prepare(images))
+            halved = halve(images.to(self.device, non_blocking=True).float())
+            return self._network.forward_halved(self._prepare(halved))  # a quarter of the pixels to normalise
 
     @torch.inference_mode()
     def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:
