@@ -79,6 +79,9 @@ def _print(evaluation: Evaluation) -> None:
         output.print(_runtimes(evaluation))
     if evaluation.promises:
         output.print(_promises(evaluation))
+        for promise in evaluation.promises:
+            if promise.why_not:
+                output.print(promise.why_not, highlight=False, markup=False, soft_wrap=True)
     output.print(
         f"low pass alone {100 * evaluation.low_accuracy:.2f} %, high pass {100 * evaluation.high_accuracy:.2f} %, "
         f"agreement {100 * evaluation.agreement:.2f} %; * default threshold",
@@ -104,7 +107,7 @@ def _promises(evaluation: Evaluation) -> Table:
     shown = Table(
         "promise", "threshold", "exit %", "measured %", "kept", "broken %",
         title="what the calibration table promises, on these photographs",
-        caption="broken: of a thousand calibrations with as many images drawn from these; 5 % may be",
+        caption="broken: how probable that is, calibrated anew by as many images drawn from these; at most 5 %",
     )  # fmt: skip
     for promise in evaluation.promises:
         asked = f"{promise.goal} {promise.value:g}"

@@ -28,10 +28,11 @@ def models(
         return
     shown = rows if architectures else [_short(row) for row in rows]
     first, *others = (name.replace("_", " ") for name in shown[0])
-    names = Column(first, min_width=max(len(next(iter(row.values()))) for row in shown))  # to be copied, so whole
+    lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in shown]
+    names = Column(first, min_width=max(len(name) for name, *_ in lines))  # to be copied, so whole
     table = Table(names, *others, box=None, pad_edge=False)
-    for row in shown:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    for line in lines:
+        table.add_row(*line)
     output.print(table)
     if not architectures:
         output.print('Any picture at all gets one of a model\'s labels: none can say "none of these".', highlight=False)

@@ -106,14 +106,18 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 def cheapest(passes: Passes, temperature: Temperature) -> float:
     """The lowest threshold that answers as many photographs right as threshold 1 does."""
-    low, high, targets = passes.answers()
-    table = tabulate(passes.confidence(temperature), low, high, targets, "", "")
+    table = _count(passes, temperature, "", "")
     return next(row.threshold for row in table.rows if row.right >= table.rows[-1].right)
 
 
 def certify(passes: Passes, spec: ModelSpec, predictor: Predictor) -> CalibrationTable:
     """The table of ``predictor``'s runtime and precision, counted on images that fitted nothing."""
-    return tabulate(passes.confidence(spec.temperature), *passes.answers(), predictor.runtime, predictor.precision)
+    return _count(passes, spec.temperature, predictor.runtime, predictor.precision)
+
+
+def _count(passes: Passes, temperature: Temperature, runtime: str, precision: str) -> CalibrationTable:
+    answers = passes.answers(temperature)
+    return tabulate(answers.confidence, answers.low, answers.high, answers.targets, runtime, precision)
 
 
 def held_out(spec: ModelSpec, data: Path) -> Photographs:

@@ -2,123 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from service.errors import DataError
-from service.evaluation.cascade import Cascade, Estimate, gain, gap
+from service.evaluation.cascade import Cascade, Estimate, gain, gap, matching_cost
 from service.evaluation.logits import FOLDER, kept_passes, predictor_at
-from service.evaluation.passes import Passes, check_classes
+from service.evaluation.passes import Bools, Passes, check_classes
+from service.evaluation.runs import Run, differences
 from service.inference.calibration import THRESHOLDS
 from service.inference.device import choose_device, choose_precision
 from service.inference.predictor import Predictor
 from service.networks.cost import cost
-from service.networks.registry import backbone_name, is_multi_scale
-from service.store import SPEC, ModelSpec, Temperature, read_spec
 from service.training.data import Photographs, find
-from service.training.run_folder import LOG
 
 STEP = 32  # pixels between the sizes that a single-scale network is tested at
 TIMED_BATCH = {"cpu": 8, "cuda": 64}
 TIMED_SECONDS = 0.3
 TIMED_RUNS = 5
-OWN_OPTIONS = {"network", "network_options", "resolution", "seed", "distillation"}  # of one network, not of a recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run folder or a version of the store.
-
-    Attributes:
-        name: its folder's, or ``name/version``.
-        log: how its training went, in a sentence.
-    """
-
-    name: str
-    folder: Path
-    spec: ModelSpec
-    log: str
-
-    @property
-    def is_multi_scale(self) -> bool:
-        """Whether it has an exit."""
-        return is_multi_scale(self.spec.architecture.network)
-
-    @property
-    def backbone(self) -> str:
-        """Its base network."""
-        return backbone_name(self.spec.architecture.network)
-
-    @property
-    def resolution(self) -> int:
-        """Its high resolution, pixels."""
-        return self.spec.preprocessing.crop
-
-    @property
-    def seed(self) -> object:
-        """Of its training; None where that is not known."""
-        return self.spec.recipe.get("seed")
-
-    @classmethod
-    def read(cls, folder: Path) -> Run:
-        """Raises NotFound or BrokenModel (see ``store``); DataError: a log of another version."""
-        spec = read_spec(folder)
-        name = folder.resolve().name if spec.version == 0 else spec.reference
-        return cls(name, folder, spec, _log(folder, spec))
-
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Each folder's run once; folders of one name are numbered from the second. Raises as ``Run.read``."""
-    runs: list[Run] = []
-    for run in map(Run.read, dict.fromkeys(folders)):
-        count = sum(other.folder.resolve().name == run.folder.resolve().name for other in runs if "/" not in run.name)
-        runs.append(replace(run, name=f"{run.name}-{count + 1}") if count else run)
-    return runs
-
-
-def check_same_classes(runs: Sequence[Run]) -> None:
-    """Whether all runs tell the same classes apart. Raises DataError naming two files that differ, and both counts."""
-    first = runs[0]
-    for run in runs[1:]:
-        if run.spec.class_folders != first.spec.class_folders:
-            foreign = sorted(set(run.spec.class_folders) ^ set(first.spec.class_folders)) or ["their order"]
-            raise DataError(
-                f"{run.folder / SPEC} has {len(run.spec.class_folders)} classes and {first.folder / SPEC} "
-                f"{len(first.spec.class_folders)}; not in both: {', '.join(foreign[:5])}",
-                field="runs",
-                value=len(run.spec.class_folders),
-                bound=len(first.spec.class_folders),
-            )
-
-
-def _log(folder: Path, spec: ModelSpec) -> str:
-    training, path = spec.training, folder / LOG
-    said = f"{training.get('epochs_done', '?')} epochs, {training.get('train_images', '?')} photographs"
-    if "seconds" in training:
-        said += f", {training['seconds'] / 60:.0f} min on {training.get('device')} in {training.get('precision')}"
-    if not path.is_file():
-        return said
-    try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        speed = median(float(line["images_per_second"]) for line in lines)
-        last = lines[-1]
-        low, high = (100 * float(last[f"held_out_{head}_accuracy"]) for head in ("low", "high"))
-        heads = f"{high:.1f} %" if math.isnan(low) else f"low {low:.1f} %, high {high:.1f} %"
-        return f"{said}, {speed:.0f} images/s; last loss {float(last['loss']):.3f}, held out {heads}"
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            f"{path} is no log that this version reads: {error!r}", field="runs", value=str(path)
-        ) from error
 
 
 class Bench:
@@ -248,15 +154,15 @@ class Verdict:
 
     Attributes:
         single: accuracy of the single-scale network at the high resolution.
-        cost_at_its_accuracy: share of its cost that the run takes on average to be as accurate; None: it never is.
-        gain_at_its_cost: in accuracy, of the run at the same mean cost.
+        cost_at_its_accuracy: share of its cost that the run takes on average to be as accurate; infinite: it never is.
+        gain_at_its_cost: of the run at the same mean cost, in accuracy, a share of 1.
         gap_to_naive: mean over costs from 0.4 to 1.0 of the high network.
         otherwise: training options in which the single-scale runs differ from it, with both values.
     """
 
     run: int
     single: float | None = None
-    cost_at_its_accuracy: float | None = None
+    cost_at_its_accuracy: Estimate | None = None
     gain_at_its_cost: Estimate | None = None
     gap_to_naive: Estimate | None = None
     otherwise: tuple[str, ...] = ()
@@ -300,7 +206,7 @@ class Group:
         fitting = [index for index, single in self.single.items() if single.resolution == resolution]
 
         def unlike(index: int) -> tuple[int, bool, int]:
-            return len(_otherwise(run, self.runs[index])), self.runs[index].seed != run.seed, index
+            return len(differences(run, self.runs[index])), self.runs[index].seed != run.seed, index
 
         return min(fitting, key=unlike, default=None)
 
@@ -387,7 +293,7 @@ class Group:
         """What repeated runs give: single-scale ones at their own size, others at threshold 1 and at their default."""
         alike: dict[str, list[int]] = {}
         for index, run in self.runs.items():
-            recipe = {name: value for name, value in run.spec.recipe.items() if name != "seed"}
+            recipe = {name: value for name, value in run.recipe.items() if name != "seed"}
             alike.setdefault(repr((run.spec.architecture, run.resolution, sorted(recipe.items()))), []).append(index)
         found = []
         for indices in alike.values():
@@ -409,27 +315,20 @@ class Group:
         run, cascade = self.runs[index], self.cascade(index)
         naive, low, high = self.naive(index), self.low_run(run), self.high_run(run)
         singles = [self.runs[i] for i in (low, high) if i is not None]
-        otherwise = tuple(sorted({each for single in singles for each in _otherwise(run, single)}))
+        otherwise = tuple(sorted({each for single in singles for each in differences(run, single)}))
         ahead = None if naive is None else gap(cascade, naive, cascade.high_cost)
         if high is None:
             return Verdict(index, gap_to_naive=ahead, otherwise=otherwise)
         is_right = right(self.bench.passes(self.runs[high]))
-        cheapest = cascade.cheapest(float(is_right.mean()))
+        cheapest = matching_cost(cascade, is_right)
         return Verdict(
             index,
             float(is_right.mean()),
-            None if cheapest is None else cheapest / cascade.high_cost,
+            Estimate(*(cost / cascade.high_cost for cost in (cheapest.value, cheapest.low, cheapest.high))),
             gain(cascade, is_right, cascade.high_cost),
             ahead,
             otherwise,
         )
-
-
-def _otherwise(run: Run, single: Run) -> list[str]:
-    """Training options that differ between a multi-scale run and a single-scale one, and need not."""
-    one, other = run.spec.recipe, single.spec.recipe
-    names = sorted({*one, *other} - OWN_OPTIONS)
-    return [f"{name} {other.get(name)} ({one.get(name)})" for name in names if other.get(name) != one.get(name)]
 
 
 def _between(full: int) -> list[int]:
@@ -438,11 +337,9 @@ def _between(full: int) -> list[int]:
     return sorted({half, full, *range(-(-half // STEP) * STEP, full, STEP)})
 
 
-def right(passes: Passes) -> npt.NDArray[np.bool_]:
+def right(passes: Passes) -> Bools:
     """Whether a single-scale network's answers are right, (n,)."""
-    _, answers, targets = passes.answers()
-    is_right: npt.NDArray[np.bool_] = answers == targets
-    return is_right
+    return passes.answers().high_right
 
 
 def two_sizes(group: Group, index: int) -> Cascade:
@@ -451,7 +348,7 @@ def two_sizes(group: Group, index: int) -> Cascade:
     sizes = group.sizes(run)
     small, full = (group.bench.passes(run, size) for size in (sizes[0], sizes[-1]))
     mmacs = (group.bench.mmacs(run, size)[1] for size in (sizes[0], sizes[-1]))
-    return Cascade(small.confidence(Temperature()), right(small), right(full), *mmacs)
+    return Cascade.naive(small, full, *mmacs)
 
 
 def _row(

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from service.errors import DataError, NotFound
-from service.evaluation.coverage import Pool, Promise, promises
+from service.evaluation.coverage import Promise, promises
 from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
@@ -173,34 +171,28 @@ def compare(
 def _against(expected: Passes, passes: Passes, predictor: Predictor) -> RuntimePoint:
     spec = predictor.spec
     threshold = spec.start_threshold(predictor.runtime, predictor.precision)
-    exited = passes.confidence(spec.temperature) > threshold
-    low, high, targets = passes.answers()
-    answers = np.where(exited, low, high)
-    known_low, known_high, _ = expected.answers()
-    known_exited = expected.confidence(spec.temperature) > spec.start_threshold(EagerRuntime.name, "float32")
+    found, known = passes.answers(spec.temperature), expected.answers(spec.temperature)
+    known_answers = known.at(spec.start_threshold(EagerRuntime.name, "float32"))
     return RuntimePoint(
         runtime=predictor.runtime,
         precision=predictor.precision,
         threshold=threshold,
-        agreement=float((answers == np.where(known_exited, known_low, known_high)).mean()),
-        low_agreement=float((low == known_low).mean()),
-        high_agreement=float((high == known_high).mean()),
-        accuracy=float((answers == targets).mean()),
-        exit_rate=float(exited.mean()),
+        agreement=float((found.at(threshold) == known_answers).mean()),
+        low_agreement=float((found.low == known.low).mean()),
+        high_agreement=float((found.high == known.high).mean()),
+        accuracy=found.accuracy(threshold),
+        exit_rate=float(found.exited(threshold).mean()),
     )
 
 
 def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
     """The evaluation that follows from both passes' logits on ``split``."""
     spec = predictor.spec
-    low, high, targets = passes.answers()
-    confidence = passes.confidence(spec.temperature)
+    answers = passes.answers(spec.temperature)
 
     def point(threshold: float) -> Point:
-        exited = confidence > threshold
-        exit_rate = float(exited.mean())
-        accuracy = float((np.where(exited, low, high) == targets).mean())
-        return Point(threshold, accuracy, exit_rate, spec.mean_mmacs(exit_rate))
+        exit_rate = float(answers.exited(threshold).mean())
+        return Point(threshold, answers.accuracy(threshold), exit_rate, spec.mean_mmacs(exit_rate))
 
     return Evaluation(
         model=spec.name if spec.version == 0 else f"{spec.name}/{spec.version}",
@@ -212,9 +204,9 @@ def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
         images=len(passes),
         unreadable=passes.unreadable,
         default=point(spec.start_threshold(predictor.runtime, predictor.precision)),
-        low_accuracy=float((low == targets).mean()),
-        high_accuracy=float((high == targets).mean()),
-        agreement=float((low == high).mean()),
+        low_accuracy=float(answers.low_right.mean()),
+        high_accuracy=float(answers.high_right.mean()),
+        agreement=float((answers.low == answers.high).mean()),
         curve=tuple(map(point, THRESHOLDS if predictor.is_multi_scale else (1.0,))),
-        promises=promises(Pool.of(passes, spec.temperature), predictor.calibration),
+        promises=promises(answers, predictor.calibration),
     )

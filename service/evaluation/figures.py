@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.evaluation.cascade import Cascade
+from service.evaluation.cascade import Cascade, Floats
+from service.evaluation.passes import Bools
 from service.evaluation.spectrum import LOW, OWN, SINGLE, SUM, Spectrum
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 TEAL, ORANGE, INK, QUIET, PALE = "#0b7a71", "#ad560c", "#1d1c1a", "#8b867d", "#d8d4cc"
 # Of cascades in one picture: told apart in grey too, by their lines.
@@ -154,7 +152,7 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
         bars.set_xlabel("share of the images, %")
         bars.invert_yaxis()
         bars.grid(visible=False)
-        bars.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9.5, handlelength=1.2)
+        above.legend(loc="outside upper right", ncols=4, fontsize=9.5, handlelength=1.2)
         left_plot, right_plot = below.subplots(1, 2)
         for (name, cascade), (colour, line) in zip(cascades.items(), CURVES * len(cascades), strict=False):
             thresholds = np.linspace(0, 0.999, 400)
@@ -170,9 +168,9 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
             plot.set_xlim(0, 1)
         left_plot.set_ylim(top=101)
         right_plot.set_ylim(0, 101)
-        left_plot.legend(fontsize=9.5)
+        below.legend(loc="outside lower left", ncols=1 if len(cascades) < 3 else 2, fontsize=9.5)
 
-    draw(path, (9.6, 4.9 + 0.4 * len(cascades)), paint)
+    draw(path, (9.6, 5.1 + 0.5 * len(cascades)), paint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,9 +295,9 @@ def reliability(path: Path, heads: dict[str, tuple[Reliability, Reliability, flo
             axes.set_xlim(start, 102)
             axes.set_ylim(start, 102)
             axes.set_aspect("equal")
-            axes.legend(loc="lower right", fontsize=9.5)
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.11), fontsize=9.5)
 
-    draw(path, (4.9 * len(heads), 5.0), paint)
+    draw(path, (4.9 * len(heads), 5.5), paint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +318,7 @@ def contact_sheet(path: Path, rows: Mapping[str, Sequence[Picture]]) -> None:
         for part, (name, pictures) in zip(
             figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
         ):
-            part.suptitle(name, x=0.005, ha="left", size=11)
+            part.suptitle(name, x=0.005, y=0.97, va="top", ha="left", size=11)
             for axes in part.subplots(1, columns, squeeze=False)[0]:
                 axes.axis("off")
             for axes, picture in zip(part.axes, pictures, strict=False):
@@ -328,4 +326,4 @@ def contact_sheet(path: Path, rows: Mapping[str, Sequence[Picture]]) -> None:
                 axes.text(0, 1.0, picture.truth, transform=axes.transAxes, va="bottom", size=8)
                 axes.text(0, -0.03, picture.answer, transform=axes.transAxes, va="top", size=8, color=picture.tone)
 
-    draw(path, (1.75 * columns, 2.6 * len(rows)), paint)
+    draw(path, (1.75 * columns, 2.75 * len(rows)), paint)

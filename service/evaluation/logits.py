@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import service
 from service.evaluation.passes import Passes, run_passes
 from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision
@@ -42,23 +44,24 @@ def kept_passes(
     """
     spec = predictor.spec
     digest = hashlib.sha256(spec.weights_sha256.encode())
-    for part in (predictor.runtime, str(predictor.device.type), str(spec.preprocessing)):
+    for part in (service.__version__, predictor.runtime, str(predictor.device.type), str(spec.preprocessing)):
         digest.update(part.encode())
     for path in photographs.paths:
-        digest.update(f"{path.resolve()} {path.stat().st_size}\n".encode())
+        digest.update(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     name = f"{spec.preprocessing.crop}-{predictor.precision}-{digest.hexdigest()[:16]}.npz"
     path = cache / name
     passes = _read(path)
     if passes is None:
         passes = run_passes(predictor, photographs, workers, on_batch)
-        _write(path, passes)
+        with contextlib.suppress(OSError):  # it is only a cache
+            _write(path, passes)
     else:
         on_batch(len(photographs))
     return passes
 
 
 def _read(path: Path) -> Passes | None:
-    """None where nothing is kept, or nothing that can be read: it is only a cache."""
+    """None where nothing is kept, or nothing that can be read."""
     try:
         with path.open("rb") as file, np.load(file) as kept:
             low, high, targets = (torch.from_numpy(kept[name]) for name in ("low", "high", "targets"))

@@ -17,7 +17,50 @@ from service.inference.predictor import Predictor
 from service.store import SPEC, ModelSpec, Temperature
 from service.training.data import CentreCrop, Photographs, loader
 
+Bools = npt.NDArray[np.bool_]
+
 BATCH_SIZE = 32
+UNIT = Temperature()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What two passes say of n images; what any threshold would have answered follows.
+
+    Attributes:
+        confidence: of each low answer, (n,).
+        low, high, targets: both passes' answers and the truth, class indices (n,).
+    """
+
+    confidence: npt.NDArray[np.float64]
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def low_right(self) -> Bools:
+        """Whether each low answer is, (n,)."""
+        return np.asarray(self.low == self.targets)
+
+    @property
+    def high_right(self) -> Bools:
+        """Whether each high answer is, (n,)."""
+        return np.asarray(self.high == self.targets)
+
+    def exited(self, threshold: float) -> Bools:
+        """Whether each image would have, (n,)."""
+        return self.confidence > threshold
+
+    def at(self, threshold: float) -> npt.NDArray[np.int64]:
+        """What would have been answered, (n,)."""
+        return np.where(self.exited(threshold), self.low, self.high)
+
+    def accuracy(self, threshold: float) -> float:
+        """The share of all images that would have been answered rightly."""
+        return float((self.at(threshold) == self.targets).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +78,10 @@ class Passes:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def confidence(self, temperature: Temperature) -> npt.NDArray[np.float64]:
-        """Confidence of each low answer, (n,)."""
-        values: npt.NDArray[np.float64] = confidence(probabilities(self.low, temperature.low)).numpy()
-        return values
-
-    def answers(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Low answers, high answers, truth; each (n,)."""
-        return self.low.argmax(1).numpy(), self.high.argmax(1).numpy(), self.targets.numpy()
+    def answers(self, temperature: Temperature = UNIT) -> Answers:
+        """What the logits say; the confidence at ``temperature``."""
+        sure = confidence(probabilities(self.low, temperature.low)).numpy()
+        return Answers(sure, self.low.argmax(1).numpy(), self.high.argmax(1).numpy(), self.targets.numpy())
 
 
 def run_passes(
@@ -88,9 +127,10 @@ def check_classes(photographs: Photographs, spec: ModelSpec) -> None:
     found, known = photographs.folders, spec.class_folders
     if tuple(found) == tuple(known):
         return
+    named = spec.reference if spec.version else f"run {spec.name}"
     foreign = sorted(set(found) ^ set(known))
     raise DataError(
-        f"{photographs.paths[0].parents[1]} has {len(found)} class folders and {SPEC} of {spec.reference} names "
+        f"{photographs.paths[0].parents[1]} has {len(found)} class folders and {SPEC} of {named} names "
         f"{len(known)}; not in both: {', '.join(foreign[:5])}",
         field="data",
         value=len(found),

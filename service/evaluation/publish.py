@@ -7,9 +7,10 @@ import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from service.errors import DataError
-from service.evaluation.coverage import DRAWS
+from service.evaluation import figures
 from service.evaluation.evaluate import Evaluation
 from service.inference.calibration import Calibration
 from service.networks.registry import backbone_name
@@ -117,10 +118,10 @@ def _promises(evaluation: Evaluation) -> str:
     if not rows:
         return "So few photographs certify no agreement of 90 % or more."
     return f"""Promises that it makes, held against the photographs of `{evaluation.split}/`: what of them agrees with
-the high pass, or loses a right answer, and how many of {DRAWS} calibrations anew, with as many photographs drawn from
-these, would break the promise (5 % may):
+the high pass, or loses a right answer, and how probable it is that a calibration anew, with as many photographs drawn
+from these, would break the promise (at most 5 %):
 
-| promise | threshold | exit early, % | measured, % | kept | broken by, % |
+| promise | threshold | exit early, % | measured, % | kept | broken, % |
 |---|---|---|---|---|---|
 {rows}"""
 
@@ -164,30 +165,26 @@ float32 does:
 
 def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:
     """Top-1 against mean multiply-adds while the threshold moves, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    points, default = evaluation.curve, evaluation.default
+    line = figures.CURVES[0][0]
+    ring = f"default threshold {default.threshold:g}: {100 * default.exit_rate:.0f} % exit, "
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    points = evaluation.curve
-    axes.plot([p.mean_mmacs for p in points], [100 * p.accuracy for p in points], lw=2, label="threshold from 0 to 1")
-    default = evaluation.default
-    axes.plot(
-        default.mean_mmacs,
-        100 * default.accuracy,
-        "o",
-        ms=8,
-        label=f"default threshold {default.threshold:g}: {100 * default.exit_rate:.0f} % exit, "
-        f"{100 * default.accuracy:.1f} % right",
-    )
-    axes.axvline(spec.high_mmacs, color="0.6", ls="--", label="cost of the single-scale network")
-    axes.set_xlabel("mean multiply-adds an image, millions")
-    axes.set_ylabel("top-1, %")
-    axes.set_title(f"{spec.name} {spec.version}: {evaluation.images} photographs of {evaluation.split}/")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        costs, accuracies = [p.mean_mmacs for p in points], [100 * p.accuracy for p in points]
+        axes.plot(costs, accuracies, color=line, lw=2.2, label="threshold from 0 to 1")
+        axes.plot(
+            default.mean_mmacs, 100 * default.accuracy, "o", ms=9, mfc="white", mec=line, mew=2.2, ls="",
+            label=f"{ring}{100 * default.accuracy:.1f} % right",
+        )  # fmt: skip
+        axes.axvline(spec.high_mmacs, color=figures.QUIET, lw=1, ls=":", label="cost of the single-scale network")
+        axes.set_xlabel("mean multiply-adds an image, millions")
+        axes.set_ylabel("top-1, %")
+        axes.set_title(f"{spec.reference}: {evaluation.images} photographs of {evaluation.split}/", loc="left")
+        axes.set_xlim(left=0)
+        figure.legend(loc="outside lower left", ncols=2, fontsize=9.5)
+
+    figures.draw(path, (8.4, 4.6), paint)
 
 
 def _calibration(spec: ModelSpec) -> str:

@@ -122,6 +122,5 @@ def _images(photographs: Photographs, spec: ModelSpec, workers: int | None) -> I
 
 
 def _answers(passes: Passes, spec: ModelSpec) -> npt.NDArray[np.int64]:
-    low, high, _ = passes.answers()
     assert spec.default_threshold is not None
-    return np.where(passes.confidence(spec.temperature) > spec.default_threshold, low, high)
+    return passes.answers(spec.temperature).at(spec.default_threshold)

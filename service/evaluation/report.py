@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,13 @@ import torch
 
 from service.errors import InvalidOption
 from service.evaluation import figures, paper
-from service.evaluation.comparison import (
-    Bench,
-    Group,
-    Run,
-    check_same_classes,
-    read_runs,
-    timed_batch,
-    two_sizes,
-)
-from service.evaluation.coverage import DRAWS, Pool, Promise, promises
+from service.evaluation.comparison import Bench, Group, Row, Seeds, Verdict, timed_batch, two_sizes
+from service.evaluation.coverage import Promise, promises, risk
 from service.evaluation.figures import Curve, Dot, Picture, Reliability
 from service.evaluation.handover import Handover, handover
 from service.evaluation.logits import FOLDER
-from service.evaluation.passes import Passes
+from service.evaluation.passes import Answers, Passes
+from service.evaluation.runs import Run, check_same_classes, read_runs
 from service.evaluation.spectrum import Spectrum, spectra
 from service.images.decode import decode
 from service.inference.calibration import Calibration
@@ -50,6 +43,24 @@ class Picked:
     file: str | None
     caption: str
     missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What the page shows of one base network.
+
+    Attributes:
+        handovers: by a run's name, block by block.
+        promises: by a run's name, what its table certifies of its default threshold, and how its promises fare.
+    """
+
+    backbone: str
+    rows: list[Row]
+    seeds: list[Seeds]
+    verdicts: list[Verdict]
+    handovers: dict[str, list[Handover]]
+    pictures: list[Picked]
+    promises: dict[str, tuple[str, tuple[Promise, ...]]]
 
 
 def report(
@@ -75,7 +86,7 @@ def report(
     Raises:
         NotFound, BrokenModel: see ``store``.
         DataError: classes that differ between runs or from the data's, a log that cannot be read.
-        InvalidOption: a device or precision not to be had; ``out`` cannot be made; a limit below 1.
+        InvalidOption: a device or precision not to be had; ``out`` cannot be written into; a limit below 1.
     """
     if limit is not None and limit < 1:
         raise InvalidOption("limit", limit, "at least 1")
@@ -83,10 +94,16 @@ def report(
     if not read:
         raise InvalidOption("runs", [], "one run folder or model at least")
     check_same_classes(read)
+    page, numbers = out / PAGE, out / NUMBERS
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for file in (page, numbers):
+            with file.open("a") as probe:
+                is_new = probe.tell() == 0
+            if is_new:  # nothing is left of it if the report fails
+                file.unlink()
     except OSError as error:
-        raise InvalidOption("out", str(out), f"a folder that can be made ({error.strerror})") from error
+        raise InvalidOption("out", str(out), f"a folder that can be written into ({error.strerror})") from error
     total = 0
     bench = Bench(data, split, out / FOLDER, limit, device, precision, workers, lambda images: on_batch(images, total))
     bench.check(read[0])
@@ -95,25 +112,36 @@ def report(
         1 if run.is_multi_scale else len(group.sizes(run)) for group in groups for run in group.runs.values()
     )
     sections = [_section(group, bench, out) for group in groups]
-    (out / NUMBERS).write_text(_numbers(read, sections, len(bench.photographs)))
-    page = out / PAGE
+    numbers.write_text(_numbers(read, sections, len(bench.photographs)))
     page.write_text(_render(read, groups, sections, bench, split, limit))
     return page
 
 
-def _numbers(runs: Sequence[Run], sections: Sequence[dict[str, Any]], images: int) -> str:
+def _numbers(runs: Sequence[Run], sections: Sequence[Section], images: int) -> str:
     """The tables as JSON; rows and verdicts name runs by their place."""
     tables = [
         {
-            "backbone": section["backbone"],
-            **{part: list(map(asdict, section[part])) for part in ("rows", "seeds", "verdicts")},
-            "handovers": {name: list(map(asdict, blocks)) for name, blocks in section["handovers"].items()},
-            "promises": {name: list(map(asdict, kept)) for name, (_, kept) in section["promises"].items()},
+            "backbone": section.backbone,
+            "rows": list(map(asdict, section.rows)),
+            "seeds": list(map(asdict, section.seeds)),
+            "verdicts": list(map(_finite, section.verdicts)),
+            "handovers": {name: list(map(asdict, blocks)) for name, blocks in section.handovers.items()},
+            "promises": {name: list(map(asdict, kept)) for name, (_, kept) in section.promises.items()},
         }
         for section in sections
     ]
     named = [{"name": run.name, "seed": run.seed, "weights_sha256": run.spec.weights_sha256} for run in runs]
     return json.dumps({"images": images, "runs": named, "tables": tables}, indent=1) + "\n"
+
+
+def _finite(verdict: Verdict) -> dict[str, Any]:
+    """Its fields, None for what is infinite: JSON has no word for that."""
+    raw = asdict(verdict)
+    if raw["cost_at_its_accuracy"]:
+        raw["cost_at_its_accuracy"] = {
+            k: v if math.isfinite(v) else None for k, v in raw["cost_at_its_accuracy"].items()
+        }
+    return raw
 
 
 def _groups(runs: Sequence[Run], bench: Bench) -> list[Group]:
@@ -125,25 +153,22 @@ def _groups(runs: Sequence[Run], bench: Bench) -> list[Group]:
     ]
 
 
-def _section(group: Group, bench: Bench, out: Path) -> dict[str, Any]:
-    """Everything of one base network that the page shows."""
-    return {
-        "backbone": group.backbone,
-        "rows": group.rows(),
-        "seeds": group.seeds(),
-        "verdicts": [group.verdict(index) for index in group.multi],
-        "handovers": {group.runs[index].name: _handover(group.runs[index], bench) for index in group.multi},
-        "pictures": [
+def _section(group: Group, bench: Bench, out: Path) -> Section:
+    return Section(
+        group.backbone,
+        group.rows(),
+        group.seeds(),
+        [group.verdict(index) for index in group.multi],
+        handovers={run.name: _handover(run, bench) for run in group.multi.values()},
+        pictures=[
             _spectrum(group, bench, out),
             _regions(group, out),
             *_tradeoffs(group, bench, out),
             *(_reliability(group, index, out) for index in group.multi),
             *(_sheet(group, index, bench, out) for index in group.multi),
         ],
-        "promises": {
-            group.runs[index].name: (_certified(group, index), _promises(group, index)) for index in group.multi
-        },
-    }
+        promises={run.name: (_certified(group, i), _promises(group, i)) for i, run in group.multi.items()},
+    )
 
 
 def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
@@ -187,7 +212,7 @@ def _handover(run: Run, bench: Bench) -> list[Handover]:
     return handover(network, _batches(run, bench))
 
 
-def _batches(run: Run, bench: Bench) -> Any:
+def _batches(run: Run, bench: Bench) -> Iterator[torch.Tensor]:
     count = min(SPECTRUM_IMAGES, len(bench.photographs))
     chosen = bench.photographs.subset([i * len(bench.photographs) // count for i in range(count)])
     preprocessing = run.spec.preprocessing
@@ -229,10 +254,10 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
     device = choose_device(bench.device)
     where = "one core" if device.type == "cpu" else torch.cuda.get_device_name(device)
     pictures = []
-    for name, unit, title, costs, caption in (
-        ("figure-5", "mean multiply-adds an image, millions", "Top-1 against mean multiply-adds", bench.mmacs, ""),
+    for letter, name, unit, title, costs, caption in (
+        ("", "figure-5", "mean multiply-adds an image, millions", "Top-1 against mean multiply-adds", bench.mmacs, ""),
         (
-            "figure-5-ms", "mean time an image, milliseconds", "Top-1 against measured time", bench.milliseconds,
+            "b", "figure-5-ms", "mean time an image, milliseconds", "Top-1 against measured time", bench.milliseconds,
             f" Measured on this machine ({where}, eager {bench.precision}): an image's share of a "
             f"batch of {timed_batch(device)} decoded images, the best of several runs.",
         ),
@@ -242,7 +267,7 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
         pictures.append(
             Picked(
                 file,
-                f"Figure 5{'b' if 'ms' in name else ''}. {title} while the threshold moves; networks without an exit "
+                f"Figure 5{letter}. {title} while the threshold moves; networks without an exit "
                 f"are dots. A ring marks the default threshold.{caption}",
                 " ".join(missing),
             )
@@ -257,7 +282,7 @@ def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, float]
         naive, pair = group.naive(index, costs), (group.low_run(run), group.high_run(run))
         if naive is not None and pair not in seen:
             seen.add(pair)
-            names = " then ".join(group.runs[i].name for i in pair if i is not None)
+            names = "\nthen ".join(group.runs[i].name for i in pair if i is not None)
             curves.append(Curve(f"naive cascade: {names}", naive, is_naive=True))
     single: list[Dot] = []
     averaged: list[Dot] = []
@@ -273,7 +298,7 @@ def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, float]
 
 def _reliability(group: Group, index: int, out: Path) -> Picked:
     run = group.runs[index]
-    file = f"reliability-{_slug(run)}.png"
+    file = f"reliability-{run.slug}.png"
     passes, temperature = group.bench.passes(run), run.spec.temperature
     heads = {
         head: (_reliable(logits, passes, 1.0), _reliable(logits, passes, value), value)
@@ -304,18 +329,14 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
     run = group.runs[index]
     passes, threshold = bench.passes(run), group.default(index)
     chosen = 0.5 if threshold is None else threshold
-    low, high, targets = passes.answers()
-    sure = passes.confidence(run.spec.temperature)
-    exited = sure > chosen
+    answers = passes.answers(run.spec.temperature)
+    low, high, targets, sure = answers.low, answers.high, answers.targets, answers.confidence
+    exited, only_high = answers.exited(chosen), ~answers.low_right & answers.high_right
     kinds = {
-        f"Exit, surer than {chosen:g}, and right": exited & (low == targets),
+        f"Exit, surer than {chosen:g}, and right": exited & answers.low_right,
         "Escalate": ~exited,
-        "Saved by escalation: the low pass is wrong, the high one right": ~exited
-        & (low != targets)
-        & (high == targets),
-        "Lost by the exit: the low pass is sure and wrong, the high one right": exited
-        & (low != targets)
-        & (high == targets),
+        "Saved by escalation: the low pass is wrong, the high one right": ~exited & only_high,
+        "Lost by the exit: the low pass is sure and wrong, the high one right": exited & only_high,
     }
     random = np.random.default_rng(0)
     photographs = bench.readable(passes)
@@ -336,7 +357,7 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
         if len(found):
             picked = sorted(random.permutation(found)[:SHEET_COLUMNS].tolist())
             rows[f"{name} ({len(found)} of {len(targets)} photographs)"] = [picture(i) for i in picked]
-    file = f"contact-sheet-{_slug(run)}.png"
+    file = f"contact-sheet-{run.slug}.png"
     figures.contact_sheet(out / file, rows)
     return Picked(
         file,
@@ -352,38 +373,35 @@ def _certified(group: Group, index: int) -> str:
     calibration = Calibration.of(run.spec, "eager", group.bench.precision)
     if calibration is None or threshold is None:
         return ""
-    effect, pool = calibration.predict(threshold), _pool(group, index)
+    effect, answers = calibration.predict(threshold), _answers(group, index)
+    drop = answers.accuracy(1) - answers.accuracy(threshold)
     return (
         f"The table for eager {calibration.table.precision} counts {calibration.table.n} photographs. At the default "
         f"threshold {threshold:g} it certifies an agreement of {100 * effect.agreement_at_least:.1f} % or more "
-        f"(here: {100 * (1 - pool.risk('min_agreement', threshold)):.1f} %) and a drop of "
-        f"{100 * effect.accuracy_drop_at_most:.1f} points or less (here: {100 * pool.drop(threshold):.1f}; exits "
-        f"that are wrong where the high pass is right: {100 * pool.risk('max_accuracy_drop', threshold):.1f} %)."
+        f"(here: {100 * (1 - risk(answers, 'min_agreement', threshold)):.1f} %) and a drop of "
+        f"{100 * effect.accuracy_drop_at_most:.1f} points or less (here: {100 * drop:.1f}; exits "
+        f"that are wrong where the high pass is right: {100 * risk(answers, 'max_accuracy_drop', threshold):.1f} %)."
     )
 
 
-def _pool(group: Group, index: int) -> Pool:
+def _answers(group: Group, index: int) -> Answers:
     run = group.runs[index]
-    return Pool.of(group.bench.passes(run), run.spec.temperature)
+    return group.bench.passes(run).answers(run.spec.temperature)
 
 
 def _promises(group: Group, index: int) -> tuple[Promise, ...]:
     run = group.runs[index]
-    return promises(_pool(group, index), Calibration.of(run.spec, "eager", group.bench.precision))
+    return promises(_answers(group, index), Calibration.of(run.spec, "eager", group.bench.precision))
 
 
 def _takes(group: Group, resolution: int, why: str) -> str:
     return f"A single-scale run is missing: `lowfirst train {group.backbone} --resolution {resolution} …` {why}."
 
 
-def _slug(run: Run) -> str:
-    return run.name.replace("/", "-")
-
-
 def _render(
     runs: Sequence[Run],
     groups: Sequence[Group],
-    sections: Sequence[dict[str, Any]],
+    sections: Sequence[Section],
     bench: Bench,
     split: str,
     limit: int | None,
@@ -398,7 +416,7 @@ def _render(
     measure = {index: group.base_mmacs(index) for group in groups for index in group.runs}
     return environment.get_template(TEMPLATE).render(
         runs=runs,
-        by_backbone={section["backbone"]: section for section in sections},
+        by_backbone={section.backbone: section for section in sections},
         tables=paper.TABLES,
         paper_rows=paper.ROWS,
         paper_high=paper.HIGH_MMACS,
@@ -407,8 +425,8 @@ def _render(
         images=images,
         split=split,
         limit=limit,
+        infinite=math.inf,
         dataset=runs[0].spec.dataset,
         precision=bench.precision,
-        draws=DRAWS,
         error=lambda accuracy: math.sqrt(accuracy * (1 - accuracy) / images),
     )

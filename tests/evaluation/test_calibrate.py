@@ -99,10 +99,11 @@ def test_one_half_fits_and_the_other_certifies(calibrated: Path, shapes: Path) -
     passes = run_passes(predictor, certifying, workers=0)
     table = spec.calibration[0]
     assert table.n == len(passes) == 10
-    low, high, targets = passes.answers()
+    answers = passes.answers(spec.temperature)
     row = next(row for row in table.rows if row.threshold == spec.default_threshold)
-    exited = passes.confidence(spec.temperature) > row.threshold
-    assert (row.exited, row.right) == (exited.sum(), (np.where(exited, low, high) == targets).sum())
+    exited = answers.confidence > row.threshold
+    right = np.where(exited, answers.low, answers.high) == answers.targets
+    assert (row.exited, row.right) == (exited.sum(), right.sum())
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from service.evaluation.cascade import Cascade, gain, gap
+from service.evaluation.cascade import Cascade, Estimate, gain, gap, matching_cost
 from service.evaluation.passes import Passes
 from service.store import Temperature
 
@@ -65,11 +66,23 @@ def test_drawn_images_count_as_often_as_they_were_drawn() -> None:
 
 def test_cheapest_is_the_least_cost_that_is_accurate_enough() -> None:
     cascade = _cascade()
-    cost = cascade.cheapest(0.8)
-    assert cost is not None
+    once = np.ones((2, len(cascade.confidence)), dtype=np.int64)
+    cost, never = cascade.cheapest(np.array([0.8, 1.01]), once)
     assert cascade.accuracy_at(np.array([cost]))[0] >= 0.8
     assert all(cascade.accuracy_at(np.linspace(LOW, cost - 0.06, 50)) < 0.8)
-    assert cascade.cheapest(1.01) is None
+    assert math.isinf(never)
+
+
+def test_matching_cost_is_that_of_the_same_images_for_both() -> None:
+    cascade = _cascade()
+    found = matching_cost(cascade, cascade.low_right)
+    assert found.value == LOW
+    assert found.low == LOW <= found.high
+    worse = matching_cost(cascade, cascade.low_right & cascade.high_right)
+    assert worse == Estimate(LOW, LOW, LOW)
+    always = matching_cost(cascade, np.ones_like(cascade.low_right))
+    assert math.isinf(always.value)
+    assert math.isinf(always.high)
 
 
 def test_naive_cascade_asks_the_first_network_and_then_the_second() -> None:

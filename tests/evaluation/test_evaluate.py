@@ -49,7 +49,8 @@ def test_curve_has_every_threshold_and_its_cost_follows_the_exit_rate(
 
 
 def test_passes_are_counted_image_by_image(evaluation: Evaluation, predictor: Predictor, shapes: Path) -> None:
-    low, high, targets = run_passes(predictor, find(shapes, "val"), workers=0).answers()
+    passes = run_passes(predictor, find(shapes, "val"), workers=0)
+    low, high, targets = passes.low.argmax(1).numpy(), passes.high.argmax(1).numpy(), passes.targets.numpy()
     assert evaluation.images == len(targets) == 18
     assert evaluation.low_accuracy == pytest.approx((low == targets).mean())
     assert evaluation.agreement == pytest.approx((low == high).mean())
@@ -113,7 +114,8 @@ def test_classes_that_are_not_the_models_are_named(
     shutil.copytree(shapes / "val", tmp_path / "val")
     (tmp_path / "val" / rename[0]).rename(tmp_path / "val" / rename[1])
     with pytest.raises(
-        DataError, match=rf"val has 3 class folders and model\.json of \S+ names 3; not in both: circle, {rename[1]}"
+        DataError,
+        match=rf"val has 3 class folders and model\.json of run \S+ names 3; not in both: circle, {rename[1]}",
     ):
         evaluate(predictor, tmp_path, workers=0)
 
@@ -121,7 +123,9 @@ def test_classes_that_are_not_the_models_are_named(
 def test_missing_class_is_named(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes / "val", tmp_path / "val")
     shutil.rmtree(tmp_path / "val" / "square")
-    with pytest.raises(DataError, match=r"val has 2 class folders and model\.json of \S+ names 3; not in both: square"):
+    with pytest.raises(
+        DataError, match=r"val has 2 class folders and model\.json of run \S+ names 3; not in both: square"
+    ):
         evaluate(predictor, tmp_path, workers=0)
 
 

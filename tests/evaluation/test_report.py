@@ -15,10 +15,11 @@ from PIL import Image
 
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.evaluation import paper
-from service.evaluation.comparison import Bench, Group, Run, read_runs
+from service.evaluation.comparison import Bench, Group
 from service.evaluation.evaluate import evaluate
 from service.evaluation.passes import run_passes
 from service.evaluation.report import report
+from service.evaluation.runs import Run, read_runs
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
 from service.networks.cost import cost
@@ -126,8 +127,13 @@ def test_partner_is_the_run_trained_most_alike_and_what_differs_is_said(group: G
     alike = Group(BASE, {0: hasty, 1: multi, 2: low, 3: high}, group.bench)
     assert alike.high_run(multi) == 3
     assert alike.verdict(1).otherwise == ()
+    older = {name: value for name, value in high.spec.recipe.items() if name != "augment"}  # it had no such option
+    known = Group(
+        BASE, {1: multi, 3: dataclasses.replace(high, spec=dataclasses.replace(high.spec, recipe=older))}, group.bench
+    )
+    assert known.verdict(1).otherwise == ()
     alone = Group(BASE, {0: hasty, 1: multi}, group.bench)
-    assert alone.verdict(1).otherwise == (f"epochs 99 ({multi.spec.recipe['epochs']})",)
+    assert alone.verdict(1).otherwise == (f"epochs {(done := multi.spec.recipe['epochs'])} of 99 ({done})",)
 
 
 def test_cost_is_told_of_the_network_that_a_run_is_compared_with(group: Group) -> None:
@@ -196,16 +202,20 @@ def test_repeated_seeds_are_summed_up(group: Group) -> None:
     )
     (found,) = Group(BASE, {2: group.runs[2], 3: again}, group.bench).seeds()
     assert (found.runs, found.of, found.error) == ((2, 3), "single-scale", 0)
+    newer = dataclasses.replace(again, spec=dataclasses.replace(again.spec, recipe={**again.spec.recipe, "mood": 0.0}))
+    assert Group(BASE, {2: group.runs[2], 3: newer}, group.bench).seeds() == [found]  # off is as if there were none
+    stopped = dataclasses.replace(again, spec=dataclasses.replace(again.spec, training={"epochs_done": 1}))
+    assert Group(BASE, {2: group.runs[2], 3: stopped}, group.bench).seeds() == []
     assert found.mean == pytest.approx(group.accuracy(2, 64)[1])
 
 
 def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) -> None:
     other = Path(shutil.copytree(runs["multi"], tmp_path / "multi"))
-    assert [run.name for run in read_runs([runs["multi"], other, runs["multi"], runs["low"]])] == [
-        "multi",
-        "multi-2",
-        "low",
-    ]
+    third = Path(shutil.copytree(runs["multi"], tmp_path / "multi-2"))
+    elsewhere = runs["multi"].parent / "low" / ".." / "multi"  # the first again
+    found = read_runs([runs["multi"], other, third, elsewhere, runs["multi"], runs["low"]])
+    assert [run.name for run in found] == ["multi", "multi-2", "multi-2-2", "low"]
+    assert len({run.slug for run in found}) == len(found)
 
 
 def test_what_is_missing_is_said(runs: dict[str, Path], trained: Path, shapes: Path, tmp_path: Path) -> None:
@@ -239,7 +249,9 @@ def make_classes(shapes: Path, tmp_path: Path) -> Path:
 
 
 def test_promises_are_held_against_the_photographs(full: _Page) -> None:
-    assert re.search(r"it takes 149 calibration images, and \S+/0 \(eager float32\) has 10", full.text)
+    assert re.search(
+        r"it takes 149 certifying images \(half of those held out\), and \S+/0 \(eager float32\) has 10", full.text
+    )
 
 
 def test_classes_that_differ_between_runs_are_named(
@@ -257,8 +269,37 @@ def test_classes_that_differ_between_runs_are_named(
 
 def test_log_of_another_version_is_named(run: Path, shapes: Path, tmp_path: Path) -> None:
     (run / LOG).write_text("epoch,mood\n1,2\n")
-    with pytest.raises(DataError, match=r"log\.csv is no log that this version reads: KeyError\('images_per_second'\)"):
+    with pytest.raises(
+        DataError, match=r"log\.csv is no log that this version reads: it has no column 'images_per_second'"
+    ):
         report([run], shapes, tmp_path / "out")
+    (run / LOG).write_text("epoch,mood\n")
+    with pytest.raises(DataError, match=r"log\.csv is no log that this version reads: it has no line"):
+        report([run], shapes, tmp_path / "out")
+
+
+def test_network_of_another_version_is_named(run: Path, shapes: Path, tmp_path: Path) -> None:
+    path = run / "model.json"
+    path.write_text(path.read_text().replace(f'"ms_{BASE}"', '"ms_vision"'))
+    with pytest.raises(BrokenModel, match=r"model\.json has the network 'ms_vision', which this version"):
+        report([run], shapes, tmp_path / "out")
+
+
+@pytest.mark.parametrize("taken", ["index.html", "report.json"])
+def test_folder_that_cannot_be_written_into_is_named_before_any_work(
+    run: Path, shapes: Path, tmp_path: Path, taken: str
+) -> None:
+    (tmp_path / "out" / taken).mkdir(parents=True)
+    seen: list[int] = []
+    with pytest.raises(InvalidOption, match=r"out is '.*out'; it must be a folder that can be written into"):
+        report([run], shapes, tmp_path / "out", on_batch=lambda done, total: seen.append(done))
+    assert not seen
+
+
+def test_logits_that_cannot_be_kept_are_no_loss(run: Path, shapes: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / "logits", ignore_errors=True)
+    (run / "logits").write_text("a file where the folder would be")
+    assert report([run], shapes, tmp_path / "out", device="cpu", workers=0, limit=20).is_file()
 
 
 def test_weights_whose_digest_differs_are_named(run: Path, shapes: Path, tmp_path: Path) -> None:
@@ -266,6 +307,7 @@ def test_weights_whose_digest_differs_are_named(run: Path, shapes: Path, tmp_pat
     (run / "weights.safetensors").write_bytes(b"other bytes")
     with pytest.raises(BrokenModel, match=rf"weights\.safetensors has SHA-256 \w+; model\.json says {digest}"):
         report([run], shapes, tmp_path / "out", device="cpu", workers=0)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_run_of_another_format_is_named(run: Path, shapes: Path, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""Runs to compare: what each is, how it was trained, and in what two were trained otherwise."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from service.errors import BrokenModel, DataError
+from service.networks.registry import backbone_name, is_multi_scale, names
+from service.store import SPEC, ModelSpec, read_spec
+from service.training.run_folder import LOG
+
+OWN_OPTIONS = {"network", "network_options", "resolution", "seed", "distillation"}  # of one network, not of a recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder or a version of the store.
+
+    Attributes:
+        name: its folder's, or ``name/version``.
+        log: how its training went, in a sentence.
+    """
+
+    name: str
+    folder: Path
+    spec: ModelSpec
+    log: str
+
+    @property
+    def slug(self) -> str:
+        """Its name as part of a file's."""
+        return self.name.replace("/", "-")
+
+    @property
+    def is_multi_scale(self) -> bool:
+        """Whether it has an exit."""
+        return is_multi_scale(self.spec.architecture.network)
+
+    @property
+    def backbone(self) -> str:
+        """Its base network."""
+        return backbone_name(self.spec.architecture.network)
+
+    @property
+    def resolution(self) -> int:
+        """Its high resolution, pixels."""
+        return self.spec.preprocessing.crop
+
+    @property
+    def seed(self) -> object:
+        """Of its training; None where that is not known."""
+        return self.spec.recipe.get("seed")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The options that it was trained with and the epochs that it had, without what was off: an option that an
+        older version did not have was off."""
+        return {name: value for name, value in {**self.spec.recipe, "epochs": self._epochs}.items() if value}
+
+    @property
+    def _epochs(self) -> object:
+        asked = self.spec.recipe.get("epochs")
+        done = self.spec.training.get("epochs_done", asked)
+        return asked if done == asked else f"{done} of {asked}"
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Raises NotFound or BrokenModel (see ``store``, and a network that is not known); DataError: a log of another
+        version."""
+        spec = read_spec(folder)
+        if spec.architecture.network not in names():
+            raise BrokenModel(
+                f"{folder / SPEC} has the network {spec.architecture.network!r}, which this version of lowfirst lacks",
+                field="runs",
+                value=spec.architecture.network,
+            )
+        name = folder.resolve().name if spec.version == 0 else spec.reference
+        return cls(name, folder, spec, _log(folder, spec))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Each folder's run once; where a name is taken it gets a number. Raises as ``Run.read``."""
+    first: dict[Path, Path] = {}
+    for folder in folders:
+        first.setdefault(folder.resolve(), folder)
+    runs: list[Run] = []
+    for run in map(Run.read, first.values()):
+        unique, count = run, 1
+        while unique.slug in {other.slug for other in runs}:
+            count += 1
+            unique = replace(run, name=f"{run.name}-{count}")
+        runs.append(unique)
+    return runs
+
+
+def check_same_classes(runs: Sequence[Run]) -> None:
+    """Whether all runs tell the same classes apart. Raises DataError naming two files that differ, and both counts."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.spec.class_folders != first.spec.class_folders:
+            foreign = sorted(set(run.spec.class_folders) ^ set(first.spec.class_folders)) or ["their order"]
+            raise DataError(
+                f"{run.folder / SPEC} has {len(run.spec.class_folders)} classes and {first.folder / SPEC} "
+                f"{len(first.spec.class_folders)}; not in both: {', '.join(foreign[:5])}",
+                field="runs",
+                value=len(run.spec.class_folders),
+                bound=len(first.spec.class_folders),
+            )
+
+
+def differences(run: Run, single: Run) -> list[str]:
+    """Training options that differ between a multi-scale run and a single-scale one, and need not."""
+    one, other = run.recipe, single.recipe
+    options = sorted({*one, *other} - OWN_OPTIONS)
+    return [
+        f"{name} {other.get(name, 'off')} ({one.get(name, 'off')})"
+        for name in options
+        if other.get(name) != one.get(name)
+    ]
+
+
+def _log(folder: Path, spec: ModelSpec) -> str:
+    training, path = spec.training, folder / LOG
+    said = f"{training.get('epochs_done', '?')} epochs, {training.get('train_images', '?')} photographs"
+    if "seconds" in training:
+        said += f", {training['seconds'] / 60:.0f} min on {training.get('device')} in {training.get('precision')}"
+    if not path.is_file():
+        return said
+    try:
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        if not lines:
+            raise ValueError("it has no line")
+        speed = median(float(line["images_per_second"]) for line in lines)
+        last = lines[-1]
+        low, high = (100 * float(last[f"held_out_{head}_accuracy"]) for head in ("low", "high"))
+        heads = f"{high:.1f} %" if math.isnan(low) else f"low {low:.1f} %, high {high:.1f} %"
+        return f"{said}, {speed:.0f} images/s; last loss {float(last['loss']):.3f}, held out {heads}"
+    except KeyError as error:
+        raise _foreign_log(path, f"it has no column {error}") from error
+    except (TypeError, ValueError) as error:
+        raise _foreign_log(path, str(error)) from error
+
+
+def _foreign_log(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is no log that this version reads: {why}", field="runs", value=str(path))
