@@ -218,10 +218,9 @@ def _answers(decoded: str, batches: Sequence[Passes], predictor: Predictor, ms: 
         torch.cat([getattr(batch, name) for batch in batches]) for name in ("low", "high", "targets")
     )
     passes = Passes(low_logits, high_logits, targets)
-    low, high, truth = passes.answers()
+    answers = passes.answers(predictor.spec.temperature)
     threshold = predictor.spec.start_threshold(predictor.runtime, predictor.precision)
-    answers = np.where(passes.confidence(predictor.spec.temperature) > threshold, low, high)
-    return Answers(decoded, float((high == truth).mean()), float((answers == truth).mean()), ms)
+    return Answers(decoded, float(answers.high_right.mean()), answers.accuracy(threshold), ms)
 
 
 def _speed_table(speeds: Sequence[Speed], preprocessing: Preprocessing) -> Table:
