@@ -13,7 +13,7 @@ import torch
 
 from service.evaluation.cascade import Cascade, Estimate, gain, gap, matching_cost
 from service.evaluation.logits import FOLDER, kept_passes, predictor_at
-from service.evaluation.passes import Bools, Passes, check_classes
+from service.evaluation.passes import Answers, Bools, Passes, check_classes
 from service.evaluation.runs import Run, differences
 from service.inference.calibration import THRESHOLDS
 from service.inference.device import choose_device, choose_precision
@@ -241,6 +241,11 @@ class Group:
         is_right = (small.high + full.high).argmax(1) == full.targets
         mmacs = sum(self.bench.mmacs(run, size)[1] for size in (sizes[0], sizes[-1]))
         return f"{sizes[0]} + {sizes[-1]}", mmacs, is_right.float().mean().item()
+
+    def answers(self, index: int) -> Answers:
+        """Of a multi-scale run."""
+        run = self.runs[index]
+        return self.bench.passes(run).answers(run.spec.temperature)
 
     def cascade(self, index: int, costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade:
         """Of a multi-scale run; ``costs`` of its passes, by default millions of multiply-adds."""
