@@ -20,6 +20,7 @@ from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, w
 from service.training.data import MIN_HELD_OUT, Photographs, find, halve, hold_out
 
 TEMPERATURES = (0.05, 20.0)
+LOST_BY_DEFAULT = 0.005
 SAME_TEMPERATURE = 0.01  # devices differ in the last digits of their logits
 
 
@@ -105,9 +106,15 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def cheapest(passes: Passes, temperature: Temperature) -> float:
-    """The lowest threshold that answers as many photographs right as threshold 1 does."""
+    """The lowest threshold at which ``LOST_BY_DEFAULT`` of the photographs or fewer exit wrong that the high pass gets
+    right.
+
+    What only the low pass gets right does not count against them: so few photographs make up the difference of the two
+    that chance would decide where it is nought.
+    """
     table = _count(passes, temperature, "", "")
-    return next(row.threshold for row in table.rows if row.right >= table.rows[-1].right)
+    allowed = LOST_BY_DEFAULT * table.n
+    return next(row.threshold for row in table.rows if row.low_wrong_high_right <= allowed)
 
 
 def certify(passes: Passes, spec: ModelSpec, predictor: Predictor) -> CalibrationTable:

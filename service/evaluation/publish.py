@@ -11,6 +11,7 @@ from typing import Any
 
 from service.errors import DataError
 from service.evaluation import figures
+from service.evaluation.calibrate import LOST_BY_DEFAULT
 from service.evaluation.evaluate import Evaluation
 from service.inference.calibration import Calibration
 from service.networks.registry import backbone_name
@@ -193,7 +194,8 @@ def _calibration(spec: ModelSpec) -> str:
     assert spec.default_threshold is not None
     effect = calibration.predict(spec.default_threshold)
     return f"""Temperatures {spec.temperature.low:.3f} (low) and {spec.temperature.high:.3f} (high), default threshold
-{spec.default_threshold:g}: the lowest that answers as many of the fitting half of the held-out photographs right as
-threshold 1 does. The other half, {calibration.table.n} photographs, certifies: at the default threshold the
-answer is that of the high pass for at least {100 * effect.agreement_at_least:.1f} % of images, and at most
-{100 * effect.accuracy_drop_at_most:.1f} % lose a right answer, each with 95 % confidence and for images like these."""
+{spec.default_threshold:g}: the lowest at which at most {100 * LOST_BY_DEFAULT:g} % of the fitting half of the held-out
+photographs exit wrong that the high pass gets right. The other half, {calibration.table.n} photographs,
+certifies: at the default threshold the answer is that of the high pass for at least
+{100 * effect.agreement_at_least:.1f} % of images, and at most {100 * effect.accuracy_drop_at_most:.1f} % lose a
+right answer, each with 95 % confidence and for images like these."""
