@@ -227,7 +227,7 @@ def _announce(parts: Parts) -> None:
             logger.warning("%s has no calibration table: what a threshold does is not foretold", spec.name)
         elif (table.runtime, table.precision) != (predictor.runtime, predictor.precision):
             logger.warning(
-                "%s was calibrated for %s %s, not for %s %s: predictions are of the former",
+                "%s was calibrated for %s %s, not for %s %s: predictions are of the former, and nothing is certified",
                 spec.name, table.runtime, table.precision, predictor.runtime, predictor.precision,
             )  # fmt: skip
         logger.info(

@@ -121,6 +121,11 @@ class ModelSpec:
         return f"{self.name}/{self.version}"
 
     @property
+    def title(self) -> str:
+        """For messages: a run folder's has no version."""
+        return self.reference if self.version else f"run {self.name}"
+
+    @property
     def key(self) -> tuple[str, int]:
         """Name and version."""
         return self.name, self.version
@@ -130,10 +135,10 @@ class ModelSpec:
         known = {**self.recipe, **self.training}
         if name not in known:
             raise DataError(
-                f"{SPEC} of {self.reference}, which lowfirst {self.code_version or 'of unknown version'} wrote, says "
+                f"{SPEC} of {self.title}, which lowfirst {self.code_version or 'of unknown version'} wrote, says "
                 f"nothing of {name!r}: train it anew with this version",
                 field="model",
-                value=self.reference,
+                value=self.title,
             )
         return known[name]
 

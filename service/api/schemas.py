@@ -177,7 +177,8 @@ class BatchAnswer(BaseModel):
 
 
 class PredictedEffect(BaseModel):
-    """What the calibration table expects of a threshold; bounds hold at 95 % confidence for images like its own."""
+    """What the calibration table expects of a threshold; bounds hold at 95 % confidence for images like its own, and
+    say nothing (0 and 1) where the runtime and precision that serve have no table of their own."""
 
     exit_rate: float
     mean_mmacs: float

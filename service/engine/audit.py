@@ -16,7 +16,7 @@ class Audit:
 
     Attributes:
         images, disagreements: audited, and of these answered otherwise by the high pass.
-        exit_rate: of the latest images at the threshold; None before the first.
+        exit_rate: of the latest images at the threshold; None before the first exit, 0 where nothing can exit.
         promised: the agreement promised for the threshold, a share of all images; None without a calibration table.
     """
 

@@ -191,7 +191,8 @@ class Engine:
         """What audits say of the threshold that is asked for."""
         threshold, calibration = self.asked.threshold, self.predictor.calibration
         disagreements, images = self.recent.disagreement_at(threshold)
-        exit_rate, _ = self.recent.exit_rate_at(threshold)
+        rate, _ = self.recent.exit_rate_at(threshold)
+        exit_rate = 0.0 if threshold >= 1 else rate or None  # that none of a few exits tells nothing
         return Audit(images, disagreements, exit_rate, None if calibration is None else calibration.promise(self.asked))
 
     def queue_depth(self) -> dict[Stage, int]:

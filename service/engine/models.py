@@ -327,7 +327,9 @@ class Models:
                 lambda: calibration.predict(engine.asked.threshold).exit_rate,
                 model=model,
             )
-            metrics.watch(metrics.promised_agreement, lambda: calibration.promise(engine.asked), model=model)
+            metrics.watch(
+                metrics.promised_agreement, lambda: _as_number(calibration.promise(engine.asked)), model=model
+            )
             metrics.watch(metrics.promise_kept, lambda: _as_number(engine.audit().promise_kept), model=model)
 
     def _unwatch_one(self, engine: Engine) -> None:
@@ -350,8 +352,8 @@ class Models:
         return max(engine.queue_age(stage) for engine in self)
 
 
-def _as_number(kept: bool | None) -> float:
-    return math.nan if kept is None else float(kept)
+def _as_number(known: float | None) -> float:
+    return math.nan if known is None else float(known)
 
 
 async def _retire(engine: Engine) -> None:

@@ -16,6 +16,7 @@ from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import tabulate
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
+from service.networks.registry import is_multi_scale
 from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, write_spec
 from service.training.data import MIN_HELD_OUT, Photographs, find, halve, hold_out
 
@@ -40,19 +41,19 @@ def calibrate(
         DataError: nothing, or too little, was held out; classes that are not the model's; a single-scale network.
     """
     spec = read_spec(folder)
+    check_has_exit(spec, folder)
     held = held_out(spec, data)
     fitting, certifying = halve(held)
     reference = Predictor.load(folder, device, "float32")
-    if not reference.is_multi_scale:
-        raise DataError(f"{spec.architecture.network} is single-scale: it has no exit to calibrate", field="network")
-    pairs = [*available(reference.device), *([("openvino", "int8")] if spec.files else [])]
+    pairs = available(reference.device, spec)
     total = (len(fitting) + len(certifying)) * len(pairs)
 
     def done(images: int) -> None:
         on_batch(images, total)
 
     fit_on = run_passes(reference, fitting, workers, done)
-    fitted, others = _beside(fit(fit_on, spec), spec, pairs)
+    temperature, others = _beside(fit(fit_on), spec, pairs)
+    fitted = dataclasses.replace(spec, temperature=temperature, default_threshold=cheapest(fit_on, temperature))
     tables = []
     for runtime, precision in pairs:
         is_reference = (runtime, precision) == (reference.runtime, reference.precision)
@@ -65,24 +66,34 @@ def calibrate(
     return calibrated
 
 
+def check_has_exit(spec: ModelSpec, folder: Path) -> None:
+    """Raises DataError for a single-scale network, whose run folder is good for comparing alone."""
+    network = spec.architecture.network
+    if not is_multi_scale(network):
+        raise DataError(
+            f"{folder} is a run of {network}, which is single-scale: it has no exit to calibrate or to serve",
+            field="network",
+            value=network,
+        )
+
+
 def _beside(
-    fitted: ModelSpec, spec: ModelSpec, pairs: Sequence[tuple[str, str]]
-) -> tuple[ModelSpec, list[CalibrationTable]]:
-    """The tables of ``spec`` for none of ``pairs``, and ``fitted`` with the temperatures that they were made with; none
+    fitted: Temperature, spec: ModelSpec, pairs: Sequence[tuple[str, str]]
+) -> tuple[Temperature, list[CalibrationTable]]:
+    """The tables of ``spec`` for none of ``pairs``, and the temperatures that they were made with; ``fitted`` and none
     where what another device fitted is another model's."""
     others = [table for table in spec.calibration if (table.runtime, table.precision) not in pairs]
-    was, now = dataclasses.astuple(spec.temperature), dataclasses.astuple(fitted.temperature)
+    was, now = dataclasses.astuple(spec.temperature), dataclasses.astuple(fitted)
     if not others or not all(math.isclose(*both, rel_tol=SAME_TEMPERATURE) for both in zip(was, now, strict=True)):
         return fitted, []
-    return dataclasses.replace(fitted, temperature=spec.temperature), others
+    return spec.temperature, others
 
 
-def fit(passes: Passes, spec: ModelSpec) -> ModelSpec:
-    """``spec`` with the temperature of each head and the default threshold that ``passes`` suggest."""
-    temperature = Temperature(
+def fit(passes: Passes) -> Temperature:
+    """The temperature of each head that ``passes`` suggest."""
+    return Temperature(
         low=fit_temperature(passes.low, passes.targets), high=fit_temperature(passes.high, passes.targets)
     )
-    return dataclasses.replace(spec, temperature=temperature, default_threshold=cheapest(passes, temperature))
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 
 import torch
 
+from service.errors import InvalidOption
 from service.evaluation.cascade import Cascade, Estimate, gain, gap, matching_cost
 from service.evaluation.logits import FOLDER, kept_passes, predictor_at
 from service.evaluation.passes import Answers, Bools, Passes, check_classes
@@ -55,6 +56,8 @@ class Bench:
         self.cache = cache
         self.device = device
         self.precision = choose_precision(precision, choose_device(device))
+        if self.precision == "int8":
+            raise InvalidOption("precision", precision, "auto, float32, bfloat16 or float16: this is PyTorch's")
         self.workers = workers
         self.on_batch = on_batch
         self._passes: dict[tuple[Path, int], Passes] = {}
@@ -252,15 +255,20 @@ class Group:
         run = self.runs[index]
         return Cascade.of(self.bench.passes(run), run.spec.temperature, *(costs or self.bench.mmacs)(run))
 
-    def naive(self, index: int, costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade | None:
-        """The cascade of the two single-scale runs beside a multi-scale one; None where one of them is missing."""
+    def pair(self, index: int) -> tuple[int, int] | None:
+        """The two single-scale runs beside a multi-scale one, low and high; None where one of them is missing."""
         run = self.runs[index]
         low, high = self.low_run(run), self.high_run(run)
-        if low is None or high is None:
+        return None if low is None or high is None else (low, high)
+
+    def naive(self, index: int, costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade | None:
+        """The cascade of that pair."""
+        pair = self.pair(index)
+        if pair is None:
             return None
-        pair = self.runs[low], self.runs[high]
-        low_cost, high_cost = ((costs or self.bench.mmacs)(one)[1] for one in pair)
-        return Cascade.naive(self.bench.passes(pair[0]), self.bench.passes(pair[1]), low_cost, high_cost)
+        low, high = (self.runs[each] for each in pair)
+        low_cost, high_cost = ((costs or self.bench.mmacs)(each)[1] for each in (low, high))
+        return Cascade.naive(self.bench.passes(low), self.bench.passes(high), low_cost, high_cost)
 
     def default(self, index: int) -> float | None:
         """A multi-scale run's default threshold, if it was calibrated."""
@@ -275,12 +283,13 @@ class Group:
             averaged = self.averaged(index)
             if averaged is not None:
                 rows.append(Row("averaged", *averaged, (index,)))
+        shown: set[tuple[int, int]] = set()
         for index, run in self.multi.items():
-            naive, cascade = self.naive(index), self.cascade(index)
+            pair, naive, cascade = self.pair(index), self.naive(index), self.cascade(index)
             pixels = f"{run.resolution // 2}/{run.resolution}"
-            if naive is not None:
-                both = tuple(i for i in (self.low_run(run), self.high_run(run)) if i is not None)
-                rows += [_row("naive cascade", pixels, naive, t, both) for t in self._thresholds(run, naive)]
+            if naive is not None and pair is not None and pair not in shown:
+                shown.add(pair)
+                rows += [_row("naive cascade", pixels, naive, t, pair) for t in self._thresholds(run, naive)]
             default = self.default(index)
             thresholds = sorted({*self._thresholds(run, cascade), *([] if default is None else [default])})
             rows += [_row("multi-scale", pixels, cascade, t, (index,), t == default) for t in thresholds]
@@ -295,14 +304,17 @@ class Group:
         return sorted({max((t for t in THRESHOLDS if takes[t] <= budget + 1e-9), default=0.0) for budget in budgets})
 
     def seeds(self) -> list[Seeds]:
-        """What repeated runs give: single-scale ones at their own size, others at threshold 1 and at their default."""
-        alike: dict[str, list[int]] = {}
+        """What repeated runs give, one for each seed: single-scale ones at their own size, others at threshold 1 and at
+        their default."""
+        alike: dict[str, dict[str, int]] = {}
         for index, run in self.runs.items():
             recipe = {name: value for name, value in run.recipe.items() if name != "seed"}
-            alike.setdefault(repr((run.spec.architecture, run.resolution, sorted(recipe.items()))), []).append(index)
+            by_seed = alike.setdefault(repr((run.spec.architecture, run.resolution, sorted(recipe.items()))), {})
+            by_seed.setdefault(str(run.seed), index)
         found = []
-        for indices in alike.values():
-            if len({str(self.runs[index].seed) for index in indices}) < 2:
+        for by_seed in alike.values():
+            indices = list(by_seed.values())
+            if len(indices) < 2:
                 continue
             if indices[0] in self.single:
                 measured = {"single-scale": [self.accuracy(i, self.runs[i].resolution)[1] for i in indices]}

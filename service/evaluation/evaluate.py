@@ -157,7 +157,7 @@ def compare(
     reference = Predictor.load(folder, device, "float32")
     photographs = find(data, split)
     check_classes(photographs, reference.spec)
-    pairs = available(reference.device)
+    pairs = available(reference.device, reference.spec)
     points: list[RuntimePoint] = []
     expected: Passes | None = None
     for runtime, precision in pairs:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from service.errors import DataError
+from service.errors import BrokenModel, DataError
 from service.inference.device import cores
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
@@ -100,6 +100,7 @@ def run_passes(
 
     Raises:
         DataError: none of the photographs could be read.
+        BrokenModel: it answers with numbers that are not finite, as after a training that diverged.
     """
     low, high, targets = [], [], []
     unreadable: list[str] = []
@@ -115,7 +116,15 @@ def run_passes(
         on_batch(len(batch.targets) + len(batch.unreadable))
     if not targets:
         raise DataError(f"none of {len(photographs)} photographs could be read", field="data")
-    return Passes(torch.cat(low), torch.cat(high), torch.cat(targets), tuple(unreadable))
+    passes = Passes(torch.cat(low), torch.cat(high), torch.cat(targets), tuple(unreadable))
+    lost = int((~(passes.low.isfinite() & passes.high.isfinite()).all(1)).sum())
+    if lost:
+        raise BrokenModel(
+            f"{predictor.spec.title} answers {lost} of {len(passes)} photographs with numbers that are not finite",
+            field="model",
+            value=predictor.spec.title,
+        )
+    return passes
 
 
 def check_classes(photographs: Photographs, spec: ModelSpec) -> None:
@@ -127,10 +136,9 @@ def check_classes(photographs: Photographs, spec: ModelSpec) -> None:
     found, known = photographs.folders, spec.class_folders
     if tuple(found) == tuple(known):
         return
-    named = spec.reference if spec.version else f"run {spec.name}"
     foreign = sorted(set(found) ^ set(known))
     raise DataError(
-        f"{photographs.paths[0].parents[1]} has {len(found)} class folders and {SPEC} of {named} names "
+        f"{photographs.paths[0].parents[1]} has {len(found)} class folders and {SPEC} of {spec.title} names "
         f"{len(known)}; not in both: {', '.join(foreign[:5])}",
         field="data",
         value=len(found),

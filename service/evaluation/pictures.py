@@ -148,11 +148,11 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
 def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, float]], unit: str, title: str) -> None:
     curves = [Curve(run.name, group.cascade(index, costs), group.default(index)) for index, run in group.multi.items()]
     seen = set()
-    for index, run in group.multi.items():
-        naive, pair = group.naive(index, costs), (group.low_run(run), group.high_run(run))
-        if naive is not None and pair not in seen:
+    for index in group.multi:
+        naive, pair = group.naive(index, costs), group.pair(index)
+        if naive is not None and pair is not None and pair not in seen:
             seen.add(pair)
-            names = "\nthen ".join(group.runs[i].name for i in pair if i is not None)
+            names = "\nthen ".join(group.runs[each].name for each in pair)
             curves.append(Curve(f"naive cascade: {names}", naive, is_naive=True))
     single: list[Dot] = []
     averaged: list[Dot] = []
@@ -227,6 +227,8 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
         if len(found):
             picked = sorted(random.permutation(found)[:SHEET_COLUMNS].tolist())
             rows[f"{name} ({len(found)} of {len(targets)} photographs)"] = [picture(i) for i in picked]
+    if not rows:
+        return Picked(None, "Contact sheet", "Every photograph exits, and both passes are wrong.")
     file = f"contact-sheet-{run.slug}.png"
     figures.contact_sheet(out / file, rows)
     return Picked(

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.errors import DataError
 from service.evaluation import figures
-from service.evaluation.calibrate import LOST_BY_DEFAULT
+from service.evaluation.calibrate import LOST_BY_DEFAULT, check_has_exit
 from service.evaluation.evaluate import Evaluation
 from service.inference.calibration import Calibration
 from service.networks.registry import backbone_name
@@ -26,11 +26,12 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
 
     Raises:
         NotFound: no run there, or it was never evaluated.
-        DataError: it was never calibrated, or not evaluated since, or evaluated on what it was trained on.
+        DataError: it is single-scale, was never calibrated, not evaluated since, or on what it was trained on.
         BrokenModel: its weights are not what its spec says.
         InvalidOption: ``name`` cannot be a model's name.
     """
     spec = read_spec(run)
+    check_has_exit(spec, run)
     read_weights(run, spec)
     if spec.default_threshold is None:
         raise DataError(f"{run} has no default threshold: run `lowfirst calibrate {run} --data DIR` first")

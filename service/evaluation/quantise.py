@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from service.errors import DataError, InvalidOption
-from service.evaluation.calibrate import certify, cheapest, held_out
+from service.evaluation.calibrate import certify, cheapest, check_has_exit, held_out
 from service.evaluation.passes import Passes, run_passes
 from service.inference.predictor import Predictor, load_network
 from service.store import ModelSpec, read_spec, write_spec
@@ -44,6 +44,7 @@ def quantise(
     from service.inference.runtimes.openvino import INT8_FOLDER
 
     spec = read_spec(folder)
+    check_has_exit(spec, folder)
     if spec.default_threshold is None:
         raise DataError(f"{folder} has no default threshold: run `lowfirst calibrate {folder} --data DIR` first")
     fitting, certifying = halve(held_out(spec, data))

@@ -59,9 +59,10 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The options that it was trained with and the epochs that it had, without what was off: an option that an
-        older version did not have was off."""
-        return {name: value for name, value in {**self.spec.recipe, "epochs": self._epochs}.items() if value}
+        """The options that it was trained with, the epochs and the photographs that it had, without what was off: an
+        option that an older version did not have was off."""
+        had = {"epochs": self._epochs, "photographs": self.spec.training.get("train_images")}
+        return {name: value for name, value in {**self.spec.recipe, **had}.items() if value}
 
     @property
     def _epochs(self) -> object:

@@ -46,7 +46,8 @@ class Effect:
         mean_mmacs: mean millions of multiply-adds an image.
         accuracy: images answered rightly.
         agreement: images answered as the high pass would.
-        agreement_at_least, accuracy_drop_at_most: bounds at 95 % confidence, the drop against threshold 1.
+        agreement_at_least, accuracy_drop_at_most: bounds at 95 % confidence, the drop against threshold 1; 0 and 1 by
+            the table of another runtime or precision, which bounds nothing here.
     """
 
     exit_rate: float
@@ -59,19 +60,27 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A model's table for one runtime and precision, with its two costs, ready to be asked."""
+    """A model's table for one runtime and precision, with its two costs, ready to be asked.
+
+    ``stands_in_for`` names the runtime and precision that has no table of its own: this one tells what to expect there,
+    and certifies nothing.
+    """
 
     table: CalibrationTable
     low_mmacs: float
     high_mmacs: float
     model: str = "this model"
+    stands_in_for: str = ""
 
     @classmethod
     def of(cls, spec: ModelSpec, runtime: str, precision: str) -> Calibration | None:
         """The table for exactly this runtime and precision, or the model's first; None if it has none."""
         exact = [t for t in spec.calibration if (t.runtime, t.precision) == (runtime, precision)]
         chosen = [*exact, *spec.calibration][:1]
-        return cls(chosen[0], spec.low_mmacs, spec.high_mmacs, spec.reference) if chosen else None
+        if not chosen:
+            return None
+        stands_in_for = "" if exact else f"{runtime} {precision}"
+        return cls(chosen[0], spec.low_mmacs, spec.high_mmacs, spec.title, stands_in_for)
 
     def predict(self, threshold: float) -> Effect:
         """The effect of ``threshold``: between two rows shares are interpolated, bounds are the worse (lower) row's."""
@@ -103,8 +112,8 @@ class Calibration:
         ``min_agreement``, ``max_accuracy_drop`` (shares): the lowest threshold whose bound keeps the promise.
 
         Raises:
-            InvalidOption: ``value`` is out of bounds, below the low pass's cost, or would take more
-                calibration images than there are.
+            InvalidOption: ``value`` is out of bounds, below the low pass's cost, would take more calibration
+                images than there are, or a table of the runtime and precision that serves.
         """
         if not math.isfinite(value):
             raise InvalidOption(goal, value, "a finite number")
@@ -116,8 +125,11 @@ class Calibration:
             return value
         return self._lowest_keeping(goal, value)
 
-    def promise(self, asked: ThresholdConfig) -> float:
-        """The agreement that may be counted on: the one asked for, else what the table certifies of the threshold."""
+    def promise(self, asked: ThresholdConfig) -> float | None:
+        """The agreement that may be counted on: the one asked for, else what the table certifies of the threshold; None
+        where it stands in for another."""
+        if self.stands_in_for:
+            return None
         if asked.goal == "min_agreement":
             return asked.value
         return self.predict(asked.threshold).agreement_at_least
@@ -139,6 +151,13 @@ class Calibration:
 
     def _lowest_keeping(self, goal: Goal, value: float) -> float:
         n, risk = self.table.n, allowed_risk(goal, value)
+        if self.stands_in_for and risk < 1:
+            raise InvalidOption(
+                goal,
+                value,
+                f"certifiable: {self.model} has no calibration table for {self.stands_in_for}, with which it is served "
+                f"(`lowfirst calibrate` there makes one; threshold 1 keeps any promise)",
+            )
         if 0 < risk < upper_bound(0, n):
             takes = np.ceil(math.log(RISK) / math.log1p(-risk))  # a float: there are risks that take infinitely many
             raise InvalidOption(
@@ -157,7 +176,9 @@ class Calibration:
 
     def _at_most(self, count: int, row: CalibrationRow) -> float:
         """Bound of a share at ``row``; at threshold 1 nothing can exit, whatever the images, so it is 0."""
-        return 0.0 if row.threshold >= 1 else upper_bound(count, self.table.n)
+        if row.threshold >= 1:
+            return 0.0
+        return 1.0 if self.stands_in_for else upper_bound(count, self.table.n)
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from service.errors import DataError, InvalidImage
+from service.errors import DataError, InvalidImage, InvalidOption
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
 
@@ -54,9 +54,12 @@ def find(root: Path, split: str) -> Photographs:
 
     Raises:
         DataError: a missing folder, no class in it, fewer than two classes, or a class without photographs.
+        InvalidOption: ``split`` is no plain name.
     """
     if not root.is_dir():
         raise DataError(f"data is {str(root)!r}, which is no folder", field="data", value=str(root))
+    if split in ("", "..") or Path(split).name != split:
+        raise InvalidOption("split", split, f"the name of a folder in {root}")
     folder = root / split
     if not folder.is_dir():
         if split != "train" or (root / "val").is_dir():

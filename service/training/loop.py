@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import service
-from service.errors import DataError
+from service.errors import DataError, InvalidOption
 from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision, cores
 from service.inference.predictor import Predictor
@@ -89,6 +89,7 @@ def train(
     Raises:
         DataError, InvalidOption, NotFound, BrokenModel: before any work.
         DataError: none of the photographs could be read.
+        InvalidOption: the loss is not finite any more; the epochs before are kept.
     """
     with Processes.join(options.device) as processes:  # no run outlives it: one that does keeps the group's threads
         return _Run(options, processes, resume, store).run(on_step, on_epoch)
@@ -113,7 +114,7 @@ class _Run:
                 value=self.batch * processes.world,
                 bound=len(self.photographs),
             )
-        if 0 < len(self.held_out) < data.MIN_HELD_OUT and processes.is_first:
+        if options.calibration_share and len(self.held_out) < data.MIN_HELD_OUT and processes.is_first:
             logger.warning(
                 "%d photographs are held out of training; to calibrate takes %d: raise --calibration-share",
                 len(self.held_out), data.MIN_HELD_OUT,
@@ -188,6 +189,10 @@ class _Run:
             )
         seconds = time.perf_counter() - began
         mean = totals[:3] / totals[3]
+        if not mean[0].isfinite():  # nothing of this epoch is kept
+            raise InvalidOption(
+                "learning_rate", options.learning_rate, f"lower: the loss of epoch {epoch + 1} is not finite"
+            )
         held_low, held_high = self._held_out_accuracy() if self.processes.is_first else (0.0, 0.0)
         return EpochLog(
             epoch=epoch + 1,

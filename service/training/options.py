@@ -13,6 +13,7 @@ from service.errors import InvalidOption
 from service.networks.registry import is_multi_scale, names
 
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 1024
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 # Depthwise convolutions are never decayed; MobileNets need less decay elsewhere too.
 PAPER_WEIGHT_DECAY = 1e-4
@@ -46,7 +47,8 @@ class TrainOptions:
         class_names: JSON file, folder name -> label; None labels with the folders' names.
         dataset: what the model card calls the data; None takes the folder's name.
         network_options: see ``networks.registry.build``.
-        device, precision: as in ``inference.predictor``.
+        device: as in ``inference.predictor``.
+        precision: ``float32``, ``bfloat16`` or ``auto``, which takes what the device computes fast.
         workers: processes that crop, unless a GPU does; None is one a core.
         decoded_gb: memory for photographs decoded once: of each GPU where all fit, else of the machine; 0: none.
     """
@@ -83,6 +85,8 @@ class TrainOptions:
             raise InvalidOption("network", self.network, f"one of {', '.join(names())}")
         if self.schedule not in ("cosine", "step"):
             raise InvalidOption("schedule", self.schedule, "cosine or step")
+        if self.precision not in PRECISIONS:  # float16 would take a scaler of gradients
+            raise InvalidOption("precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         if self.resolution % 2:
             raise InvalidOption("resolution", self.resolution, "even, so that it can be halved")
         _check("resolution", self.resolution, MIN_RESOLUTION, MAX_RESOLUTION)

@@ -72,7 +72,7 @@ class Processes:
     def sum(self, value: Tensor) -> Tensor:
         """``value`` added up over all processes."""
         if self.world > 1:
-            value = value.to(self.device or "cpu")
+            value = value.to(self.device or "cpu", copy=True)
             dist.all_reduce(value)
         return value.cpu()
 

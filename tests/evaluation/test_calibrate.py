@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from service.errors import DataError, InvalidOption, NotFound
+from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.evaluation.calibrate import TEMPERATURES, calibrate, cheapest, fit, fit_temperature
 from service.evaluation.passes import Passes, run_passes
+from service.evaluation.publish import publish
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
-from service.store import ModelSpec, Temperature, read_spec, write_spec
+from service.store import ModelSpec, ModelStore, Temperature, read_spec, read_weights, write_spec, write_weights
 from service.training.data import find, halve, hold_out
 from service.training.loop import train
 from service.training.options import TrainOptions
@@ -81,7 +83,7 @@ def test_calibrating_writes_temperatures_a_default_and_a_table_for_each_precisio
     assert read_spec(run) == spec
     assert spec.default_threshold in THRESHOLDS
     assert all(TEMPERATURES[0] <= t <= TEMPERATURES[1] for t in (spec.temperature.low, spec.temperature.high))
-    pairs = available(torch.device("cpu"))
+    pairs = available(torch.device("cpu"), before)
     assert pairs[0] == ("eager", "float32")
     assert [(table.runtime, table.precision) for table in spec.calibration] == pairs
     assert all(table.default_threshold in THRESHOLDS for table in spec.calibration)
@@ -95,8 +97,9 @@ def test_one_half_fits_and_the_other_certifies(calibrated: Path, shapes: Path) -
     _, held_out = hold_out(find(shapes, "train"), spec.recipe["calibration_share"], spec.recipe["seed"])
     fitting, certifying = halve(held_out)
     predictor = Predictor.load(calibrated, "cpu", "float32")
-    fitted = fit(run_passes(predictor, fitting, workers=0), spec)
-    assert (fitted.temperature, fitted.default_threshold) == (spec.temperature, spec.default_threshold)
+    fit_on = run_passes(predictor, fitting, workers=0)
+    assert fit(fit_on) == spec.temperature
+    assert cheapest(fit_on, spec.temperature) == spec.default_threshold
     passes = run_passes(predictor, certifying, workers=0)
     table = spec.calibration[0]
     assert table.n == len(passes) == 10
@@ -169,7 +172,7 @@ def test_too_few_held_out_photographs_are_an_error(run: Path, shapes: Path, shar
 
 def test_run_of_another_version_is_named_with_what_it_does_not_say(run: Path, shapes: Path) -> None:
     _change(run, recipe={"seed": 0}, code_version="0.0.7")
-    with pytest.raises(DataError, match=r"model\.json of \S+, which lowfirst 0\.0\.7 wrote, .* 'calibration_share'"):
+    with pytest.raises(DataError, match=r"of run run, which lowfirst 0\.0\.7 wrote, says .* 'calibration_share'"):
         calibrate(run, shapes, "cpu", workers=0)
 
 
@@ -187,8 +190,20 @@ def test_single_scale_network_has_nothing_to_calibrate(shapes: Path, tmp_path: P
         calibration_share=0.3, device="cpu", precision="float32", workers=0,
     )  # fmt: skip
     train(options)
-    with pytest.raises(DataError, match="mobilenet_v1_025 is single-scale: it has no exit to calibrate"):
+    said = "run is a run of mobilenet_v1_025, which is single-scale: it has no exit to calibrate or to serve"
+    with pytest.raises(DataError, match=said):
         calibrate(options.out, shapes, "cpu", workers=0)
+    with pytest.raises(DataError, match=said):
+        publish(options.out, ModelStore(tmp_path / "store"), "single")
+
+
+def test_network_that_diverged_is_not_calibrated(run: Path, shapes: Path) -> None:
+    weights = read_weights(run, read_spec(run))
+    weights["low.classifier.bias"][0] = math.nan
+    _change(run, weights_sha256=write_weights(run, weights))
+    with pytest.raises(BrokenModel, match="answers 11 of 11 photographs with numbers that are not finite"):
+        calibrate(run, shapes, "cpu", workers=0)
+    assert read_spec(run).calibration == ()
 
 
 def test_folder_without_a_run_is_not_found(shapes: Path, tmp_path: Path) -> None:

@@ -179,6 +179,12 @@ def test_baselines_are_there_at_the_cost_of_each_size(group: Group) -> None:
             assert any(row.mmacs <= budget + 1e-9 for row in rows if row.kind == kind)
 
 
+def test_naive_cascade_of_two_contenders_is_there_once(group: Group) -> None:
+    both = Group(BASE, {**group.runs, 3: group.runs[0]}, group.bench)
+    naive = [row for row in both.rows() if row.kind == "naive cascade"]
+    assert naive == [row for row in group.rows() if row.kind == "naive cascade"]
+
+
 def test_single_scale_run_is_the_right_network_at_the_right_size(
     group: Group, runs: dict[str, Path], shapes: Path
 ) -> None:
@@ -202,10 +208,15 @@ def test_repeated_seeds_are_summed_up(group: Group) -> None:
     )
     (found,) = Group(BASE, {2: group.runs[2], 3: again}, group.bench).seeds()
     assert (found.runs, found.of, found.error) == ((2, 3), "single-scale", 0)
+    copied = Group(BASE, {2: group.runs[2], 3: again, 4: group.runs[2]}, group.bench)  # a run and what it became
+    assert copied.seeds() == [found]
     newer = dataclasses.replace(again, spec=dataclasses.replace(again.spec, recipe={**again.spec.recipe, "mood": 0.0}))
     assert Group(BASE, {2: group.runs[2], 3: newer}, group.bench).seeds() == [found]  # off is as if there were none
     stopped = dataclasses.replace(again, spec=dataclasses.replace(again.spec, training={"epochs_done": 1}))
     assert Group(BASE, {2: group.runs[2], 3: stopped}, group.bench).seeds() == []
+    training = {**again.spec.training, "train_images": 7}
+    fewer = dataclasses.replace(again, spec=dataclasses.replace(again.spec, training=training))
+    assert Group(BASE, {2: group.runs[2], 3: fewer}, group.bench).seeds() == []
     assert found.mean == pytest.approx(group.accuracy(2, 64)[1])
 
 
@@ -250,7 +261,7 @@ def make_classes(shapes: Path, tmp_path: Path) -> Path:
 
 def test_promises_are_held_against_the_photographs(full: _Page) -> None:
     assert re.search(
-        r"it takes 149 certifying images \(half of those held out\), and \S+/0 \(eager float32\) has 10", full.text
+        r"it takes 149 certifying images \(half of those held out\), and run \S+ \(eager float32\) has 10", full.text
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -115,6 +116,20 @@ def test_prediction_at_a_row_is_that_row() -> None:
         assert effect.mean_mmacs == pytest.approx(LOW_MMACS + (1 - row.exited / n) * HIGH_MMACS)
         assert effect.agreement_at_least == 1 - upper_bound(row.disagreements, n)
         assert effect.accuracy_drop_at_most == upper_bound(row.low_wrong_high_right, n)
+
+
+@pytest.mark.parametrize("goal", ["min_agreement", "max_accuracy_drop"])
+def test_table_of_another_runtime_tells_what_to_expect_and_certifies_nothing(goal: Goal) -> None:
+    own = _calibration()
+    other = replace(own, stands_in_for="cuda float16")
+    expected, foreseen = own.predict(0.6), other.predict(0.6)
+    assert (foreseen.exit_rate, foreseen.accuracy) == (expected.exit_rate, expected.accuracy)
+    assert (foreseen.agreement_at_least, foreseen.accuracy_drop_at_most) == (0, 1)
+    assert other.predict(1).agreement_at_least == 1
+    assert other.solve("max_mean_mmacs", 30) == own.solve("max_mean_mmacs", 30)
+    with pytest.raises(InvalidOption, match=f"{goal} is 0.5; .*no calibration table for cuda float16"):
+        other.solve(goal, 0.5)
+    assert other.promise(ThresholdConfig("min_agreement", 0.5, 0.6)) is None
 
 
 def test_prediction_between_two_rows_is_interpolated() -> None:

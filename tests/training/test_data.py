@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.errors import DataError
+from service.errors import DataError, InvalidOption
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
 from service.training.data import (
@@ -63,6 +63,12 @@ def test_missing_folder_is_named(shapes: Path, root: str, split: str, message: s
     with pytest.raises(DataError, match=message) as caught:
         find(shapes / root, split)
     assert caught.value.field == "data"
+
+
+@pytest.mark.parametrize("split", ["", ".", "..", "train/", "./train", "../shapes/train"])
+def test_split_that_leads_elsewhere_is_refused(shapes: Path, split: str) -> None:
+    with pytest.raises(InvalidOption, match="it must be the name of a folder in"):
+        find(shapes, split)
 
 
 def test_val_without_train_is_no_training_data(shapes: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from service.inference.predictor import Predictor
 from service.store import read_spec
 from service.training.loop import Progress, train
 from service.training.options import TrainOptions
+from service.training.run_folder import CHECKPOINT
 
 MakeOptions = Callable[..., TrainOptions]
 
@@ -181,6 +182,30 @@ def test_nothing_held_out_is_allowed(make_options: MakeOptions) -> None:
     finished = train(make_options(epochs=1, calibration_share=0))
     assert math.isnan(finished.log[0].held_out_high_accuracy)
     assert finished.spec.training["calibration_images"] == 0
+
+
+def test_too_few_held_out_to_calibrate_are_warned_of(
+    make_options: MakeOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(make_options(epochs=1, calibration_share=0.001))
+    assert "0 photographs are held out of training; to calibrate takes 20" in caplog.text
+
+
+def test_training_that_diverges_ends_and_keeps_the_epochs_before(make_options: MakeOptions) -> None:
+    options = make_options(epochs=2)
+
+    def spoil(now: Progress) -> None:
+        if now.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, on_step=spoil)
+    saved = torch.load(options.out / CHECKPOINT, weights_only=True)
+    saved["network"]["low.classifier.bias"][0] = math.nan
+    torch.save(saved, options.out / CHECKPOINT)
+    with pytest.raises(InvalidOption, match="it must be lower: the loss of epoch 2 is not finite"):
+        train(options, resume=True)
+    assert len(torch.load(options.out / CHECKPOINT, weights_only=True)["log"]) == 1
 
 
 def test_bfloat16_trains(make_options: MakeOptions) -> None:

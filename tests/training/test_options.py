@@ -20,6 +20,8 @@ MakeOptions = Callable[..., TrainOptions]
     [
         ("network", "ms_resnet1", "one of ms_resnet18, "),
         ("schedule", "linear", "cosine or step"),
+        ("precision", "int8", "one of auto, float32, bfloat16"),
+        ("precision", "float16", "one of auto, float32, bfloat16"),
         ("resolution", 97, "even"),
         ("resolution", 62, "between 64 and 1024"),
         ("resolution", 1026, "between 64 and 1024"),

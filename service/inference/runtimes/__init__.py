@@ -44,11 +44,13 @@ def choose_runtime(name: str, device: torch.device) -> str:
     return name
 
 
-def available(device: torch.device) -> list[tuple[str, Precision]]:
-    """Every (runtime, precision) that a model may be served with on ``device``; the reference, eager float32, first."""
-    runtimes = ["eager", *([choose_runtime("auto", device)] if choose_runtime("auto", device) != "eager" else [])]
+def available(device: torch.device, spec: ModelSpec) -> list[tuple[str, Precision]]:
+    """Every (runtime, precision) that a model may be served with on ``device``; the reference, eager float32, first.
+    A quantised one in int8, too, last."""
+    fastest = choose_runtime("auto", device)
     precisions = dict.fromkeys(("float32", choose_precision("auto", device)))
-    return [(runtime, precision) for runtime in runtimes for precision in precisions]
+    pairs = [(runtime, precision) for runtime in dict.fromkeys(("eager", fastest)) for precision in precisions]
+    return [*pairs, ("openvino", "int8")] if spec.files and fastest == "openvino" else pairs
 
 
 def build_runtime(

@@ -120,6 +120,14 @@ async def test_audits_are_told_once_they_ran(
     assert (nothing_exits["overall_at_most"], nothing_exits["allowed"], nothing_exits["promise_kept"]) == (0, 0, True)
 
 
+async def test_one_image_that_escalates_shows_nothing_of_the_promise(fresh: httpx.AsyncClient, jpeg: bytes) -> None:
+    await fresh.patch("/config/threshold", json={"threshold": 0.99})
+    answer = (await fresh.post("/classify", content=jpeg, headers=RAW)).json()
+    assert answer["exit"] == "high"
+    audit = (await fresh.get("/stats")).json()["audit"]
+    assert (audit["overall_at_most"], audit["promise_kept"]) == (None, None)
+
+
 async def test_audits_tell_whether_the_promise_is_kept(
     make_app: Callable[..., FastAPI], connect: Callable[..., Any], make_jpeg: Callable[[int], bytes]
 ) -> None:
