@@ -152,6 +152,8 @@ def fleet(environment: dict[str, str], two_versions: Path) -> Iterator[Fleet]:
             patch.setenv(name, shared[name])
         from ray.cluster_utils import Cluster
 
+        # Ray notes the address there, and makes the folder only where the head node's own files go there, too.
+        Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
         port = free_port()
         head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": temp}
         cluster = Cluster(initialize_head=True, head_node_args=head)
