@@ -16,12 +16,14 @@ from service.images.decode import decode
 from service.inference.exit_rule import confidence, exits, probabilities
 from service.inference.predictor import Predictor
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
-from service.store import ModelStore, read_spec
+from service.store import WEIGHTS, ModelStore, read_spec
 
 EXAMPLES = Path(__file__).parent / "examples"
 PICTURES = sorted(EXAMPLES.glob("*.jpg"))
 STORE = ModelStore(SHIPPED_STORE)
 FOLDER = STORE.find(SHIPPED_MODEL)
+# Top-1 at the default threshold that a new version of a model has to keep.
+ACCURACY = {"imagenette-mobilenet": 0.89, "imagenette-mobilenet-025": 0.85, "imagenette-resnet18": 0.92}
 SHIPPED = [f"{name}/{version}" for name in STORE.names() for version in STORE.versions(name)]
 
 
@@ -67,6 +69,10 @@ def test_examples_are_what_the_script_draws() -> None:
     assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(kept, dtype=int)).mean() < 1
 
 
+def test_default_model_is_small() -> None:
+    assert (FOLDER / WEIGHTS).stat().st_size < 5_000_000
+
+
 def test_all_weights_together_stay_small_enough_for_a_repository() -> None:
     assert sum(path.stat().st_size for path in SHIPPED_STORE.rglob("*")) < 80_000_000
 
@@ -92,3 +98,4 @@ def test_validation_photographs_give_what_the_card_says(reference: str, imagenet
     assert abs(100 * measured.default.accuracy - accuracy) <= two_images + 0.005
     assert abs(100 * measured.default.exit_rate - exit_rate) <= two_images + 0.05
     assert read_spec(folder).default_threshold == measured.default.threshold
+    assert measured.default.accuracy >= ACCURACY[reference.partition("/")[0]]
