@@ -146,7 +146,6 @@ def test_nothing_but_unreadable_photographs_is_an_error(make_options: MakeOption
         ({"batch_size": 64}, DataError, "leaves 51 photographs to train on; a step takes 64"),
         ({"class_names": Path("nowhere.json")}, DataError, r"nowhere\.json cannot be read"),
         ({"device": "abacus"}, InvalidOption, "device is 'abacus'"),
-        ({"precision": "int3"}, InvalidOption, "precision is 'int3'"),
         ({"network_options": {"fusion": "sideways"}}, InvalidOption, "fusion is 'sideways'"),
         ({"network_options": {"depth": 3}}, InvalidOption, "options that ms_mobilenet_v1_025 has"),
         ({"init": "torchvision"}, InvalidOption, "torchvision has no mobilenet_v1_025"),
