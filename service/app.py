@@ -222,13 +222,13 @@ def _limits(settings: Settings, on_cpu: bool) -> Limits:
 def _announce(parts: Parts) -> None:
     for engine in parts.models:
         predictor, spec = engine.predictor, engine.spec
-        table = predictor.calibration.table if predictor.calibration else None
-        if table is None:
+        calibration = predictor.calibration
+        if calibration is None:
             logger.warning("%s has no calibration table: what a threshold does is not foretold", spec.name)
-        elif (table.runtime, table.precision) != (predictor.runtime, predictor.precision):
+        elif calibration.stands_in_for:
             logger.warning(
-                "%s was calibrated for %s %s, not for %s %s: predictions are of the former, and nothing is certified",
-                spec.name, table.runtime, table.precision, predictor.runtime, predictor.precision,
+                "%s was calibrated for %s %s, not for %s: predictions are of the former, and nothing is certified",
+                spec.name, calibration.table.runtime, calibration.table.precision, calibration.stands_in_for,
             )  # fmt: skip
         logger.info(
             "serving %s on %s in %s, threshold %s",

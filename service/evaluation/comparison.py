@@ -51,8 +51,7 @@ class Bench:
         on_batch: Callable[[int], None] = lambda images: None,
     ) -> None:
         found = find(data, split)
-        count = len(found) if limit is None else min(limit, len(found))
-        self.photographs: Photographs = found.subset([i * len(found) // count for i in range(count)])
+        self.photographs: Photographs = found if limit is None else found.spread(limit)
         self.cache = cache
         self.device = device
         self.precision = choose_precision(precision, choose_device(device))
@@ -261,11 +260,18 @@ class Group:
         low, high = self.low_run(run), self.high_run(run)
         return None if low is None or high is None else (low, high)
 
-    def naive(self, index: int, costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade | None:
-        """The cascade of that pair."""
-        pair = self.pair(index)
-        if pair is None:
-            return None
+    @property
+    def pairs(self) -> dict[tuple[int, int], int]:
+        """Every such pair once, and the first multi-scale run beside it."""
+        found: dict[tuple[int, int], int] = {}
+        for index in self.multi:
+            pair = self.pair(index)
+            if pair is not None:
+                found.setdefault(pair, index)
+        return found
+
+    def naive(self, pair: tuple[int, int], costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade:
+        """The cascade of a pair."""
         low, high = (self.runs[each] for each in pair)
         low_cost, high_cost = ((costs or self.bench.mmacs)(each)[1] for each in (low, high))
         return Cascade.naive(self.bench.passes(low), self.bench.passes(high), low_cost, high_cost)
@@ -283,13 +289,13 @@ class Group:
             averaged = self.averaged(index)
             if averaged is not None:
                 rows.append(Row("averaged", *averaged, (index,)))
-        shown: set[tuple[int, int]] = set()
+        pairs = {index: pair for pair, index in self.pairs.items()}
         for index, run in self.multi.items():
-            pair, naive, cascade = self.pair(index), self.naive(index), self.cascade(index)
+            cascade = self.cascade(index)
             pixels = f"{run.resolution // 2}/{run.resolution}"
-            if naive is not None and pair is not None and pair not in shown:
-                shown.add(pair)
-                rows += [_row("naive cascade", pixels, naive, t, pair) for t in self._thresholds(run, naive)]
+            if index in pairs:
+                naive = self.naive(pairs[index])
+                rows += [_row("naive cascade", pixels, naive, t, pairs[index]) for t in self._thresholds(run, naive)]
             default = self.default(index)
             thresholds = sorted({*self._thresholds(run, cascade), *([] if default is None else [default])})
             rows += [_row("multi-scale", pixels, cascade, t, (index,), t == default) for t in thresholds]
@@ -330,10 +336,10 @@ class Group:
     def verdict(self, index: int) -> Verdict:
         """How a multi-scale run compares."""
         run, cascade = self.runs[index], self.cascade(index)
-        naive, low, high = self.naive(index), self.low_run(run), self.high_run(run)
+        pair, low, high = self.pair(index), self.low_run(run), self.high_run(run)
         singles = [self.runs[i] for i in (low, high) if i is not None]
         otherwise = tuple(sorted({each for single in singles for each in differences(run, single)}))
-        ahead = None if naive is None else gap(cascade, naive, cascade.high_cost)
+        ahead = None if pair is None else gap(cascade, self.naive(pair), cascade.high_cost)
         if high is None:
             return Verdict(index, gap_to_naive=ahead, otherwise=otherwise)
         is_right = right(self.bench.passes(self.runs[high]))

@@ -83,10 +83,8 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
 
 def sample(run: Run, bench: Bench) -> Iterator[torch.Tensor]:
     """Normalised images of up to ``SPECTRUM_IMAGES`` photographs spread over the split, float32 (B, 3, R, R)."""
-    count = min(SPECTRUM_IMAGES, len(bench.photographs))
-    chosen = bench.photographs.subset([i * len(bench.photographs) // count for i in range(count)])
     preprocessing = run.spec.preprocessing
-    for batch in loader(chosen, CentreCrop(preprocessing), 32, bench.workers or 0):
+    for batch in loader(bench.photographs.spread(SPECTRUM_IMAGES), CentreCrop(preprocessing), 32, bench.workers or 0):
         if len(batch.targets):
             yield normalise(batch.images, preprocessing)
 
@@ -117,13 +115,13 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
     missing = []
     if not group.single:
         missing.append(_takes(group, 2 * half, "to stand as dots"))
-    if group.multi and not any(group.naive(index) for index in group.multi):
+    if group.multi and not group.pairs:
         missing.append(f"The naive cascade takes runs of {group.backbone} at {half} and at {2 * half} pixels.")
     if not group.multi:
         missing.append(f"A run of ms_{group.backbone} would add its curve.")
     device = choose_device(bench.device)
     where = "one core" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    pictures = []
+    drawn = []
     for letter, name, unit, title, costs, caption in (
         ("", "figure-5", "mean multiply-adds an image, millions", "Top-1 against mean multiply-adds", bench.mmacs, ""),
         (
@@ -134,7 +132,7 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
     ):  # fmt: skip
         file = f"{name}-{group.backbone}.png"
         _tradeoff(out / file, group, costs, unit, f"{group.backbone}: {title[0].lower()}{title[1:]}")
-        pictures.append(
+        drawn.append(
             Picked(
                 file,
                 f"Figure 5{letter}. {title} while the threshold moves; networks without an exit "
@@ -142,18 +140,14 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
                 " ".join(missing),
             )
         )
-    return pictures
+    return drawn
 
 
 def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, float]], unit: str, title: str) -> None:
     curves = [Curve(run.name, group.cascade(index, costs), group.default(index)) for index, run in group.multi.items()]
-    seen = set()
-    for index in group.multi:
-        naive, pair = group.naive(index, costs), group.pair(index)
-        if naive is not None and pair is not None and pair not in seen:
-            seen.add(pair)
-            names = "\nthen ".join(group.runs[each].name for each in pair)
-            curves.append(Curve(f"naive cascade: {names}", naive, is_naive=True))
+    for pair in group.pairs:
+        names = "\nthen ".join(group.runs[each].name for each in pair)
+        curves.append(Curve(f"naive cascade: {names}", group.naive(pair, costs), is_naive=True))
     single: list[Dot] = []
     averaged: list[Dot] = []
     for index, run in group.single.items():

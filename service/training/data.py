@@ -45,6 +45,11 @@ class Photographs:
             tuple(self.targets[i] for i in indices),
         )
 
+    def spread(self, most: int) -> Photographs:
+        """At most ``most`` of them, evenly spread."""
+        count = min(most, len(self))
+        return self.subset([i * len(self) // count for i in range(count)])
+
     def __len__(self) -> int:
         return len(self.paths)
 
