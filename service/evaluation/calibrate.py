@@ -16,9 +16,12 @@ from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import tabulate
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
+from service.log import logger
 from service.networks.registry import is_multi_scale
 from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, write_spec
-from service.training.data import MIN_HELD_OUT, Photographs, find, halve, hold_out
+from service.training.data import MIN_HELD_OUT, Photographs, find, halve
+from service.training.split import not_trained_on
+from service.training.summary import few_to_certify
 
 TEMPERATURES = (0.05, 20.0)
 LOST_BY_DEFAULT = 0.005
@@ -42,8 +45,9 @@ def calibrate(
     """
     spec = read_spec(folder)
     check_has_exit(spec, folder)
-    held = held_out(spec, data)
+    held = held_out(folder, spec, data)
     fitting, certifying = halve(held)
+    warn(spec, len(certifying))
     reference = Predictor.load(folder, device, "float32")
     pairs = available(reference.device, spec)
     total = (len(fitting) + len(certifying)) * len(pairs)
@@ -64,6 +68,19 @@ def calibrate(
     calibrated = dataclasses.replace(fitted, calibration=(*tables, *others))
     write_spec(folder, calibrated)
     return calibrated
+
+
+def warn(spec: ModelSpec, certifying: int) -> None:
+    """Log what makes a table worth little: so few photographs, or a training that was not finished."""
+    done, asked = spec.training.get("epochs_done"), spec.recipe.get("epochs")
+    if done is not None and asked is not None and done < asked:
+        logger.warning(
+            "%s was trained for %d of its %d epochs: `lowfirst train … --resume` makes it another model",
+            spec.title, done, asked,
+        )  # fmt: skip
+    few = few_to_certify(certifying)
+    if few:
+        logger.warning(few)
 
 
 def check_has_exit(spec: ModelSpec, folder: Path) -> None:
@@ -138,28 +155,17 @@ def _count(passes: Passes, temperature: Temperature, runtime: str, precision: st
     return tabulate(answers.confidence, answers.low, answers.high, answers.targets, runtime, precision)
 
 
-def held_out(spec: ModelSpec, data: Path) -> Photographs:
-    """The photographs in ``data`` that the training of ``spec`` held out.
+def held_out(folder: Path, spec: ModelSpec, data: Path) -> Photographs:
+    """The photographs in ``data`` that the model in ``folder``, of ``spec``, was not trained on.
 
     Raises:
         DataError: too few, classes that are not the model's, or other photographs than then.
     """
-    photographs = find(data, "train")
-    check_classes(photographs, spec)
-    _, held = hold_out(photographs, spec.told("calibration_share"), spec.told("seed"))
-    expected = spec.told("train_images") + spec.told("calibration_images")
-    if len(photographs) != expected:
-        raise DataError(
-            f"{data} has {len(photographs)} training photographs and had {expected} when the model was trained: "
-            "which ones it has not seen cannot be told any more",
-            field="data",
-            value=len(photographs),
-            bound=expected,
-        )
+    held = not_trained_on(check_classes(find(data, "train"), spec), folder)
     if len(held) < MIN_HELD_OUT:
         raise DataError(
-            f"{len(held)} photographs were held out of training; calibration takes at least {MIN_HELD_OUT}: "
-            "train with a larger --calibration-share or with more photographs",
+            f"{data} has {len(held)} photographs that were not trained on; calibration takes at least {MIN_HELD_OUT}: "
+            "pass others, or train with a larger --calibration-share or with more photographs",
             field="data",
             value=len(held),
             bound=MIN_HELD_OUT,

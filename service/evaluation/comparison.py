@@ -64,7 +64,7 @@ class Bench:
 
     def check(self, run: Run) -> None:
         """Whether the photographs are of the run's classes. Raises DataError."""
-        check_classes(self.photographs, run.spec)
+        self.photographs = check_classes(self.photographs, run.spec)
 
     def predictor(self, run: Run, resolution: int | None = None) -> Predictor:
         """The run's model, tested at ``resolution`` pixels or at its own."""

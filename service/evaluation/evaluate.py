@@ -139,8 +139,7 @@ def evaluate(
     Raises:
         DataError: a missing folder, or classes that are not the model's.
     """
-    photographs = find(data, split)
-    check_classes(photographs, predictor.spec)
+    photographs = check_classes(find(data, split), predictor.spec)
     passes = run_passes(predictor, photographs, workers, lambda done: on_batch(done, len(photographs)))
     return summarise(passes, predictor, split)
 
@@ -155,8 +154,7 @@ def compare(
 ) -> tuple[RuntimePoint, ...]:
     """Every runtime and precision of this machine against eager float32, on ``data/split``. Raises as ``evaluate``."""
     reference = Predictor.load(folder, device, "float32")
-    photographs = find(data, split)
-    check_classes(photographs, reference.spec)
+    photographs = check_classes(find(data, split), reference.spec)
     pairs = available(reference.device, reference.spec)
     points: list[RuntimePoint] = []
     expected: Passes | None = None

@@ -14,6 +14,7 @@ from service.errors import BrokenModel, DataError
 from service.inference.device import cores
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
+from service.log import logger
 from service.store import SPEC, ModelSpec, Temperature
 from service.training.data import CentreCrop, Photographs, loader
 
@@ -127,20 +128,26 @@ def run_passes(
     return passes
 
 
-def check_classes(photographs: Photographs, spec: ModelSpec) -> None:
-    """Whether the photographs' folders are the model's.
+def check_classes(photographs: Photographs, spec: ModelSpec) -> Photographs:
+    """The photographs with the model's classes, theirs being some of these; says which ones none of them shows.
 
     Raises:
-        DataError: naming the first folder that differs.
+        DataError: a folder that is no class of the model, naming the first that differ.
     """
-    found, known = photographs.folders, spec.class_folders
-    if tuple(found) == tuple(known):
-        return
-    foreign = sorted(set(found) ^ set(known))
-    raise DataError(
-        f"{photographs.paths[0].parents[1]} has {len(found)} class folders and {SPEC} of {spec.title} names "
-        f"{len(known)}; not in both: {', '.join(foreign[:5])}",
-        field="data",
-        value=len(found),
-        bound=len(known),
-    )
+    shown, known = set(photographs.folders) - set(photographs.empty), set(spec.class_folders)
+    if shown - known:
+        where = photographs.paths[0].parents[1]
+        raise DataError(
+            f"{where} has {len(photographs.folders)} class folders and {SPEC} of {spec.title} names {len(known)}; "
+            f"not in both: {', '.join(sorted(shown ^ known)[:5])}",
+            field="data",
+            value=len(photographs.folders),
+            bound=len(known),
+        )
+    of_model = photographs.of_classes(spec.class_folders)
+    if of_model.empty:
+        logger.warning(
+            "%d of %d classes have no photograph here, and nothing is said of them: %s",
+            len(of_model.empty), len(spec.class_folders), ", ".join(of_model.empty[:5]),
+        )  # fmt: skip
+    return of_model

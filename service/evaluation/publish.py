@@ -16,6 +16,7 @@ from service.evaluation.evaluate import Evaluation
 from service.inference.calibration import Calibration
 from service.networks.registry import backbone_name
 from service.store import WEIGHTS, ModelSpec, ModelStore, read_spec, read_weights, write_spec
+from service.training.split import SHA256, TRAINED_ON, trained_on
 
 CARD, CURVE = "README.md", "curve.png"
 CARD_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -33,6 +34,7 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
     spec = read_spec(run)
     check_has_exit(spec, run)
     read_weights(run, spec)
+    trained_on(run, spec)
     if spec.default_threshold is None:
         raise DataError(f"{run} has no default threshold: run `lowfirst calibrate {run} --data DIR` first")
     evaluation = Evaluation.read(run)
@@ -43,7 +45,7 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
     folder = store.root / name / str(published.version)
     folder.mkdir(parents=True)
     try:
-        for file in (WEIGHTS, *spec.files):
+        for file in (WEIGHTS, *([TRAINED_ON] if SHA256 in spec.training else []), *spec.files):
             (folder / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(run / file, folder / file)
         (folder / CARD).write_text(card(published, evaluation))

@@ -47,7 +47,7 @@ def quantise(
     check_has_exit(spec, folder)
     if spec.default_threshold is None:
         raise DataError(f"{folder} has no default threshold: run `lowfirst calibrate {folder} --data DIR` first")
-    fitting, certifying = halve(held_out(spec, data))
+    fitting, certifying = halve(held_out(folder, spec, data))
     shutil.rmtree(folder / INT8_FOLDER, ignore_errors=True)
     spec = dataclasses.replace(
         spec, files={}, calibration=tuple(table for table in spec.calibration if table.precision != "int8")

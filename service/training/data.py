@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
-from service.errors import DataError, InvalidImage, InvalidOption
+from service.errors import DataError, InvalidImage
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
+from service.training.folders import EXTENSIONS, Walk, check_text, counted, shown, split_folder
 
 # Fewer held-out photographs than this say nothing of a threshold.
 MIN_HELD_OUT = 20
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+NO_CLASS = -1
+
+# So many others are tried for a photograph that cannot be read: if nine in ten cannot, one batch place in 30 is empty.
+SUBSTITUTES = 32
 
 # A photograph or a crop of it, uint8 (3, H, W), from its file and its place in the data set.
 Reader = Callable[[Path, int], Tensor]
@@ -31,18 +33,32 @@ Reader = Callable[[Path, int], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Photographs:
-    """Labelled files: ``paths[i]`` shows class ``targets[i]``, an index into ``folders``."""
+    """Files and what they show: ``paths[i]`` is of class ``targets[i]``, an index into ``folders``.
+
+    Unlabelled ones have no ``folders``, and ``NO_CLASS`` as their targets. ``skipped`` counts, by kind, what was found
+    beside them and is not read.
+    """
 
     folders: tuple[str, ...]
     paths: tuple[Path, ...]
     targets: tuple[int, ...]
+    skipped: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the targets are classes."""
+        return bool(self.folders)
+
+    @property
+    def empty(self) -> tuple[str, ...]:
+        """The classes that none of them shows."""
+        shown = set(self.targets)
+        return tuple(folder for target, folder in enumerate(self.folders) if target not in shown)
 
     def subset(self, indices: Sequence[int]) -> Photographs:
         """The photographs at ``indices``, in that order; the classes stay."""
-        return Photographs(
-            self.folders,
-            tuple(self.paths[i] for i in indices),
-            tuple(self.targets[i] for i in indices),
+        return replace(
+            self, paths=tuple(self.paths[i] for i in indices), targets=tuple(self.targets[i] for i in indices)
         )
 
     def spread(self, most: int) -> Photographs:
@@ -50,44 +66,71 @@ class Photographs:
         count = min(most, len(self))
         return self.subset([i * len(self) // count for i in range(count)])
 
+    def of_classes(self, folders: Sequence[str]) -> Photographs:
+        """The same with these classes, of which all of theirs are some."""
+        place = {folder: target for target, folder in enumerate(folders)}
+        return replace(
+            self, folders=tuple(folders), targets=tuple(place[self.folders[target]] for target in self.targets)
+        )
+
     def __len__(self) -> int:
         return len(self.paths)
 
 
 def find(root: Path, split: str) -> Photographs:
-    """The photographs of ``root/split``; for ``train`` also of ``root`` itself when it holds the class folders.
+    """The photographs of ``root/split``, for ``train`` also of ``root`` itself: see ``folders``. A class may be empty.
 
     Raises:
-        DataError: a missing folder, no class in it, fewer than two classes, or a class without photographs.
+        DataError: a missing folder, no class in it, no photograph in any, or a class whose name is no UTF-8.
         InvalidOption: ``split`` is no plain name.
     """
-    if not root.is_dir():
-        raise DataError(f"data is {str(root)!r}, which is no folder", field="data", value=str(root))
-    if split in ("", "..") or Path(split).name != split:
-        raise InvalidOption("split", split, f"the name of a folder in {root}")
-    folder = root / split
-    if not folder.is_dir():
-        if split != "train" or (root / "val").is_dir():
-            raise DataError(
-                f"{root} has no folder {split}/; it must hold a folder of photographs for each class",
-                field="data",
-                value=str(root),
-            )
-        folder = root
-    try:
-        found = ImageFolder(str(folder), is_valid_file=_looks_like_image)
-    except FileNotFoundError as error:  # torchvision names the empty classes, or the lack of any
-        raise DataError(f"{folder}: {error}", field="data", value=str(root)) from error
-    if len(found.classes) < 2:
+    folder = split_folder(root, split)
+    walk = Walk(folder)
+    classes, loose = walk.look_in(folder)
+    if not classes:
         raise DataError(
-            f"{folder} holds {len(found.classes)} class; it takes at least 2", field="data", value=str(root)
+            f"{folder} has no class folders; it must hold a folder of photographs for each class",
+            field="data",
+            value=str(root),
         )
-    paths, targets = zip(*found.samples, strict=True)
-    return Photographs(tuple(found.classes), tuple(map(Path, paths)), targets)
+    for each in classes:
+        check_text("data", f"class folder in {folder}", each.name)
+    walk.skipped["photograph outside of the class folders"] += len(loose)
+    found = [(path, target) for target, each in enumerate(classes) for path in walk.photographs(each)]
+    if not found:
+        raise _nothing(folder, walk)
+    paths, targets = zip(*found, strict=True)
+    return Photographs(tuple(each.name for each in classes), paths, targets, walk.kinds)
 
 
-def _looks_like_image(path: str) -> bool:
-    return path.lower().endswith(EXTENSIONS)
+def find_unlabelled(folder: Path, classes: Sequence[str] = ()) -> Photographs:
+    """All photographs in ``folder`` and below, of no class.
+
+    Raises:
+        DataError: no folder, no photograph in it, or its folders are ``classes``, so that there are labels.
+    """
+    if not folder.is_dir():
+        raise DataError(f"data is {str(folder)!r}, which is no folder", field="data", value=str(folder))
+    walk = Walk(folder)
+    paths = walk.photographs(folder)
+    if not paths:
+        raise _nothing(folder, walk)
+    within = {path.relative_to(folder).parts[:-1] for path in paths}
+    if classes and all(set(parts) & set(classes) for parts in within):
+        raise DataError(
+            f"{folder} has its photographs in class folders of the model: they are labelled, leave out --unlabelled",
+            field="unlabelled",
+            value=str(folder),
+        )
+    return Photographs((), tuple(paths), (NO_CLASS,) * len(paths), walk.kinds)
+
+
+def _nothing(folder: Path, walk: Walk) -> DataError:
+    return DataError(
+        f"{folder} holds no photograph that is read ({', '.join(EXTENSIONS)}), but {counted(walk.kinds)}",
+        field="data",
+        value=str(folder),
+    )
 
 
 def hold_out(photographs: Photographs, share: float, seed: int) -> tuple[Photographs, Photographs]:
@@ -109,23 +152,6 @@ def halve(photographs: Photographs) -> tuple[Photographs, Photographs]:
     return photographs.subset(sorted(by_class[::2])), photographs.subset(sorted(by_class[1::2]))
 
 
-def labels(folders: Sequence[str], class_names: Path | None) -> tuple[str, ...]:
-    """A readable label for each class folder, from a JSON file of folder -> label, or the folder's name itself.
-
-    Raises:
-        DataError: the file cannot be read, or lacks a folder.
-    """
-    if class_names is None:
-        return tuple(folders)
-    try:
-        names = json.loads(class_names.read_text())
-        return tuple(str(names[folder]) for folder in folders)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"class names {class_names} cannot be read: {error}", field="class_names") from error
-    except KeyError as error:
-        raise DataError(f"class names {class_names} lack folder {error}", field="class_names") from error
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Images uint8 (B, 3, R, R), targets int64 (B,), and the files that could not be read."""
@@ -140,29 +166,40 @@ class Batch:
         return Batch(images, self.targets.pin_memory(), self.unreadable)
 
 
-class _Crops(Dataset[tuple[Tensor | None, int, str]]):
-    def __init__(self, photographs: Photographs, crop: Reader) -> None:
+# An image or None, its class, and the files that could not be read on the way to it.
+_Item = tuple[Tensor | None, int, tuple[str, ...]]
+
+
+class _Crops(Dataset[_Item]):
+    """What cannot be read is replaced by one of ``substitutes`` others, always the same."""
+
+    def __init__(self, photographs: Photographs, crop: Reader, substitutes: int) -> None:
         self.photographs = photographs
         self.crop = crop
+        self.substitutes = substitutes
 
     def __len__(self) -> int:
         return len(self.photographs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
-        path = self.photographs.paths[index]
-        target = self.photographs.targets[index]
-        try:
-            return self.crop(path, index), target, str(path)
-        except (InvalidImage, OSError):
-            return None, target, str(path)
+    def __getitem__(self, index: int) -> _Item:
+        others = random.Random(index)
+        unreadable: list[str] = []
+        for _ in range(1 + self.substitutes):
+            path, target = self.photographs.paths[index], self.photographs.targets[index]
+            try:
+                return self.crop(path, index), target, tuple(unreadable)
+            except (InvalidImage, OSError):
+                unreadable.append(shown(path))
+            index = others.randrange(len(self))
+        return None, target, tuple(unreadable)
 
 
-def _collate(items: list[tuple[Tensor | None, int, str]]) -> Batch:
+def _collate(items: list[_Item]) -> Batch:
     readable = [(image, target) for image, target, _ in items if image is not None]
     return Batch(
         torch.stack([image for image, _ in readable]) if readable else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
         torch.tensor([target for _, target in readable], dtype=torch.int64),
-        tuple(path for image, _, path in items if image is None),
+        tuple(path for _, _, paths in items for path in paths),
     )
 
 
@@ -183,16 +220,20 @@ def loader(
     batch_size: int,
     workers: int,
     sampler: Sampler[int] | None = None,
-    drop_last: bool = False,
+    full: bool = False,
 ) -> DataLoader[Batch]:
-    """Batches of ``photographs``, in order or by ``sampler``, cropped in ``workers`` processes (0: in this one)."""
+    """Batches of ``photographs``, in order or by ``sampler``, cropped in ``workers`` processes (0: in this one).
+
+    What cannot be read is left out. Of ``full`` batches all have their size, so that processes which train together
+    need not ask each other: another photograph takes its place, and what is left over at the end is dropped.
+    """
     return _Loader(
-        _Crops(photographs, crop),  # type: ignore[arg-type]
+        _Crops(photographs, crop, SUBSTITUTES if full else 0),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         collate_fn=_collate,
-        drop_last=drop_last,
+        drop_last=full,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -205,44 +246,3 @@ class CentreCrop:
 
     def __call__(self, path: Path, index: int) -> Tensor:  # noqa: ARG002
         return decode(path.read_bytes(), self.preprocessing)
-
-
-class RandomCrop:
-    """A random crop of a photograph's ``pixels``, resized to ``resolution``, flipped half of the time.
-
-    With ``augment`` one more thing happens to it, as strongly as chance has it: it is turned, sheared or shifted, or
-    its colours or its sharpness change (Müller and Hutter, "TrivialAugment", 2021).
-
-    The same for the same (seed, epoch, photograph), whichever process draws it: a resumed run sees what
-    an uninterrupted one would have seen.
-    """
-
-    def __init__(self, pixels: Reader, resolution: int, min_scale: float, augment: bool, seed: int, epoch: int) -> None:
-        self.pixels = pixels
-        self.seed = seed
-        self.epoch = epoch
-        steps = [v2.RandomResizedCrop(resolution, scale=(min_scale, 1.0)), v2.RandomHorizontalFlip()]
-        if augment:
-            steps.append(v2.TrivialAugmentWide())
-        self.transform = v2.Compose(steps)
-
-    def __call__(self, path: Path, index: int) -> Tensor:
-        pixels = self.pixels(path, index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, self.epoch, index)) & 0x7FFF_FFFF_FFFF_FFFF)
-            crop: Tensor = self.transform(pixels)
-        return crop
-
-
-class EpochSampler(Sampler[int]):
-    """This process's share of one epoch's shuffled order, whole steps only; the same order whatever ``world`` is."""
-
-    def __init__(self, size: int, seed: int, epoch: int, rank: int, world: int) -> None:
-        order = np.random.default_rng((seed, epoch)).permutation(size)
-        self.indices = order[rank::world][: size // world].tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,19 +17,28 @@ from service.networks.transplant import TORCHVISION, from_torchvision
 from service.store import SPEC, ModelSpec, ModelStore, read_spec
 from service.training.data import Photographs
 from service.training.options import TrainOptions
+from service.training.split import digests, trained_on
 
 CLASSIFIERS = ("classifier.weight", "classifier.bias")
 REPLACEABLE = (*CLASSIFIERS, "num_batches_tracked")
 
 
-def initialise_from(network: nn.Module, options: TrainOptions, store: Path | None) -> ModelSpec | None:
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The model that a training starts from; ``trained_on`` as in ``split``, None where that is not known."""
+
+    spec: ModelSpec
+    trained_on: frozenset[str] | None
+
+
+def initialise_from(network: nn.Module, options: TrainOptions, store: Path | None) -> Before | None:
     """Copy the weights that ``options.init`` names into ``network``, in place.
 
     A classifier for other classes keeps its fresh weights. ``torchvision`` starts the low and the high
     network from the same ImageNet weights.
 
     Returns:
-        What the weights' own training is known by; None for a weights file and for ``torchvision``.
+        What is known of the weights' own training; None for a weights file and for ``torchvision``.
 
     Raises:
         InvalidOption: torchvision has no such network, or its weights cannot be fetched.
@@ -42,19 +52,33 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
         for backbone in backbones:
             _copy(backbone, state, "torchvision")
         return None
-    weights, spec = _stored_weights(options.init, store)
+    weights, before = _stored_weights(options.init, store)
     missing = [name for name in network.state_dict() if name not in weights and not name.endswith(REPLACEABLE)]
     if missing:
         raise BrokenModel(f"init is {options.init!r}, which lacks {missing[0]!r} of this network", field="init")
     _copy(network, weights, options.init)
-    return spec
+    return before
 
 
-def warn_of_other_split(before: ModelSpec, options: TrainOptions, photographs: Photographs) -> None:
-    """Log that what ``options`` hold out of ``photographs`` may have been trained on by the model it starts from.
+def warn_of_known(before: Before, options: TrainOptions, photographs: Photographs, held_out: Photographs) -> None:
+    """Log how many of the ``held_out`` the model that ``options`` start from was trained on: they certify nothing.
 
-    It was not where the same photographs were split by the same seed, no smaller a share held out.
+    A model of an older version may have been trained on some, unless the same ``photographs`` were split by the same
+    seed, no smaller a share held out.
     """
+    if before.trained_on is None:
+        _warn_of_other_split(before.spec, options, photographs)
+        return
+    known = sum(digest in before.trained_on for digest in digests(held_out.paths))
+    if known:
+        logger.warning(
+            "%s was trained on %d of the %d photographs that are held out now: %d are left to calibrate with; the same "
+            "--seed and --calibration-share as its own keep them apart",
+            options.init, known, len(held_out), len(held_out) - known,
+        )  # fmt: skip
+
+
+def _warn_of_other_split(before: ModelSpec, options: TrainOptions, photographs: Photographs) -> None:
     if not set(before.class_folders) & set(photographs.folders):
         return
     seed, share = (before.recipe.get(name) for name in ("seed", "calibration_share"))
@@ -70,7 +94,7 @@ def warn_of_other_split(before: ModelSpec, options: TrainOptions, photographs: P
     )  # fmt: skip
 
 
-def _stored_weights(reference: str, store: Path | None) -> tuple[dict[str, Tensor], ModelSpec | None]:
+def _stored_weights(reference: str, store: Path | None) -> tuple[dict[str, Tensor], Before | None]:
     path = Path(reference)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -83,7 +107,7 @@ def _stored_weights(reference: str, store: Path | None) -> tuple[dict[str, Tenso
             raise BrokenModel(f"init is {reference!r}, which cannot be read: {error}", field="init") from error
     folder = path if (path / SPEC).is_file() else _in_store(reference, store)
     spec = read_spec(folder)
-    return load_network(folder, spec).state_dict(), spec
+    return load_network(folder, spec).state_dict(), Before(spec, trained_on(folder, spec))
 
 
 def _in_store(reference: str, store: Path | None) -> Path:

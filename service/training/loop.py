@@ -22,18 +22,21 @@ from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision, cores
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
-from service.log import logger
 from service.networks.cost import cost
 from service.networks.registry import build
 from service.store import Architecture, ModelSpec
 from service.training import data
-from service.training.initial import initialise_from, warn_of_other_split
+from service.training.classes import check_trainable, labels
+from service.training.crops import EpochSampler, RandomCrop
+from service.training.initial import initialise_from, warn_of_known
 from service.training.losses import loss
 from service.training.options import TrainOptions
 from service.training.pixels import GIGABYTE, Pixels, decoded
 from service.training.processes import Processes
 from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
+from service.training.split import SHA256, digests, split, to_text
+from service.training.summary import Summary, summarise
 
 MOMENTUM = 0.9
 EVALUATION_BATCH = 64
@@ -72,6 +75,7 @@ def train(
     *,
     resume: bool = False,
     store: Path | None = None,
+    on_start: Callable[[Summary], None] = lambda summary: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[EpochLog], None] = lambda line: None,
 ) -> Finished:
@@ -84,15 +88,19 @@ def train(
         options: what to train.
         resume: go on in ``options.out``.
         store: where ``options.init`` looks for a model's name.
-        on_step, on_epoch: told of progress, in the first process.
+        on_start: told what was found, before the first step, in the first process.
+        on_step, on_epoch: told of progress, there too.
 
     Raises:
         DataError, InvalidOption, NotFound, BrokenModel: before any work.
-        DataError: none of the photographs could be read.
+        DataError: hardly any of the photographs can be read any more.
         InvalidOption: the loss is not finite any more; the epochs before are kept.
     """
     with Processes.join(options.device) as processes:  # no run outlives it: one that does keeps the group's threads
-        return _Run(options, processes, resume, store).run(on_step, on_epoch)
+        run = _Run(options, processes, resume, store)
+        if processes.is_first:
+            on_start(run.summary())
+        return run.run(on_step, on_epoch)
 
 
 class _Run:
@@ -102,8 +110,11 @@ class _Run:
         self.device = processes.device or choose_device(options.device)
         self.precision = choose_precision(options.precision, self.device)
         found = data.find(options.data, "train")
-        self.photographs, self.held_out = data.hold_out(found, options.calibration_share, options.seed)
-        self.labels = data.labels(found.folders, options.class_names)
+        self.folder = RunFolder(options.out)
+        is_older = resume and self.folder.is_of_older_version()
+        contents = () if is_older else processes.from_first(lambda: digests(found.paths))
+        self.photographs, self.held_out, trained_on = split(found, contents, options.calibration_share, options.seed)
+        self.labels = labels(found.folders, options.class_names)
         self.batch = processes.share(options.batch_size, len(self.photographs))
         self.steps = len(self.photographs) // processes.world // self.batch
         if self.steps == 0:
@@ -114,25 +125,19 @@ class _Run:
                 value=self.batch * processes.world,
                 bound=len(self.photographs),
             )
-        if options.calibration_share and len(self.held_out) < data.MIN_HELD_OUT and processes.is_first:
-            logger.warning(
-                "%d photographs are held out of training; to calibrate takes %d: raise --calibration-share",
-                len(self.held_out), data.MIN_HELD_OUT,
-            )  # fmt: skip
-        self.folder = RunFolder(options.out)
         if resume:
-            self.folder.check_same(options, self.photographs, self.held_out)
+            self.folder.check_same(options, self.photographs, self.held_out, trained_on)
         else:
             self.folder.check_free()
+        check_trainable(options.data, found, self.photographs)
         saved = self.folder.checkpoint(self.device) if resume else None
         self.cost = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
 
         torch.manual_seed(options.seed)
         network = build(options.network, len(self.labels), options.network_options)
-        if options.init and saved is None:
-            before = initialise_from(network, options, store)
-            if before is not None and processes.is_first:
-                warn_of_other_split(before, options, found)
+        before = initialise_from(network, options, store) if options.init and saved is None else None
+        if before is not None and processes.is_first:
+            warn_of_known(before, options, found, self.held_out)
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             parameter_groups(self.network, options.weight_decay), lr=0.1, momentum=MOMENTUM, nesterov=True
@@ -143,8 +148,13 @@ class _Run:
         if saved is not None:
             self._restore(saved)
         self.parallel = DistributedDataParallel(self.network) if processes.world > 1 else self.network
-        if processes.is_first and not resume:  # the last check of every process lies before the line above
-            self.folder.claim(options)
+        if processes.is_first and saved is None and not is_older:  # the last check of every process lies above
+            inherited = before.trained_on if before is not None else None
+            self.folder.claim(options, to_text(trained_on, inherited or ()))
+
+    def summary(self) -> Summary:
+        """What was found to train on."""
+        return summarise(self.options, self.photographs, self.held_out)
 
     def run(self, on_step: Callable[[Progress], None], on_epoch: Callable[[EpochLog], None]) -> Finished:
         spec = None
@@ -181,12 +191,6 @@ class _Run:
             asked = time.perf_counter()
         totals = self.processes.sum(totals)
         self.unreadable = self.processes.union(self.unreadable)
-        if not totals[3]:
-            raise DataError(
-                f"no step had two photographs that can be read; {len(self.unreadable)} cannot",
-                field="data",
-                value=str(options.data),
-            )
         seconds = time.perf_counter() - began
         mean = totals[:3] / totals[3]
         if not mean[0].isfinite():  # nothing of this epoch is kept
@@ -211,10 +215,10 @@ class _Run:
 
     def _batches(self, epoch: int, resolution: int) -> Any:
         options, processes = self.options, self.processes
-        sampler = data.EpochSampler(len(self.photographs), options.seed, epoch, processes.rank, processes.world)
-        crop = data.RandomCrop(self.pixels, resolution, options.min_scale, options.augment, options.seed, epoch)
+        sampler = EpochSampler(len(self.photographs), options.seed, epoch, processes.rank, processes.world)
+        crop = RandomCrop(self.pixels, resolution, options.min_scale, options.augment, options.seed, epoch)
         workers = 0 if self.pixels.device.type == "cuda" else self._workers()  # no other process has this one's GPU
-        return data.loader(self.photographs, crop, self.batch, workers, sampler, drop_last=True)
+        return data.loader(self.photographs, crop, self.batch, workers, sampler, full=True)
 
     def _decode(self) -> Pixels:
         side, budget = self.options.shorter_side, self.options.decoded_gb * GIGABYTE
@@ -223,9 +227,8 @@ class _Run:
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
         """One update; gives (loss summed over images, low right, high right, images)."""
         self.unreadable.update(batch.unreadable)
-        too_few = torch.tensor(int(len(batch.targets) < 2))  # batch norm takes two
-        if self.processes.sum(too_few):  # all skip the step, or the others would wait for this one's gradients
-            return self._none()
+        if len(batch.targets) < 2:  # batch norm takes two, and what replaces unreadable ones was not readable either
+            raise DataError("photographs cannot be read any more", field="data", value=str(self.options.data))
         images = normalise(batch.images.to(self.device, non_blocking=True), Preprocessing.at(self.options.resolution))
         targets = batch.targets.to(self.device, non_blocking=True)
         for group in self.optimiser.param_groups:
@@ -326,6 +329,7 @@ class _Run:
                 "seconds": round(sum(line.seconds for line in self.log), 1),
                 "train_images": len(self.photographs),
                 "calibration_images": len(self.held_out),
+                **({SHA256: kept} if (kept := self.folder.trained_on_sha256()) else {}),
                 "device": str(self.device),
                 "precision": self.precision,
                 "processes": self.processes.world,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from service.errors import InvalidOption
+
+T = TypeVar("T")
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -83,6 +86,14 @@ class Processes:
         gathered: list[set[str]] = [set()] * self.world
         dist.all_gather_object(gathered, values)
         return set().union(*gathered)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives in the first process, which alone calls it, in all."""
+        if self.world == 1:
+            return make()
+        made: list[T | None] = [make() if self.is_first else None]
+        dist.broadcast_object_list(made)
+        return made[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -1,13 +1,15 @@
 """The folder of one run, which says everything about itself.
 
-``options.json`` is what was asked. After every epoch come anew ``log.csv`` (one line an epoch), the model itself
-(``weights.safetensors`` and ``model.json``) and, last, ``checkpoint.pt``: everything to go on from that epoch.
+``options.json`` is what was asked, ``trained_on.txt`` which photographs are trained on (see ``split``). After every
+epoch come ``log.csv`` (a line per epoch), the model itself (``weights.safetensors`` and ``model.json``) and, last,
+``checkpoint.pt``: everything to go on from that epoch.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +25,7 @@ from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.store import SPEC, ModelSpec, read_spec, read_weights, write_spec, write_weights
 from service.training.data import Photographs
 from service.training.options import FREE_ON_RESUME, TrainOptions
+from service.training.split import TRAINED_ON, own_part
 
 OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
 
@@ -66,8 +69,14 @@ class RunFolder:
                 "out", str(self.path), "a folder without a run in it (or pass --resume to go on with it)"
             )
 
-    def check_same(self, options: TrainOptions, photographs: Photographs, held_out: Photographs) -> None:
-        """Whether ``options`` and the photographs are those of the run that is here.
+    def is_of_older_version(self) -> bool:
+        """Whether a model is here of a version that kept the number of its photographs, and not their contents."""
+        return (self.path / SPEC).is_file() and not (self.path / TRAINED_ON).is_file()
+
+    def check_same(
+        self, options: TrainOptions, photographs: Photographs, held_out: Photographs, trained_on: Sequence[str]
+    ) -> None:
+        """Whether ``options`` and the photographs, by the digests of those to train on, are those of the run here.
 
         Raises:
             NotFound: no run is here.
@@ -83,15 +92,38 @@ class RunFolder:
         if foreign:
             raise DataError(
                 f"{path} was written by another version of lowfirst: {len(foreign)} options are known to one of them "
-                f"only, {foreign[0]!r} first; train it anew with this version, or go on with the one it was begun with",
+                f"only, {foreign[0]!r} first; train again with this version, or go on with the one it was begun with",
                 field="out",
                 value=str(self.path),
             )
         for name, value in now.items():
             if name not in FREE_ON_RESUME | off and before[name] != value:
                 raise InvalidOption(name, value, f"{before[name]!r}, as in the run that is resumed")
-        if not (self.path / SPEC).is_file():  # interrupted in its first epoch
+        if self.is_of_older_version():
+            self._check_same_numbers(options, photographs, held_out)
+        elif (self.path / TRAINED_ON).is_file():
+            self._check_same_contents(options, photographs.folders, trained_on)
+
+    def _check_same_contents(self, options: TrainOptions, folders: Sequence[str], trained_on: Sequence[str]) -> None:
+        before = own_part((self.path / TRAINED_ON).read_text())
+        classes = read_spec(self.path).class_folders if (self.path / SPEC).is_file() else tuple(folders)
+        others = len(set(before) - set(trained_on))
+        if others:
+            what = f"{others} of which it would not train on"
+        elif before != tuple(trained_on):
+            what = "which it has in another order or beside more, by their names"
+        elif classes != tuple(folders):
+            what = f"of classes with other names: {', '.join(sorted(set(classes) ^ set(folders)))}"
+        else:
             return
+        raise DataError(
+            f"{options.data} has other photographs than the run that is resumed, which trains on {len(before)}, "
+            f"{what}: pass those that it was begun with",
+            field="data",
+            value=str(options.data),
+        )
+
+    def _check_same_numbers(self, options: TrainOptions, photographs: Photographs, held_out: Photographs) -> None:
         spec = read_spec(self.path)
         was = spec.told("train_images"), spec.told("calibration_images"), spec.class_folders
         found = len(photographs), len(held_out), photographs.folders
@@ -103,15 +135,24 @@ class RunFolder:
                 value=str(options.data),
             )
 
-    def claim(self, options: TrainOptions) -> None:
-        """Make the folder, and keep ``options`` in it. Raises InvalidOption when it cannot be made."""
+    def claim(self, options: TrainOptions, trained_on: str) -> None:
+        """Make the folder, and keep ``options`` and the text of ``trained_on.txt`` in it.
+
+        Raises InvalidOption when it cannot be made.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidOption("out", str(self.path), f"a folder that can be made ({error.strerror})") from error
+        (self.path / TRAINED_ON).write_text(trained_on)
         temporary = self.path / (OPTIONS + ".tmp")
         temporary.write_text(json.dumps(options.to_json(), indent=1) + "\n")
         temporary.replace(self.path / OPTIONS)
+
+    def trained_on_sha256(self) -> str | None:
+        """Of ``trained_on.txt``; None in a run of an older version."""
+        path = self.path / TRAINED_ON
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
     def checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """What ``save`` was given last; None when the first epoch never ended.

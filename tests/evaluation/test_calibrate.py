@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -24,6 +25,7 @@ from service.store import ModelSpec, ModelStore, Temperature, read_spec, read_we
 from service.training.data import find, halve, hold_out
 from service.training.loop import train
 from service.training.options import TrainOptions
+from service.training.split import not_trained_on
 
 
 def _change(run: Path, **changed: object) -> ModelSpec:
@@ -124,8 +126,8 @@ def test_what_certifies_moves_neither_temperature_nor_default(
     spec = read_spec(trained)
     other = Path(shutil.copytree(shapes, tmp_path / "other"))
     _, certifying = halve(hold_out(find(other, "train"), spec.recipe["calibration_share"], spec.recipe["seed"])[1])
-    for path in certifying.paths:  # as if each showed something else
-        shutil.copy(other / "val" / "circle" / "00.jpg", path)
+    for number, path in enumerate(certifying.paths):  # as if each showed something else
+        Image.open(other / "val" / "circle" / "00.jpg").save(path, quality=60 + number)
     again, before = Path(shutil.copytree(trained, tmp_path / "run")), read_spec(calibrated)
     after = calibrate(again, other, "cpu", workers=0)
     assert (after.temperature, after.default_threshold) == (before.temperature, before.default_threshold)
@@ -155,23 +157,47 @@ def test_tables_of_another_device_are_kept_unless_temperatures_have_changed(
     assert calibrate(run, shapes, "cpu", workers=0).calibration == before.calibration
 
 
-def test_photographs_added_since_training_are_an_error(run: Path, shapes: Path, tmp_path: Path) -> None:
+def test_photographs_added_since_training_calibrate_too(run: Path, shapes: Path, tmp_path: Path) -> None:
     more = tmp_path / "more"
     shutil.copytree(shapes, more)
-    shutil.copy(more / "val" / "circle" / "00.jpg", more / "train" / "circle" / "new.jpg")
-    with pytest.raises(DataError, match="has 73 training photographs and had 72 when the model was trained"):
-        calibrate(run, more, "cpu", workers=0)
+    for name in ("00", "01", "02"):
+        shutil.copy(more / "val" / "circle" / f"{name}.jpg", more / "train" / "circle" / f"new{name}.jpg")
+    assert calibrate(run, more, "cpu", workers=0).calibration[0].n == 12  # of 24, where 21 were held out
 
 
-@pytest.mark.parametrize(("share", "held_out"), [(0, 0), (0.1, 6)])
-def test_too_few_held_out_photographs_are_an_error(run: Path, shapes: Path, share: float, held_out: int) -> None:
-    _change(run, recipe={**read_spec(run).recipe, "calibration_share": share})
-    with pytest.raises(DataError, match=f"{held_out} photographs were held out of training; .* at least 20"):
-        calibrate(run, shapes, "cpu", workers=0)
+def test_names_decide_nothing(calibrated: Path, run: Path, shapes: Path, tmp_path: Path) -> None:
+    renamed = Path(shutil.copytree(shapes, tmp_path / "renamed"))
+    for path in find(renamed, "train").paths:
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    assert calibrate(run, renamed, "cpu", workers=0) == read_spec(calibrated)
+
+
+@pytest.mark.parametrize("held_out", [0, 6])
+def test_too_few_photographs_that_were_not_trained_on_are_an_error(
+    run: Path, shapes: Path, tmp_path: Path, held_out: int
+) -> None:
+    fewer = Path(shutil.copytree(shapes, tmp_path / "fewer"))
+    for path in not_trained_on(find(fewer, "train"), run).paths[held_out:]:
+        path.unlink()
+    with pytest.raises(DataError, match=f"fewer has {held_out} photographs that were not trained on; .* at least 20"):
+        calibrate(run, fewer, "cpu", workers=0)
+
+
+def test_few_photographs_are_warned_of(run: Path, shapes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calibrate(run, shapes, "cpu", workers=0)
+    assert "10 photographs certify: even if both passes agree on all of them, no agreement over 74.1 %" in caplog.text
+
+
+def test_unfinished_run_is_warned_of(run: Path, shapes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calibrate(run, shapes, "cpu", workers=0)
+    assert "epochs" not in caplog.text
+    _change(run, training={**read_spec(run).training, "epochs_done": 3})
+    calibrate(run, shapes, "cpu", workers=0)
+    assert "run run was trained for 3 of its 4 epochs: `lowfirst train … --resume` makes it another" in caplog.text
 
 
 def test_run_of_another_version_is_named_with_what_it_does_not_say(run: Path, shapes: Path) -> None:
-    _change(run, recipe={"seed": 0}, code_version="0.0.7")
+    _change(run, recipe={"seed": 0}, training={"train_images": 51, "calibration_images": 21}, code_version="0.0.7")
     with pytest.raises(DataError, match=r"of run run, which lowfirst 0\.0\.7 wrote, says .* 'calibration_share'"):
         calibrate(run, shapes, "cpu", workers=0)
 

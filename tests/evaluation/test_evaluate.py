@@ -120,13 +120,21 @@ def test_classes_that_are_not_the_models_are_named(
         evaluate(predictor, tmp_path, workers=0)
 
 
-def test_missing_class_is_named(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_val_without_a_class_is_evaluated_and_the_class_named(
+    predictor: Predictor, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_empty: bool
+) -> None:
     shutil.copytree(shapes / "val", tmp_path / "val")
-    shutil.rmtree(tmp_path / "val" / "square")
-    with pytest.raises(
-        DataError, match=r"val has 2 class folders and model\.json of run \S+ names 3; not in both: square"
-    ):
-        evaluate(predictor, tmp_path, workers=0)
+    shutil.rmtree(tmp_path / "val" / "circle")
+    if is_empty:
+        (tmp_path / "val" / "circle").mkdir()
+    measured = evaluate(predictor, tmp_path, workers=0)
+    assert "1 of 3 classes have no photograph here, and nothing is said of them: circle" in caplog.text
+    whole = run_passes(predictor, find(shapes, "val"), workers=0)
+    there = whole.targets != 0
+    right = (whole.high.argmax(1) == whole.targets)[there]
+    assert measured.images == 12
+    assert measured.high_accuracy == pytest.approx(right.float().mean().item())
 
 
 def test_missing_split_is_named(predictor: Predictor, shapes: Path) -> None:

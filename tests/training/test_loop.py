@@ -23,7 +23,7 @@ from service.training.run_folder import CHECKPOINT
 
 MakeOptions = Callable[..., TrainOptions]
 
-FILES = ["checkpoint.pt", "log.csv", "model.json", "options.json", "weights.safetensors"]
+FILES = ["checkpoint.pt", "log.csv", "model.json", "options.json", "trained_on.txt", "weights.safetensors"]
 
 
 def test_training_lowers_the_loss_and_fills_the_run_folder(make_options: MakeOptions) -> None:
@@ -98,7 +98,7 @@ def test_what_is_trained_otherwise_has_other_weights(
         ({"calibration_share": 0.1}, False),  # a part of what was held out
         ({"calibration_share": 0.4}, True),
         ({"seed": 1}, True),
-        ({"data": "more"}, True),  # one photograph more is split otherwise
+        ({"data": "more"}, True),  # one photograph more, of the first class, is split otherwise
     ],
     ids=str,
 )
@@ -120,7 +120,7 @@ def test_starting_from_a_run_that_may_know_what_is_held_out_is_warned_of(
     train(make_options(out=tmp_path / "second", epochs=1, init=str(first.out), **other))
     said = [record.getMessage() for record in caplog.records if "held out now" in record.getMessage()]
     assert len(said) == warned
-    assert all(f"--seed {first.seed} --calibration-share {first.calibration_share}:" in line for line in said)
+    assert all(f"{first.out} was trained on " in line for line in said)
 
 
 def test_unreadable_photographs_are_named_and_counted(make_options: MakeOptions, spoilt: Path) -> None:
@@ -135,8 +135,14 @@ def test_nothing_but_unreadable_photographs_is_an_error(make_options: MakeOption
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(4):
             (tmp_path / "data" / name / f"{index}.jpg").touch()
-    with pytest.raises(DataError, match="no step had two photographs that can be read; 8 cannot"):
+    with pytest.raises(DataError, match="none of the 4 photographs of class 'a' can be read"):
         train(make_options(data=tmp_path / "data", calibration_share=0))
+
+
+def test_photographs_that_vanish_while_training_end_it(make_options: MakeOptions, shapes: Path, tmp_path: Path) -> None:
+    options = make_options(data=Path(shutil.copytree(shapes, tmp_path / "data")), decoded_gb=0, batch_size=4)
+    with pytest.raises(DataError, match="photographs cannot be read any more"):
+        train(options, on_start=lambda summary: shutil.rmtree(options.data))
 
 
 @pytest.mark.parametrize(
@@ -181,13 +187,6 @@ def test_nothing_held_out_is_allowed(make_options: MakeOptions) -> None:
     finished = train(make_options(epochs=1, calibration_share=0))
     assert math.isnan(finished.log[0].held_out_high_accuracy)
     assert finished.spec.training["calibration_images"] == 0
-
-
-def test_too_few_held_out_to_calibrate_are_warned_of(
-    make_options: MakeOptions, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(make_options(epochs=1, calibration_share=0.001))
-    assert "0 photographs are held out of training; to calibrate takes 20" in caplog.text
 
 
 def test_training_that_diverges_ends_and_keeps_the_epochs_before(make_options: MakeOptions) -> None:

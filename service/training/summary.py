@@ -1,0 +1,103 @@
+"""What a training found, said before it starts: what it trains on, what is held out, and what will fail afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.errors import DataError
+from service.training.data import MIN_HELD_OUT, Photographs, find
+from service.training.folders import by_frequency, counted
+from service.training.options import TrainOptions
+
+CONFIDENCE = 0.95
+WEAK_PROMISE = 0.95  # an agreement that a useful table can promise
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What there is.
+
+    Attributes:
+        train, held_out: the two parts of the photographs that training found.
+        val: those of ``val/``; None where there is none.
+        skipped: what beside them is not read, by kind.
+        warnings: what will fail or mean little after the training.
+    """
+
+    train: Photographs
+    held_out: Photographs
+    val: Photographs | None
+    skipped: tuple[tuple[str, int], ...]
+    warnings: tuple[str, ...]
+
+    def lines(self) -> tuple[str, ...]:
+        """The summary as it is printed."""
+        counts = [self.train.targets.count(target) for target in range(len(self.train.folders))]
+        val = "no val/ to evaluate on" if self.val is None else f"{len(self.val)} in val/"
+        found = (
+            f"{len(counts)} classes; {len(self.train)} photographs to train on, {min(counts)} to {max(counts)} per "
+            f"class; {len(self.held_out)} held out for calibration; {val}"
+        )
+        return (found, f"skipped: {counted(self.skipped)}") if self.skipped else (found,)
+
+
+def summarise(options: TrainOptions, train: Photographs, held_out: Photographs) -> Summary:
+    """What there is in ``options.data``, of which training takes these two parts."""
+    val, unlike = _val(options, train.folders)
+    few = _few(options, held_out) if options.is_multi_scale else []
+    skipped = train.skipped if val is None else _sum(train.skipped, val.skipped)
+    return Summary(train, held_out, val, skipped, (*few, *unlike))
+
+
+def few_to_certify(certifying: int) -> str | None:
+    """What is wrong with certifying on so few photographs; None where a useful promise is possible."""
+    most = (1 - CONFIDENCE) ** (1 / max(certifying, 1))
+    if most >= WEAK_PROMISE:
+        return None
+    return (
+        f"{certifying} photographs certify: even if both passes agree on all of them, no agreement over "
+        f"{100 * most:.1f} % can be promised"
+    )
+
+
+def _few(options: TrainOptions, held_out: Photographs) -> list[str]:
+    if not options.calibration_share:
+        return [
+            "--calibration-share 0 holds nothing out: no calibration table can be made from these photographs; "
+            "`lowfirst calibrate` will take others, in another --data"
+        ]
+    if len(held_out) < MIN_HELD_OUT:
+        return [
+            f"{len(held_out)} photographs are held out of training; to calibrate takes {MIN_HELD_OUT}: raise "
+            "--calibration-share"
+        ]
+    few = few_to_certify(len(held_out) // 2)
+    return [f"{len(held_out)} photographs are held out, of which {few}: raise --calibration-share"] if few else []
+
+
+def _val(options: TrainOptions, folders: Sequence[str]) -> tuple[Photographs | None, list[str]]:
+    try:
+        val = find(options.data, "val")
+    except DataError:
+        return None, []
+    foreign = [folder for folder in val.folders if folder not in folders]
+    missing = [folder for folder in folders if folder not in val.folders or folder in val.empty]
+    said = []
+    if foreign:
+        said.append(f"val/ has classes that train/ lacks: {_some(foreign)}; evaluating on it will be refused")
+    if missing:
+        said.append(f"val/ has no photograph of {_some(missing)}: evaluating will say nothing of them")
+    return val, said
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _sum(*skipped: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    kinds: Counter[str] = Counter()
+    for part in skipped:
+        kinds.update(dict(part))
+    return by_frequency(kinds)

@@ -1,0 +1,195 @@
+"""What was trained on is known by its contents, whatever it is called now."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.errors import BrokenModel, DataError
+from service.store import read_spec, write_spec
+from service.training.data import Photographs, find, find_unlabelled, hold_out
+from service.training.loop import train
+from service.training.options import TrainOptions
+from service.training.run_folder import CHECKPOINT
+from service.training.split import SHA256, TRAINED_ON, digests, not_trained_on, split, trained_on
+
+MakeOptions = Callable[..., TrainOptions]
+
+
+@pytest.fixture(scope="module")
+def whole(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch on the shapes; tests that write copy it."""
+    out = tmp_path_factory.mktemp("split") / "run"
+    train(
+        TrainOptions(
+            "ms_mobilenet_v1_025", shapes, out, 64, epochs=1, batch_size=16, calibration_share=0.3, device="cpu",
+            precision="float32", workers=0,
+        )
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture
+def data(shapes: Path, tmp_path: Path) -> Path:
+    """A copy of the photographs, to be changed."""
+    return Path(shutil.copytree(shapes, tmp_path / "data"))
+
+
+def _contents(photographs: Photographs) -> set[str]:
+    return set(digests(photographs.paths))
+
+
+@pytest.fixture
+def held_out(shapes: Path) -> set[str]:
+    """Contents of what the run held out."""
+    return _contents(hold_out(find(shapes, "train"), 0.3, seed=0)[1])
+
+
+def test_run_keeps_what_it_trained_on(whole: Path, shapes: Path, held_out: set[str]) -> None:
+    known = trained_on(whole, read_spec(whole))
+    assert known is not None
+    assert len(known) == 51
+    assert known | held_out == _contents(find(shapes, "train"))
+    assert not known & held_out
+
+
+def test_what_was_not_trained_on_is_what_was_held_out(whole: Path, shapes: Path, held_out: set[str]) -> None:
+    kept = not_trained_on(find(shapes, "train"), whole)
+    assert _contents(kept) == held_out
+    assert dict(kept.skipped) == {"trained on": 51}
+
+
+def test_renamed_photographs_are_known_again(whole: Path, data: Path, held_out: set[str]) -> None:
+    for number, path in enumerate(find(data, "train").paths):
+        path.rename(path.with_name(f"{(number * 31) % 72:02}-renamed.jpg"))
+    assert _contents(not_trained_on(find(data, "train"), whole)) == held_out
+
+
+def test_photographs_replaced_at_equal_counts_do_not_let_known_ones_certify(
+    whole: Path, data: Path, held_out: set[str]
+) -> None:
+    known = [path for path, digest in _by_contents(data).items() if digest not in held_out]
+    for path in find(data, "train").paths[::2]:
+        shutil.copy(known[-1], path)
+    found = find(data, "train")
+    assert len(found) == 72
+    assert _contents(not_trained_on(found, whole)) == held_out & _contents(found)
+
+
+def _by_contents(data: Path) -> dict[Path, str]:
+    paths = find(data, "train").paths
+    return dict(zip(paths, digests(paths), strict=True))
+
+
+def test_added_photographs_were_not_trained_on(whole: Path, data: Path, held_out: set[str]) -> None:
+    new = data / "val" / "circle" / "00.jpg"
+    shutil.copy(new, data / "train" / "circle" / "new.jpg")
+    assert _contents(not_trained_on(find(data, "train"), whole)) == held_out | set(digests([new]))
+
+
+def test_any_photographs_will_do_and_each_counts_once(whole: Path, data: Path) -> None:
+    shutil.copy(data / "val" / "circle" / "00.jpg", data / "val" / "square" / "copy.jpg")
+    shutil.copy(find(data, "train").paths[3], data / "val" / "square" / "trained-on.jpg")
+    kept = not_trained_on(find(data, "val"), whole)
+    assert len(kept) == 18
+    assert dict(kept.skipped) == {"trained on": 1, "there already": 1}
+    assert len(not_trained_on(find_unlabelled(data / "val"), whole)) == 18
+
+
+def test_copies_of_a_photograph_are_all_trained_on_or_all_held_out(data: Path) -> None:
+    for path in find(data, "train").paths:
+        shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
+    found = find(data, "train")
+    rest, held, known = split(found, digests(found.paths), 0.3, seed=0)
+    assert len(rest) + len(held) == len(found) == 144
+    assert not _contents(rest) & _contents(held)
+    assert set(known) == _contents(rest)
+    assert len(held) > 0
+
+
+def test_what_the_first_model_saw_is_kept_by_what_starts_from_it(
+    whole: Path, make_options: MakeOptions, shapes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = make_options(epochs=1, init=str(whole), seed=1)
+    train(options)
+    assert "of the 21 photographs that are held out now: " in caplog.text
+    ours, before = (trained_on(folder, read_spec(folder)) for folder in (options.out, whole))
+    assert ours is not None
+    assert before is not None
+    assert before < ours
+    kept = not_trained_on(find(shapes, "train"), options.out)
+    assert 0 < len(kept) < 21
+    assert not _contents(kept) & before
+
+
+def test_run_of_an_older_version_is_told_by_place(whole: Path, shapes: Path, data: Path, tmp_path: Path) -> None:
+    older = _older(whole, tmp_path)
+    assert trained_on(older, read_spec(older)) is None
+    assert not_trained_on(find(shapes, "train"), older) == hold_out(find(shapes, "train"), 0.3, seed=0)[1]
+    (data / "train" / "circle" / "00.jpg").unlink()
+    with pytest.raises(DataError, match="there are 71 training photographs and were 72 when the model was trained"):
+        not_trained_on(find(data, "train"), older)
+
+
+def _older(run: Path, tmp_path: Path) -> Path:
+    older = Path(shutil.copytree(run, tmp_path / "older"))
+    (older / TRAINED_ON).unlink()
+    spec = read_spec(older)
+    training = {name: value for name, value in spec.training.items() if name != SHA256}
+    write_spec(older, dataclasses.replace(spec, training=training))
+    return older
+
+
+def test_run_of_an_older_version_is_resumed_as_before(whole: Path, shapes: Path, data: Path, tmp_path: Path) -> None:
+    older = _older(whole, tmp_path)
+    options = TrainOptions(
+        "ms_mobilenet_v1_025", shapes, older, 64, epochs=1, batch_size=16, calibration_share=0.3, device="cpu",
+        precision="float32", workers=0,
+    )  # fmt: skip
+    train(options, resume=True)
+    assert not (older / TRAINED_ON).exists()
+    (data / "train" / "circle" / "00.jpg").unlink()
+    with pytest.raises(DataError, match=r"has 50 photographs to train on, 21 held out and 3 classes; .* had 51, 21"):
+        train(dataclasses.replace(options, data=data), resume=True)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda path: path.write_text("0000000000000000\n")])
+def test_list_that_was_changed_is_not_believed(
+    whole: Path, shapes: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / TRAINED_ON).write_text((run / TRAINED_ON).read_text().partition("\n")[2])
+    change(run / TRAINED_ON)
+    with pytest.raises(BrokenModel, match=r"trained_on\.txt"):
+        not_trained_on(find(shapes, "train"), run)
+
+
+@pytest.mark.parametrize("whole_epochs", [0, 1])
+def test_resuming_with_other_contents_is_an_error(make_options: MakeOptions, data: Path, whole_epochs: int) -> None:
+    options = make_options()
+
+    def interrupt(now: object) -> None:
+        if now.epoch > whole_epochs:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, on_step=interrupt)
+    assert (options.out / CHECKPOINT).exists() == bool(whole_epochs)
+    trained = sorted(trained_on_by(options))
+    path = next(path for path, digest in _by_contents(data).items() if digest == trained[0])
+    shutil.copy(data / "val" / "circle" / "00.jpg", path)
+    with pytest.raises(DataError, match=r"trains on 51, 1 of which it would not train on"):
+        train(dataclasses.replace(options, data=data), resume=True)
+
+
+def trained_on_by(options: TrainOptions) -> set[str]:
+    """The digests in a run folder that may have no model yet."""
+    return set((options.out / TRAINED_ON).read_text().split())
+
+
+def test_file_that_cannot_be_read_has_no_digest(tmp_path: Path) -> None:
+    assert digests([tmp_path / "nowhere.jpg"]) == ("",)
