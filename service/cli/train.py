@@ -6,28 +6,24 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from service.cli.console import (
-    Device,
-    Precision,
-    Workers,
-    errors,
-    is_first_process,
-    model_store,
-    name_unreadable,
-    output,
-)
+from service.cli.console import errors, is_first_process, model_store, name_unreadable, output
 from service.errors import InvalidOption
+from service.training.options import TrainOptions, described, paper_recipe
 
 if TYPE_CHECKING:
     from service.training.loop import Progress as TrainProgress
     from service.training.run_folder import EpochLog
+    from service.training.summary import Summary
+
+RECIPE = "default: best in an hour of a small machine; paper: the paper's, where an option is not given."
 
 
 class Recipe(StrEnum):
@@ -37,105 +33,82 @@ class Recipe(StrEnum):
     paper = "paper"
 
 
-def train(
-    network: Annotated[str, typer.Argument(help="Network, see `lowfirst models --architectures`.")],
-    data: Annotated[
-        Path, typer.Option(help="Folder with train/<class>/ photographs, or the class folders themselves.")
-    ],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    resolution: Annotated[int | None, typer.Option(help="High resolution, pixels. [default: 192]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data. [default: 40, paper: 120]")] = None,
-    recipe: Annotated[Recipe, typer.Option(help="default: best in an hour of a small machine; paper: the paper's.")] = (
-        Recipe.default
-    ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Start from a model of the store, a run folder, a .safetensors file, or torchvision."),
-    ] = None,
-    class_names: Annotated[Path | None, typer.Option(help="JSON file: class folder -> label.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="What the model card calls the data. [default: its folder]")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, over all processes.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="cosine or step.")] = None,
-    warmup: Annotated[float | None, typer.Option(help="Share of the run with a linear warm-up.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="On weights of convolutions and linear layers.")] = None,
-    min_scale: Annotated[float | None, typer.Option(help="Smallest share of a photograph that a crop takes.")] = None,
-    augment: Annotated[bool | None, typer.Option(help="Change the shape or the colours of every crop.")] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="Share of a target that all classes get.")] = None,
-    progressive: Annotated[bool | None, typer.Option(help="Smaller crops in the first epochs.")] = None,
-    distillation: Annotated[
-        float | None, typer.Option(help="Weight of what the low head learns from the high one; 0: off.")
-    ] = None,
-    ema_epochs: Annotated[float | None, typer.Option(help="Time constant of the weight average; 0: off.")] = None,
-    calibration_share: Annotated[float | None, typer.Option(help="Share held out for calibration.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order, crops and the held-out split.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Option of the network, KEY=VALUE: fusion=after_relu, projection=false.")
-    ] = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = None,
-    decoded_gb: Annotated[
-        float | None,
-        typer.Option(help="Memory for photographs decoded once, of each GPU or the machine; 0: none. [default: 4]"),
-    ] = None,
-) -> None:
+def train(context: typer.Context, recipe: Recipe, resume: bool, **values: Any) -> None:
     """Train a network on folders of photographs. Interrupt at any time; --resume goes on to the same result."""
     from service.training.loop import train as run
-    from service.training.options import TrainOptions, paper_recipe
 
-    given = {
-        "resolution": resolution,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "warmup": warmup,
-        "weight_decay": weight_decay,
-        "min_scale": min_scale,
-        "augment": augment,
-        "label_smoothing": label_smoothing,
-        "progressive": progressive,
-        "distillation": distillation,
-        "ema_epochs": ema_epochs,
-        "calibration_share": calibration_share,
-        "seed": seed,
-        "decoded_gb": decoded_gb,
-    }
-    options = TrainOptions(
-        network=network,
-        data=data,
-        out=out,
-        init=init,
-        class_names=class_names,
-        dataset=dataset,
-        network_options=_network_options(option or []),
-        device=device,
-        precision=precision,
-        workers=workers,
-        **{
-            **(paper_recipe(network) if recipe is Recipe.paper else {}),
-            **{name: value for name, value in given.items() if value is not None},
-        },
-    )
+    options = _options(context, recipe, values)
     try:
         with _bar() as show:
-            finished = run(options, resume=resume, store=model_store().root, on_step=show, on_epoch=_print_epoch)
+            finished = run(
+                options,
+                resume=resume,
+                store=model_store().root,
+                on_start=_print_summary,
+                on_step=show,
+                on_epoch=_print_epoch,
+            )
     except KeyboardInterrupt:
         if is_first_process():
-            say = f"interrupted; the same command with --resume goes on with {out}"
+            say = f"interrupted; the same command with --resume goes on with {options.out}"
             errors.print(say, style="yellow", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     if is_first_process():
         name_unreadable(finished.unreadable)
-        then = f"calibrate {out} --data {data}"
-        if not options.is_multi_scale:  # it has no exit to calibrate
-            then = f"report {out} RUNS… --data {data} --out FOLDER"
-        say = f"trained {out}; next: lowfirst {then}"
+        say = f"trained {options.out}; next: lowfirst {_next(options)}"
         output.print(say, highlight=False, markup=False, soft_wrap=True)
+
+
+def _signature() -> Signature:
+    """The parameters of ``train`` as typer reads them: every field of ``TrainOptions``, a recipe and --resume."""
+    hints = get_type_hints(TrainOptions)
+    parameters = [_parameter("context", typer.Context)]
+    for each in dataclasses.fields(TrainOptions):
+        says = described()[each.name].help
+        if each.name == "network":
+            parameters.append(_parameter(each.name, Annotated[str, typer.Argument(help=says)]))
+        elif each.name == "network_options":
+            given = typer.Option("--option", help=says)
+            parameters.append(_parameter(each.name, Annotated[list[str] | None, given], None))
+        else:
+            default = Parameter.empty if each.default is MISSING else each.default
+            parameters.append(_parameter(each.name, Annotated[hints[each.name], typer.Option(help=says)], default))
+    parameters += [
+        _parameter("recipe", Annotated[Recipe, typer.Option(help=RECIPE)], Recipe.default),
+        _parameter("resume", Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")], False),
+    ]
+    return Signature(parameters)
+
+
+def _parameter(name: str, kind: Any, default: Any = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+train.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def _options(context: typer.Context, recipe: Recipe, values: dict[str, Any]) -> TrainOptions:
+    """What was given, beside that the recipe's values, beside that the defaults."""
+    sources = {name: context.get_parameter_source(name) for name in values}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    of_recipe = paper_recipe(values["network"]) if recipe is Recipe.paper else {}
+    values["network_options"] = _network_options(values["network_options"] or [])
+    return TrainOptions(**values | {name: value for name, value in of_recipe.items() if name not in given})
+
+
+def _next(options: TrainOptions) -> str:
+    """The command that comes next."""
+    if not options.is_multi_scale:  # it has no exit to calibrate
+        return f"report {options.out} RUNS… --data {options.data} --out FOLDER"
+    data = options.data if options.calibration_share else "DIR, with photographs that were not trained on"
+    return f"calibrate {options.out} --data {data}"
+
+
+def _print_summary(summary: Summary) -> None:
+    for line in summary.lines():
+        output.print(line, highlight=False, markup=False, soft_wrap=True)
+    for warning in summary.warnings:
+        errors.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _network_options(pairs: list[str]) -> dict[str, Any]:

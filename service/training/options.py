@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from service.errors import InvalidOption
-from service.networks.registry import is_multi_scale, names
+from service.training.folders import check_text
 
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 1024
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -21,94 +22,89 @@ PAPER_MOBILENET_WEIGHT_DECAY = 4e-5
 
 
 @dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """Options of one run; a run folder keeps them as ``options.json``.
+class Option:
+    """What an option says of itself, for ``--help``, and what it may be."""
 
-    Attributes:
-        network: a name of ``networks.registry``.
-        data: folder with ``train/<class>/`` (or the class folders themselves).
-        out: the run folder.
-        resolution: high resolution in pixels, even, 64 to 1024; the low network sees half of it.
-        epochs: passes over the training images.
-        batch_size: images a step, over all processes; None takes 64, or an eighth of the photographs if that is less.
-        learning_rate: its peak.
-        schedule: ``cosine`` (with a linear warm-up) or ``step`` (divided by 10 after 1/4, 1/2 and 3/4).
-        warmup: share of the run with a linear warm-up, ``cosine`` only.
-        weight_decay: on weights of convolutions and linear layers; none on norms, biases, depthwise convolutions.
-        min_scale: smallest share of a photograph's area that a random crop takes.
-        augment: change every crop in a random way, see ``data.RandomCrop``.
-        label_smoothing: share of a target that all classes get evenly.
-        progressive: train at 2/3 of the resolution for the first 3/5 of the epochs, at 5/6 for the next 1/5.
-        distillation: weight of what the low head learns from the high one, see ``losses``; 0 switches it off.
-        ema_epochs: time constant of the weight average, in epochs; 0 switches it off.
-        calibration_share: share of each class held out of training for calibration.
-        seed: of initial weights, order, crops and the held-out split.
-        init: start from a store's model, a weights file, or ``torchvision``; None is from scratch.
-        class_names: JSON file, folder name -> label; None labels with the folders' names.
-        dataset: what the model card calls the data; None takes the folder's name.
-        network_options: see ``networks.registry.build``.
-        device: as in ``inference.predictor``.
-        precision: ``float32``, ``bfloat16`` or ``auto``, which takes what the device computes fast.
-        workers: processes that crop, unless a GPU does; None is one a core.
-        decoded_gb: memory for photographs decoded once: of each GPU where all fit, else of the machine; 0: none.
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises InvalidOption naming ``name``, ``value`` and the bound."""
+        if self.choices and value not in self.choices:
+            raise InvalidOption(name, value, f"one of {', '.join(self.choices)}")
+        if isinstance(value, int | float) and not self.low <= value <= self.high:
+            raise InvalidOption(name, value, f"between {self.low} and {self.high}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """Options of one run, each stated here alone: ``lowfirst train`` takes its own from here.
+
+    None stands for a default that depends on the photographs or the machine.
     """
 
-    network: str
-    data: Path
-    out: Path
-    resolution: int = 192
-    epochs: int = 40
-    batch_size: int | None = None
-    learning_rate: float = 0.06
-    schedule: str = "cosine"
-    warmup: float = 0.04
-    weight_decay: float = 5e-4
-    min_scale: float = 0.25
-    augment: bool = False
-    label_smoothing: float = 0.0
-    progressive: bool = True
-    distillation: float = 0.0
-    ema_epochs: float = 2.0
-    calibration_share: float = 0.1
-    seed: int = 0
-    init: str | None = None
-    class_names: Path | None = None
-    dataset: str | None = None
-    network_options: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int | None = None
-    decoded_gb: float = 4.0
+    network: Annotated[str, Option("Network, see `lowfirst models --architectures`.")]
+    data: Annotated[Path, Option("Folder with train/<class>/ photographs, or the class folders themselves.")]
+    out: Annotated[Path, Option("Run folder to make.")]
+    resolution: Annotated[int, Option("High resolution, pixels, even.", MIN_RESOLUTION, MAX_RESOLUTION)] = 192
+    epochs: Annotated[int, Option("Passes over the data.", 1, 10_000)] = 40
+    batch_size: Annotated[
+        int | None,
+        Option("Images per step, over all processes. Default: 64, or an eighth of fewer photographs.", 2, 65_536),
+    ] = None
+    learning_rate: Annotated[float, Option("Its peak.", 1e-6, 10)] = 0.06
+    schedule: Annotated[
+        str, Option("cosine, or step: divided by 10 after 1/4, 1/2 and 3/4.", choices=("cosine", "step"))
+    ] = "cosine"
+    warmup: Annotated[float, Option("Share of the run with a linear warm-up, for cosine.", 0, 1)] = 0.04
+    weight_decay: Annotated[float, Option("On weights of dense convolutions and linear layers.", 0, 1)] = 5e-4
+    min_scale: Annotated[float, Option("Smallest share of a photograph's area that a crop takes.", 0.01, 1)] = 0.25
+    augment: Annotated[bool, Option("Change the shape or the colours of every crop at random.")] = False
+    label_smoothing: Annotated[float, Option("Share of a target that all classes get.", 0, 0.9)] = 0.0
+    progressive: Annotated[bool, Option("2/3 of the resolution in 3/5 of the epochs, 5/6 in the next 1/5.")] = True
+    distillation: Annotated[float, Option("Weight of what the low head learns from the high one; 0: off.", 0, 100)] = (
+        0.0
+    )
+    ema_epochs: Annotated[float, Option("Time constant of the weight average; 0: off.", 0, 1000)] = 2.0
+    calibration_share: Annotated[float, Option("Share of each class held out for calibration.", 0, 0.5)] = 0.1
+    seed: Annotated[int, Option("Of weights, order, crops and the held-out split.", 0, 2**32 - 1)] = 0
+    init: Annotated[
+        str | None, Option("Start from a model of the store, a run folder, a .safetensors file, or torchvision.")
+    ] = None
+    class_names: Annotated[Path | None, Option("JSON file: class folder -> label.")] = None
+    dataset: Annotated[str | None, Option("What the model card calls the data. Default: its folder.")] = None
+    network_options: Annotated[
+        Mapping[str, Any], Option("Option of the network, KEY=VALUE: fusion=after_relu, projection=false.")
+    ] = field(default_factory=dict)
+    device: Annotated[str, Option("auto, cpu, cuda or cuda:N.")] = "auto"
+    precision: Annotated[
+        str, Option("float32, bfloat16, or auto: what the device computes fast.", choices=PRECISIONS)
+    ] = "auto"
+    workers: Annotated[int | None, Option("Processes that crop. Default: one per core.", 0, 1024)] = None
+    decoded_gb: Annotated[
+        float, Option("Memory for photographs decoded once, of each GPU or the machine; 0: none.", 0, 10_000)
+    ] = 4.0
 
     def __post_init__(self) -> None:
+        from service.networks.registry import names  # here: a command line that makes its options needs no torch
+
         if self.network not in names():
             raise InvalidOption("network", self.network, f"one of {', '.join(names())}")
-        if self.schedule not in ("cosine", "step"):
-            raise InvalidOption("schedule", self.schedule, "cosine or step")
-        if self.precision not in PRECISIONS:  # float16 would take a scaler of gradients
-            raise InvalidOption("precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         if self.resolution % 2:
             raise InvalidOption("resolution", self.resolution, "even, so that it can be halved")
-        _check("resolution", self.resolution, MIN_RESOLUTION, MAX_RESOLUTION)
-        _check("epochs", self.epochs, 1, 10_000)
-        if self.batch_size is not None:
-            _check("batch_size", self.batch_size, 2, 65_536)
-        _check("learning_rate", self.learning_rate, 1e-6, 10)
-        _check("warmup", self.warmup, 0, 1)
-        _check("weight_decay", self.weight_decay, 0, 1)
-        _check("min_scale", self.min_scale, 0.01, 1)
-        _check("label_smoothing", self.label_smoothing, 0, 0.9)
-        _check("distillation", self.distillation, 0, 100)
-        _check("ema_epochs", self.ema_epochs, 0, 1000)
-        _check("calibration_share", self.calibration_share, 0, 0.5)
-        _check("seed", self.seed, 0, 2**32 - 1)
-        if self.workers is not None:
-            _check("workers", self.workers, 0, 1024)
-        _check("decoded_gb", self.decoded_gb, 0, 10_000)
+        for name, option in described().items():
+            value = getattr(self, name)
+            option.check(name, value)
+            if isinstance(value, str | Path):
+                check_text(name, name, str(value))
 
     @property
     def is_multi_scale(self) -> bool:
         """Whether a low network is trained with the high one."""
+        from service.networks.registry import is_multi_scale
+
         return is_multi_scale(self.network)
 
     def resolution_in(self, epoch: int) -> int:
@@ -157,6 +153,7 @@ def paper_recipe(network: str) -> dict[str, Any]:
     }
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidOption(name, value, f"between {low} and {high}")
+@cache
+def described() -> dict[str, Option]:
+    """What each field of ``TrainOptions`` says of itself."""
+    return {name: hint.__metadata__[0] for name, hint in get_type_hints(TrainOptions, include_extras=True).items()}

@@ -54,10 +54,13 @@ def said(command: Callable[..., str], root: Path, shapes: Path) -> dict[str, str
     }
 
 
-def test_training_prints_a_line_an_epoch_and_what_comes_next(said: dict[str, str], root: Path, shapes: Path) -> None:
+def test_training_prints_what_it_found_a_line_an_epoch_and_what_comes_next(
+    said: dict[str, str], root: Path, shapes: Path
+) -> None:
     lines = said["train"].splitlines()
-    assert [line.split("  ")[0] for line in lines[:2]] == ["epoch 1", "epoch 2"]
-    assert lines[2] == f"trained {root / 'run'}; next: lowfirst calibrate {root / 'run'} --data {shapes}"
+    assert lines[0].startswith("3 classes; 51 photographs to train on, ")
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch 1", "epoch 2"]
+    assert lines[3] == f"trained {root / 'run'}; next: lowfirst calibrate {root / 'run'} --data {shapes}"
 
 
 def test_calibrating_prints_temperatures_the_default_and_the_bounds(said: dict[str, str], root: Path) -> None:
@@ -84,7 +87,8 @@ def test_evaluating_as_json_prints_json_alone(said: dict[str, str], root: Path) 
 def test_publishing_says_where_and_how_to_serve(said: dict[str, str], root: Path) -> None:
     folder = root / "store" / "shapes" / "1"
     assert said["publish"] == f"published {folder}; serve it with LOWFIRST_MODEL=shapes\n"
-    assert {path.name for path in folder.iterdir()} == {"README.md", "curve.png", "model.json", "weights.safetensors"}
+    files = {"README.md", "curve.png", "model.json", "trained_on.txt", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == files
 
 
 @pytest.mark.usefixtures("said")

@@ -19,7 +19,7 @@ MakeOptions = Callable[..., TrainOptions]
     ("field", "value", "bound"),
     [
         ("network", "ms_resnet1", "one of ms_resnet18, "),
-        ("schedule", "linear", "cosine or step"),
+        ("schedule", "linear", "one of cosine, step"),
         ("precision", "int8", "one of auto, float32, bfloat16"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
         ("resolution", 97, "even"),
