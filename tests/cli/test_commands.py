@@ -17,6 +17,7 @@ import pytest
 
 from service.networks.registry import names
 from service.store import SPEC, read_spec, write_spec
+from service.training.options import TrainOptions
 
 Lowfirst = Callable[..., Any]
 
@@ -41,6 +42,19 @@ def test_every_command_and_every_option_has_help(lowfirst: Lowfirst, command: st
     assert done.status == 0
     assert f"lowfirst {command}" in done.out
     assert done.err == ""
+
+
+def test_training_has_every_option_with_its_default(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    done = " ".join(word for word in lowfirst("train", "--help").out.split() if word != "│")
+    for field in dataclasses.fields(TrainOptions):
+        named = {"network": "network", "network_options": "--option"}.get(field.name)
+        assert named or f"--{field.name.replace('_', '-')} " in done
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            assert f"[default: {field.default}]" in done
+    assert all(f"--{name} --no-{name} " in done for name in ("augment", "progressive"))
+    assert "--recipe " in done
+    assert "--resume " in done
 
 
 def test_architectures_are_listed_with_the_papers_costs(lowfirst: Lowfirst) -> None:
@@ -224,3 +238,28 @@ def test_module_runs_as_the_command_does() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: model is 'nobody'; ")
+
+
+@pytest.mark.parametrize(("asked", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_train_do_not_spin_unless_asked_to(tmp_path: Path, asked: str | None, policy: str) -> None:
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "TRUE"}  # the OpenMP runtime says what it has read
+    environment.pop("OMP_WAIT_POLICY", None)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "service.cli",
+            "train",
+            "ms_resnet18",
+            "--data",
+            "nowhere",
+            "--out",
+            str(tmp_path / "x"),
+        ],
+        env=environment | ({"OMP_WAIT_POLICY": asked} if asked else {}),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert "error: data is 'nowhere'" in done.stderr

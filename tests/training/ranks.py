@@ -1,4 +1,4 @@
-"""Run by torchrun with the file of pickled options: trains, and each process notes the weights that it ends with."""
+"""Run by torchrun with the file of pickled options: trains, and each process notes what it ends with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
 
 from service.training.loop import _Run
 from service.training.options import TrainOptions
 from service.training.processes import Processes
+
+all_reduce, calls = dist.all_reduce, 0
+
+
+def counted(*arguments: Any, **named: Any) -> Any:
+    """``all_reduce`` as this project calls it; gradients are averaged below Python, while they are computed."""
+    global calls
+    calls += 1
+    return all_reduce(*arguments, **named)
 
 
 def trained_weights(options: TrainOptions, processes: Processes) -> list[float]:
@@ -21,6 +33,7 @@ def trained_weights(options: TrainOptions, processes: Processes) -> list[float]:
 
 
 asked: TrainOptions = pickle.loads(Path(sys.argv[1]).read_bytes())
+dist.all_reduce = counted
 with Processes.join("cpu") as joined:
     weights = trained_weights(asked, joined)
-(asked.out / f"rank-{joined.rank}.json").write_text(json.dumps(weights))
+(asked.out / f"rank-{joined.rank}.json").write_text(json.dumps({"weights": weights, "waited": calls}))

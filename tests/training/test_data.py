@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -81,3 +82,19 @@ def test_a_batch_of_unreadable_files_is_empty(tmp_path: Path) -> None:
     photographs = Photographs(("a", "b"), (tmp_path / "empty.jpg",) * 2, (0, 1))
     (batch,) = loader(photographs, CentreCrop(Preprocessing.at(64)), batch_size=2, workers=0)
     assert (len(batch.images), len(batch.targets), len(batch.unreadable)) == (0, 0, 2)
+
+
+def test_full_batches_have_another_photograph_for_each_that_cannot_be_read(spoilt: Path) -> None:
+    photographs = find(spoilt, "train")
+    crop = CentreCrop(Preprocessing.at(64))
+    first, again = (list(loader(photographs, crop, batch_size=8, workers=0, full=True)) for _ in range(2))
+    assert [len(batch.images) for batch in first] == [8] * (len(photographs) // 8)
+    assert {Path(path).name for batch in first for path in batch.unreadable} == {"corrupt.jpg", "empty.jpg", "text.jpg"}
+    assert all(torch.equal(one.images, other.images) for one, other in zip(first, again, strict=True))
+
+
+def test_unreadable_file_of_any_name_is_named_in_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
+    path.touch()
+    (batch,) = loader(Photographs(("a",), (path,), (0,)), CentreCrop(Preprocessing.at(64)), batch_size=2, workers=0)
+    assert batch.unreadable == (f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.jpg",)

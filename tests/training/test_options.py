@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import InvalidOption
+from service.errors import DataError, InvalidOption
 from service.networks.registry import names
-from service.training.options import MIN_RESOLUTION, TrainOptions, paper_recipe
+from service.training.options import MIN_RESOLUTION, TrainOptions, described, paper_recipe
 
 MakeOptions = Callable[..., TrainOptions]
 
@@ -48,6 +48,17 @@ def test_option_out_of_bounds_is_named_with_its_value_and_bound(
         make_options(**{field: value})
     assert caught.value.field == field
     assert f"{field} is {value!r}; it must be {bound}" in caught.value.message
+
+
+@pytest.mark.parametrize("field", ["dataset", "out", "data"])
+def test_name_that_is_no_utf_8_is_an_error(make_options: MakeOptions, field: str) -> None:
+    with pytest.raises(DataError, match=rf"{field} has the name 'caf\\udce9', which is not UTF-8"):
+        make_options(**{field: "caf\udce9"})
+
+
+@pytest.mark.parametrize("name", TrainOptions.__dataclass_fields__)
+def test_every_option_says_what_it_is_for(name: str) -> None:
+    assert described()[name].help.endswith(".")
 
 
 @pytest.mark.parametrize("resolution", [64, 66, 96, 98, 192, 224, 256, 1024])

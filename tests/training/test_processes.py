@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,17 +93,34 @@ def _first(epochs: int) -> Callable[[Progress], None]:
     return interrupt
 
 
+def _by_rank(options: TrainOptions, folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes noted at its end, see ``ranks``."""
+    asked = folder / "options.pickle"
+    asked.write_bytes(pickle.dumps(options))
+    command = [*TORCHRUN, str(Path(__file__).with_name("ranks.py")), str(asked)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((options.out / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_processes_wait_for_each_other_once_per_epoch_whatever_cannot_be_read(
+    make_options: MakeOptions, spoilt: Path, tmp_path: Path
+) -> None:
+    for path in sorted((spoilt / "train" / "square").iterdir())[1:]:
+        path.write_bytes(path.read_bytes()[:400])
+    first, second = _by_rank(
+        make_options(data=spoilt, batch_size=4), tmp_path
+    )  # two each, of which many are unreadable
+    assert first["weights"] == second["weights"]
+    assert first["waited"] == second["waited"] == 2
+
+
 def test_two_processes_learn_as_much_as_one_and_end_with_the_same_weights(
     make_options: MakeOptions, tmp_path: Path
 ) -> None:
     options = make_options(**LEARN)
     alone = train(replace(options, out=tmp_path / "alone"))
-    asked = tmp_path / "options.pickle"
-    asked.write_bytes(pickle.dumps(options))
-    command = [*TORCHRUN, str(Path(__file__).with_name("ranks.py")), str(asked)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr
-    first, second = (json.loads((options.out / f"rank-{rank}.json").read_text()) for rank in range(2))
+    first, second = _by_rank(options, tmp_path)
     assert first == second
     assert min(line.loss for line in alone.log) < LEARNT
     assert min(_losses(options.out)) < LEARNT
