@@ -15,12 +15,13 @@ from service.images.transforms import Preprocessing
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
+from service.model_spec import Architecture, ModelSpec
 from service.networks.backbone import Backbone
 from service.networks.cost import cost
 from service.networks.msnet import MSNet
 from service.networks.registry import build
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
-from service.store import Architecture, ModelSpec, ModelStore, read_spec, write_spec, write_weights
+from service.store import ModelStore, read_spec, write_spec, write_weights
 
 CLASSES = 10
 RESNET_RESOLUTION = 256

@@ -28,9 +28,10 @@ from service.inference.calibration import tabulate
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
+from service.model_spec import Architecture, ModelSpec
 from service.networks.cost import cost
 from service.networks.registry import build
-from service.store import WEIGHTS, Architecture, ModelSpec, read_spec, write_spec, write_weights
+from service.store import WEIGHTS, read_spec, write_spec, write_weights
 
 NETWORK = "ms_mobilenet_v1_025"
 CLASSES = ("ant", "bee", "cat", "dog")

@@ -12,24 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from service.calibration_table import CalibrationRow, CalibrationTable
 from service.errors import BrokenModel, InvalidOption, LowfirstError, NotFound
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
-from service.store import (
-    FORMAT,
-    SPEC,
-    WEIGHTS,
-    Architecture,
-    CalibrationRow,
-    CalibrationTable,
-    ModelSpec,
-    ModelStore,
-    Temperature,
-    read_spec,
-    read_weights,
-    write_spec,
-    write_weights,
-)
+from service.model_spec import FORMAT, SPEC, Architecture, ModelSpec
+from service.stages import Temperature
+from service.store import WEIGHTS, ModelStore, read_spec, read_weights, write_spec, write_weights
 
 SPECIMEN = ModelSpec(
     name="specimen",

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from service.calibration_table import CalibrationTable
 from service.errors import DataError
 from service.evaluation.passes import Passes, check_classes, run_passes
 from service.inference.calibration import tabulate
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
+from service.model_spec import ModelSpec
 from service.networks.registry import is_multi_scale
-from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, write_spec
+from service.stages import Temperature
+from service.store import read_spec, write_spec
 from service.training.data import MIN_HELD_OUT, Photographs, find, halve, hold_out
 
 TEMPERATURES = (0.05, 20.0)

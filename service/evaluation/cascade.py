@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.evaluation.passes import Bools, Passes
-from service.store import Temperature
+from service.stages import Temperature
 
 Floats = npt.NDArray[np.float64]
 Rate = TypeVar("Rate", float, Floats)

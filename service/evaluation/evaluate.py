@@ -16,7 +16,8 @@ from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
 from service.inference.runtimes.eager import EagerRuntime
-from service.store import ModelSpec, Temperature
+from service.model_spec import ModelSpec
+from service.stages import Temperature
 from service.training.data import find
 
 EVALUATION = "evaluation.json"

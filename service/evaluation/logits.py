@@ -17,7 +17,7 @@ from service.evaluation.passes import Passes, run_passes
 from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision
 from service.inference.predictor import Predictor, load_network
-from service.store import ModelSpec
+from service.model_spec import ModelSpec
 from service.training.data import Photographs
 
 FOLDER = "logits"

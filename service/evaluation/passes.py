@@ -14,7 +14,8 @@ from service.errors import BrokenModel, DataError
 from service.inference.device import cores
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
-from service.store import SPEC, ModelSpec, Temperature
+from service.model_spec import SPEC, ModelSpec
+from service.stages import Temperature
 from service.training.data import CentreCrop, Photographs, loader
 
 Bools = npt.NDArray[np.bool_]

@@ -14,8 +14,9 @@ from service.evaluation import figures
 from service.evaluation.calibrate import LOST_BY_DEFAULT, check_has_exit
 from service.evaluation.evaluate import Evaluation
 from service.inference.calibration import Calibration
+from service.model_spec import ModelSpec
 from service.networks.registry import backbone_name
-from service.store import WEIGHTS, ModelSpec, ModelStore, read_spec, read_weights, write_spec
+from service.store import WEIGHTS, ModelStore, read_spec, read_weights, write_spec
 
 CARD, CURVE = "README.md", "curve.png"
 CARD_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

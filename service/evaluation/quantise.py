@@ -17,7 +17,8 @@ from service.errors import DataError, InvalidOption
 from service.evaluation.calibrate import certify, cheapest, check_has_exit, held_out
 from service.evaluation.passes import Passes, run_passes
 from service.inference.predictor import Predictor, load_network
-from service.store import ModelSpec, read_spec, write_spec
+from service.model_spec import ModelSpec
+from service.store import read_spec, write_spec
 from service.training.data import CentreCrop, Photographs, halve, loader
 
 MIN_AGREEMENT = 0.99

@@ -11,8 +11,9 @@ from statistics import median
 from typing import Any
 
 from service.errors import BrokenModel, DataError
+from service.model_spec import SPEC, ModelSpec
 from service.networks.registry import backbone_name, is_multi_scale, names
-from service.store import SPEC, ModelSpec, read_spec
+from service.store import read_spec
 from service.training.run_folder import LOG
 
 OWN_OPTIONS = {"network", "network_options", "resolution", "seed", "distillation"}  # of one network, not of a recipe

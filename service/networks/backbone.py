@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from service.networks.cascade import Carried, Cascade
+
 
 class Block(nn.Module):
     """One resolution of a base network: ``body`` up to its last activation, then ``activation``.
@@ -23,8 +25,8 @@ class Block(nn.Module):
         return out
 
 
-class Backbone(nn.Module):
-    """A single-scale classifier: blocks -> tail -> global average pooling -> linear.
+class Backbone(Cascade):
+    """A single-scale classifier, a cascade of one stage: blocks -> tail -> global average pooling -> linear.
 
     Args:
         blocks: in order; between them H and W shrink.
@@ -35,6 +37,8 @@ class Backbone(nn.Module):
         stride: input pixels per pixel of the last map.
     """
 
+    scales = (1,)
+
     def __init__(self, blocks: list[Block], tail: nn.Module, num_features: int, num_classes: int, stride: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -42,11 +46,12 @@ class Backbone(nn.Module):
         self.classifier = nn.Linear(num_features, num_classes)
         self.stride = stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> logits (B, num_classes)."""
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:  # noqa: ARG002
+        """See ``Cascade``."""
+        x = images
         for block in self.blocks:
             x = block(x)
-        return self.classify(self.pool(x))
+        return self.classify(self.pool(x)), ()
 
     def pool(self, features: Tensor) -> Tensor:
         """Last block's map (B, C, H, W) -> pooled features (B, C), float32 at least."""
@@ -67,8 +72,3 @@ def initialise(network: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
-
-
-def halve(x: Tensor) -> Tensor:
-    """The low network's input: ``x`` (B, C, H, W) averaged over 2x2 pixels -> (B, C, H // 2, W // 2)."""
-    return torch.nn.functional.avg_pool2d(x, kernel_size=2)

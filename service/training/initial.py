@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from service.errors import BrokenModel, InvalidOption, NotFound
 from service.inference.predictor import load_network
 from service.log import logger
+from service.model_spec import SPEC, ModelSpec
 from service.networks.msnet import MSNet
 from service.networks.registry import backbone_name
 from service.networks.transplant import TORCHVISION, from_torchvision
-from service.store import SPEC, ModelSpec, ModelStore, read_spec
+from service.store import ModelStore, read_spec
 from service.training.data import Photographs
 from service.training.options import TrainOptions
 

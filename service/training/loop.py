@@ -23,9 +23,9 @@ from service.inference.device import choose_device, choose_precision, cores
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.log import logger
+from service.model_spec import Architecture, ModelSpec
 from service.networks.cost import cost
 from service.networks.registry import build
-from service.store import Architecture, ModelSpec
 from service.training import data
 from service.training.initial import initialise_from, warn_of_other_split
 from service.training.losses import loss

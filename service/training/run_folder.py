@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
-from service.store import SPEC, ModelSpec, read_spec, read_weights, write_spec, write_weights
+from service.model_spec import SPEC, ModelSpec
+from service.store import read_spec, read_weights, write_spec, write_weights
 from service.training.data import Photographs
 from service.training.options import FREE_ON_RESUME, TrainOptions
 

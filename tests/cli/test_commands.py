@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from service.model_spec import SPEC
 from service.networks.registry import names
-from service.store import SPEC, read_spec, write_spec
+from service.store import read_spec, write_spec
 
 Lowfirst = Callable[..., Any]
 

@@ -28,9 +28,9 @@ from service.inference.device import Precision
 from service.inference.runtimes import RUNTIMES, build_runtime, choose_runtime
 from service.inference.runtimes.base import Runtime, normalise
 from service.inference.runtimes.folding import fold_norms
+from service.model_spec import Architecture, ModelSpec
 from service.networks.msnet import MSNet
 from service.networks.registry import build
-from service.store import Architecture, ModelSpec
 
 RESOLUTION = 64
 PREPROCESSING = Preprocessing.at(RESOLUTION)

@@ -20,7 +20,9 @@ from service.evaluation.publish import publish
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
-from service.store import ModelSpec, ModelStore, Temperature, read_spec, read_weights, write_spec, write_weights
+from service.model_spec import ModelSpec
+from service.stages import Temperature
+from service.store import ModelStore, read_spec, read_weights, write_spec, write_weights
 from service.training.data import find, halve, hold_out
 from service.training.loop import train
 from service.training.options import TrainOptions

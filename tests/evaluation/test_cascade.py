@@ -11,7 +11,7 @@ import torch
 
 from service.evaluation.cascade import Cascade, Estimate, gain, gap, matching_cost
 from service.evaluation.passes import Passes
-from service.store import Temperature
+from service.stages import Temperature
 
 IMAGES = 800
 LOW, HIGH = 10.0, 40.0

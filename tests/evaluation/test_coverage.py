@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from service.calibration_table import CalibrationRow, CalibrationTable
 from service.evaluation.coverage import PROMISES, broken, promises, risk
 from service.evaluation.passes import Answers
 from service.inference.calibration import RISK, THRESHOLDS, Calibration, allowed_risk, tabulate
 from service.state.base import Goal
-from service.store import CalibrationRow, CalibrationTable
 
 DRAWS = 1000
 CHUNK = 100  # draws at a time, for the sake of memory

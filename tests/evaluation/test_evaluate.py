@@ -15,8 +15,9 @@ from service.evaluation.evaluate import EVALUATION, Evaluation, evaluate
 from service.evaluation.passes import run_passes
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
+from service.model_spec import Architecture
 from service.networks.registry import build
-from service.store import Architecture, read_spec, write_spec, write_weights
+from service.store import read_spec, write_spec, write_weights
 from service.training.data import find
 
 

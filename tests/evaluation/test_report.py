@@ -22,9 +22,11 @@ from service.evaluation.report import report
 from service.evaluation.runs import Run, read_runs
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
+from service.model_spec import Architecture
 from service.networks.cost import cost
 from service.networks.registry import names, reference_resolution
-from service.store import Architecture, ModelStore, Temperature, read_spec, read_weights, write_spec, write_weights
+from service.stages import Temperature
+from service.store import ModelStore, read_spec, read_weights, write_spec, write_weights
 from service.training.data import find
 from service.training.run_folder import LOG
 

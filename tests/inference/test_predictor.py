@@ -20,8 +20,9 @@ from service.inference.device import choose_device, choose_precision
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor, load_network
 from service.inference.runtimes.base import normalise
+from service.model_spec import SPEC
 from service.networks.registry import build
-from service.store import SPEC, WEIGHTS, read_spec, write_spec, write_weights
+from service.store import WEIGHTS, read_spec, write_spec, write_weights
 
 MakeJpeg = Callable[..., bytes]
 

@@ -35,7 +35,7 @@ from service.api.protocol_schemas import (
 from service.engine.engine import Engine
 from service.engine.entry import Answer, Ask
 from service.errors import InvalidOption, LowfirstError, NotFound
-from service.store import ModelSpec
+from service.model_spec import ModelSpec
 
 EXTENSIONS = ["binary_tensor_data", "classification", "parameters"]
 MODEL = "/models/{model}"

@@ -10,7 +10,7 @@ from service.api.dependencies import Injected
 from service.api.schemas import CurvePoint, ModelAnswer, ModelsAnswer
 from service.inference.calibration import Calibration
 from service.log import logger
-from service.store import ModelSpec
+from service.model_spec import ModelSpec
 
 router = APIRouter(tags=["models"])
 
