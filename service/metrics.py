@@ -140,6 +140,12 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self.single_scale_compute_seconds = Counter(
+            "lowfirst_single_scale_compute_seconds",
+            "Compute that the single-scale network would have taken for the images answered.",
+            ["model"],
+            registry=registry,
+        )
         self._start_at_zero()
 
     def serve(self, model: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from service.engine.entry import Answer
+from service.engine.answer import Answer
+from service.inference.exit_rule import exits
 
 WINDOW_SECONDS = 60.0
 CONFIDENCES = 4096
@@ -42,21 +43,21 @@ class Recent:
     def add(self, answer: Answer) -> None:
         """Count an answer."""
         self._images += 1
-        self._exited += answer.exit == "low"
+        self._exited += answer.exited
         self._mmacs += answer.mmacs
         self._answers.append((self._clock(), answer.seconds))
         self._confidences.append(answer.confidence)
 
     def audit(self, confidence: float, above: float, agreed: bool) -> None:
-        """Note what the high pass said of an image that exited when those of a confidence ``above`` were audited."""
+        """Note what the last stage said of an image that exited while those above ``above`` were audited."""
         self._audits.append((confidence, above, agreed))
 
     def disagreement_at(self, threshold: float) -> tuple[int, int]:
-        """Of the latest audited images that exit at ``threshold``: how many the high pass disagreed on; how many.
+        """Of the latest audited images that exit at ``threshold``: how many the last stage disagreed on; how many.
 
         Those of a time when only surer images were audited say nothing of the less sure, and are left out.
         """
-        agreed = [agreed for confidence, above, agreed in self._audits if confidence > threshold >= above]
+        agreed = [agreed for sure, above, agreed in self._audits if exits(sure, threshold) and threshold >= above]
         return agreed.count(False), len(agreed)
 
     def confidences(self, count: int) -> list[float]:
@@ -66,7 +67,7 @@ class Recent:
     def exit_rate_at(self, threshold: float) -> tuple[float | None, int]:
         """The share of the latest confidences above ``threshold`` (None without any), and how many those are."""
         count = len(self._confidences)
-        above = sum(confidence > threshold for confidence in self._confidences)
+        above = sum(exits(sure, threshold) for sure in self._confidences)
         return (above / count if count else None), count
 
     def summary(self) -> Summary:

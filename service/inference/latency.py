@@ -7,7 +7,7 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -37,7 +37,7 @@ class LatencyTable:
     """
 
     stages: tuple[Times, ...]
-    single: Times = ()  # type: ignore[assignment]
+    single: Times = field(default_factory=dict)
 
     def seconds(self, stage: int, size: float) -> float:
         """One batch of ``size`` images: interpolated, and in proportion below and beyond what was measured."""
@@ -126,6 +126,13 @@ def measure(predictor: Predictor, budget: float = BUDGET_SECONDS, sizes: Sequenc
         for times, seconds in zip(stages, _best(predictor, size), strict=True):
             times[size] = seconds
     return LatencyTable(tuple(map(_rising, stages)))
+
+
+def measure_single(table: LatencyTable, single: Predictor) -> LatencyTable:
+    """``table`` with the times of the single-scale network, measured in this thread at the same sizes."""
+    if single.depth == 1 and len(table.stages) == 1:
+        return replace(table, single=table.stages[0])
+    return replace(table, single=_rising({size: _best(single, size)[0] for size in table.stages[-1]}))
 
 
 def _best(predictor: Predictor, size: int) -> list[float]:
