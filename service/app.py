@@ -27,12 +27,14 @@ from service.api.own_port import OwnPort
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, console, inference_protocol, models, observe
 from service.api.tensors import JSON_LENGTH
+from service.engine.admission import Admission
 from service.engine.applied import first_config
 from service.engine.limits import Limits
 from service.engine.models import Models
+from service.engine.switching import Switching
 from service.errors import BrokenModel, InvalidOption
 from service.inference.device import cores
-from service.inference.latency import LatencyTable
+from service.inference.latency import LatencyProfile
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
@@ -56,23 +58,23 @@ def create_app(settings: Settings) -> FastAPI:
         StoreUnavailable: a Redis that does not answer, and must.
     """
     parts = build_parts(settings)
-    profile = _profile(settings)
     allowed = keys.Keys(settings)
-    traces = _traces(settings, parts)
     own_port = _own_port(settings, parts, allowed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
         await parts.config.start()
-        await parts.models.start(profile)
+        await parts.models.start()
+        await parts.switching.start()
         _announce(parts)
         _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
+        await parts.switching.close()
         await parts.models.close()
         await parts.config.close()
-        if traces is not None:
-            await traces.close()
+        if parts.traces is not None:
+            await parts.traces.close()
 
     app = FastAPIOffline(
         title="lowfirst",
@@ -87,8 +89,8 @@ def create_app(settings: Settings) -> FastAPI:
         keys.document(app, allowed)
     if settings.cors_origins:  # outside the guard: a browser asks first, without a key
         _allow_pages_of(app, settings.cors_origins)
-    if traces is not None:
-        traces.watch(app)
+    if parts.traces is not None:
+        parts.traces.watch(app)
     app.add_middleware(
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
@@ -116,10 +118,25 @@ def build_parts(settings: Settings) -> Parts:
         cache,
         metrics,
         _limits(settings, on_cpu=first[0].device.type == "cpu"),
+        None if settings.profile is None else LatencyProfile.read(settings.profile),
     )
-    metrics.watch(metrics.config_invalid, lambda: config.is_invalid or models.is_hindered)
+    switching = Switching(models, config)
+    admission = _admission(settings, models, metrics)
+    metrics.watch(metrics.in_flight, lambda: admission.images)
+    metrics.watch(metrics.config_version, lambda: models.config.version)
+    metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.hindrance is not None)
     targets = MemoryTargets() if link is None else RedisTargets(link)
-    return Parts(settings, models, config, metrics, targets)
+    return Parts(settings, models, switching, admission, config, metrics, targets, _traces(settings))
+
+
+def _admission(settings: Settings, models: Models, metrics: Metrics) -> Admission:
+    return Admission(
+        settings.max_images_in_flight,
+        settings.max_bytes_in_flight,
+        settings.max_queue_ms / 1e3,
+        wait_seconds=models.queued_seconds,
+        on_reject=lambda reason, images: metrics.rejected.labels(reason).inc(images),
+    )
 
 
 def _references(settings: Settings, store: ModelStore) -> list[str]:
@@ -137,8 +154,6 @@ def _load(settings: Settings, folder: Path) -> Predictor:
     spec = predictor.spec
     if spec.key != (folder.parent.name, int(folder.name)):
         raise BrokenModel(f"{folder.parent.name}/{folder.name} says that it is {spec.reference}", field="model")
-    if not predictor.is_multi_scale:
-        raise BrokenModel(f"{spec.reference} is single-scale: it has no early exit to serve", field="model")
     return predictor
 
 
@@ -197,10 +212,6 @@ def _registry() -> CollectorRegistry:
     return registry
 
 
-def _profile(settings: Settings) -> LatencyTable | None:
-    return None if settings.profile is None else LatencyTable.read(settings.profile)
-
-
 def _limits(settings: Settings, on_cpu: bool) -> Limits:
     workers = settings.workers or (max(1, cores() // settings.threads) if on_cpu else 2)
     decoders = settings.decode_threads
@@ -208,14 +219,11 @@ def _limits(settings: Settings, on_cpu: bool) -> Limits:
         decoders = 0 if on_cpu and workers * settings.threads >= cores() else cores()
     return Limits(
         max_batch_size=settings.max_batch_size,
-        max_images_in_flight=settings.max_images_in_flight,
-        max_bytes_in_flight=settings.max_bytes_in_flight,
         feature_slots=settings.feature_slots,
         workers=workers,
         decode_threads=decoders,
         audit_probability=settings.audit_probability,
         target_latency=settings.target_latency_ms / 1e3,
-        max_queue=settings.max_queue_ms / 1e3,
     )
 
 
@@ -224,7 +232,7 @@ def _announce(parts: Parts) -> None:
         predictor, spec = engine.predictor, engine.spec
         calibration = predictor.calibration
         if calibration is None:
-            logger.warning("%s has no calibration table: what a threshold does is not foretold", spec.name)
+            logger.warning("%s has no calibration table: what a threshold does cannot be predicted", spec.name)
         elif calibration.stands_in_for:
             logger.warning(
                 "%s was calibrated for %s %s, not for %s: predictions are of the former, and nothing is certified",
@@ -236,14 +244,12 @@ def _announce(parts: Parts) -> None:
         )  # fmt: skip
 
 
-def _traces(settings: Settings, parts: Parts) -> Traces | None:
+def _traces(settings: Settings) -> Traces | None:
     if not settings.traces:
         return None
     from service.api.tracing import Traces
 
-    traces = Traces()
-    parts.models.on_answer = traces.answered
-    return traces
+    return Traces()
 
 
 def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ Rates and averages over replicas follow from counters alone: the early-exit rate
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -22,7 +22,9 @@ from service.errors import (
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-EXIT_REASONS = {"low": ("confident", "brownout", "deadline", "cached"), "high": ("escalated", "cached")}
+EARLY_REASONS = ("confident", "brownout", "deadline", "cached")
+LAST_REASONS = ("escalated", "cached")
+ONLY_REASONS = ("only", "cached")
 CONFIDENCES = tuple(i / 20 for i in range(1, 21))
 INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 CLASSIFYING = ("/classify", "/classify/batch", *INFER)
@@ -60,10 +62,10 @@ class Metrics:
             "lowfirst_batches", "Batches run, by why they were released.", ["stage", "reason"], registry=registry
         )
         self.audits = Counter(
-            "lowfirst_audits", "Images that exited and got the high pass too.", ["model"], registry=registry
+            "lowfirst_audits", "Images that exited and got the remaining stages too.", ["model"], registry=registry
         )
         self.audit_disagreements = Counter(
-            "lowfirst_audit_disagreements", "Of these, the high pass answered otherwise.", ["model"], registry=registry
+            "lowfirst_audit_disagreements", "Of these, the last stage answered otherwise.", ["model"], registry=registry
         )
         self.audits_skipped = Counter(
             "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
@@ -92,7 +94,11 @@ class Metrics:
             "lowfirst_batch_size", "Images in a batch.", ["stage"], buckets=BATCH_SIZES, registry=registry
         )
         self.confidence = Histogram(
-            "lowfirst_confidence", "Confidence of the low answer.", ["model"], buckets=CONFIDENCES, registry=registry
+            "lowfirst_confidence",
+            "Confidence of the last stage that could end an image early.",
+            ["model"],
+            buckets=CONFIDENCES,
+            registry=registry,
         )
         self.threshold = Gauge("lowfirst_threshold", "Threshold asked for.", ["model"], registry=registry)
         self.effective_threshold = Gauge(
@@ -101,7 +107,9 @@ class Metrics:
             ["model"],
             registry=registry,
         )
-        self.feature_bytes = Gauge("lowfirst_feature_bytes", "Low features kept for the high pass.", registry=registry)
+        self.feature_bytes = Gauge(
+            "lowfirst_feature_bytes", "Memory of the features that escalated images carry.", registry=registry
+        )
         self.config_version = Gauge("lowfirst_config_version", "Version of the runtime config.", registry=registry)
         self.store_up = Gauge(
             "lowfirst_store_up", "Whether the shared state answers; 1 where none is shared.", registry=registry
@@ -130,7 +138,7 @@ class Metrics:
         )
         self.promised_agreement = Gauge(
             "lowfirst_promised_agreement",
-            "Share of images promised the high pass's answer: as asked for, else as the calibration table certifies.",
+            "Share of images promised the last stage's answer: as asked for, else as the calibration table certifies.",
             ["model"],
             registry=registry,
         )
@@ -148,13 +156,18 @@ class Metrics:
         )
         self._start_at_zero()
 
-    def serve(self, model: str) -> None:
+    def serve(self, model: str, stages: Sequence[str]) -> None:
         """Start the counters of ``model`` at zero: what has not happened yet is a 0, not a gap in every ratio."""
-        for exit_, reasons in EXIT_REASONS.items():
-            for reason in reasons:
-                self.images.labels(model, exit_, reason)
-        for stage in ("low", "high"):
+        *early, last = stages
+        for stage in stages:
             self.multiply_adds.labels(model, stage)
+            self.dropped.labels(stage)
+        for stage in early:
+            for reason in EARLY_REASONS:
+                self.images.labels(model, stage, reason)
+        for reason in LAST_REASONS if early else ONLY_REASONS:
+            self.images.labels(model, last, reason)
+        self.single_scale_compute_seconds.labels(model)
         self.audits.labels(model)
         self.audit_disagreements.labels(model)
 
@@ -163,10 +176,10 @@ class Metrics:
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def _start_at_zero(self) -> None:
-        """The same for what is known of no model."""
+        """Initialise the series that have no model label."""
         for counter, label_values in (
             (self.rejected, ("images", "bytes", "seconds")),
-            (self.dropped, ("decode", "low", "escalation", "high", "answer")),
+            (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):

@@ -83,6 +83,13 @@ class Settings(BaseSettings):
     profile: Path | None = Field(
         None, description="Times that `lowfirst bench --save` wrote; unset: they are measured at start-up."
     )
+    cost_per_hour: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What an hour of one worker (a core or a GPU) costs, in any currency: `/stats` tells it per million "
+        "images.",
+    )
     max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
     max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")
     feature_slots: int = Field(128, ge=1, description="Images whose low features may wait for the high pass.")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from service.engine.admission import Admission
 from service.engine.models import Models
+from service.engine.switching import Switching
 from service.errors import Draining
 from service.metrics import Metrics
 from service.settings import Settings
 from service.state.base import ConfigStore, Targets
+
+if TYPE_CHECKING:
+    from service.api.tracing import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +25,12 @@ class Parts:
 
     settings: Settings
     models: Models
+    switching: Switching
+    admission: Admission
     config: ConfigStore
     metrics: Metrics
     targets: Targets
+    traces: Traces | None = None
 
     def check_ready(self) -> None:
         """Raises Draining, saying why, unless work may be sent."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import service
 from service.api.keys import METRICS, PROBES, is_under
-from service.engine.entry import Answer
+from service.engine.answer import Answer
 from service.errors import InvalidOption
 
 try:

@@ -57,7 +57,7 @@ class Answer:
         top_k: most probable first, by the stage that answers.
         stages: names of the model's stages, cheapest first.
         stage: index of the stage that answers. ``reason``: why it does.
-        confidence, threshold: of the last stage that could have ended it early; what it was compared with.
+        confidences: of each stage that ran and could have ended it early. ``threshold``: what they were compared with.
         mmacs: millions of multiply-adds spent on this image for this answer.
         degraded: whether an unsure answer was given because time ran out, or the server was overloaded.
         seconds: from the request's arrival.
@@ -68,7 +68,7 @@ class Answer:
     stages: tuple[str, ...]
     stage: int
     reason: Reason
-    confidence: float
+    confidences: tuple[float, ...]
     threshold: float
     mmacs: float
     degraded: bool
@@ -83,6 +83,11 @@ class Answer:
     def exit(self) -> str:
         """The name of the stage that answers."""
         return self.stages[self.stage]
+
+    @property
+    def confidence(self) -> float:
+        """Of the last stage that could have ended it early."""
+        return self.confidences[-1]
 
     @property
     def exited(self) -> bool:

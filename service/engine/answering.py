@@ -18,12 +18,14 @@ from service.model_spec import ModelSpec
 class Answering:
     """Builds the answers of one model, and counts them. In the event loop's thread.
 
-    Args:
+    Attributes:
         single_scale_seconds: what an image takes of a worker by the single-scale network; 0 where it is not known.
+        computed: images answered, those from the cache left out.
     """
 
     def __init__(self, spec: ModelSpec, metrics: Metrics, recent: Recent) -> None:
         self.single_scale_seconds = 0.0
+        self.computed = 0
         self._spec = spec
         self._recent = recent
         self._names = tuple(stage.name for stage in spec.stages)
@@ -40,7 +42,7 @@ class Answering:
             stages=self._names,
             stage=stage,
             reason=reason,
-            confidence=entry.confidence,
+            confidences=tuple(entry.confidences),
             threshold=entry.threshold,
             mmacs=0.0 if reason == "cached" else spec.mmacs_up_to[stage],
             degraded=reason in ("deadline", "brownout"),
@@ -54,6 +56,7 @@ class Answering:
         self._images(answer.exit, reason).inc()
         self._confidence.observe(entry.confidence)
         if reason != "cached":
+            self.computed += 1
             self._saved_from.inc(self.single_scale_seconds)
         self._recent.add(answer)
         return answer

@@ -50,7 +50,7 @@ class CachedAnswers:
         last = self._depth - 1
         for stage, output in enumerate(outputs):
             if stage < last or not stage:
-                entry.confidence = max(output)
+                entry.confidences.append(max(output))
             if stage == last or exits(entry.confidence, threshold):
                 entry.outputs = [torch.tensor(each) for each in outputs[: stage + 1]]
                 entry.threshold = threshold

@@ -25,7 +25,7 @@ from service.engine.features import FeaturePool
 from service.engine.lanes import Lanes, Plan
 from service.engine.limits import Limits
 from service.engine.pace import Pace
-from service.engine.prediction import Prediction, predict, solve
+from service.engine.prediction import Prediction, TimeSpent, predict, solve
 from service.engine.preparing import Preparation
 from service.engine.recent import Recent
 from service.engine.workers import Workers
@@ -105,7 +105,7 @@ class Engine:
         Raises: what a stage raised.
         """
         await asyncio.to_thread(self._workers.start, profile)
-        self._answering.single_scale_seconds = self.predict(1.0).single_scale_seconds or 0.0
+        self._answering.single_scale_seconds = self.predict(1.0).time.single_scale_seconds or 0.0
         self._running = True
         self._steer()
 
@@ -259,6 +259,12 @@ class Engine:
     def predict(self, threshold: float) -> Prediction:
         """What a threshold is expected to do."""
         return predict(self.predictor, self._pace.table, self._limits.max_batch_size, threshold)
+
+    def time_spent(self) -> TimeSpent:
+        """Compute per image since the start."""
+        computed = self._answering.computed
+        single = self._answering.single_scale_seconds or None
+        return TimeSpent(self._lanes.seconds / computed if computed else None, single)
 
     def audit(self) -> Audit:
         """What audits say of the threshold that is asked for."""

@@ -25,7 +25,7 @@ class Entry:
         pixels: uint8 (3, r, r) for each stage, once decoded.
         slot: of the feature pool, which it holds while it is escalated or audited.
         outputs: probabilities (K,) of each stage that ran.
-        confidence: of the last stage that could end it early.
+        confidences: of each stage that ran and could end it early; of a single stage its own.
         reason: why its latest output is given, should its deadline come.
         audited_above: where it is audited: images of what confidence may have been, too.
         enqueued: when it entered the lane it is in.
@@ -43,11 +43,16 @@ class Entry:
     pixels: tuple[Tensor, ...] = ()
     slot: int | None = None
     outputs: list[Tensor] = field(default_factory=list)
-    confidence: float = 0.0
+    confidences: list[float] = field(default_factory=list)
     reason: Reason = "deadline"
     audited_above: float = 0.0
     enqueued: float = 0.0
     timing: Timing = field(default_factory=Timing)
+
+    @property
+    def confidence(self) -> float:
+        """Of the last stage that could end it early."""
+        return self.confidences[-1]
 
     @property
     def is_dead(self) -> bool:

@@ -276,7 +276,7 @@ class Executor:
         entry.timing.stages.append(outcome.seconds)
         entry.reason = decision.reason if isinstance(decision, Exit) else "deadline"
         if stage < self.policy.last or not entry.outputs:
-            entry.confidence = outcome.confidences[row]
+            entry.confidences.append(outcome.confidences[row])
             entry.audited_above = entry.threshold  # overload lowers it for what exits, not for what is audited
             entry.threshold = decision.threshold
         entry.outputs.append(outcome.probabilities[row])

@@ -139,6 +139,10 @@ class Lanes:
         slots: images whose features may be kept at a time.
         audit_backlog: of these, for audits.
         on_drop: called with the stage of each dead entry that is dropped from its lane.
+
+    Attributes:
+        escalating: share of each stage's images that escalate, lately.
+        seconds: of compute since the start, audits left out.
     """
 
     def __init__(
@@ -152,6 +156,7 @@ class Lanes:
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
         self._audits: list[deque[Entry]] = [deque() for _ in plan.sizes]
         self._spent, self._spent_on_audits = 0.0, 0.0
+        self.seconds = 0.0
         self._order = itertools.count()
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -194,6 +199,7 @@ class Lanes:
     def spent(self, seconds: float, is_audit: bool) -> None:
         """Count the time of a batch, for the audits' share."""
         with self._changed:
+            self.seconds += 0.0 if is_audit else seconds
             kept = max(0.0, 1 - seconds / AUDIT_MEMORY_SECONDS)
             self._spent = kept * self._spent + seconds
             self._spent_on_audits = kept * self._spent_on_audits + (seconds if is_audit else 0.0)

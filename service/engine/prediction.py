@@ -13,25 +13,31 @@ from service.state.base import Goal
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What is expected of a threshold.
+class TimeSpent:
+    """Compute of one worker per image answered, and what the single-scale network would have taken; None if unknown."""
 
-    Attributes:
-        effect: by the calibration table; None without one.
-        mean_seconds: compute of one worker per image, decoding not included; None without a calibration table.
-        single_scale_seconds: the same of the single-scale network; None where it was not measured.
-    """
-
-    effect: Effect | None
     mean_seconds: float | None
     single_scale_seconds: float | None
 
     @property
     def saved(self) -> float | None:
-        """Share of the single-scale network's time that is saved; negative where the cascade costs more."""
-        if self.mean_seconds is None or self.single_scale_seconds is None:
+        """Share of the single-scale network's time that was saved."""
+        if self.mean_seconds is None or not self.single_scale_seconds:
             return None
         return 1 - self.mean_seconds / self.single_scale_seconds
+
+    @staticmethod
+    def cost_per_million(seconds: float | None, per_hour: float | None) -> float | None:
+        """What a million images cost where an hour of a worker costs ``per_hour``, in its currency."""
+        return None if seconds is None or per_hour is None else 1e6 * seconds * per_hour / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is expected of a threshold: ``effect`` by the calibration table, None without one; and its time."""
+
+    effect: Effect | None
+    time: TimeSpent
 
 
 def predict(predictor: Predictor, table: LatencyTable, max_batch_size: int, threshold: float) -> Prediction:
@@ -39,7 +45,7 @@ def predict(predictor: Predictor, table: LatencyTable, max_batch_size: int, thre
     calibration = predictor.calibration
     effect = None if calibration is None else calibration.predict(threshold)
     seconds = None if effect is None else mean_cost(effect.ends, table.seconds_per_image(max_batch_size))
-    return Prediction(effect, seconds, table.single_seconds_per_image(max_batch_size))
+    return Prediction(effect, TimeSpent(seconds, table.single_seconds_per_image(max_batch_size)))
 
 
 def solve(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: Goal, value: float) -> float:

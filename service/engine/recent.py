@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from service.engine.answer import Answer
-from service.inference.exit_rule import exits
+from service.inference.exit_rule import end_stage, exits
+from service.stages import mean_cost
 
 WINDOW_SECONDS = 60.0
 CONFIDENCES = 4096
@@ -34,7 +35,7 @@ class Recent:
         self._clock = clock
         self._started = clock()
         self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)  # (when, seconds)
-        self._confidences: deque[float] = deque(maxlen=CONFIDENCES)
+        self._confidences: deque[tuple[float, ...]] = deque(maxlen=CONFIDENCES)
         self._audits: deque[tuple[float, float, bool]] = deque(maxlen=CONFIDENCES)  # (confidence, above, agreed)
         self._images = 0
         self._exited = 0
@@ -46,7 +47,7 @@ class Recent:
         self._exited += answer.exited
         self._mmacs += answer.mmacs
         self._answers.append((self._clock(), answer.seconds))
-        self._confidences.append(answer.confidence)
+        self._confidences.append(answer.confidences)
 
     def audit(self, confidence: float, above: float, agreed: bool) -> None:
         """Note what the last stage said of an image that exited while those above ``above`` were audited."""
@@ -61,14 +62,27 @@ class Recent:
         return agreed.count(False), len(agreed)
 
     def confidences(self, count: int) -> list[float]:
-        """The latest ``count`` confidences, or as many as are known."""
-        return list(islice(reversed(self._confidences), count))
+        """The first stage's latest ``count`` confidences, or as many as are known."""
+        return [each[0] for each in islice(reversed(self._confidences), count)]
 
     def exit_rate_at(self, threshold: float) -> tuple[float | None, int]:
-        """The share of the latest confidences above ``threshold`` (None without any), and how many those are."""
+        """The share of the latest images that would end early at ``threshold`` (None without any), and how many those
+        are."""
         count = len(self._confidences)
-        above = sum(exits(sure, threshold) for sure in self._confidences)
-        return (above / count if count else None), count
+        exited = sum(any(exits(sure, threshold) for sure in each) for each in self._confidences)
+        return (exited / count if count else None), count
+
+    def mean_mmacs_at(self, threshold: float, mmacs: Sequence[float]) -> float | None:
+        """What the latest images would cost at ``threshold``; None without any.
+
+        Of one that ended before the last stage, what later stages would have said is not known: where it would have
+        gone on, it is taken to end at the next one.
+        """
+        count = len(self._confidences)
+        if not count:
+            return None
+        ends = Counter(end_stage(each, threshold) for each in self._confidences)
+        return mean_cost([ends[stage] / count for stage in range(len(mmacs))], mmacs)
 
     def summary(self) -> Summary:
         """Now."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -20,6 +22,11 @@ def confidence(probabilities: Tensor) -> Tensor:
 def exits(confidence: float, threshold: float) -> bool:
     """Whether a stage's answer is final: strictly greater, so 0 lets every image exit and 1 none."""
     return confidence > threshold
+
+
+def end_stage(confidences: Sequence[float], threshold: float) -> int:
+    """The stage at which one image ends: the first that is sure, else the one after those known."""
+    return next((stage for stage, sure in enumerate(confidences) if exits(sure, threshold)), len(confidences))
 
 
 def end_stages(confidence: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ from service.errors import ConfigConflict
 
 Goal = Literal["threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
+BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +156,12 @@ class Targets(Protocol):
 
 
 class ResultCache(Protocol):
-    """Passes by key. One contract test suite runs over every implementation."""
+    """Outputs by key. One contract test suite runs over every implementation."""
 
     async def get(self, key: str) -> CachedOutputs | None:
         """What is known under ``key``; None on a miss or when the cache is out of reach."""
         ...
 
-    async def put(self, key: str, passes: CachedOutputs) -> None:
-        """Keep ``passes`` under ``key``; an entry with its high pass is never replaced by one without."""
+    async def put(self, key: str, known: CachedOutputs) -> None:
+        """Keep ``known`` under ``key``; an entry is never replaced by one of fewer stages."""
         ...

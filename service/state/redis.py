@@ -22,16 +22,16 @@ from redis.retry import Retry as BlockingRetry
 
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
-from service.state.base import CachedPasses, Change, RuntimeConfig, Target, check_expected_version
+from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, check_expected_version
 from service.state.encoding import (
     MAX_VERSION,
     Unreadable,
     Word,
     decode_config,
-    decode_passes,
+    decode_outputs,
     decode_word,
     encode_config,
-    encode_passes,
+    encode_outputs,
     encode_word,
 )
 
@@ -425,21 +425,21 @@ class RedisResultCache:
         self._link = link
         self._ttl_seconds = ttl_seconds
 
-    async def get(self, key: str) -> CachedPasses | None:
+    async def get(self, key: str) -> CachedOutputs | None:
         """See ``ResultCache.get``."""
         if self._link.is_passed_by:
             return None
         with suppress(StoreUnavailable):
             raw = await self._link.run(_bytes(self._link.client.get(self._name(key))), CACHE_SECONDS)
-            return decode_passes(raw) if raw else None
+            return decode_outputs(raw) if raw else None
         return None
 
-    async def put(self, key: str, passes: CachedPasses) -> None:
-        """See ``ResultCache.put``. Without its high pass an entry replaces nothing (NX): it knows nothing new."""
+    async def put(self, key: str, known: CachedOutputs) -> None:
+        """See ``ResultCache.put``. An entry of the first stage alone replaces nothing (NX): it knows nothing new."""
         if self._link.is_passed_by:
             return
         kept = self._link.client.set(
-            self._name(key), encode_passes(passes), ex=self._ttl_seconds, nx=passes.high is None
+            self._name(key), encode_outputs(known), ex=self._ttl_seconds, nx=len(known.outputs) == 1
         )
         with suppress(StoreUnavailable):
             await self._link.run(kept, CACHE_SECONDS)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from fastapi import APIRouter
 
 from service.api.dependencies import Injected
-from service.api.schemas import CurvePoint, ModelAnswer, ModelsAnswer
+from service.api.schemas import CurvePoint, ModelAnswer, ModelsAnswer, StageAnswer
 from service.inference.calibration import Calibration
 from service.log import logger
 from service.model_spec import ModelSpec
@@ -46,14 +44,13 @@ def _answer(spec: ModelSpec, calibration: Calibration | None, serving: bool) -> 
         network=spec.architecture.network,
         classes=list(spec.classes),
         resolution=spec.preprocessing.crop,
-        low_mmacs=spec.low_mmacs,
-        high_mmacs=spec.high_mmacs,
+        stages=[StageAnswer(name=each.name, resolution=each.resolution, mmacs=each.mmacs) for each in spec.stages],
+        low_mmacs=spec.mmacs[0],
+        high_mmacs=spec.mmacs[-1],
         default_threshold=spec.default_threshold,
         dataset=spec.dataset,
         calibration_images=0 if calibration is None else calibration.table.n,
         curve=[
-            CurvePoint(threshold=row.threshold, **asdict(calibration.predict(row.threshold)))
-            for row in rows
-            if calibration is not None
+            CurvePoint.at(row.threshold, calibration.predict(row.threshold)) for row in rows if calibration is not None
         ],
     )

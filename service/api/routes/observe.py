@@ -17,6 +17,7 @@ from service.api.schemas import (
     ModelQuery,
     QueueState,
     StatsAnswer,
+    TimeState,
 )
 from service.engine.audit import Audit
 from service.errors import NotFound
@@ -31,7 +32,6 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
     spec, predictor = engine.spec, engine.predictor
     summary = engine.recent.summary()
     asked = engine.asked
-    depth = engine.queue_depth()
     return StatsAnswer(
         model=ModelName(name=spec.name, version=spec.version),
         runtime=predictor.runtime,
@@ -43,15 +43,15 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
         images=summary.images,
         exit_rate=summary.exit_rate,
         mean_mmacs=summary.mean_mmacs,
-        low_mmacs=spec.low_mmacs,
-        single_scale_mmacs=spec.high_mmacs,
+        low_mmacs=spec.mmacs[0],
+        single_scale_mmacs=spec.single_scale_mmacs,
+        time=TimeState.of(engine.time_spent(), parts.settings.cost_per_hour),
         requests_per_second=summary.images_per_second,
         latency_ms=LatencyMs(**summary.latency_ms),
         queue=QueueState(
-            low=depth["low"],
-            high=depth["high"],
-            images_in_flight=parts.models.admission.images,
-            bytes_in_flight=parts.models.admission.bytes,
+            **engine.queue_depth(),
+            images_in_flight=parts.admission.images,
+            bytes_in_flight=parts.admission.bytes,
         ),
         audit=_audit(engine.audit()),
     )
