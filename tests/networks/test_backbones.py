@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from service.networks.backbone import Backbone, Block, halve, initialise
+from service.networks.backbone import Backbone, Block, initialise
+from service.networks.cascade import pyramid
 from service.networks.densenet import densenet121
 from service.networks.mobilenet import DepthwiseConv2d, mobilenet_v1
 from service.networks.registry import BACKBONES
@@ -93,17 +94,17 @@ def test_pool_and_classify_are_the_rest_of_forward() -> None:
     last = block_maps(network, images(2, 64))[-1]
     pooled = network.pool(last)
     assert_close(pooled, last.flatten(2).mean(2))
-    assert_close(network.classify(pooled), network(images(2, 64)))
+    assert_close(network.classify(pooled), network(images(2, 64))[0])
 
 
-def test_halve_averages_two_by_two_pixels() -> None:
+def test_pyramid_averages_two_by_two_pixels() -> None:
     x = torch.tensor([[[[1.0, 3.0, 10.0, 10.0], [5.0, 7.0, 10.0, 30.0]]]])
-    assert_close(halve(x), torch.tensor([[[[4.0, 15.0]]]]))
+    assert_close(pyramid(x, [2])[0], torch.tensor([[[[4.0, 15.0]]]]))
 
 
-def test_halve_is_bilinear_without_antialiasing() -> None:
+def test_pyramid_is_bilinear_without_antialiasing() -> None:
     x = images(2, 64)
-    assert_close(halve(x), nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=False))
+    assert_close(pyramid(x, [2])[0], nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=False))
 
 
 def test_initial_weights_keep_the_variance_of_gradients_and_small_logits() -> None:
