@@ -64,10 +64,12 @@ class Helper:
 
     Args:
         deadline: seconds after which an image is given up.
+        patience: seconds that a thread waits for its turn.
     """
 
-    def __init__(self, deadline: float = DEADLINE_SECONDS) -> None:
+    def __init__(self, deadline: float = DEADLINE_SECONDS, patience: float = TURN_SECONDS) -> None:
         self._deadline = deadline
+        self._patience = patience
         self._turn = threading.Lock()
         self._process: _Process | None = None
         self._is_ready = False
@@ -78,12 +80,12 @@ class Helper:
         """The source square of ``data``, as ``service.images.pixels.pixels`` gives it.
 
         Raises:
-            Busy: others took the whole of ``TURN_SECONDS``.
+            Busy: its turn did not come.
             ImageTooLarge: it takes longer than the deadline, or too much memory.
             InvalidImage: as the decoder says, or it crashed on the image.
             OSError: no process can be started.
         """
-        if not self._turn.acquire(timeout=TURN_SECONDS):
+        if not self._turn.acquire(timeout=self._patience):
             raise Busy("too many images that take long to decode", field="image")
         try:
             return self._ask(data, preprocessing)

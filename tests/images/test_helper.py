@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import service.images.decode as decoding
-from service.errors import ImageTooLarge, InvalidImage
+from service.errors import Busy, ImageTooLarge, InvalidImage
 from service.images.decode import decode, is_dear
 from service.images.helper import Helper
 from tests.images.encoding import PREPROCESSING, SMALL, encoded, picture, png
@@ -108,6 +108,23 @@ class TestPixels:
         with pytest.raises(InvalidImage) as there:
             helper.pixels(data, PREPROCESSING)
         assert vars(there.value) == vars(here.value)
+
+
+class TestTurn:
+    def test_that_does_not_come_is_busy(self) -> None:
+        helper = Helper(deadline=60, patience=0.05)
+        helper.pixels(JPEG, PREPROCESSING)
+        os.kill(pid(helper), signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as thread:
+            first = thread.submit(helper.pixels, JPEG, PREPROCESSING)
+            while not helper.is_busy:
+                time.sleep(0.001)
+            with pytest.raises(Busy) as raised:
+                helper.pixels(JPEG, PREPROCESSING)
+            assert raised.value.status == 429
+            os.kill(pid(helper), signal.SIGCONT)
+            assert first.result().shape[2] == 3
+        helper.close()
 
 
 class TestEnd:
