@@ -49,7 +49,7 @@ def test_blocks_are_cut_where_the_map_halves(name: str) -> None:
 @pytest.mark.parametrize(("num_classes", "resolution"), [(2, 66), (7, 96), (1000, 200)])
 def test_any_number_of_classes_and_any_size(name: str, num_classes: int, resolution: int) -> None:
     with torch.device("meta"):
-        logits = BACKBONES[name](num_classes)(torch.empty(2, 3, resolution, resolution))
+        (logits,) = BACKBONES[name](num_classes)(torch.empty(2, 3, resolution, resolution))
     assert logits.shape == (2, num_classes)
 
 

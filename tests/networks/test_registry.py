@@ -39,7 +39,7 @@ print(*sorted(set(sys.modules) - before))
 def test_every_network_builds_and_runs(name: str) -> None:
     network = build(name, 3).eval()
     with torch.no_grad():
-        out = network(torch.randn(1, 3, 64, 64))
+        out = network(torch.randn(1, 3, 128, 128))
     assert [tuple(logits.shape) for logits in out] == [(1, 3)] * depth(name)
     assert all(logits.isfinite().all() for logits in out)
 
