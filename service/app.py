@@ -23,19 +23,22 @@ from prometheus_client import (
 import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
-from service.api.own_port import OwnPort
+from service.api.observed import Observed
+from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, console, inference_protocol, models, observe
 from service.api.tensors import JSON_LENGTH
+from service.cores import cores
 from service.engine.applied import first_config
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.errors import BrokenModel, InvalidOption
-from service.inference.device import cores
 from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
+from service.processes.metrics import SharedMetrics
+from service.processes.siblings import Alone, Together
 from service.settings import Settings
 from service.state.base import ConfigStore, ResultCache, RuntimeConfig, Target
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
@@ -46,8 +49,12 @@ if TYPE_CHECKING:
     from service.api.tracing import Traces
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     """The server as an ASGI application; its model is loaded here, warmed up at start-up.
+
+    Args:
+        settings: of this process.
+        siblings: the other processes of the server; None where this one is all.
 
     Raises:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
@@ -55,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         DataError: a latency profile that cannot be read.
         StoreUnavailable: a Redis that does not answer, and must.
     """
-    parts = build_parts(settings)
+    parts = build_parts(settings, siblings)
     profile = _profile(settings)
     allowed = keys.Keys(settings)
     traces = _traces(settings, parts)
@@ -63,10 +70,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+        await parts.siblings.start()
         await parts.config.start()
         await parts.models.start(profile)
-        _announce(parts)
-        _warn_if_open(settings, allowed)
+        if parts.siblings.index == 0:  # the others would say the same
+            _announce(parts)
+            _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
         await parts.models.close()
@@ -82,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells of passes too
     )
     app.state.parts = parts
+    app.state.own_port = own_port
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
         keys.document(app, allowed)
@@ -99,14 +109,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def build_parts(settings: Settings) -> Parts:
+def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     """Every part of one server, handed to each other. Raises as ``create_app``."""
     link = _redis(settings)
     store = ModelStore(settings.model_store)
     load = partial(_load, settings)
     first = [load(store.find(reference)) for reference in _references(settings, store)]
-    config, cache = _state(settings, link, first_config(first))
-    metrics = Metrics(_registry())
+    config, cache = _state(settings, link, first_config(first), together)
+    metrics = Metrics(_registry() if together is None else CollectorRegistry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
     models = Models(
         first,
@@ -115,11 +125,14 @@ def build_parts(settings: Settings) -> Parts:
         config,
         cache,
         metrics,
-        _limits(settings, on_cpu=first[0].device.type == "cpu"),
+        _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores),
     )
     metrics.watch(metrics.config_invalid, lambda: config.is_invalid or models.is_hindered)
     targets = MemoryTargets() if link is None else RedisTargets(link)
-    return Parts(settings, models, config, metrics, targets)
+    siblings = together or Alone()
+    shared = None if together is None else SharedMetrics(metrics, together.files)
+    observed = Observed(models, metrics, siblings, shared)
+    return Parts(settings, models, config, metrics, targets, siblings, observed)
 
 
 def _references(settings: Settings, store: ModelStore) -> list[str]:
@@ -152,18 +165,23 @@ def _redis(settings: Settings) -> RedisLink | None:
     return link
 
 
-def _state(settings: Settings, link: RedisLink | None, start: RuntimeConfig) -> tuple[ConfigStore, ResultCache | None]:
-    """Where the config stands, and the results: in Redis if there is one, else in memory."""
+def _state(
+    settings: Settings, link: RedisLink | None, start: RuntimeConfig, together: Together | None
+) -> tuple[ConfigStore, ResultCache | None]:
+    """Where the config stands, and the results: in Redis if there is one, else in memory.
+
+    The config of several processes without Redis is their parent's; each has results of its own.
+    """
     memory = MemoryResultCache(settings.cache_entries) if settings.cache_entries else None
     ttl = settings.cache_ttl_seconds
     if link is None:
         if ttl:
             raise InvalidOption("LOWFIRST_CACHE_TTL_SECONDS", ttl, "0 where LOWFIRST_REDIS_URL is unset")
-        return MemoryConfigStore(start), memory
+        return MemoryConfigStore(start) if together is None else together.config_store(start), memory
     return RedisConfigStore(link, start), RedisResultCache(link, ttl) if ttl else memory
 
 
-def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort | None:
+def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort | HandedPort | None:
     """The port where this replica alone is observed, under the same keys."""
     if settings.metrics_port is None:
         return None
@@ -173,11 +191,13 @@ def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort |
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
     error_handlers.install(app)
     app.include_router(observe.router)
+    if isinstance(parts.siblings, Together):
+        return HandedPort(app, parts.siblings.own_address)
     return OwnPort(app, settings.metrics_host or settings.host, settings.metrics_port)
 
 
 @asynccontextmanager
-async def _listed(own_port: OwnPort | None, parts: Parts) -> AsyncIterator[None]:
+async def _listed(own_port: OwnPort | HandedPort | None, parts: Parts) -> AsyncIterator[None]:
     """Have that port open, and Prometheus told of it."""
     if own_port is None:
         yield
@@ -201,11 +221,12 @@ def _profile(settings: Settings) -> LatencyTable | None:
     return None if settings.profile is None else LatencyTable.read(settings.profile)
 
 
-def _limits(settings: Settings, on_cpu: bool) -> Limits:
-    workers = settings.workers or (max(1, cores() // settings.threads) if on_cpu else 2)
+def _limits(settings: Settings, on_cpu: bool, cores: int) -> Limits:
+    """``cores``: that this process may use of the machine's."""
+    workers = settings.workers or (max(1, cores // settings.threads) if on_cpu else 2)
     decoders = settings.decode_threads
     if decoders is None:
-        decoders = 0 if on_cpu and workers * settings.threads >= cores() else cores()
+        decoders = 0 if on_cpu and workers * settings.threads >= cores else cores
     return Limits(
         max_batch_size=settings.max_batch_size,
         max_images_in_flight=settings.max_images_in_flight,

@@ -7,9 +7,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.api.observed import Observed
 from service.engine.models import Models
 from service.errors import Draining
 from service.metrics import Metrics
+from service.processes.siblings import Siblings
 from service.settings import Settings
 from service.state.base import ConfigStore, Targets
 
@@ -23,11 +25,13 @@ class Parts:
     config: ConfigStore
     metrics: Metrics
     targets: Targets
+    siblings: Siblings
+    observed: Observed
 
     def check_ready(self) -> None:
-        """Raises Draining, saying why, unless work may be sent."""
+        """Raises Draining, saying why, unless work may be sent: to this process, or to another of the same server."""
         why = self.models.why_not_ready()
-        if why is not None:
+        if why is not None and (self.models.is_draining or not self.siblings.ready):
             raise Draining(f"not ready: {why}")
 
 

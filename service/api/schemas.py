@@ -378,7 +378,15 @@ class MetricsTarget(BaseModel):
     labels: dict[str, str]
 
 
+class Processes(BaseModel):
+    """The processes of a server that has several."""
+
+    ready: int
+    count: int
+
+
 class Health(BaseModel):
     """Whether the server lives, or is ready for work."""
 
     status: Literal["ok"]
+    processes: Processes | None = Field(None, description="Only of a server with several.")
