@@ -95,7 +95,8 @@ async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals
 
         listener, own_address = bind_own(settings.metrics_host or settings.host, settings.metrics_port)
         listeners[OWN] = [listener]
-    # Children are forked from one process that has all imported: 270 MiB each, where 690 MiB in one started afresh.
+    # Children are forked from one process that has all imported: each further one takes some 200 to 280 MiB instead of
+    # the 690 that one started by itself takes (loadtest/process_memory.py).
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(files)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process with threads is not to be forked
     context = get_context("forkserver")
