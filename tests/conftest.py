@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,17 @@ from PIL import Image, ImageDraw
 from redis import ConnectionError as NoConnection
 from redis import Redis
 
+from service.calibration_table import CalibrationTable
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
-from service.inference.calibration import tabulate
-from service.inference.exit_rule import confidence, probabilities
+from service.inference.calibration import count_table
+from service.inference.exit_rule import confidence
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.model_spec import Architecture, ModelSpec
 from service.networks.cost import cost
-from service.networks.registry import build
+from service.networks.registry import build, resolutions, stage_names
+from service.stages import StageSpec
 from service.store import WEIGHTS, read_spec, write_spec, write_weights
 
 NETWORK = "ms_mobilenet_v1_025"
@@ -65,46 +68,63 @@ def make_jpeg() -> MakeJpeg:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory, make_jpeg: MakeJpeg) -> Path:
     """A model store with ``tiny/1``: a seeded, untrained network whose confidences spread, and its table."""
     root = tmp_path_factory.mktemp("store")
-    folder = root / "tiny" / "1"
+    _publish(root, "tiny", NETWORK, make_jpeg)
+    return root
+
+
+@pytest.fixture(scope="session")
+def cascades(tmp_path_factory: pytest.TempPathFactory, make_jpeg: MakeJpeg, tiny_store: Path) -> Path:
+    """A store with a model of each depth: ``single/1`` of one stage, ``tiny/1`` of two, ``deep/1`` of three."""
+    root = tmp_path_factory.mktemp("cascades")
+    shutil.copytree(tiny_store / "tiny", root / "tiny")
+    _publish(root, "single", NETWORK.replace("ms_", ""), make_jpeg)
+    _publish(root, "deep", NETWORK.replace("ms_", "ms3_"), make_jpeg)
+    return root
+
+
+def _publish(root: Path, name: str, network_name: str, make_jpeg: MakeJpeg) -> None:
+    folder = root / name / "1"
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    network = build(NETWORK, len(CLASSES))
+    network = build(network_name, len(CLASSES))
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith("classifier.weight"):
+        for parameter_name, parameter in network.named_parameters():
+            if parameter_name.endswith("classifier.weight"):
                 parameter.mul_(20)
         network.train()
         seen = normalise(torch.stack([decode(make_jpeg(2000 + i), PREPROCESSING) for i in range(64)]), PREPROCESSING)
         for _ in range(60):  # norm statistics that fit what the tests send
             network(seen)
-    costs = cost(NETWORK, len(CLASSES), RESOLUTION)
+    costs = cost(network_name, len(CLASSES), RESOLUTION)
+    sides = resolutions(network_name, RESOLUTION)
     spec = ModelSpec(
-        name="tiny",
+        name=name,
         version=1,
-        architecture=Architecture(NETWORK, len(CLASSES)),
+        architecture=Architecture(network_name, len(CLASSES)),
         classes=CLASSES,
         class_folders=CLASSES,
         preprocessing=PREPROCESSING,
-        low_mmacs=costs.low_mmacs,
-        high_mmacs=costs.high_mmacs,
+        stages=tuple(starmap(StageSpec, zip(stage_names(network_name), sides, costs, strict=True))),
         weights_sha256=write_weights(folder, network.state_dict()),
         default_threshold=0.65,
         dataset="nothing",
     )
     write_spec(folder, spec)
+    write_spec(folder, dataclasses.replace(spec, calibration=(_calibrate(folder, make_jpeg),)))
+
+
+def _calibrate(folder: Path, make_jpeg: MakeJpeg) -> CalibrationTable:
     predictor = Predictor.load(folder, "cpu", "float32")
-    images = torch.stack([decode(make_jpeg(1000 + i), spec.preprocessing) for i in range(CALIBRATION_IMAGES)])
-    low = predictor.low(images)
-    table = tabulate(
-        confidence(probabilities(low.logits, 1.0)).numpy(),
-        low.logits.argmax(1).numpy(),
-        predictor.high(images, low).argmax(1).numpy(),
+    images = torch.stack([decode(make_jpeg(1000 + i), PREPROCESSING) for i in range(CALIBRATION_IMAGES)])
+    logits = predictor.answers_to(images)
+    early = [confidence(predictor.probabilities(stage, each)) for stage, each in enumerate(logits[:-1])]
+    return count_table(
+        torch.stack(early, 1).numpy() if early else np.empty((CALIBRATION_IMAGES, 0)),
+        torch.stack([each.argmax(1) for each in logits], 1).numpy(),
         torch.arange(CALIBRATION_IMAGES).remainder(len(CLASSES)).numpy(),
         "eager",
         "float32",
     )
-    write_spec(folder, dataclasses.replace(spec, calibration=(table,)))
-    return root
 
 
 @pytest.fixture(scope="session")
