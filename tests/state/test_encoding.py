@@ -97,7 +97,7 @@ def test_value_of_a_budget_may_exceed_one(goal: Goal) -> None:
 def test_value_of_a_share_may_not(goal: str) -> None:
     config = json.loads(changed((*TINY, "goal"), goal))
     config["thresholds"]["tiny"]["value"] = 1.5
-    with pytest.raises(Unreadable, match="value is 1.5; it must be between 0 and 1"):
+    with pytest.raises(Unreadable, match=r"value is 1\.5; it must be between 0 and 1"):
         decode_config(json.dumps(config).encode())
 
 
