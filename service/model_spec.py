@@ -90,6 +90,16 @@ class ModelSpec:
         return tuple(stage.resolution for stage in self.stages)
 
     @property
+    def temperatures(self) -> tuple[float, ...]:
+        """What each stage's logits are divided by before the softmax."""
+        return tuple(stage.temperature for stage in self.stages)
+
+    def with_temperatures(self, temperatures: Sequence[float]) -> ModelSpec:
+        """The same with other ones."""
+        stages = tuple(dataclasses.replace(s, temperature=t) for s, t in zip(self.stages, temperatures, strict=True))
+        return dataclasses.replace(self, stages=stages)
+
+    @property
     def mmacs(self) -> tuple[float, ...]:
         """Millions of multiply-adds of each stage alone."""
         return tuple(stage.mmacs for stage in self.stages)

@@ -87,8 +87,8 @@ class Settings(BaseSettings):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="What an hour of one worker (a core or a GPU) costs, in any currency: `/stats` tells it per million "
-        "images.",
+        description="What an hour of one worker (a core or a GPU) costs, in any currency: `/stats` tells it per "
+        "million images.",
     )
     max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
     max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")

@@ -10,10 +10,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,10 @@ from PIL import Image, ImageDraw
 from redis import ConnectionError as NoConnection
 from redis import Redis
 
-from service.calibration_table import CalibrationTable
+from service.evaluation.passes import Passes
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
 from service.inference.calibration import count_table
-from service.inference.exit_rule import confidence
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.model_spec import Architecture, ModelSpec
@@ -68,63 +66,68 @@ def make_jpeg() -> MakeJpeg:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory, make_jpeg: MakeJpeg) -> Path:
     """A model store with ``tiny/1``: a seeded, untrained network whose confidences spread, and its table."""
     root = tmp_path_factory.mktemp("store")
-    _publish(root, "tiny", NETWORK, make_jpeg)
+    write_tiny(root / "tiny" / "1", NETWORK, make_jpeg)
     return root
 
 
 @pytest.fixture(scope="session")
-def cascades(tmp_path_factory: pytest.TempPathFactory, make_jpeg: MakeJpeg, tiny_store: Path) -> Path:
-    """A store with a model of each depth: ``single/1`` of one stage, ``tiny/1`` of two, ``deep/1`` of three."""
+def stores(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, make_jpeg: MakeJpeg) -> Mapping[int, Path]:
+    """Stores with ``tiny/1`` of one, two and three stages, by how many."""
+    found = {2: tiny_store}
+    for depth, network in ((1, NETWORK.removeprefix("ms_")), (3, NETWORK.replace("ms_", "ms3_"))):
+        found[depth] = tmp_path_factory.mktemp(f"store-{depth}")
+        write_tiny(found[depth] / "tiny" / "1", network, make_jpeg)
+    return found
+
+
+@pytest.fixture(scope="session")
+def cascades(stores: Mapping[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store with all three: ``single/1`` of one stage, ``tiny/1`` of two, ``deep/1`` of three."""
     root = tmp_path_factory.mktemp("cascades")
-    shutil.copytree(tiny_store / "tiny", root / "tiny")
-    _publish(root, "single", NETWORK.replace("ms_", ""), make_jpeg)
-    _publish(root, "deep", NETWORK.replace("ms_", "ms3_"), make_jpeg)
+    for name, depth in (("single", 1), ("tiny", 2), ("deep", 3)):
+        folder = Path(shutil.copytree(stores[depth] / "tiny" / "1", root / name / "1"))
+        write_spec(folder, dataclasses.replace(read_spec(folder), name=name))
     return root
 
 
-def _publish(root: Path, name: str, network_name: str, make_jpeg: MakeJpeg) -> None:
-    folder = root / name / "1"
+def write_tiny(folder: Path, network_name: str, make_jpeg: MakeJpeg) -> None:
+    """A seeded, untrained model of ``network_name`` whose confidences spread, with its table."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     network = build(network_name, len(CLASSES))
     with torch.no_grad():
-        for parameter_name, parameter in network.named_parameters():
-            if parameter_name.endswith("classifier.weight"):
+        for name, parameter in network.named_parameters():
+            if name.endswith("classifier.weight"):
                 parameter.mul_(20)
         network.train()
         seen = normalise(torch.stack([decode(make_jpeg(2000 + i), PREPROCESSING) for i in range(64)]), PREPROCESSING)
         for _ in range(60):  # norm statistics that fit what the tests send
             network(seen)
-    costs = cost(network_name, len(CLASSES), RESOLUTION)
-    sides = resolutions(network_name, RESOLUTION)
+    stages = zip(
+        stage_names(network_name),
+        resolutions(network_name, RESOLUTION),
+        cost(network_name, len(CLASSES), RESOLUTION),
+        strict=True,
+    )
     spec = ModelSpec(
-        name=name,
-        version=1,
+        name=folder.parent.name,
+        version=int(folder.name),
         architecture=Architecture(network_name, len(CLASSES)),
         classes=CLASSES,
         class_folders=CLASSES,
         preprocessing=PREPROCESSING,
-        stages=tuple(starmap(StageSpec, zip(stage_names(network_name), sides, costs, strict=True))),
+        stages=tuple(StageSpec(*stage) for stage in stages),
         weights_sha256=write_weights(folder, network.state_dict()),
         default_threshold=0.65,
         dataset="nothing",
     )
     write_spec(folder, spec)
-    write_spec(folder, dataclasses.replace(spec, calibration=(_calibrate(folder, make_jpeg),)))
-
-
-def _calibrate(folder: Path, make_jpeg: MakeJpeg) -> CalibrationTable:
     predictor = Predictor.load(folder, "cpu", "float32")
-    images = torch.stack([decode(make_jpeg(1000 + i), PREPROCESSING) for i in range(CALIBRATION_IMAGES)])
-    logits = predictor.answers_to(images)
-    early = [confidence(predictor.probabilities(stage, each)) for stage, each in enumerate(logits[:-1])]
-    return count_table(
-        torch.stack(early, 1).numpy() if early else np.empty((CALIBRATION_IMAGES, 0)),
-        torch.stack([each.argmax(1) for each in logits], 1).numpy(),
-        torch.arange(CALIBRATION_IMAGES).remainder(len(CLASSES)).numpy(),
-        "eager",
-        "float32",
-    )
+    crops = torch.stack([decode(make_jpeg(1000 + i), spec.preprocessing) for i in range(CALIBRATION_IMAGES)])
+    targets = torch.arange(CALIBRATION_IMAGES).remainder(len(CLASSES))
+    answers = Passes(tuple(predictor.answers_to(crops)), targets).answers()
+    table = count_table(answers.confidence, answers.answers, answers.targets, "eager", "float32")
+    write_spec(folder, dataclasses.replace(spec, calibration=(table,)))
 
 
 @pytest.fixture(scope="session")

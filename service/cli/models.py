@@ -51,8 +51,9 @@ def _architectures() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "resolution": resolution,
-                "low_mmacs": costs.low_mmacs,
-                "high_mmacs": costs.high_mmacs,
+                "stages": len(costs),
+                "low_mmacs": costs[0],
+                "high_mmacs": costs[-1],
             }
         )
     return rows
@@ -66,8 +67,9 @@ def _stored() -> list[dict[str, Any]]:
             "network": spec.architecture.network,
             "classes": len(spec.classes),
             "resolution": spec.preprocessing.crop,
-            "low_mmacs": spec.low_mmacs,
-            "high_mmacs": spec.high_mmacs,
+            "stages": [stage.name for stage in spec.stages],
+            "low_mmacs": spec.mmacs[0],
+            "high_mmacs": spec.mmacs[-1],
             "default_threshold": spec.default_threshold,
             "dataset": spec.dataset,
         }
@@ -87,7 +89,7 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
         "model": f"{row['name']}/{row['version']}",
         "network": row["network"],
         "pixels": row["resolution"],
-        "low M": row["low_mmacs"],
-        "high M": row["high_mmacs"],
+        "first M": row["low_mmacs"],
+        "last M": row["high_mmacs"],
         "threshold": row["default_threshold"],
     }

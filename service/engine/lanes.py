@@ -170,7 +170,7 @@ class Lanes:
             self._push(0, entries)
 
     def escalate(self, stage: int, entries: Sequence[Entry], of: int, unused: Sequence[int]) -> None:
-        """Let ``entries`` of a batch of ``of`` at ``stage`` go on to the next with their slots; free ``unused`` ones."""
+        """Let ``entries`` of a batch of ``of`` at ``stage`` go on to the next with their slots; free ``unused``."""
         with self._changed:
             self.escalating[stage] += NEWEST_BATCH * (len(entries) / of - self.escalating[stage])
             if entries:

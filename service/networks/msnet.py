@@ -60,10 +60,7 @@ class MSNet(Cascade):
         below: Sequence[Tensor | None] = carried or (None,) * len(backbone.blocks)
         x, outputs = images, []
         for block, given in zip(backbone.blocks, below, strict=True):
-            if given is None or given.dim() == 2:
-                x = block(x)
-            else:
-                x = self.add(block, *self.summands(block, x, given))
+            x = block(x) if given is None or given.dim() == 2 else self.add(block, *self.summands(block, x, given))
             outputs.append(x)
         pooled = backbone.pool(x)
         if carried and carried[-1].dim() == 2:  # mean(H + u(L)) = mean(H) + mean(L): the upsampled map is never needed

@@ -86,6 +86,20 @@ def find(root: Path, split: str) -> Photographs:
     return Photographs(tuple(found.classes), tuple(map(Path, paths)), targets)
 
 
+def find_unlabelled(root: Path) -> Photographs:
+    """Every photograph below ``root``, of no known class: targets are -1.
+
+    Raises:
+        DataError: a missing folder, or none in it.
+    """
+    if not root.is_dir():
+        raise DataError(f"data is {str(root)!r}, which is no folder", field="data", value=str(root))
+    paths = tuple(sorted(path for path in root.rglob("*") if _looks_like_image(str(path)) and path.is_file()))
+    if not paths:
+        raise DataError(f"{root} holds no photograph", field="data", value=str(root))
+    return Photographs((), paths, (-1,) * len(paths))
+
+
 def _looks_like_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 

@@ -38,7 +38,9 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
     """
     assert options.init is not None
     if options.init == "torchvision":
-        backbones = [network.low, network.high] if isinstance(network, MSNet) else [network]
+        backbones = (
+            [network.backbone(stage) for stage in range(network.depth)] if isinstance(network, MSNet) else [network]
+        )
         state = _torchvision_weights(backbone_name(options.network))
         for backbone in backbones:
             _copy(backbone, state, "torchvision")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -24,8 +25,10 @@ from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.log import logger
 from service.model_spec import Architecture, ModelSpec
+from service.networks.cascade import Cascade
 from service.networks.cost import cost
-from service.networks.registry import build
+from service.networks.registry import build, resolutions
+from service.stages import StageSpec
 from service.training import data
 from service.training.initial import initialise_from, warn_of_other_split
 from service.training.losses import loss
@@ -34,6 +37,7 @@ from service.training.pixels import GIGABYTE, Pixels, decoded
 from service.training.processes import Processes
 from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
+from service.training.trained_on import write_trained_on
 
 MOMENTUM = 0.9
 EVALUATION_BATCH = 64
@@ -44,7 +48,8 @@ READ_EVERY = 10
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands; loss and accuracies are of this epoch's training crops some steps ago, shares of 1."""
+    """Where a run stands; loss and accuracies, by stage, are of this epoch's
+    training crops some steps ago; shares of 1."""
 
     epoch: int
     epochs: int
@@ -52,8 +57,7 @@ class Progress:
     steps: int
     resolution: int
     loss: float
-    low_accuracy: float
-    high_accuracy: float
+    accuracy: Mapping[str, float]
     images_per_second: float
     seconds_left: float
 
@@ -124,8 +128,9 @@ class _Run:
             self.folder.check_same(options, self.photographs, self.held_out)
         else:
             self.folder.check_free()
-        saved = self.folder.checkpoint(self.device) if resume else None
-        self.cost = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
+        saved = self.folder.checkpoint(self.device, options.stages) if resume else None
+        self.files: dict[str, str] = {}
+        self.mmacs = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
 
         torch.manual_seed(options.seed)
         network = build(options.network, len(self.labels), options.network_options)
@@ -145,6 +150,8 @@ class _Run:
         self.parallel = DistributedDataParallel(self.network) if processes.world > 1 else self.network
         if processes.is_first and not resume:  # the last check of every process lies before the line above
             self.folder.claim(options)
+        if processes.is_first:
+            self.files = write_trained_on(options.out, self.photographs)
 
     def run(self, on_step: Callable[[Progress], None], on_epoch: Callable[[EpochLog], None]) -> Finished:
         spec = None
@@ -181,29 +188,27 @@ class _Run:
             asked = time.perf_counter()
         totals = self.processes.sum(totals)
         self.unreadable = self.processes.union(self.unreadable)
-        if not totals[3]:
+        if not totals[-1]:
             raise DataError(
                 f"no step had two photographs that can be read; {len(self.unreadable)} cannot",
                 field="data",
                 value=str(options.data),
             )
         seconds = time.perf_counter() - began
-        mean = totals[:3] / totals[3]
-        if not mean[0].isfinite():  # nothing of this epoch is kept
+        loss_, *right = (totals[:-1] / totals[-1]).tolist()
+        if not math.isfinite(loss_):  # nothing of this epoch is kept
             raise InvalidOption(
                 "learning_rate", options.learning_rate, f"lower: the loss of epoch {epoch + 1} is not finite"
             )
-        held_low, held_high = self._held_out_accuracy() if self.processes.is_first else (0.0, 0.0)
+        held_out = self._held_out_accuracy() if self.processes.is_first else [0.0 for _ in options.stages]
         return EpochLog(
             epoch=epoch + 1,
             resolution=resolution,
             learning_rate=rate,
-            loss=mean[0].item(),
-            low_accuracy=mean[1].item() if options.is_multi_scale else float("nan"),
-            high_accuracy=mean[2].item(),
-            held_out_low_accuracy=held_low,
-            held_out_high_accuracy=held_high,
-            images_per_second=totals[3].item() / seconds,
+            loss=loss_,
+            accuracy=dict(zip(options.stages, right, strict=True)),
+            held_out=dict(zip(options.stages, held_out, strict=True)),
+            images_per_second=totals[-1].item() / seconds,
             seconds=seconds,
             waited=waited / seconds,
             unreadable=len(self.unreadable),
@@ -221,7 +226,7 @@ class _Run:
         return decoded(self.photographs, side, budget, self.device, self.processes.here)
 
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
-        """One update; gives (loss summed over images, low right, high right, images)."""
+        """One update; gives (loss summed over images, how many each stage got right, images)."""
         self.unreadable.update(batch.unreadable)
         too_few = torch.tensor(int(len(batch.targets) < 2))  # batch norm takes two
         if self.processes.sum(too_few):  # all skip the step, or the others would wait for this one's gradients
@@ -232,8 +237,7 @@ class _Run:
             group["lr"] = rate
         amp = torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
         with amp:
-            answered = self.parallel(images)
-        heads = answered if isinstance(answered, tuple) else (answered,)
+            heads = self.parallel(images)
         value = loss(
             heads,
             targets,
@@ -245,15 +249,15 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.network)
-        right = [(head.detach().argmax(1) == targets).sum() for head in (heads[0], heads[-1])]
+        right = [(head.detach().argmax(1) == targets).sum() for head in heads]
         return torch.stack([value.detach() * len(targets), *right, torch.full_like(right[0], len(targets))]).double()
 
     def _none(self) -> Tensor:
-        """Loss, low right, high right, images: so far of none."""
-        return torch.zeros(4, dtype=torch.float64, device=self.device)
+        """Loss, right answers of each stage, images: so far of none."""
+        return torch.zeros(2 + len(self.options.stages), dtype=torch.float64, device=self.device)
 
     def _progress(self, epoch: int, step: int, resolution: int, known: Sequence[float], seconds: float) -> Progress:
-        value, low, high, images = known
+        value, *right, images = known
         done = self._work(0, epoch) + self._work(epoch, epoch + 1) * (step + 1) / self.steps
         spent = sum(line.seconds for line in self.log) + seconds
         return Progress(
@@ -263,8 +267,7 @@ class _Run:
             steps=self.steps,
             resolution=resolution,
             loss=value / max(images, 1),
-            low_accuracy=low / max(images, 1) if self.options.is_multi_scale else float("nan"),
-            high_accuracy=high / max(images, 1),
+            accuracy={name: count / max(images, 1) for name, count in zip(self.options.stages, right, strict=True)},
             images_per_second=(step + 1) * self.batch * self.processes.world / seconds,
             seconds_left=spent * (self._work(0, self.options.epochs) / done - 1),
         )
@@ -273,22 +276,22 @@ class _Run:
         """Work of epochs [start, stop), in pixels a photograph: later epochs may be larger."""
         return float(sum(self.options.resolution_in(epoch) ** 2 for epoch in range(start, stop)))
 
-    def _held_out_accuracy(self) -> tuple[float, float]:
+    def _held_out_accuracy(self) -> list[float]:
         if not len(self.held_out):
-            return float("nan"), float("nan")
+            return [math.nan for _ in self.options.stages]
         predictor = Predictor(copy.deepcopy(self._model()), self._spec(), self.device, self.precision)
         crop = data.CentreCrop(predictor.spec.preprocessing)
-        right = torch.zeros(2)
+        right = torch.zeros(predictor.depth)
         count = 0
         for batch in data.loader(self.held_out, crop, EVALUATION_BATCH, self._workers()):
             self.unreadable.update(batch.unreadable)
             if not len(batch.targets):
                 continue
-            heads = predictor.heads(batch.images)
-            right += torch.tensor([(head.argmax(1).cpu() == batch.targets).sum().item() for head in heads])
+            heads = predictor.answers_to(batch.images)
+            right += torch.tensor([(head.argmax(1) == batch.targets).sum().item() for head in heads])
             count += len(batch.targets)
-        low_right, high_right = (right / max(count, 1)).tolist()
-        return low_right if self.options.is_multi_scale else float("nan"), high_right
+        accuracies: list[float] = (right / max(count, 1)).tolist()
+        return accuracies
 
     def _workers(self) -> int:
         asked = self.options.workers
@@ -303,9 +306,13 @@ class _Run:
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
-    def _model(self) -> nn.Module:
+    def _model(self) -> Cascade:
         """The network whose weights are kept."""
-        return self.network if self.average is None or not self.average.n_averaged else self.average.module
+        if self.average is None or not self.average.n_averaged:
+            return self.network
+        averaged = self.average.module
+        assert isinstance(averaged, Cascade)
+        return averaged
 
     def _spec(self) -> ModelSpec:
         options = self.options
@@ -316,9 +323,9 @@ class _Run:
             classes=self.labels,
             class_folders=self.photographs.folders,
             preprocessing=Preprocessing.at(options.resolution),
-            low_mmacs=self.cost.low_mmacs,
-            high_mmacs=self.cost.high_mmacs,
+            stages=tuple(map(StageSpec, options.stages, resolutions(options.network, options.resolution), self.mmacs)),
             weights_sha256="",
+            files=self.files,
             dataset=options.dataset or options.data.resolve().name,
             recipe=options.recipe(),
             training={
@@ -342,7 +349,7 @@ class _Run:
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
-            "log": [asdict(line) for line in self.log],
+            "log": [line.columns() for line in self.log],
             "unreadable": sorted(self.unreadable),
         }
         return self.folder.save(self.log, self._model().state_dict(), self._spec(), checkpoint)
@@ -352,5 +359,5 @@ class _Run:
         self.optimiser.load_state_dict(saved["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
-        self.log = [EpochLog(**line) for line in saved["log"]]
+        self.log = list(saved["log"])
         self.unreadable = set(saved["unreadable"])

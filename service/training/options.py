@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import InvalidOption
-from service.networks.registry import is_multi_scale, names
+from service.networks.registry import names, resolutions, stage_names
 
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 1024
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -28,7 +28,7 @@ class TrainOptions:
         network: a name of ``networks.registry``.
         data: folder with ``train/<class>/`` (or the class folders themselves).
         out: the run folder.
-        resolution: high resolution in pixels, even, 64 to 1024; the low network sees half of it.
+        resolution: side of the last stage's input, pixels, even, 64 to 1024; each stage before sees half of the next.
         epochs: passes over the training images.
         batch_size: images a step, over all processes; None takes 64, or an eighth of the photographs if that is less.
         learning_rate: its peak.
@@ -39,7 +39,7 @@ class TrainOptions:
         augment: change every crop in a random way, see ``data.RandomCrop``.
         label_smoothing: share of a target that all classes get evenly.
         progressive: train at 2/3 of the resolution for the first 3/5 of the epochs, at 5/6 for the next 1/5.
-        distillation: weight of what the low head learns from the high one, see ``losses``; 0 switches it off.
+        distillation: weight of what the other heads learn from the last one, see ``losses``; 0 switches it off.
         ema_epochs: time constant of the weight average, in epochs; 0 switches it off.
         calibration_share: share of each class held out of training for calibration.
         seed: of initial weights, order, crops and the held-out split.
@@ -87,8 +87,9 @@ class TrainOptions:
             raise InvalidOption("schedule", self.schedule, "cosine or step")
         if self.precision not in PRECISIONS:  # float16 would take a scaler of gradients
             raise InvalidOption("precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+        resolutions(self.network, self.resolution)
         if self.resolution % 2:
-            raise InvalidOption("resolution", self.resolution, "even, so that it can be halved")
+            raise InvalidOption("resolution", self.resolution, "even")
         _check("resolution", self.resolution, MIN_RESOLUTION, MAX_RESOLUTION)
         _check("epochs", self.epochs, 1, 10_000)
         if self.batch_size is not None:
@@ -107,9 +108,9 @@ class TrainOptions:
         _check("decoded_gb", self.decoded_gb, 0, 10_000)
 
     @property
-    def is_multi_scale(self) -> bool:
-        """Whether a low network is trained with the high one."""
-        return is_multi_scale(self.network)
+    def stages(self) -> tuple[str, ...]:
+        """Names of the network's stages, cheapest first."""
+        return stage_names(self.network)
 
     def resolution_in(self, epoch: int) -> int:
         """The crop's side in pixels in ``epoch`` (from 0); even, at most ``resolution``."""

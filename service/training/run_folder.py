@@ -1,6 +1,6 @@
 """The folder of one run, which says everything about itself.
 
-``options.json`` is what was asked. After every epoch come anew ``log.csv`` (one line an epoch), the model itself
+``options.json`` is what was asked. After every epoch come again ``log.csv`` (one line an epoch), the model itself
 (``weights.safetensors`` and ``model.json``) and, last, ``checkpoint.pt``: everything to go on from that epoch.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,27 +31,53 @@ OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
 
 @dataclass(frozen=True, slots=True)
 class EpochLog:
-    """One line of ``log.csv``; ``held_out_*`` are of the averaged weights on the calibration photographs.
+    """One line of ``log.csv``. ``waited`` is the share of the time that the first process had no batch.
 
-    A single-scale network has its accuracy under ``high`` and nan under ``low``. ``waited`` is the share of the time
-    that the first process had no batch.
+    Attributes:
+        accuracy: of each stage on training crops, a share of 1, by its name.
+        held_out: of each stage, by the averaged weights on the calibration photographs; nan without any.
     """
 
     epoch: int
     resolution: int
     learning_rate: float
     loss: float
-    low_accuracy: float
-    high_accuracy: float
-    held_out_low_accuracy: float
-    held_out_high_accuracy: float
+    accuracy: Mapping[str, float]
+    held_out: Mapping[str, float]
     images_per_second: float
     seconds: float
     waited: float
     unreadable: int
 
+    def columns(self) -> dict[str, float]:
+        """As in ``log.csv``: one column per stage and accuracy, ``<stage>_accuracy`` and ``held_out_<stage>_accuracy``.
 
-LOG_FIELDS = {field.name for field in fields(EpochLog)}
+        A single-scale network's stands under ``high``, with nan under ``low``.
+        """
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        accuracies = {f"{name}_accuracy": value for name, value in _in_log(plain.pop("accuracy")).items()}
+        held_out = {f"held_out_{name}_accuracy": value for name, value in _in_log(plain.pop("held_out")).items()}
+        first = {name: plain.pop(name) for name in ("epoch", "resolution", "learning_rate", "loss")}
+        return {**first, **accuracies, **held_out, **plain}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, float], stages: Sequence[str]) -> EpochLog:
+        """What ``columns`` gave, of a network with these stages. Raises KeyError."""
+        names = stages if len(stages) > 1 else ("high",)
+        of = dict(zip(names, stages, strict=True))
+        plain = {field.name: columns[field.name] for field in fields(cls) if field.name not in ("accuracy", "held_out")}
+        accuracy = {of[name]: columns[f"{name}_accuracy"] for name in names}
+        held_out = {of[name]: columns[f"held_out_{name}_accuracy"] for name in names}
+        return cls(**plain, accuracy=accuracy, held_out=held_out)  # type: ignore[arg-type]
+
+
+def _in_log(accuracies: Mapping[str, float]) -> dict[str, float]:
+    if len(accuracies) > 1:
+        return dict(accuracies)
+    (only,) = accuracies.values()
+    return {"low": math.nan, "high": only}
+
+
 CHECKPOINT_KEYS = {"network", "optimiser", "average", "log", "unreadable"}
 
 
@@ -84,7 +111,7 @@ class RunFolder:
         if foreign:
             raise DataError(
                 f"{path} was written by another version of lowfirst: {len(foreign)} options are known to one of them "
-                f"only, {foreign[0]!r} first; train it anew with this version, or go on with the one it was begun with",
+                f"only, {foreign[0]!r} first; train it again, or go on with the version it was begun with",
                 field="out",
                 value=str(self.path),
             )
@@ -114,8 +141,8 @@ class RunFolder:
         temporary.write_text(json.dumps(options.to_json(), indent=1) + "\n")
         temporary.replace(self.path / OPTIONS)
 
-    def checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """What ``save`` was given last; None when the first epoch never ended.
+    def checkpoint(self, device: torch.device, stages: Sequence[str]) -> dict[str, Any] | None:
+        """What ``save`` was given last, of a network with these stages; None when the first epoch never ended.
 
         Raises BrokenModel when it cannot be read, or another version wrote it.
         """
@@ -127,10 +154,12 @@ class RunFolder:
                 if (part := parts.testzip()) is not None:
                     raise ValueError(f"{part} in it is damaged")
             saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-            if not saved.keys() >= CHECKPOINT_KEYS or any({*line} != LOG_FIELDS for line in saved["log"]):
+            if not saved.keys() >= CHECKPOINT_KEYS:
                 raise ValueError("another version of lowfirst wrote it")
+            saved["log"] = [EpochLog.of_columns(line, stages) for line in saved["log"]]
         except (
-            ValueError, RuntimeError, EOFError, OSError, AttributeError, TypeError, UnpicklingError, BadZipFile
+            ValueError, RuntimeError, EOFError, OSError, AttributeError, LookupError, TypeError, UnpicklingError,
+            BadZipFile,
         ) as error:  # fmt: skip
             reason = str(error).partition("\n")[0]
             raise BrokenModel(
@@ -152,9 +181,10 @@ class RunFolder:
     ) -> ModelSpec:
         """Write everything that an epoch renews; gives ``spec`` with the weights' digest."""
         with (self.path / LOG).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(EpochLog)])
+            lines = [line.columns() for line in log]
+            writer = csv.DictWriter(file, list(lines[0]))
             writer.writeheader()
-            writer.writerows(asdict(line) for line in log)
+            writer.writerows(lines)
         spec = dataclasses.replace(spec, weights_sha256=write_weights(self.path, weights))
         write_spec(self.path, spec)
         temporary = self.path / (CHECKPOINT + ".tmp")
