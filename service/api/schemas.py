@@ -380,11 +380,12 @@ class AuditState(BaseModel):
 
 
 class TimeState(BaseModel):
-    """Compute of one worker per image answered since the start, and what the single-scale network would have taken.
+    """Compute of one worker per image since the start, and what the single-scale network would have taken.
 
     Null before the first image, or where that network was not measured. Costs take ``LOWFIRST_COST_PER_HOUR``.
     """
 
+    images: int = Field(description="Those that were computed: answers from the cache are left out.")
     mean_ms: float | None
     single_scale_ms: float | None
     saved: float | None
@@ -392,9 +393,10 @@ class TimeState(BaseModel):
     single_scale_cost_per_million: float | None
 
     @classmethod
-    def of(cls, spent: TimeSpent, cost_per_hour: float | None) -> TimeState:
-        """What was spent as a body."""
+    def of(cls, spent: TimeSpent, images: int, cost_per_hour: float | None) -> TimeState:
+        """What was spent on so many images as a body."""
         return cls(
+            images=images,
             mean_ms=milliseconds(spent.mean_seconds),
             single_scale_ms=milliseconds(spent.single_scale_seconds),
             saved=spent.saved,

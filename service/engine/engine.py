@@ -260,9 +260,14 @@ class Engine:
         """What a threshold is expected to do."""
         return predict(self.predictor, self._pace.table, self._limits.max_batch_size, threshold)
 
+    @property
+    def computed(self) -> int:
+        """Images answered since the start, those from the cache left out."""
+        return self._answering.computed
+
     def time_spent(self) -> TimeSpent:
         """Compute per image since the start."""
-        computed = self._answering.computed
+        computed = self.computed
         single = self._answering.single_scale_seconds or None
         return TimeSpent(self._lanes.seconds / computed if computed else None, single)
 

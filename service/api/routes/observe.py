@@ -45,7 +45,7 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
         mean_mmacs=summary.mean_mmacs,
         low_mmacs=spec.mmacs[0],
         single_scale_mmacs=spec.single_scale_mmacs,
-        time=TimeState.of(engine.time_spent(), parts.settings.cost_per_hour),
+        time=TimeState.of(engine.time_spent(), engine.computed, parts.settings.cost_per_hour),
         requests_per_second=summary.images_per_second,
         latency_ms=LatencyMs(**summary.latency_ms),
         queue=QueueState(

@@ -93,6 +93,7 @@ async def test_stats_of_an_unused_server_have_every_field(fresh: httpx.AsyncClie
     assert stats["queue"] == {"low": 0, "high": 0, "images_in_flight": 0, "bytes_in_flight": 0}
     assert 0 < stats["low_mmacs"] < stats["single_scale_mmacs"]
     assert stats["time"]["single_scale_ms"] > 0
+    assert stats["time"]["images"] == 0
     unknown = ("mean_ms", "saved", "cost_per_million", "single_scale_cost_per_million")
     assert [stats["time"][name] for name in unknown] == [None] * len(unknown)
 
@@ -107,6 +108,7 @@ async def test_time_spent_agrees_with_the_counters(
         samples = await scrape(client)
     computed = total(samples, "lowfirst_compute_seconds_sum")
     single_scale = total(samples, "lowfirst_single_scale_compute_seconds_total", model="tiny/1")
+    assert spent["images"] == 10
     assert spent["mean_ms"] == pytest.approx(1e3 * computed / 10)
     assert spent["single_scale_ms"] == pytest.approx(1e3 * single_scale / 10)
     assert spent["saved"] == pytest.approx(1 - computed / single_scale)
