@@ -80,6 +80,16 @@ def stores(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, make_jpeg
     return found
 
 
+@pytest.fixture(scope="session")
+def cascades(stores: Mapping[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store with all three: ``single/1`` of one stage, ``tiny/1`` of two, ``deep/1`` of three."""
+    root = tmp_path_factory.mktemp("cascades")
+    for name, depth in (("single", 1), ("tiny", 2), ("deep", 3)):
+        folder = Path(shutil.copytree(stores[depth] / "tiny" / "1", root / name / "1"))
+        write_spec(folder, dataclasses.replace(read_spec(folder), name=name))
+    return root
+
+
 def write_tiny(folder: Path, network_name: str, make_jpeg: MakeJpeg) -> None:
     """A seeded, untrained model of ``network_name`` whose confidences spread, with its table."""
     folder.mkdir(parents=True)

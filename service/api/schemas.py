@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -178,10 +178,10 @@ class PredictedEffect(BaseModel):
     agreement_at_least: float
     accuracy_drop_at_most: float | None
 
-    @classmethod
-    def of(cls, effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> Self:
+    @staticmethod
+    def of(effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> PredictedEffect:
         """A calibration's effect as a body, with its time where that is known."""
-        return cls(
+        return PredictedEffect(
             exit_rate=effect.exit_rate,
             ends=list(effect.ends),
             mean_mmacs=effect.mean_mmacs,
@@ -303,12 +303,12 @@ class PreviewAnswer(BaseModel):
 class CurvePoint(PredictedEffect):
     """One threshold of the calibration table."""
 
-    threshold: float = 0.0
+    threshold: float
 
     @classmethod
-    def at(cls, threshold: float, effect: Effect) -> CurvePoint:
-        """The point of ``threshold``."""
-        return cls.of(effect).model_copy(update={"threshold": threshold})
+    def at(cls, threshold: float, effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> CurvePoint:
+        """The point of ``threshold``, with its time where that is known."""
+        return cls(threshold=threshold, **dict(PredictedEffect.of(effect, time)))
 
 
 class StageAnswer(BaseModel):
@@ -380,11 +380,12 @@ class AuditState(BaseModel):
 
 
 class TimeState(BaseModel):
-    """Compute of one worker per image answered since the start, and what the single-scale network would have taken.
+    """Compute of one worker per image since the start, and what the single-scale network would have taken.
 
     Null before the first image, or where that network was not measured. Costs take ``LOWFIRST_COST_PER_HOUR``.
     """
 
+    images: int = Field(description="Those that were computed: answers from the cache are left out.")
     mean_ms: float | None
     single_scale_ms: float | None
     saved: float | None
@@ -395,6 +396,7 @@ class TimeState(BaseModel):
     def of(cls, spent: TimeSpent, cost_per_hour: float | None) -> TimeState:
         """What was spent as a body."""
         return cls(
+            images=round(spent.images),
             mean_ms=milliseconds(spent.mean_seconds),
             single_scale_ms=milliseconds(spent.single_scale_seconds),
             saved=spent.saved,

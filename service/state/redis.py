@@ -61,8 +61,16 @@ ATTEMPTS = 20
 
 CONNECTIONS = 16
 
-# In the keys of cached passes: those that other releases encode otherwise are others.
+# In the keys of cached outputs: those that other releases encode otherwise are others.
 CACHE_FORMAT = 1
+
+# KEYS: the entry. ARGV: its new bytes, for how many seconds. The first byte of an entry says how many stages ran.
+KEEP = """
+local kept = redis.pcall('GETRANGE', KEYS[1], 0, 0)
+if type(kept) == 'string' and kept > string.sub(ARGV[1], 1, 1) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
 
 # KEYS: the config. ARGV: what it must still be ("" for none), what it becomes, the channel.
 SWAP = """
@@ -424,6 +432,7 @@ class RedisResultCache:
     def __init__(self, link: RedisLink, ttl_seconds: int) -> None:
         self._link = link
         self._ttl_seconds = ttl_seconds
+        self._keep = link.client.register_script(KEEP)
 
     async def get(self, key: str) -> CachedOutputs | None:
         """See ``ResultCache.get``."""
@@ -435,12 +444,10 @@ class RedisResultCache:
         return None
 
     async def put(self, key: str, known: CachedOutputs) -> None:
-        """See ``ResultCache.put``. An entry of the first stage alone replaces nothing (NX): it knows nothing new."""
+        """See ``ResultCache.put``."""
         if self._link.is_passed_by:
             return
-        kept = self._link.client.set(
-            self._name(key), encode_outputs(known), ex=self._ttl_seconds, nx=len(known.outputs) == 1
-        )
+        kept = self._keep(keys=[self._name(key)], args=[encode_outputs(known), self._ttl_seconds])
         with suppress(StoreUnavailable):
             await self._link.run(kept, CACHE_SECONDS)
 
