@@ -17,7 +17,7 @@ from service.errors import BrokenModel, InvalidOption, LowfirstError, NotFound
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
 from service.model_spec import FORMAT, SPEC, Architecture, ModelSpec
-from service.stages import Temperature
+from service.stages import StageSpec
 from service.store import WEIGHTS, ModelStore, read_spec, read_weights, write_spec, write_weights
 
 SPECIMEN = ModelSpec(
@@ -27,12 +27,14 @@ SPECIMEN = ModelSpec(
     classes=("a bee", "Ä cat"),
     class_folders=("n01", "n02"),
     preprocessing=Preprocessing(resize=75, crop=64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
-    low_mmacs=1.25,
-    high_mmacs=5.0 / 3,
+    stages=(StageSpec("low", 32, 1.25, 1.5), StageSpec("high", 64, 5.0 / 3, 0.7)),
     weights_sha256="0" * 64,
-    temperature=Temperature(1.5, 0.7),
     default_threshold=0.65,
-    calibration=(CalibrationTable("eager", "float32", 7, (CalibrationRow(0.0, 7, 2, 1, 1, 5),)),),
+    calibration=(
+        CalibrationTable(
+            "eager", "float32", 7, (CalibrationRow(0.0, (7, 0), 2, 1, 1, 5), CalibrationRow(1.0, (0, 7), 0, 0, 0, 5))
+        ),
+    ),
     dataset="Bees & cats",
     recipe={"seed": 1, "network_options": {"projection": False}, "init": None},
     training={"seconds": 1.5},
@@ -62,7 +64,7 @@ def test_spec_survives_its_json() -> None:
 
 
 def test_spec_of_a_model_never_calibrated_survives_its_json() -> None:
-    bare = dataclasses.replace(SPECIMEN, default_threshold=None, calibration=(), temperature=Temperature())
+    bare = dataclasses.replace(SPECIMEN, default_threshold=None, calibration=())
     assert ModelSpec.from_json(bare.to_json()) == bare
 
 

@@ -240,9 +240,7 @@ def test_share_outside_0_and_1_is_refused(goal: Goal, value: float) -> None:
 
 
 def test_budget_below_the_low_pass_is_refused_with_its_cost() -> None:
-    with pytest.raises(
-        InvalidOption, match="at least 10 million multiply-adds, the cost of the first"
-    ) as caught:
+    with pytest.raises(InvalidOption, match="at least 10 million multiply-adds, the cost of the first") as caught:
         _calibration(n=100).solve("max_mean_mmacs", 9.99)
     assert caught.value.status == 422
 
