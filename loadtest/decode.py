@@ -32,7 +32,8 @@ from torch import Tensor
 from torchvision.io import decode_image
 
 from service.evaluation.passes import Passes, check_classes
-from service.images.decode import Pixels, decode, resize, stack
+from service.images.decode import decode, resize, stack
+from service.images.pixels import Pixels
 from service.images.transforms import Preprocessing
 from service.inference.device import cores
 from service.inference.predictor import Predictor

@@ -12,7 +12,7 @@ from service.errors import InvalidOption
 from service.inference.calibration import Effect
 from service.state.base import GOALS, Goal
 
-UNKNOWN_TIME = TimeSpent(None, None)
+UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -393,10 +393,10 @@ class TimeState(BaseModel):
     single_scale_cost_per_million: float | None
 
     @classmethod
-    def of(cls, spent: TimeSpent, images: int, cost_per_hour: float | None) -> TimeState:
-        """What was spent on so many images as a body."""
+    def of(cls, spent: TimeSpent, cost_per_hour: float | None) -> TimeState:
+        """What was spent as a body."""
         return cls(
-            images=images,
+            images=int(spent.images),
             mean_ms=milliseconds(spent.mean_seconds),
             single_scale_ms=milliseconds(spent.single_scale_seconds),
             saved=spent.saved,
@@ -434,7 +434,15 @@ class MetricsTarget(BaseModel):
     labels: dict[str, str]
 
 
+class Processes(BaseModel):
+    """The processes of a server that has several."""
+
+    ready: int
+    count: int
+
+
 class Health(BaseModel):
     """Whether the server lives, or is ready for work."""
 
     status: Literal["ok"]
+    processes: Processes | None = Field(None, description="Only of a server with several.")

@@ -260,16 +260,10 @@ class Engine:
         """What a threshold is expected to do."""
         return predict(self.predictor, self._pace.table, self._limits.max_batch_size, threshold)
 
-    @property
-    def computed(self) -> int:
-        """Images answered since the start, those from the cache left out."""
-        return self._answering.computed
-
     def time_spent(self) -> TimeSpent:
         """Compute per image since the start."""
-        computed = self.computed
         single = self._answering.single_scale_seconds or None
-        return TimeSpent(self._lanes.seconds / computed if computed else None, single)
+        return TimeSpent(self._answering.computed, self._lanes.seconds, single)
 
     def audit(self) -> Audit:
         """What audits say of the threshold that is asked for."""
