@@ -396,7 +396,7 @@ class TimeState(BaseModel):
     def of(cls, spent: TimeSpent, cost_per_hour: float | None) -> TimeState:
         """What was spent as a body."""
         return cls(
-            images=int(spent.images),
+            images=round(spent.images),
             mean_ms=milliseconds(spent.mean_seconds),
             single_scale_ms=milliseconds(spent.single_scale_seconds),
             saved=spent.saved,
