@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         description="Work that may be queued, at least LOWFIRST_TARGET_LATENCY_MS; behind more: 429.",
     )
     audit_probability: float = Field(
-        0.01, ge=0, le=1, description="Share of exited images that get the remaining stages too, to count disagreements."
+        0.01, ge=0, le=1, description="Share of exited images that get the remaining stages too, to count disagreement."
     )
     cache_entries: int = Field(0, ge=0, description="Images whose results are kept in memory; 0: none.")
     cache_ttl_seconds: int = Field(
