@@ -17,6 +17,7 @@ from service.evaluation.evaluate import EVALUATION, Evaluation, evaluate
 from service.evaluation.publish import CARD, CARD_THRESHOLDS, CURVE, publish
 from service.inference.predictor import Predictor
 from service.store import WEIGHTS, ModelStore, read_spec, write_spec
+from service.training.trained_on import TRAINED_ON
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,10 @@ def test_published_model_is_the_runs_with_a_name_and_a_version(ready: Path, stor
     spec = publish(ready, store, "shapes")
     folder = store.find("shapes")
     assert folder == store.root / "shapes" / "1"
-    assert sorted(path.name for path in folder.iterdir()) == [CARD, CURVE, "model.json", WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, CURVE, "model.json", TRAINED_ON, WEIGHTS]
     assert read_spec(folder) == spec == dataclasses.replace(read_spec(ready), name="shapes", version=1)
     assert (folder / WEIGHTS).read_bytes() == (ready / WEIGHTS).read_bytes()
-    assert Predictor.load(folder, "cpu", "float32").is_multi_scale
+    assert Predictor.load(folder, "cpu", "float32").depth == 2
 
 
 def test_every_publishing_makes_the_next_version(ready: Path, store: ModelStore) -> None:
