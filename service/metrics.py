@@ -1,7 +1,8 @@
 """Every metric, on an injected registry.
 
-Rates and averages over replicas follow from counters alone: the early-exit rate is
-``images_total{exit="low"} / images_total``, the mean cost ``multiply_adds_total / images_total``.
+Rates and averages over replicas follow from counters alone: the early-exit rate is the share of ``images_total`` whose
+exit is not the last stage's (the one with the reason ``escalated`` or ``only``), the mean cost
+``multiply_adds_total / images_total``, the time saved 1 less ``compute_seconds / single_scale_compute_seconds_total``.
 
 A gauge's ``multiprocess_mode`` says how the values of several processes that serve as one become one value.
 """
@@ -162,7 +163,7 @@ class Metrics:
         )
         self.expected_exit_rate = Gauge(
             "lowfirst_expected_exit_rate",
-            "Early-exit rate that the calibration table foretells for the threshold asked for.",
+            "Early-exit rate that the calibration table predicts for the threshold asked for.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +18,10 @@ from service.stages import StageSpec, mean_cost, up_to_each
 
 FORMAT = 2
 SPEC = "model.json"
+
+# Stages name fields, labels and parts of headers: what may stand there, and what stands there already.
+STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+TAKEN = ("answer", "audit", "bytes_in_flight", "deadline", "decode", "escalation", "images_in_flight", "queue", "total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +222,14 @@ def _check(spec: ModelSpec) -> None:
 
 def _check_stages(stages: Sequence[StageSpec], crop: int) -> None:
     names = [stage.name for stage in stages]
-    if not stages or len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
+    if not stages or len(set(names)) != len(names):
         raise ValueError("stages must be at least one, each with a name of its own")
+    for name in names:
+        if not (isinstance(name, str) and STAGE_NAME.fullmatch(name)) or name in TAKEN:
+            raise ValueError(
+                f"stages: name is {name!r}; it must be at most 64 lower-case letters, digits, '.', '_' and '-', and "
+                f"none of {', '.join(TAKEN)}"
+            )
     for stage in stages:
         if not (isinstance(stage.resolution, int) and 0 < stage.resolution <= crop):
             raise ValueError(f"stage {stage.name}: resolution is {stage.resolution!r}; it must be 1 to crop, {crop}")

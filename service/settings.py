@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     )
     max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
     max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")
-    feature_slots: int = Field(128, ge=1, description="Images whose low features may wait for the high pass.")
+    feature_slots: int = Field(128, ge=1, description="Images whose features may wait for the next stage.")
     max_image_bytes: int = Field(16 * MIB, ge=1, description="Bytes of one encoded image; beyond: 413.")
     max_batch_bytes: int = Field(64 * MIB, ge=1, description="Bytes of a body of /classify/batch; beyond: 413.")
     max_batch_images: int = Field(64, ge=1, le=1024, description="Images in one request of /classify/batch.")
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         description="Work that may be queued, at least LOWFIRST_TARGET_LATENCY_MS; behind more: 429.",
     )
     audit_probability: float = Field(
-        0.01, ge=0, le=1, description="Share of exited images that get the high pass too, to count disagreements."
+        0.01, ge=0, le=1, description="Share of exited images that get the remaining stages too, to count disagreement."
     )
     cache_entries: int = Field(0, ge=0, description="Images whose results are kept in memory; 0: none.")
     cache_ttl_seconds: int = Field(

@@ -7,10 +7,27 @@ import dataclasses
 import numpy as np
 import pytest
 
-from service.api.observed import Share, audit_of, latency_ms, pooled, thinned
+from service.api.observed import Share, audit_of, latency_ms, pooled, thinned, time_spent
 from service.engine.audit import Audit
 
-NOTHING = Share(0, 0, 0, 0, (), 0.5, 0, 0, 0, 0, 0, 0, None, None)
+NOTHING = Share(
+    images=0,
+    exited=0,
+    mmacs=0,
+    computed=0,
+    seconds=0,
+    single_scale_seconds=None,
+    per_second=0,
+    latencies=(),
+    effective_threshold=0.5,
+    waiting={},
+    images_in_flight=0,
+    bytes_in_flight=0,
+    audited=0,
+    disagreements=0,
+    exit_rate=None,
+    promised=None,
+)
 
 
 def share(seconds: list[float]) -> Share:
@@ -57,3 +74,13 @@ def test_exit_rates_weigh_by_images() -> None:
     audit = audit_of(shares)
     assert (audit.images, audit.disagreements) == (5, 1)
     assert audit.exit_rate == pytest.approx(0.7)
+
+
+def test_time_of_all_is_per_image_computed_by_any() -> None:
+    busy = dataclasses.replace(NOTHING, computed=300, seconds=0.3, single_scale_seconds=0.004)
+    idle = dataclasses.replace(NOTHING, computed=100, seconds=0.9, single_scale_seconds=0.004)
+    spent = time_spent([busy, idle])
+    assert spent.images == 400
+    assert spent.mean_seconds == pytest.approx(0.003)
+    assert spent.saved == pytest.approx(0.25)
+    assert time_spent([NOTHING, NOTHING]).mean_seconds is None

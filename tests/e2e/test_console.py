@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, ViewportSize, expect, sync_playwright
 
+from service.calibration_table import CalibrationRow
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.store import read_spec, write_spec
 
@@ -303,8 +304,7 @@ def test_model_without_labels_or_measured_time_shows_what_is_known(
     folder = Path(shutil.copytree(store / "tiny/1", tmp_path / "tiny/1"))
     spec = read_spec(folder)
     (table,) = spec.calibration
-    unknown = {"right_last_wrong": None, "wrong_last_right": None, "right": None}
-    rows = tuple(dataclasses.replace(row, **unknown) for row in table.rows)
+    rows = tuple(CalibrationRow(row.threshold, row.ends, row.disagreements) for row in table.rows)
     bare = dataclasses.replace(table, rows=rows, is_labelled=False)
     write_spec(folder, dataclasses.replace(spec, calibration=(bare,)))
     LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.004}))).write(tmp_path / "profile.json")

@@ -25,7 +25,7 @@ from service.inference.predictor import Predictor
 from service.model_spec import Architecture
 from service.networks.cost import cost
 from service.networks.registry import names, reference_resolution
-from service.stages import Temperature
+from service.stages import StageSpec
 from service.store import ModelStore, read_spec, read_weights, write_spec, write_weights
 from service.training.data import find
 from service.training.run_folder import LOG
@@ -85,7 +85,8 @@ def runs(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             architecture=Architecture(BASE, 3),
             preprocessing=Preprocessing.at(size),
             weights_sha256=write_weights(folder, own),
-            temperature=Temperature(),
+            stages=(StageSpec("single", size, spec.mmacs[0 if name == "low" else 1]),),
+            files={},
             default_threshold=None,
             calibration=(),
         )
@@ -191,7 +192,7 @@ def test_single_scale_run_is_the_right_network_at_the_right_size(
     group: Group, runs: dict[str, Path], shapes: Path
 ) -> None:
     passes = run_passes(Predictor.load(runs["high"], "cpu", "float32"), find(shapes, "val"), 0)
-    assert group.accuracy(2, 64)[1] == (passes.high.argmax(1) == passes.targets).double().mean().item()
+    assert group.accuracy(2, 64)[1] == (passes.logits[-1].argmax(1) == passes.targets).double().mean().item()
 
 
 def test_verdict_needs_its_baselines(group: Group) -> None:

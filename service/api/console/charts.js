@@ -148,6 +148,7 @@ export class Curve {
       const label = s("text", {class: `point-name ${tone}`, ...at}, name);
       label.classList.add(below ? "start" : "end");
       if (x(point.cost) < EDGE.left + 70) label.classList.replace("end", "start");
+      if (x(point.cost) > width - EDGE.right - 70) label.classList.replace("start", "end");
       drawing.append(label);
     });
     this.place.replaceChildren(drawing);

@@ -114,7 +114,7 @@ function meanSince(imagesThen, then, images, now) {
 
 function totals({images, time, exit_rate: rate, mean_mmacs: mmacs}) {
   const facts = [`${count(images)} images since the start`];
-  if (time.saved !== null) facts.push(`${percent(time.saved)} of the single-scale network's time saved`);
+  if (time.saved !== null) facts.push(`${wholePercent(1 - time.saved)} of the single-scale network's time`);
   facts.push(`${percent(rate)} of them early`, `${millions(mmacs)} each`);
   if (time.cost_per_million !== null) {
     const single = time.single_scale_cost_per_million;
