@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ def test_the_promise_is_what_was_asked_or_else_what_the_table_certifies() -> Non
     assert calibration.promise(ThresholdConfig("threshold", solved, solved)) == certified >= 0.9
 
 
-def _three(seed: int, n: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], ...]:
+def _three(seed: int, n: int) -> tuple[Any, Any, Any]:
     """Confidences (n, 2), answers (n, 3) and targets of three stages, each better than the one before."""
     random = np.random.default_rng(seed)
     targets = random.integers(0, 4, n)
