@@ -140,8 +140,9 @@ def _fit(network: MSNet | Backbone, images: Tensor) -> None:
         _spread(network.classifier, network(images))
 
 
-def _spread(classifier: nn.Linear, logits: Tensor) -> None:
+def _spread(classifier: nn.Module, logits: Tensor) -> None:
     """Change a classifier so that the logits it gave have mean 0 and ``LOGIT_DEVIATION``, class by class."""
+    last = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)][-1]
     scale = LOGIT_DEVIATION / logits.std(dim=0)
-    classifier.weight.mul_(scale[:, None])
-    classifier.bias.sub_(logits.mean(dim=0)).mul_(scale)
+    last.weight.mul_(scale[:, None])
+    last.bias.sub_(logits.mean(dim=0)).mul_(scale)

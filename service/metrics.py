@@ -2,6 +2,8 @@
 
 Rates and averages over replicas follow from counters alone: the early-exit rate is
 ``images_total{exit="low"} / images_total``, the mean cost ``multiply_adds_total / images_total``.
+
+A gauge's ``multiprocess_mode`` says how the values of several processes that serve as one become one value.
 """
 
 from __future__ import annotations
@@ -100,53 +102,84 @@ class Metrics:
             buckets=CONFIDENCES,
             registry=registry,
         )
-        self.threshold = Gauge("lowfirst_threshold", "Threshold asked for.", ["model"], registry=registry)
+        self.threshold = Gauge(
+            "lowfirst_threshold", "Threshold asked for.", ["model"], registry=registry, multiprocess_mode="livemax"
+        )
         self.effective_threshold = Gauge(
             "lowfirst_effective_threshold",
             "Threshold in force: lower than asked for, down to its floor, while overloaded.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemin",
         )
         self.feature_bytes = Gauge(
-            "lowfirst_feature_bytes", "Memory of the features that escalated images carry.", registry=registry
+            "lowfirst_feature_bytes",
+            "Memory of the features that escalated images carry.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
-        self.config_version = Gauge("lowfirst_config_version", "Version of the runtime config.", registry=registry)
+        self.config_version = Gauge(
+            "lowfirst_config_version", "Version of the runtime config.", registry=registry, multiprocess_mode="livemax"
+        )
         self.store_up = Gauge(
-            "lowfirst_store_up", "Whether the shared state answers; 1 where none is shared.", registry=registry
+            "lowfirst_store_up",
+            "Whether the shared state answers; 1 where none is shared.",
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.config_invalid = Gauge(
             "lowfirst_config_invalid",
             "Whether the shared config is ignored: written by a newer release, or out of bounds.",
             registry=registry,
+            multiprocess_mode="livemax",
         )
-        self.queue_depth = Gauge("lowfirst_queue_depth", "Images waiting for a pass.", ["stage"], registry=registry)
+        self.queue_depth = Gauge(
+            "lowfirst_queue_depth",
+            "Images waiting for a pass.",
+            ["stage"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.queued_seconds = Gauge(
-            "lowfirst_queued_seconds", "Age of the oldest image waiting for a pass.", ["stage"], registry=registry
+            "lowfirst_queued_seconds",
+            "Age of the oldest image waiting for a pass.",
+            ["stage"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
-        self.in_flight = Gauge("lowfirst_images_in_flight", "Images accepted and not yet answered.", registry=registry)
+        self.in_flight = Gauge(
+            "lowfirst_images_in_flight",
+            "Images accepted and not yet answered.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.single_scale_multiply_adds = Gauge(
             "lowfirst_single_scale_multiply_adds",
             "Multiply-adds an image would take without an early exit.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.expected_exit_rate = Gauge(
             "lowfirst_expected_exit_rate",
             "Early-exit rate that the calibration table foretells for the threshold asked for.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.promised_agreement = Gauge(
             "lowfirst_promised_agreement",
             "Share of images promised the last stage's answer: as asked for, else as the calibration table certifies.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.promise_kept = Gauge(
             "lowfirst_promise_kept",
             "Whether this replica's audits show that promise kept (1) or broken (0); NaN while they do not tell.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemostrecent",
         )
         self.single_scale_compute_seconds = Counter(
             "lowfirst_single_scale_compute_seconds",

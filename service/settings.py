@@ -18,6 +18,7 @@ SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
 SHIPPED_MODEL = "imagenette-mobilenet"
 
 MIB = 1024 * 1024
+MOST_PROCESSES = 256
 KEY = re.compile(r"[!-~]{16,}", re.ASCII)
 ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
     )
     runtime: str = Field("auto", description="auto, eager, openvino or cuda; auto: the fastest that is installed.")
+    processes: Literal["auto"] | int = Field(
+        "auto",
+        description="Processes that serve as one, each with its share of workers, cores and limits; auto: one for two "
+        "cores, at least 2 and at most 8, but no more than workers; 1 on a GPU.",
+    )
     workers: int | None = Field(
         None, ge=1, le=1024, description="Threads that run the network; unset: one a core, two for a GPU."
     )
@@ -150,6 +156,13 @@ class Settings(BaseSettings):
             return not ip_address(self.host).is_loopback
         except ValueError:  # a name, which may mean anything
             return True
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _is_auto_or_a_number(cls, value: object) -> object:
+        if value != "auto" and not (str(value).isdecimal() and 1 <= int(str(value)) <= MOST_PROCESSES):
+            raise PydanticCustomError("processes", "auto, or a whole number from 1 to {most}", {"most": MOST_PROCESSES})
+        return value
 
     @field_validator("api_key", "admin_key")
     @classmethod

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from service.api.observed import Observed
 from service.engine.admission import Admission
 from service.engine.models import Models
 from service.engine.switching import Switching
 from service.errors import Draining
 from service.metrics import Metrics
+from service.processes.siblings import Siblings
 from service.settings import Settings
 from service.state.base import ConfigStore, Targets
 
@@ -30,12 +32,14 @@ class Parts:
     config: ConfigStore
     metrics: Metrics
     targets: Targets
+    siblings: Siblings
+    observed: Observed
     traces: Traces | None = None
 
     def check_ready(self) -> None:
-        """Raises Draining, saying why, unless work may be sent."""
+        """Raises Draining, saying why, unless work may be sent: to this process, or to another of the same server."""
         why = self.models.why_not_ready()
-        if why is not None:
+        if why is not None and (self.models.is_draining or not self.siblings.ready):
             raise Draining(f"not ready: {why}")
 
 

@@ -12,7 +12,7 @@ from service.errors import InvalidOption
 from service.inference.calibration import Effect
 from service.state.base import GOALS, Goal
 
-UNKNOWN_TIME = TimeSpent(None, None)
+UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -432,7 +432,15 @@ class MetricsTarget(BaseModel):
     labels: dict[str, str]
 
 
+class Processes(BaseModel):
+    """The processes of a server that has several."""
+
+    ready: int
+    count: int
+
+
 class Health(BaseModel):
     """Whether the server lives, or is ready for work."""
 
     status: Literal["ok"]
+    processes: Processes | None = Field(None, description="Only of a server with several.")

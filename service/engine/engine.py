@@ -263,9 +263,8 @@ class Engine:
 
     def time_spent(self) -> TimeSpent:
         """Compute per image since the start."""
-        computed = self._answering.computed
         single = self._answering.single_scale_seconds or None
-        return TimeSpent(self._lanes.seconds / computed if computed else None, single)
+        return TimeSpent(self._answering.computed, self._lanes.seconds, single)
 
     def audit(self) -> Audit:
         """What audits say of the threshold that is asked for."""

@@ -100,6 +100,11 @@ class Models:
         """Finish what was accepted, then stop every thread."""
         await asyncio.gather(*self._retiring, *(engine.close() for engine in self))
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server is stopping."""
+        return self._draining
+
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
         if self._draining:

@@ -15,17 +15,22 @@ from service.stages import mean_cost
 WINDOW_SECONDS = 60.0
 CONFIDENCES = 4096
 ANSWERS = 20_000
+PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Totals since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known."""
+    """Totals since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known.
+
+    ``seconds`` are these latencies, in order of length.
+    """
 
     images: int
     exit_rate: float | None
     mean_mmacs: float | None
     images_per_second: float
     latency_ms: dict[str, float | None]
+    seconds: Sequence[float] = ()
 
 
 class Recent:
@@ -95,7 +100,8 @@ class Recent:
             exit_rate=self._exited / self._images if self._images else None,
             mean_mmacs=self._mmacs / self._images if self._images else None,
             images_per_second=len(seconds) / max(now - since, 1.0),
-            latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in (50, 95, 99)},
+            latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in PERCENTILES},
+            seconds=seconds,
         )
 
 

@@ -26,24 +26,34 @@ class Block(nn.Module):
 
 
 class Backbone(Cascade):
-    """A single-scale classifier, a cascade of one stage: blocks -> tail -> global average pooling -> linear.
+    """A single-scale classifier, a cascade of one stage: blocks -> tail -> global average pooling -> classifier.
 
     Args:
         blocks: in order; between them H and W shrink.
-        tail: what stands between the last block and the pooling (DenseNet's final norm and ReLU);
-            identity for most networks.
-        num_features: channels of the last block.
+        tail: what stands between the last block and the pooling (DenseNet's final norm and ReLU, MobileNetV2's
+            last 1x1 convolution); identity where nothing does.
+        num_features: channels that are pooled.
         num_classes: logits given.
         stride: input pixels per pixel of the last map.
+        classifier: pooled features (B, num_features) -> logits; None is one linear layer.
     """
 
     scales = (1,)
 
-    def __init__(self, blocks: list[Block], tail: nn.Module, num_features: int, num_classes: int, stride: int) -> None:
+    def __init__(
+        self,
+        blocks: list[Block],
+        tail: nn.Module,
+        num_features: int,
+        num_classes: int,
+        stride: int,
+        classifier: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.tail = tail
-        self.classifier = nn.Linear(num_features, num_classes)
+        self.classifier = nn.Linear(num_features, num_classes) if classifier is None else classifier
+        self.num_classes = num_classes
         self.stride = stride
 
     def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:  # noqa: ARG002

@@ -1,4 +1,5 @@
-"""Every network by name. A new backbone is one file beside this one and one line in ``BACKBONES``."""
+"""Every network by name. A new backbone is one file beside this one and one line in ``BACKBONES``; one of torchvision's
+is a name in ``torchvision.NAMES``."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from service.networks.backbone import Backbone
 from service.networks.cascade import Cascade
 from service.networks.composed import Composed
 from service.networks.densenet import densenet121
+from service.networks.efficientnet_lite import efficientnet_lite0
 from service.networks.mobilenet import mobilenet_v1
 from service.networks.msnet import STAGE_NAMES, MSNet
 from service.networks.resnet import resnet18
+from service.networks.torchvision import NAMES, torchvision_backbone
 
 # Prefix of a multi-scale network's name -> how many scales it has.
 SCALES = {"ms_": 2, "ms3_": 3}
@@ -26,6 +29,10 @@ def _mobilenet(alpha: float) -> Callable[[int], Backbone]:
     return lambda num_classes: mobilenet_v1(num_classes, alpha)
 
 
+def _torchvision(name: str) -> Callable[[int], Backbone]:
+    return lambda num_classes: torchvision_backbone(name, num_classes)
+
+
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet18": resnet18,
     "mobilenet_v1_100": _mobilenet(1.0),
@@ -33,10 +40,12 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "mobilenet_v1_050": _mobilenet(0.5),
     "mobilenet_v1_025": _mobilenet(0.25),
     "densenet121": densenet121,
+    "efficientnet_lite0": efficientnet_lite0,
+    **{name: _torchvision(name) for name in NAMES},
 }
 
 # The high resolution each network is quoted at, where it is not the usual one.
-REFERENCE_RESOLUTIONS = {"densenet121": 224}
+REFERENCE_RESOLUTIONS = dict.fromkeys(("densenet121", "efficientnet_lite0", *NAMES), 224)
 DEFAULT_REFERENCE_RESOLUTION = 256
 
 
@@ -78,7 +87,7 @@ def resolutions(name: str, resolution: int) -> tuple[int, ...]:
 
 
 def reference_resolution(name: str) -> int:
-    """The high resolution at which the paper quotes the cost of network ``name``."""
+    """The high resolution at which the cost of network ``name`` is quoted, by the paper or by torchvision."""
     return REFERENCE_RESOLUTIONS.get(backbone_name(name), DEFAULT_REFERENCE_RESOLUTION)
 
 

@@ -22,6 +22,7 @@ from service.state.base import (
 )
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
 from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
+from tests.state.local import local_configs
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +48,12 @@ async def memory_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigS
 @asynccontextmanager
 async def redis_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:
     yield RedisConfigStore(RedisLink(request.getfixturevalue("redis_server").url), START)
+
+
+@asynccontextmanager
+async def local_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:  # noqa: ARG001
+    async with local_configs(1) as (store,):
+        yield store
 
 
 @asynccontextmanager
@@ -78,7 +85,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=[pytest.param(memory_config, id="memory"), pytest.param(redis_config, id="redis")])
+@pytest.fixture(
+    params=[
+        pytest.param(memory_config, id="memory"),
+        pytest.param(local_config, id="local"),
+        pytest.param(redis_config, id="redis"),
+    ]
+)
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:
     """A config store that starts with ``START``."""
     open_: OpenConfig = request.param
