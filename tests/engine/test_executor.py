@@ -1,4 +1,4 @@
-"""What a worker does with a batch, in the test's own thread: one batch after another, and then the event loop's turn."""
+"""What a worker does with a batch, in the test's own thread: one after another, and then the event loop's turn."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def workers_of(predictor: Watched, count: int = 2) -> tuple[Workers, Lanes, Pace
 
 
 async def test_workers_take_the_times_they_are_given_and_the_batch_sizes_that_follow(case: Case) -> None:
-    worth_it, not_worth_it = {1: 0.001, 4: 0.0011}, {1: 0.001, 4: 0.004}
+    worth_it, not_worth_it = {1: 0.001, 4: 0.0011}, {1: 0.1, 4: 0.4}
     profile = LatencyTable((worth_it, not_worth_it, worth_it)[: case.depth])
     predictor = load(case)
     sizes: set[tuple[int, int]] = set()
