@@ -52,7 +52,7 @@ def main(url: str) -> None:
             for count, shown in enumerate(SHOWN, 1):
                 page.locator("#files").set_input_files(HERE.parent / "tests/examples" / shown)
                 page.locator(".spent").wait_for()
-                page.locator("#strip .low, #strip .high").nth(count - 1).wait_for(state="attached")
+                page.locator("#strip .answered").nth(count - 1).wait_for(state="attached")
             page.locator("#slider").fill(str(PREVIEWED))
             page.locator("#curve circle.then").wait_for()
             page.wait_for_timeout(1500)  # one more second of the charts

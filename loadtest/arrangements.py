@@ -227,7 +227,7 @@ def _cluster(arrangement: Arrangement, site: Site) -> Running:
 
 def _share(workers: int) -> dict[str, str]:
     """Settings that keep a replica within its share of the machine; what ``lowfirst deploy`` chooses by itself."""
-    return {"LOWFIRST_WORKERS": str(workers), "LOWFIRST_DECODE_THREADS": "0"}
+    return {"LOWFIRST_PROCESSES": "1", "LOWFIRST_WORKERS": str(workers), "LOWFIRST_DECODE_THREADS": "0"}
 
 
 def _url(port: int) -> str:

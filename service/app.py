@@ -23,19 +23,24 @@ from prometheus_client import (
 import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
-from service.api.own_port import OwnPort
+from service.api.observed import Observed
+from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
 from service.api.routes import classify, config, console, inference_protocol, models, observe
 from service.api.tensors import JSON_LENGTH
+from service.cores import cores
+from service.engine.admission import Admission
 from service.engine.applied import first_config
 from service.engine.limits import Limits
 from service.engine.models import Models
+from service.engine.switching import Switching
 from service.errors import BrokenModel, InvalidOption
-from service.inference.device import cores
-from service.inference.latency import LatencyTable
+from service.inference.latency import LatencyProfile
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
+from service.processes.metrics import SharedMetrics
+from service.processes.siblings import Alone, Together
 from service.settings import Settings
 from service.state.base import ConfigStore, ResultCache, RuntimeConfig, Target
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
@@ -46,8 +51,12 @@ if TYPE_CHECKING:
     from service.api.tracing import Traces
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     """The server as an ASGI application; its model is loaded here, warmed up at start-up.
+
+    Args:
+        settings: of this process.
+        siblings: the other processes of the server; None where this one is all.
 
     Raises:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
@@ -55,24 +64,26 @@ def create_app(settings: Settings) -> FastAPI:
         DataError: a latency profile that cannot be read.
         StoreUnavailable: a Redis that does not answer, and must.
     """
-    parts = build_parts(settings)
-    profile = _profile(settings)
+    parts = build_parts(settings, siblings)
     allowed = keys.Keys(settings)
-    traces = _traces(settings, parts)
     own_port = _own_port(settings, parts, allowed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+        await parts.siblings.start()
         await parts.config.start()
-        await parts.models.start(profile)
-        _announce(parts)
-        _warn_if_open(settings, allowed)
+        await parts.models.start()
+        await parts.switching.start()
+        if parts.siblings.index == 0:  # the others would say the same
+            _announce(parts)
+            _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
+        await parts.switching.close()
         await parts.models.close()
         await parts.config.close()
-        if traces is not None:
-            await traces.close()
+        if parts.traces is not None:
+            await parts.traces.close()
 
     app = FastAPIOffline(
         title="lowfirst",
@@ -82,13 +93,14 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells of passes too
     )
     app.state.parts = parts
+    app.state.own_port = own_port
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
         keys.document(app, allowed)
     if settings.cors_origins:  # outside the guard: a browser asks first, without a key
         _allow_pages_of(app, settings.cors_origins)
-    if traces is not None:
-        traces.watch(app)
+    if parts.traces is not None:
+        parts.traces.watch(app)
     app.add_middleware(
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
@@ -99,14 +111,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def build_parts(settings: Settings) -> Parts:
+def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     """Every part of one server, handed to each other. Raises as ``create_app``."""
     link = _redis(settings)
     store = ModelStore(settings.model_store)
     load = partial(_load, settings)
     first = [load(store.find(reference)) for reference in _references(settings, store)]
-    config, cache = _state(settings, link, first_config(first))
-    metrics = Metrics(_registry())
+    config, cache = _state(settings, link, first_config(first), together)
+    metrics = Metrics(_registry() if together is None else CollectorRegistry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
     models = Models(
         first,
@@ -115,11 +127,31 @@ def build_parts(settings: Settings) -> Parts:
         config,
         cache,
         metrics,
-        _limits(settings, on_cpu=first[0].device.type == "cpu"),
+        _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores),
+        None if settings.profile is None else LatencyProfile.read(settings.profile),
     )
-    metrics.watch(metrics.config_invalid, lambda: config.is_invalid or models.is_hindered)
+    switching = Switching(models, config)
+    admission = _admission(settings, models, metrics)
+    metrics.watch(metrics.in_flight, lambda: admission.images)
+    metrics.watch(metrics.config_version, lambda: models.config.version)
+    metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.hindrance is not None)
     targets = MemoryTargets() if link is None else RedisTargets(link)
-    return Parts(settings, models, config, metrics, targets)
+    siblings = together or Alone()
+    shared = None if together is None else SharedMetrics(metrics, together.files)
+    observed = Observed(models, admission, metrics, siblings, shared)
+    return Parts(
+        settings, models, switching, admission, config, metrics, targets, siblings, observed, _traces(settings)
+    )
+
+
+def _admission(settings: Settings, models: Models, metrics: Metrics) -> Admission:
+    return Admission(
+        settings.max_images_in_flight,
+        settings.max_bytes_in_flight,
+        settings.max_queue_ms / 1e3,
+        wait_seconds=models.queued_seconds,
+        on_reject=lambda reason, images: metrics.rejected.labels(reason).inc(images),
+    )
 
 
 def _references(settings: Settings, store: ModelStore) -> list[str]:
@@ -137,8 +169,6 @@ def _load(settings: Settings, folder: Path) -> Predictor:
     spec = predictor.spec
     if spec.key != (folder.parent.name, int(folder.name)):
         raise BrokenModel(f"{folder.parent.name}/{folder.name} says that it is {spec.reference}", field="model")
-    if not predictor.is_multi_scale:
-        raise BrokenModel(f"{spec.reference} is single-scale: it has no early exit to serve", field="model")
     return predictor
 
 
@@ -152,18 +182,23 @@ def _redis(settings: Settings) -> RedisLink | None:
     return link
 
 
-def _state(settings: Settings, link: RedisLink | None, start: RuntimeConfig) -> tuple[ConfigStore, ResultCache | None]:
-    """Where the config stands, and the results: in Redis if there is one, else in memory."""
+def _state(
+    settings: Settings, link: RedisLink | None, start: RuntimeConfig, together: Together | None
+) -> tuple[ConfigStore, ResultCache | None]:
+    """Where the config stands, and the results: in Redis if there is one, else in memory.
+
+    The config of several processes without Redis is their parent's; each has results of its own.
+    """
     memory = MemoryResultCache(settings.cache_entries) if settings.cache_entries else None
     ttl = settings.cache_ttl_seconds
     if link is None:
         if ttl:
             raise InvalidOption("LOWFIRST_CACHE_TTL_SECONDS", ttl, "0 where LOWFIRST_REDIS_URL is unset")
-        return MemoryConfigStore(start), memory
+        return MemoryConfigStore(start) if together is None else together.config_store(start), memory
     return RedisConfigStore(link, start), RedisResultCache(link, ttl) if ttl else memory
 
 
-def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort | None:
+def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort | HandedPort | None:
     """The port where this replica alone is observed, under the same keys."""
     if settings.metrics_port is None:
         return None
@@ -173,11 +208,13 @@ def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort |
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
     error_handlers.install(app)
     app.include_router(observe.router)
+    if isinstance(parts.siblings, Together):
+        return HandedPort(app, parts.siblings.own_address)
     return OwnPort(app, settings.metrics_host or settings.host, settings.metrics_port)
 
 
 @asynccontextmanager
-async def _listed(own_port: OwnPort | None, parts: Parts) -> AsyncIterator[None]:
+async def _listed(own_port: OwnPort | HandedPort | None, parts: Parts) -> AsyncIterator[None]:
     """Have that port open, and Prometheus told of it."""
     if own_port is None:
         yield
@@ -197,25 +234,19 @@ def _registry() -> CollectorRegistry:
     return registry
 
 
-def _profile(settings: Settings) -> LatencyTable | None:
-    return None if settings.profile is None else LatencyTable.read(settings.profile)
-
-
-def _limits(settings: Settings, on_cpu: bool) -> Limits:
-    workers = settings.workers or (max(1, cores() // settings.threads) if on_cpu else 2)
+def _limits(settings: Settings, on_cpu: bool, cores: int) -> Limits:
+    """``cores``: that this process may use of the machine's."""
+    workers = settings.workers or (max(1, cores // settings.threads) if on_cpu else 2)
     decoders = settings.decode_threads
     if decoders is None:
-        decoders = 0 if on_cpu and workers * settings.threads >= cores() else cores()
+        decoders = 0 if on_cpu and workers * settings.threads >= cores else cores
     return Limits(
         max_batch_size=settings.max_batch_size,
-        max_images_in_flight=settings.max_images_in_flight,
-        max_bytes_in_flight=settings.max_bytes_in_flight,
         feature_slots=settings.feature_slots,
         workers=workers,
         decode_threads=decoders,
         audit_probability=settings.audit_probability,
         target_latency=settings.target_latency_ms / 1e3,
-        max_queue=settings.max_queue_ms / 1e3,
     )
 
 
@@ -224,7 +255,7 @@ def _announce(parts: Parts) -> None:
         predictor, spec = engine.predictor, engine.spec
         calibration = predictor.calibration
         if calibration is None:
-            logger.warning("%s has no calibration table: what a threshold does is not foretold", spec.name)
+            logger.warning("%s has no calibration table: what a threshold does cannot be predicted", spec.name)
         elif calibration.stands_in_for:
             logger.warning(
                 "%s was calibrated for %s %s, not for %s: predictions are of the former, and nothing is certified",
@@ -236,14 +267,12 @@ def _announce(parts: Parts) -> None:
         )  # fmt: skip
 
 
-def _traces(settings: Settings, parts: Parts) -> Traces | None:
+def _traces(settings: Settings) -> Traces | None:
     if not settings.traces:
         return None
     from service.api.tracing import Traces
 
-    traces = Traces()
-    parts.models.on_answer = traces.answered
-    return traces
+    return Traces()
 
 
 def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:

@@ -1,12 +1,15 @@
 """Every metric, on an injected registry.
 
-Rates and averages over replicas follow from counters alone: the early-exit rate is
-``images_total{exit="low"} / images_total``, the mean cost ``multiply_adds_total / images_total``.
+Rates and averages over replicas follow from counters alone: the early-exit rate is the share of ``images_total`` whose
+exit is not the last stage's (the one with the reason ``escalated`` or ``only``), the mean cost
+``multiply_adds_total / images_total``, the time saved 1 less ``compute_seconds / single_scale_compute_seconds_total``.
+
+A gauge's ``multiprocess_mode`` says how the values of several processes that serve as one become one value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -22,7 +25,9 @@ from service.errors import (
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-EXIT_REASONS = {"low": ("confident", "brownout", "deadline", "cached"), "high": ("escalated", "cached")}
+EARLY_REASONS = ("confident", "brownout", "deadline", "cached")
+LAST_REASONS = ("escalated", "cached")
+ONLY_REASONS = ("only", "cached")
 CONFIDENCES = tuple(i / 20 for i in range(1, 21))
 INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 CLASSIFYING = ("/classify", "/classify/batch", *INFER)
@@ -60,10 +65,10 @@ class Metrics:
             "lowfirst_batches", "Batches run, by why they were released.", ["stage", "reason"], registry=registry
         )
         self.audits = Counter(
-            "lowfirst_audits", "Images that exited and got the high pass too.", ["model"], registry=registry
+            "lowfirst_audits", "Images that exited and got the remaining stages too.", ["model"], registry=registry
         )
         self.audit_disagreements = Counter(
-            "lowfirst_audit_disagreements", "Of these, the high pass answered otherwise.", ["model"], registry=registry
+            "lowfirst_audit_disagreements", "Of these, the last stage answered otherwise.", ["model"], registry=registry
         )
         self.audits_skipped = Counter(
             "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
@@ -92,63 +97,111 @@ class Metrics:
             "lowfirst_batch_size", "Images in a batch.", ["stage"], buckets=BATCH_SIZES, registry=registry
         )
         self.confidence = Histogram(
-            "lowfirst_confidence", "Confidence of the low answer.", ["model"], buckets=CONFIDENCES, registry=registry
+            "lowfirst_confidence",
+            "Confidence of the last stage that could end an image early.",
+            ["model"],
+            buckets=CONFIDENCES,
+            registry=registry,
         )
-        self.threshold = Gauge("lowfirst_threshold", "Threshold asked for.", ["model"], registry=registry)
+        self.threshold = Gauge(
+            "lowfirst_threshold", "Threshold asked for.", ["model"], registry=registry, multiprocess_mode="livemax"
+        )
         self.effective_threshold = Gauge(
             "lowfirst_effective_threshold",
             "Threshold in force: lower than asked for, down to its floor, while overloaded.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemin",
         )
-        self.feature_bytes = Gauge("lowfirst_feature_bytes", "Low features kept for the high pass.", registry=registry)
-        self.config_version = Gauge("lowfirst_config_version", "Version of the runtime config.", registry=registry)
+        self.feature_bytes = Gauge(
+            "lowfirst_feature_bytes",
+            "Memory of the features that escalated images carry.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.config_version = Gauge(
+            "lowfirst_config_version", "Version of the runtime config.", registry=registry, multiprocess_mode="livemax"
+        )
         self.store_up = Gauge(
-            "lowfirst_store_up", "Whether the shared state answers; 1 where none is shared.", registry=registry
+            "lowfirst_store_up",
+            "Whether the shared state answers; 1 where none is shared.",
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.config_invalid = Gauge(
             "lowfirst_config_invalid",
             "Whether the shared config is ignored: written by a newer release, or out of bounds.",
             registry=registry,
+            multiprocess_mode="livemax",
         )
-        self.queue_depth = Gauge("lowfirst_queue_depth", "Images waiting for a pass.", ["stage"], registry=registry)
+        self.queue_depth = Gauge(
+            "lowfirst_queue_depth",
+            "Images waiting for a pass.",
+            ["stage"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.queued_seconds = Gauge(
-            "lowfirst_queued_seconds", "Age of the oldest image waiting for a pass.", ["stage"], registry=registry
+            "lowfirst_queued_seconds",
+            "Age of the oldest image waiting for a pass.",
+            ["stage"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
-        self.in_flight = Gauge("lowfirst_images_in_flight", "Images accepted and not yet answered.", registry=registry)
+        self.in_flight = Gauge(
+            "lowfirst_images_in_flight",
+            "Images accepted and not yet answered.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.single_scale_multiply_adds = Gauge(
             "lowfirst_single_scale_multiply_adds",
             "Multiply-adds an image would take without an early exit.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.expected_exit_rate = Gauge(
             "lowfirst_expected_exit_rate",
-            "Early-exit rate that the calibration table foretells for the threshold asked for.",
+            "Early-exit rate that the calibration table predicts for the threshold asked for.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.promised_agreement = Gauge(
             "lowfirst_promised_agreement",
-            "Share of images promised the high pass's answer: as asked for, else as the calibration table certifies.",
+            "Share of images promised the last stage's answer: as asked for, else as the calibration table certifies.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.promise_kept = Gauge(
             "lowfirst_promise_kept",
             "Whether this replica's audits show that promise kept (1) or broken (0); NaN while they do not tell.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.single_scale_compute_seconds = Counter(
+            "lowfirst_single_scale_compute_seconds",
+            "Compute that the single-scale network would have taken for the images answered.",
+            ["model"],
+            registry=registry,
         )
         self._start_at_zero()
 
-    def serve(self, model: str) -> None:
+    def serve(self, model: str, stages: Sequence[str]) -> None:
         """Start the counters of ``model`` at zero: what has not happened yet is a 0, not a gap in every ratio."""
-        for exit_, reasons in EXIT_REASONS.items():
-            for reason in reasons:
-                self.images.labels(model, exit_, reason)
-        for stage in ("low", "high"):
+        *early, last = stages
+        for stage in stages:
             self.multiply_adds.labels(model, stage)
+            self.dropped.labels(stage)
+        for stage in early:
+            for reason in EARLY_REASONS:
+                self.images.labels(model, stage, reason)
+        for reason in LAST_REASONS if early else ONLY_REASONS:
+            self.images.labels(model, last, reason)
+        self.single_scale_compute_seconds.labels(model)
         self.audits.labels(model)
         self.audit_disagreements.labels(model)
 
@@ -157,10 +210,10 @@ class Metrics:
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def _start_at_zero(self) -> None:
-        """The same for what is known of no model."""
+        """Initialise the series that have no model label."""
         for counter, label_values in (
             (self.rejected, ("images", "bytes", "seconds")),
-            (self.dropped, ("decode", "low", "escalation", "high", "answer")),
+            (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):

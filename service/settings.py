@@ -18,6 +18,7 @@ SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
 SHIPPED_MODEL = "imagenette-mobilenet"
 
 MIB = 1024 * 1024
+MOST_PROCESSES = 256
 KEY = re.compile(r"[!-~]{16,}", re.ASCII)
 ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
     )
     runtime: str = Field("auto", description="auto, eager, openvino or cuda; auto: the fastest that is installed.")
+    processes: Literal["auto"] | int = Field(
+        "auto",
+        description="Processes that serve as one, each with its share of workers, cores and limits; auto: one for two "
+        "cores, at least 2 and at most 8, but no more than workers; 1 on a GPU.",
+    )
     workers: int | None = Field(
         None, ge=1, le=1024, description="Threads that run the network; unset: one a core, two for a GPU."
     )
@@ -83,9 +89,16 @@ class Settings(BaseSettings):
     profile: Path | None = Field(
         None, description="Times that `lowfirst bench --save` wrote; unset: they are measured at start-up."
     )
+    cost_per_hour: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What an hour of one worker (a core or a GPU) costs, in any currency: `/stats` tells it per "
+        "million images.",
+    )
     max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
     max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")
-    feature_slots: int = Field(128, ge=1, description="Images whose low features may wait for the high pass.")
+    feature_slots: int = Field(128, ge=1, description="Images whose features may wait for the next stage.")
     max_image_bytes: int = Field(16 * MIB, ge=1, description="Bytes of one encoded image; beyond: 413.")
     max_batch_bytes: int = Field(64 * MIB, ge=1, description="Bytes of a body of /classify/batch; beyond: 413.")
     max_batch_images: int = Field(64, ge=1, le=1024, description="Images in one request of /classify/batch.")
@@ -109,7 +122,7 @@ class Settings(BaseSettings):
         description="Work that may be queued, at least LOWFIRST_TARGET_LATENCY_MS; behind more: 429.",
     )
     audit_probability: float = Field(
-        0.01, ge=0, le=1, description="Share of exited images that get the high pass too, to count disagreements."
+        0.01, ge=0, le=1, description="Share of exited images that get the remaining stages too, to count disagreement."
     )
     cache_entries: int = Field(0, ge=0, description="Images whose results are kept in memory; 0: none.")
     cache_ttl_seconds: int = Field(
@@ -143,6 +156,13 @@ class Settings(BaseSettings):
             return not ip_address(self.host).is_loopback
         except ValueError:  # a name, which may mean anything
             return True
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _is_auto_or_a_number(cls, value: object) -> object:
+        if value != "auto" and not (str(value).isdecimal() and 1 <= int(str(value)) <= MOST_PROCESSES):
+            raise PydanticCustomError("processes", "auto, or a whole number from 1 to {most}", {"most": MOST_PROCESSES})
+        return value
 
     @field_validator("api_key", "admin_key")
     @classmethod

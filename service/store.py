@@ -5,187 +5,21 @@ A model folder holds ``weights.safetensors`` and ``model.json``, which says ever
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from service.errors import BrokenModel, DataError, InvalidOption, LowfirstError, NotFound
-from service.images.transforms import Preprocessing
+from service.errors import BrokenModel, InvalidOption, LowfirstError, NotFound
+from service.model_spec import SPEC, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
 WEIGHTS = "weights.safetensors"
-SPEC = "model.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """Which network: a name and options of ``networks.registry``, and how many logits it gives."""
-
-    network: str
-    num_classes: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Temperature:
-    """What each head's logits are divided by before the softmax; 1 until calibrated."""
-
-    low: float = 1.0
-    high: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationRow:
-    """Counts over the certifying images at one threshold.
-
-    Attributes:
-        threshold: an image exits when its confidence is strictly greater.
-        exited: images that exit.
-        disagreements: of these, the low answer differs from the high one.
-        low_right_high_wrong, low_wrong_high_right: of these, by who is right.
-        right: images answered rightly, exited or not.
-    """
-
-    threshold: float
-    exited: int
-    disagreements: int
-    low_right_high_wrong: int
-    low_wrong_high_right: int
-    right: int
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationTable:
-    """One row a threshold, ascending from 0 to 1, measured with one runtime at one precision on ``n`` images.
-
-    ``default_threshold`` is what suits that runtime and precision; None takes the model's.
-    """
-
-    runtime: str
-    precision: str
-    n: int
-    rows: tuple[CalibrationRow, ...]
-    default_threshold: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Everything about a model but its weights.
-
-    Attributes:
-        name, version: place in the store; a run has its folder's name and version 0.
-        classes, class_folders: label of each logit, and its folder's name in the data set.
-        low_mmacs, high_mmacs: millions of multiply-adds of the two passes (see ``networks.cost``).
-        default_threshold: what the server starts with; None until calibrated.
-        calibration: one table per (runtime, precision); empty until calibrated.
-        dataset: what it was trained on, in words.
-        recipe: every training option, the seed among them.
-        training: what training measured: epochs, seconds, images per second, versions of the libraries.
-        code_version: of this project, when trained.
-        weights_sha256: hexadecimal digest of the weights file.
-        files: digests of what else a runtime reads there, by path in the folder.
-    """
-
-    name: str
-    version: int
-    architecture: Architecture
-    classes: tuple[str, ...]
-    class_folders: tuple[str, ...]
-    preprocessing: Preprocessing
-    low_mmacs: float
-    high_mmacs: float
-    weights_sha256: str
-    temperature: Temperature = Temperature()
-    default_threshold: float | None = None
-    calibration: tuple[CalibrationTable, ...] = ()
-    dataset: str = ""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    code_version: str = ""
-    files: Mapping[str, str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @property
-    def reference(self) -> str:
-        """``name/version``, which names it in the store, in metrics and in logs."""
-        return f"{self.name}/{self.version}"
-
-    @property
-    def title(self) -> str:
-        """For messages: a run folder's has no version."""
-        return self.reference if self.version else f"run {self.name}"
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Name and version."""
-        return self.name, self.version
-
-    def told(self, name: str) -> Any:
-        """What its training says of ``name``. Raises DataError: another version trained it, and says nothing."""
-        known = {**self.recipe, **self.training}
-        if name not in known:
-            raise DataError(
-                f"{SPEC} of {self.title}, which lowfirst {self.code_version or 'of unknown version'} wrote, says "
-                f"nothing of {name!r}: train it anew with this version",
-                field="model",
-                value=self.title,
-            )
-        return known[name]
-
-    def start_threshold(self, runtime: str, precision: str) -> float:
-        """The default threshold of a runtime and precision; 1, where nothing exits, while none is known to be good."""
-        own = [t.default_threshold for t in self.calibration if (t.runtime, t.precision) == (runtime, precision)]
-        known = [threshold for threshold in (*own, self.default_threshold) if threshold is not None]
-        return known[0] if known else 1.0
-
-    def mean_mmacs(self, exit_rate: float) -> float:
-        """Mean millions of multiply-adds an image when the share ``exit_rate`` of images exits."""
-        return self.low_mmacs + (1 - exit_rate) * self.high_mmacs
-
-    def to_json(self) -> str:
-        """The text of ``model.json``; ``from_json`` gives the same spec back."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelSpec:
-        """Read what ``to_json`` wrote. Raises KeyError, TypeError or ValueError on anything else."""
-        raw = json.loads(text)
-        if raw["format"] != FORMAT:
-            raise ValueError(f"format is {raw['format']!r}; this version reads {FORMAT}")
-        foreign = sorted(set(raw) - {each.name for each in dataclasses.fields(cls)})
-        if foreign:
-            raise ValueError(
-                f"another version of lowfirst wrote it: {len(foreign)} unknown fields, {foreign[0]!r} first"
-            )
-        if len(raw["classes"]) != raw["architecture"]["num_classes"]:
-            raise ValueError(f"{len(raw['classes'])} classes for {raw['architecture']['num_classes']} logits")
-        preprocessing = raw["preprocessing"]
-        return cls(
-            **{
-                **raw,
-                "architecture": Architecture(**raw["architecture"]),
-                "classes": tuple(raw["classes"]),
-                "class_folders": tuple(raw["class_folders"]),
-                "preprocessing": Preprocessing(
-                    **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
-                ),
-                "temperature": Temperature(**raw["temperature"]),
-                "calibration": tuple(
-                    CalibrationTable(**{**table, "rows": tuple(CalibrationRow(**row) for row in table["rows"])})
-                    for table in raw["calibration"]
-                ),
-            }
-        )
 
 
 class ModelStore:
@@ -271,7 +105,8 @@ def read_spec(folder: Path) -> ModelSpec:
     try:
         return ModelSpec.from_json(path.read_text())
     except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
-        raise BrokenModel(f"{path} cannot be read: {error!r}", field="model", value=str(path)) from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise BrokenModel(f"{path} cannot be read: {reason}", field="model", value=str(path)) from error
 
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:

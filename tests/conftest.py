@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,15 +22,17 @@ from PIL import Image, ImageDraw
 from redis import ConnectionError as NoConnection
 from redis import Redis
 
+from service.evaluation.passes import Passes
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
-from service.inference.calibration import tabulate
-from service.inference.exit_rule import confidence, probabilities
+from service.inference.calibration import count_table
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
+from service.model_spec import Architecture, ModelSpec
 from service.networks.cost import cost
-from service.networks.registry import build
-from service.store import WEIGHTS, Architecture, ModelSpec, read_spec, write_spec, write_weights
+from service.networks.registry import build, resolutions, stage_names
+from service.stages import StageSpec
+from service.store import WEIGHTS, read_spec, write_spec, write_weights
 
 NETWORK = "ms_mobilenet_v1_025"
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -64,46 +66,69 @@ def make_jpeg() -> MakeJpeg:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory, make_jpeg: MakeJpeg) -> Path:
     """A model store with ``tiny/1``: a seeded, untrained network whose confidences spread, and its table."""
     root = tmp_path_factory.mktemp("store")
-    folder = root / "tiny" / "1"
+    write_tiny(root / "tiny" / "1", NETWORK, make_jpeg)
+    return root
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, make_jpeg: MakeJpeg) -> Mapping[int, Path]:
+    """Stores with ``tiny/1`` of one, two and three stages, by how many."""
+    found = {2: tiny_store}
+    for depth, network in ((1, NETWORK.removeprefix("ms_")), (3, NETWORK.replace("ms_", "ms3_"))):
+        found[depth] = tmp_path_factory.mktemp(f"store-{depth}")
+        write_tiny(found[depth] / "tiny" / "1", network, make_jpeg)
+    return found
+
+
+@pytest.fixture(scope="session")
+def cascades(stores: Mapping[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store with all three: ``single/1`` of one stage, ``tiny/1`` of two, ``deep/1`` of three."""
+    root = tmp_path_factory.mktemp("cascades")
+    for name, depth in (("single", 1), ("tiny", 2), ("deep", 3)):
+        folder = Path(shutil.copytree(stores[depth] / "tiny" / "1", root / name / "1"))
+        write_spec(folder, dataclasses.replace(read_spec(folder), name=name))
+    return root
+
+
+def write_tiny(folder: Path, network_name: str, make_jpeg: MakeJpeg) -> None:
+    """A seeded, untrained model of ``network_name`` whose confidences spread, with its table."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    network = build(NETWORK, len(CLASSES))
+    network = build(network_name, len(CLASSES))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith("classifier.weight"):
                 parameter.mul_(20)
-        network.train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
         seen = normalise(torch.stack([decode(make_jpeg(2000 + i), PREPROCESSING) for i in range(64)]), PREPROCESSING)
-        for _ in range(60):  # norm statistics that fit what the tests send
-            network(seen)
-    costs = cost(NETWORK, len(CLASSES), RESOLUTION)
+        network.train()(seen)  # norm statistics that fit what the tests send
+    stages = zip(
+        stage_names(network_name),
+        resolutions(network_name, RESOLUTION),
+        cost(network_name, len(CLASSES), RESOLUTION),
+        strict=True,
+    )
     spec = ModelSpec(
-        name="tiny",
-        version=1,
-        architecture=Architecture(NETWORK, len(CLASSES)),
+        name=folder.parent.name,
+        version=int(folder.name),
+        architecture=Architecture(network_name, len(CLASSES)),
         classes=CLASSES,
         class_folders=CLASSES,
         preprocessing=PREPROCESSING,
-        low_mmacs=costs.low_mmacs,
-        high_mmacs=costs.high_mmacs,
+        stages=tuple(StageSpec(*stage) for stage in stages),
         weights_sha256=write_weights(folder, network.state_dict()),
         default_threshold=0.65,
         dataset="nothing",
     )
     write_spec(folder, spec)
     predictor = Predictor.load(folder, "cpu", "float32")
-    images = torch.stack([decode(make_jpeg(1000 + i), spec.preprocessing) for i in range(CALIBRATION_IMAGES)])
-    low = predictor.low(images)
-    table = tabulate(
-        confidence(probabilities(low.logits, 1.0)).numpy(),
-        low.logits.argmax(1).numpy(),
-        predictor.high(images, low).argmax(1).numpy(),
-        torch.arange(CALIBRATION_IMAGES).remainder(len(CLASSES)).numpy(),
-        "eager",
-        "float32",
-    )
+    crops = torch.stack([decode(make_jpeg(1000 + i), spec.preprocessing) for i in range(CALIBRATION_IMAGES)])
+    targets = torch.arange(CALIBRATION_IMAGES).remainder(len(CLASSES))
+    answers = Passes(tuple(predictor.answers_to(crops)), targets).answers()
+    table = count_table(answers.confidence, answers.answers, answers.targets, "eager", "float32")
     write_spec(folder, dataclasses.replace(spec, calibration=(table,)))
-    return root
 
 
 @pytest.fixture(scope="session")

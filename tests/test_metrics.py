@@ -12,10 +12,14 @@ from service.metrics import Metrics
     ("name", "labels"),
     [
         ("images", {"model": "m/1", "exit": "low", "reason": "confident"}),
+        ("images", {"model": "m/1", "exit": "low", "reason": "brownout"}),
         ("images", {"model": "m/1", "exit": "high", "reason": "escalated"}),
         ("images", {"model": "m/1", "exit": "high", "reason": "cached"}),
         ("multiply_adds", {"model": "m/1", "stage": "high"}),
+        ("single_scale_compute_seconds", {"model": "m/1"}),
         ("audit_disagreements", {"model": "m/1"}),
+        ("dropped", {"point": "low"}),
+        ("dropped", {"point": "high"}),
         ("dropped", {"point": "escalation"}),
         ("rejected", {"reason": "seconds"}),
         ("cache_requests", {"result": "hit"}),
@@ -29,5 +33,30 @@ from service.metrics import Metrics
 )
 def test_what_has_not_happened_yet_is_a_zero_and_not_missing(name: str, labels: dict[str, str]) -> None:
     registry = CollectorRegistry()
-    Metrics(registry).serve("m/1")
+    Metrics(registry).serve("m/1", ["low", "high"])
     assert registry.get_sample_value(f"lowfirst_{name}_total", labels) == 0
+
+
+EARLY = {"confident", "brownout", "deadline", "cached"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "reasons"),
+    [
+        (["single"], {"single": {"only", "cached"}}),
+        (["low", "high"], {"low": EARLY, "high": {"escalated", "cached"}}),
+        (["quarter", "half", "full"], {"quarter": EARLY, "half": EARLY, "full": {"escalated", "cached"}}),
+    ],
+)
+def test_every_exit_begins_at_zero_with_the_reasons_it_can_have(
+    stages: list[str], reasons: dict[str, set[str]]
+) -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.serve("m/1", stages)
+    begun: dict[str, set[str]] = {}
+    for family in metrics.images.collect():
+        for sample in family.samples:
+            if sample.name == "lowfirst_images_total":
+                begun.setdefault(sample.labels["exit"], set()).add(sample.labels["reason"])
+    assert begun == reasons

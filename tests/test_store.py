@@ -12,24 +12,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from service.calibration_table import CalibrationRow, CalibrationTable
 from service.errors import BrokenModel, InvalidOption, LowfirstError, NotFound
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
-from service.store import (
-    FORMAT,
-    SPEC,
-    WEIGHTS,
-    Architecture,
-    CalibrationRow,
-    CalibrationTable,
-    ModelSpec,
-    ModelStore,
-    Temperature,
-    read_spec,
-    read_weights,
-    write_spec,
-    write_weights,
-)
+from service.model_spec import FORMAT, SPEC, Architecture, ModelSpec
+from service.stages import StageSpec
+from service.store import WEIGHTS, ModelStore, read_spec, read_weights, write_spec, write_weights
+
+ROWS = (CalibrationRow(0.0, (7, 0), 2, 1, 1, 5), CalibrationRow(1.0, (0, 7), 0, 0, 0, 5))
 
 SPECIMEN = ModelSpec(
     name="specimen",
@@ -38,12 +29,10 @@ SPECIMEN = ModelSpec(
     classes=("a bee", "Ä cat"),
     class_folders=("n01", "n02"),
     preprocessing=Preprocessing(resize=75, crop=64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
-    low_mmacs=1.25,
-    high_mmacs=5.0 / 3,
+    stages=(StageSpec("low", 32, 1.25, 1.5), StageSpec("high", 64, 5.0 / 3, 0.7)),
     weights_sha256="0" * 64,
-    temperature=Temperature(1.5, 0.7),
     default_threshold=0.65,
-    calibration=(CalibrationTable("eager", "float32", 7, (CalibrationRow(0.0, 7, 2, 1, 1, 5),)),),
+    calibration=(CalibrationTable("eager", "float32", 7, ROWS),),
     dataset="Bees & cats",
     recipe={"seed": 1, "network_options": {"projection": False}, "init": None},
     training={"seconds": 1.5},
@@ -66,15 +55,6 @@ def _add(store: ModelStore, name: str, version: str) -> Path:
 def unbroken(reference: str, error: LowfirstError) -> None:
     """For a store in which every model can be read."""
     pytest.fail(f"{reference}: {error}")
-
-
-def test_spec_survives_its_json() -> None:
-    assert ModelSpec.from_json(SPECIMEN.to_json()) == SPECIMEN
-
-
-def test_spec_of_a_model_never_calibrated_survives_its_json() -> None:
-    bare = dataclasses.replace(SPECIMEN, default_threshold=None, calibration=(), temperature=Temperature())
-    assert ModelSpec.from_json(bare.to_json()) == bare
 
 
 def test_spec_survives_its_file(tmp_path: Path) -> None:
@@ -164,11 +144,12 @@ def test_corrupt_spec_is_named(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format", FORMAT + 1, f"format is {FORMAT + 1}; this version reads {FORMAT}"),
+        ("format", FORMAT + 1, f"format is {FORMAT + 1}; this version reads up to {FORMAT}"),
         ("classes", ["only one"], "1 classes for 2 logits"),
         ("flavour", "sweet", "another version of lowfirst wrote it: 1 unknown fields, 'flavour' first"),
-        ("architecture", "ms_resnet18", "indices must be integers"),
-        ("temperature", {"middle": 1.0}, "middle"),
+        ("architecture", "ms_resnet18", "must be a mapping, not str"),
+        ("stages", [{"name": "low"}], "resolution"),
+        ("preprocessing", {"middle": 1.0}, "middle"),
     ],
 )
 def test_spec_of_another_format_is_named(tmp_path: Path, key: str, value: object, message: str) -> None:

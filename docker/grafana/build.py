@@ -143,8 +143,22 @@ def early_exit() -> schema.Dashboard:
     """What the early exit does, what it saves, and whether it keeps its promise."""
     now: list[Panel] = [
         number(
+            "Time saved",
+            "How much of the single-scale network's time is saved? Negative: the stages take longer than it. "
+            "All models, all replicas, five minutes.",
+            ("lowfirst:time_saved:ratio_rate5m", "saved"),
+            unit=SHARE,
+        ),
+        number(
+            "Compute an image",
+            "What does an image take of a worker on average, without the audits? All models, all replicas, five "
+            "minutes.",
+            ("lowfirst:compute_seconds_per_image:rate5m", "per image"),
+            unit=SECONDS,
+        ),
+        number(
             "Early-exit rate",
-            "How many images are answered by the low pass alone? All replicas, five minutes.",
+            "How many images end before the last stage? All replicas, five minutes.",
             (f"lowfirst:early_exit:ratio_rate5m{{{MODEL}}}", "{{model}}"),
             unit=SHARE,
         ),
@@ -155,8 +169,8 @@ def early_exit() -> schema.Dashboard:
             unit=COUNT,
         ),
         number(
-            "Saved",
-            "How much of the single-scale network's cost is saved? Negative: both passes cost more than it. "
+            "Multiply-adds saved",
+            "How much of the single-scale network's cost is saved? Negative: the stages cost more than it. "
             "All replicas, five minutes.",
             (f"lowfirst:multiply_adds_saved:ratio_rate5m{{{MODEL}}}", "{{model}}"),
             unit=SHARE,
@@ -170,11 +184,19 @@ def early_exit() -> schema.Dashboard:
     ]
     course: list[Panel] = [
         lines(
-            "Early-exit rate against what was foretold",
-            "Do as many images exit as the calibration table foretells? If not, they are unlike the calibration's. "
+            "Compute an image against the single-scale network",
+            "What does an image take of a worker, and what would it take without an early exit? All models, all "
+            "replicas, five minutes.",
+            ("lowfirst:compute_seconds_per_image:rate5m", "per image"),
+            ("lowfirst:single_scale_seconds_per_image:rate5m", "single-scale"),
+            unit=SECONDS,
+        ),
+        lines(
+            "Early-exit rate against what is predicted",
+            "Do as many images exit as the calibration table predicts? If not, they are unlike the calibration's. "
             "All replicas, five minutes.",
             (f"lowfirst:early_exit:ratio_rate5m{{{MODEL}}}", "{{model}}"),
-            (f"lowfirst:early_exit:expected_ratio{{{MODEL}}}", "{{model}} foretold"),
+            (f"lowfirst:early_exit:expected_ratio{{{MODEL}}}", "{{model}} predicted"),
             unit=SHARE,
         ),
         lines(
@@ -206,8 +228,9 @@ def early_exit() -> schema.Dashboard:
         ),
     ]
     confidences = heat(
-        "Confidence of the low answers",
-        "How sure is the low pass? Many images near the threshold: a small move changes much.",
+        "Confidence of early answers",
+        "How sure is the last stage that could end an image early? Many images near the threshold: a small move "
+        "changes much.",
         "lowfirst_confidence",
         f"{MODEL}, {REPLICA}",
         "none",
@@ -215,7 +238,7 @@ def early_exit() -> schema.Dashboard:
     audits: list[Panel] = [
         lines(
             "Disagreement of audited images",
-            "Of the images that exited, to how many would the high pass have given another answer? All replicas, "
+            "Of the images that exited, to how many would the last stage have given another answer? All replicas, "
             "six hours, with Wilson's bounds, each at 95 %.",
             (f"lowfirst:audit_disagreement:upper6h{{{MODEL}}}", "{{model}} at most"),
             (f"lowfirst:audit_disagreement:ratio6h{{{MODEL}}}", "{{model}}"),
@@ -337,7 +360,7 @@ def serving() -> schema.Dashboard:
             unit=COUNT,
         ),
         lines(
-            "Features kept for the high pass",
+            "Features kept for later stages",
             "How much memory do escalated images hold?",
             (f"sum(lowfirst_feature_bytes{{{REPLICA}}})", "features"),
             unit=BYTES,
@@ -447,7 +470,8 @@ def fleet() -> schema.Dashboard:
             "Early-exit rate by replica",
             "Does one exit otherwise than the rest? Another threshold or another kind of image is behind it.",
             (
-                f'sum by (instance) (rate(lowfirst_images_total{{exit="low", {REPLICA}}}[$__rate_interval])) '
+                f"sum by (instance) (rate(lowfirst_images_total{{{REPLICA}}}[$__rate_interval]) "
+                f'unless on (model, exit) lowfirst_images_total{{reason=~"escalated|only", {REPLICA}}}) '
                 f"/ sum by (instance) (rate(lowfirst_images_total{{{REPLICA}}}[$__rate_interval]))",
                 "{{instance}}",
             ),

@@ -11,8 +11,8 @@ from fastapi.routing import APIRoute
 
 from service.api.dependencies import Parts
 from service.api.request_context import arrival
+from service.engine.answer import Answer, Ask
 from service.engine.engine import Engine
-from service.engine.entry import Answer, Ask
 from service.errors import BadRequest, ImageTooLarge, LowfirstError
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for an answer that nobody reads
@@ -67,10 +67,13 @@ async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -
     """
     try:
         _check_size(image, parts.settings.max_image_bytes)
-        return await engine.classify(image, ask)
+        answer = await engine.classify(image, ask)
     except LowfirstError as error:
         parts.metrics.image_errors.labels(error.code).inc()
         raise
+    if parts.traces is not None:
+        parts.traces.answered(answer)
+    return answer
 
 
 def _check_size(image: bytes, limit: int) -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from service.api.observed import Observed
+from service.engine.admission import Admission
 from service.engine.models import Models
+from service.engine.switching import Switching
 from service.errors import Draining
 from service.metrics import Metrics
+from service.processes.siblings import Siblings
 from service.settings import Settings
 from service.state.base import ConfigStore, Targets
+
+if TYPE_CHECKING:
+    from service.api.tracing import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +27,19 @@ class Parts:
 
     settings: Settings
     models: Models
+    switching: Switching
+    admission: Admission
     config: ConfigStore
     metrics: Metrics
     targets: Targets
+    siblings: Siblings
+    observed: Observed
+    traces: Traces | None = None
 
     def check_ready(self) -> None:
-        """Raises Draining, saying why, unless work may be sent."""
+        """Raises Draining, saying why, unless work may be sent: to this process, or to another of the same server."""
         why = self.models.why_not_ready()
-        if why is not None:
+        if why is not None and (self.models.is_draining or not self.siblings.ready):
             raise Draining(f"not ready: {why}")
 
 

@@ -17,23 +17,45 @@ PORT, HOST = "LOWFIRST_METRICS_PORT", "LOWFIRST_METRICS_HOST"
 CLOSE_SECONDS = 1
 
 
-class OwnPort:
-    """``async with`` it: ``app`` answers at ``address``. The port is taken at once, the app starts with the block.
+def bind_own(host: str, port: int) -> tuple[socket.socket, str]:
+    """A listener, and its address as others know it.
 
     Raises:
         InvalidOption: no port that can be listened on, or an address that tells others nothing.
     """
+    if _is_any(host):
+        raise InvalidOption(HOST, host, "the one address of this machine that Prometheus reaches")
+    try:
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server((where[0], port), family=family)
+    except OSError as error:
+        raise InvalidOption(PORT, port, f"one that can be listened on at {host} ({error.strerror})") from error
+    name = f"[{host}]" if ":" in host else host
+    return listener, f"{name}:{listener.getsockname()[1]}"
+
+
+class HandedPort:
+    """``app`` answers at ``address``, where the parent of several processes listens and hands connections to them."""
+
+    def __init__(self, app: ASGIApp, address: str) -> None:
+        self.app = app
+        self.address = address
+
+    async def __aenter__(self) -> HandedPort:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """The parent closes it."""
+
+
+class OwnPort:
+    """``async with`` it: ``app`` answers at ``address``. The port is taken at once, the app starts with the block.
+
+    Raises as ``bind_own``.
+    """
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
-        if _is_any(host):
-            raise InvalidOption(HOST, host, "the one address of this machine that Prometheus reaches")
-        try:
-            family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            self._listener = socket.create_server((where[0], port), family=family)
-        except OSError as error:
-            raise InvalidOption(PORT, port, f"one that can be listened on at {host} ({error.strerror})") from error
-        name = f"[{host}]" if ":" in host else host
-        self.address = f"{name}:{self._listener.getsockname()[1]}"
+        self._listener, self.address = bind_own(host, port)
         self._server = _Beside(
             uvicorn.Config(
                 app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_SECONDS

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.api.schemas import Share
-from service.engine.entry import Answer
+from service.engine.answer import Answer
 
 PROBABILITIES = "probabilities"
 
@@ -126,7 +126,7 @@ class OutputTensor(BaseModel):
 class AnswerParameters(BaseModel):
     """One image's outputs again, as plain values; of several, what sums them up."""
 
-    exit: Literal["low", "high"] = Field(description="high if any image took the high pass.")
+    exit: str = Field(description="The furthest stage that any of the images took.")
     confidence: float = Field(description="The least.")
     threshold: float = Field(description="The least.")
     mmacs: float = Field(description="The sum.")
@@ -137,7 +137,7 @@ class AnswerParameters(BaseModel):
     def of(cls, answers: list[Answer]) -> AnswerParameters:
         """Of one answer or more."""
         return cls(
-            exit="high" if any(answer.exit == "high" for answer in answers) else "low",
+            exit=max(answers, key=lambda answer: answer.stage).exit,
             confidence=min(answer.confidence for answer in answers),
             threshold=min(answer.threshold for answer in answers),
             mmacs=sum(answer.mmacs for answer in answers),

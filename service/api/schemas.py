@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from service.engine.entry import Answer, Ranked, Reason
+from service.engine.answer import Answer, Ranked, Reason
+from service.engine.prediction import TimeSpent
 from service.errors import InvalidOption
 from service.inference.calibration import Effect
-from service.inference.latency import Stage
 from service.state.base import GOALS, Goal
+
+UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -64,28 +66,11 @@ class RankedLabel(BaseModel):
         return [cls(label=r.label, index=r.index, score=r.score) for r in ranked]
 
 
-class PassesAnswer(BaseModel):
-    """What each pass says of the image; ``high`` is null where it did not run."""
-
-    low: list[RankedLabel]
-    high: list[RankedLabel] | None
-
-
 class ModelName(BaseModel):
     """A model of the store."""
 
     name: str
     version: int
-
-
-class TimingMs(BaseModel):
-    """Milliseconds an image spent on its way; ``total`` from the request's head."""
-
-    decode: float
-    queue: float
-    low: float
-    high: float
-    total: float
 
 
 class ClassifyAnswer(BaseModel):
@@ -94,28 +79,32 @@ class ClassifyAnswer(BaseModel):
     label: str
     score: float
     top_k: list[RankedLabel]
-    exit: Stage = Field(description="The pass that answers.")
+    exit: str = Field(description="The stage that answers: `low` or `high` of a model with two.")
     reason: Reason = Field(description="Why it does.")
-    confidence: float = Field(description="Largest probability of the low answer.")
+    confidence: float = Field(description="Of the last stage that could have ended it early: its largest probability.")
     threshold: float = Field(description="What the confidence was compared with.")
     mmacs: float = Field(description="Millions of multiply-adds spent on this answer.")
-    degraded: bool = Field(description="An unsure low answer, given because time ran out or the server is overloaded.")
+    degraded: bool = Field(description="An unsure answer, given because time ran out or the server is overloaded.")
     cached: bool
     model: ModelName
     config_version: int
     request_id: str
-    timing_ms: TimingMs
-    passes: PassesAnswer | None = Field(None, description="With `?passes=true`.")
+    timing_ms: dict[str, float] = Field(
+        description="Milliseconds: `decode`, `queue`, each stage by its name (0 if it did not run), and `total` from "
+        "the request's head."
+    )
+    passes: dict[str, list[RankedLabel] | None] | None = Field(
+        None, description="With `?passes=true`: what each stage says, by its name; null of one that did not run."
+    )
 
     @property
     def server_timing(self) -> str:
         """The same as a ``Server-Timing`` header (W3C), for browsers and tracing proxies."""
-        return ", ".join(f"{name};dur={spent:.2f}" for name, spent in self.timing_ms)
+        return ", ".join(f"{name};dur={spent:.2f}" for name, spent in self.timing_ms.items())
 
     @classmethod
     def of(cls, answer: Answer, request_id: str) -> ClassifyAnswer:
         """The engine's answer as a body."""
-        timing = answer.timing
         best, passes = answer.top_k[0], answer.passes
         return cls(
             label=best.label,
@@ -131,20 +120,18 @@ class ClassifyAnswer(BaseModel):
             model=ModelName(name=answer.model, version=answer.version),
             config_version=answer.config_version,
             request_id=request_id,
-            timing_ms=TimingMs(
-                decode=1e3 * timing.decode,
-                queue=1e3 * timing.queue,
-                low=1e3 * timing.low,
-                high=1e3 * timing.high,
-                total=1e3 * answer.seconds,
-            ),
+            timing_ms=_timing_ms(answer),
             passes=None
             if passes is None
-            else PassesAnswer(
-                low=RankedLabel.all_of(passes.low),
-                high=None if passes.high is None else RankedLabel.all_of(passes.high),
-            ),
+            else {name: None if said is None else RankedLabel.all_of(said) for name, said in passes.items()},
         )
+
+
+def _timing_ms(answer: Answer) -> dict[str, float]:
+    timing = answer.timing
+    ran = {name: 1e3 * seconds for name, seconds in zip(answer.stages, timing.stages, strict=False)}
+    stages = {name: ran.get(name, 0.0) for name in answer.stages}
+    return {"decode": 1e3 * timing.decode, "queue": 1e3 * timing.queue, **stages, "total": 1e3 * answer.seconds}
 
 
 class ErrorDetail(BaseModel):
@@ -180,17 +167,37 @@ class PredictedEffect(BaseModel):
     """What the calibration table expects of a threshold; bounds hold at 95 % confidence for images like its own, and
     say nothing (0 and 1) where the runtime and precision that serve have no table of their own."""
 
-    exit_rate: float
+    exit_rate: float = Field(description="Share of images that end before the last stage.")
+    ends: list[float] = Field(description="Share of images that end at each stage.")
     mean_mmacs: float
-    accuracy: float
-    agreement: float = Field(description="Share of images answered as the full-resolution pass would.")
+    mean_ms: float | None = Field(None, description="Compute of one worker per image on this machine.")
+    single_scale_ms: float | None = Field(None, description="The same of the single-scale network.")
+    saved: float | None = Field(None, description="Share of that time that is saved; negative: the cascade costs more.")
+    accuracy: float | None = Field(description="Null where the calibration photographs had no labels.")
+    agreement: float = Field(description="Share of images answered as the last stage would.")
     agreement_at_least: float
-    accuracy_drop_at_most: float
+    accuracy_drop_at_most: float | None
 
-    @classmethod
-    def of(cls, effect: Effect) -> PredictedEffect:
-        """A calibration's effect as a body."""
-        return cls(**{name: getattr(effect, name) for name in cls.model_fields})
+    @staticmethod
+    def of(effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> PredictedEffect:
+        """A calibration's effect as a body, with its time where that is known."""
+        return PredictedEffect(
+            exit_rate=effect.exit_rate,
+            ends=list(effect.ends),
+            mean_mmacs=effect.mean_mmacs,
+            mean_ms=milliseconds(time.mean_seconds),
+            single_scale_ms=milliseconds(time.single_scale_seconds),
+            saved=time.saved,
+            accuracy=effect.accuracy,
+            agreement=effect.agreement,
+            agreement_at_least=effect.agreement_at_least,
+            accuracy_drop_at_most=effect.accuracy_drop_at_most,
+        )
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Seconds, where they are known, for a body."""
+    return None if seconds is None else 1e3 * seconds
 
 
 _ONE_OF_THE_GOALS: list[JsonValue] = [{"required": [goal]} for goal in GOALS]
@@ -201,7 +208,7 @@ class ThresholdPatch(_Strict):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"threshold": 0.6}, {"max_mean_mmacs": 60.0}, {"min_agreement": 0.98}],
+            "examples": [{"threshold": 0.6}, {"max_mean_ms": 0.5}, {"max_mean_mmacs": 60.0}, {"min_agreement": 0.98}],
             "oneOf": [*_ONE_OF_THE_GOALS, {"required": ["floor"], "maxProperties": 1}],
         }
     )
@@ -209,6 +216,13 @@ class ThresholdPatch(_Strict):
     threshold: Share | None = Field(None, strict=True, description="The threshold itself.")
     max_mean_mmacs: float | None = Field(
         None, gt=0, strict=True, allow_inf_nan=False, description="The highest threshold that costs at most this."
+    )
+    max_mean_ms: float | None = Field(
+        None,
+        gt=0,
+        strict=True,
+        allow_inf_nan=False,
+        description="The highest that costs at most so many milliseconds of a core (or GPU) per image here.",
     )
     min_agreement: Share | None = Field(None, strict=True, description="The cheapest that agrees at least so often.")
     max_accuracy_drop: Share | None = Field(
@@ -291,6 +305,19 @@ class CurvePoint(PredictedEffect):
 
     threshold: float
 
+    @classmethod
+    def at(cls, threshold: float, effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> CurvePoint:
+        """The point of ``threshold``, with its time where that is known."""
+        return cls(threshold=threshold, **dict(PredictedEffect.of(effect, time)))
+
+
+class StageAnswer(BaseModel):
+    """One stage of a model; ``mmacs`` of it alone, in millions."""
+
+    name: str
+    resolution: int
+    mmacs: float
+
 
 class ModelAnswer(BaseModel):
     """One version of a model in the store."""
@@ -301,8 +328,9 @@ class ModelAnswer(BaseModel):
     network: str
     classes: list[str]
     resolution: int
-    low_mmacs: float
-    high_mmacs: float
+    stages: list[StageAnswer]
+    low_mmacs: float = Field(description="Of the first stage.")
+    high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
     default_threshold: float | None
     dataset: str
     calibration_images: int
@@ -328,16 +356,17 @@ class LatencyMs(BaseModel):
 
 
 class QueueState(BaseModel):
-    """Work in flight."""
+    """Work in flight; beside it, by its name, how many images wait for each stage."""
 
-    low: int
-    high: int
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int]
+
     images_in_flight: int
     bytes_in_flight: int
 
 
 class AuditState(BaseModel):
-    """What the high pass said of the latest audited images that exit at the threshold; null without any."""
+    """What the last stage said of the latest audited images that exit at the threshold; null without any."""
 
     images: int
     disagreements: int
@@ -348,6 +377,32 @@ class AuditState(BaseModel):
     promise_kept: bool | None = Field(
         description="True: the bound is within what is allowed. False: even the lower bound is beyond. Null: too few."
     )
+
+
+class TimeState(BaseModel):
+    """Compute of one worker per image since the start, and what the single-scale network would have taken.
+
+    Null before the first image, or where that network was not measured. Costs take ``LOWFIRST_COST_PER_HOUR``.
+    """
+
+    images: int = Field(description="Those that were computed: answers from the cache are left out.")
+    mean_ms: float | None
+    single_scale_ms: float | None
+    saved: float | None
+    cost_per_million: float | None
+    single_scale_cost_per_million: float | None
+
+    @classmethod
+    def of(cls, spent: TimeSpent, cost_per_hour: float | None) -> TimeState:
+        """What was spent as a body."""
+        return cls(
+            images=round(spent.images),
+            mean_ms=milliseconds(spent.mean_seconds),
+            single_scale_ms=milliseconds(spent.single_scale_seconds),
+            saved=spent.saved,
+            cost_per_million=spent.cost_per_million(spent.mean_seconds, cost_per_hour),
+            single_scale_cost_per_million=spent.cost_per_million(spent.single_scale_seconds, cost_per_hour),
+        )
 
 
 class StatsAnswer(BaseModel):
@@ -365,7 +420,8 @@ class StatsAnswer(BaseModel):
     mean_mmacs: float | None
     low_mmacs: float
     single_scale_mmacs: float
-    requests_per_second: float
+    time: TimeState
+    requests_per_second: float = Field(description="Images per second.")
     latency_ms: LatencyMs
     queue: QueueState
     audit: AuditState
@@ -378,7 +434,15 @@ class MetricsTarget(BaseModel):
     labels: dict[str, str]
 
 
+class Processes(BaseModel):
+    """The processes of a server that has several."""
+
+    ready: int
+    count: int
+
+
 class Health(BaseModel):
     """Whether the server lives, or is ready for work."""
 
     status: Literal["ok"]
+    processes: Processes | None = Field(None, description="Only of a server with several.")

@@ -28,7 +28,7 @@ from service.api.protocol_schemas import (
     RequestedOutput,
     RequestParameters,
 )
-from service.engine.entry import Answer
+from service.engine.answer import Answer
 from service.errors import BadRequest, InvalidOption
 
 JSON_LENGTH = "Inference-Header-Content-Length"

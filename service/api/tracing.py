@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import service
 from service.api.keys import METRICS, PROBES, is_under
-from service.engine.entry import Answer
+from service.engine.answer import Answer
 from service.errors import InvalidOption
 
 try:
@@ -39,9 +38,9 @@ class Traces:
         self.tracer = self._provider.get_tracer("lowfirst", service.__version__)
 
     def answered(self, answer: Answer) -> None:
-        """Make the spans of one image's stages, in the request's span. Called by the engine in the request's task.
+        """Make the spans of one image's stages, in the request's span. Called in the request's task.
 
-        The engine keeps durations: the stages are laid end to end up to now, with both waits as one, ``queue``.
+        An answer has durations: they are laid end to end up to now, with all waits as one, ``queue``.
         """
         about: dict[str, str | float] = {
             "lowfirst.model": f"{answer.model}/{answer.version}",
@@ -50,10 +49,16 @@ class Traces:
             "lowfirst.confidence": answer.confidence,
             "lowfirst.threshold": answer.threshold,
         }
-        stages = {stage: round(1e9 * seconds) for stage, seconds in asdict(answer.timing).items() if seconds}
-        start = time.time_ns() - sum(stages.values())
-        for stage, nanoseconds in stages.items():
-            span = self.tracer.start_span(stage, start_time=start, attributes=about)
+        timing = answer.timing
+        spent = {
+            "decode": timing.decode,
+            "queue": timing.queue,
+            **dict(zip(answer.stages, timing.stages, strict=False)),
+        }
+        parts = {name: round(1e9 * seconds) for name, seconds in spent.items() if seconds}
+        start = time.time_ns() - sum(parts.values())
+        for name, nanoseconds in parts.items():
+            span = self.tracer.start_span(name, start_time=start, attributes=about)
             start += nanoseconds
             span.end(start)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ from service.cli.console import AsJson, Device, Precision, Runtime, model_folder
 
 if TYPE_CHECKING:
     from service.evaluation.throughput import Arrangement
-    from service.inference.latency import LatencyTable, Stage
+    from service.inference.latency import LatencyTable
     from service.inference.predictor import Predictor
 
 
@@ -23,14 +24,21 @@ def bench(
     device: Device = "auto",
     precision: Precision = "auto",
     runtime: Runtime = "auto",
-    escalated: Annotated[float, typer.Option(min=0, max=1, help="Share of images that get the high pass.")] = 0.35,
+    escalated: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of images that escalate. [default: the model's own at its default]"),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of one worker (a core or a GPU) costs.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the times there, for LOWFIRST_PROFILE.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time both passes at every batch size, and find the best number of workers: what this machine can do."""
-    from service.errors import DataError
-    from service.evaluation.throughput import arrange, peak, tabulate
+    """Time every stage at every batch size, and say whether the cascade pays on this machine."""
+    from service.evaluation.pays import Payoff, payoff
+    from service.evaluation.throughput import arrange, measure_together, peak
     from service.inference.device import cores
+    from service.inference.latency import LatencyProfile
     from service.inference.predictor import Predictor
 
     folder = model_folder(model)
@@ -39,56 +47,55 @@ def bench(
         return Predictor.load(folder, device, precision, runtime, threads)
 
     predictor = load(1)
-    if not predictor.is_multi_scale:
-        raise DataError(f"{predictor.spec.architecture.network} is single-scale: it has no two passes", field="model")
     workers = cores() if predictor.device.type == "cpu" else 1
-    table = tabulate(predictor, workers)
+    table = measure_together(predictor, workers)
     most = peak(predictor, workers)
-    size = table.best_size("low", max(table.low))
-    arrangements = arrange(load, workers, size, escalated)
+    verdict: Payoff = payoff(predictor, table, escalated, price_per_hour)
+    size = table.best_size(0, max(table.stages[0]))
+    arrangements = arrange(load, workers, size, verdict.reaching)
     if save is not None:
-        table.write(save)
+        LatencyProfile.of(predictor, table).write(save)
     if as_json:
         output.print_json(
             json.dumps(
                 {
                     "latency": asdict(table),
+                    "pays": asdict(verdict),
                     "peak_multiply_adds_per_second": most,
                     "arrangements": [asdict(arrangement) for arrangement in arrangements],
                 }
             )
         )
-    else:
-        output.print(_times(predictor, table, workers, most))
-        output.print(_arrangements(arrangements, size, escalated))
+        return
+    output.print(_times(predictor, table, workers, most))
+    output.print(_arrangements(arrangements, size, verdict.reaching))
+    output.print(verdict.told(), highlight=False, soft_wrap=True)
 
 
 def _times(predictor: Predictor, table: LatencyTable, workers: int, most: float) -> Table:
-    """Each pass at each batch size; rates are of all workers together."""
+    """Each stage at each batch size, beside the single-scale network; rates are of all workers together."""
     spec = predictor.spec
     shown = Table(
-        "pass", "batch", "ms", "images/s", "G multiply-adds/s", "% of peak",
+        "stage", "batch", "ms", "images/s", "G multiply-adds/s", "% of peak",
         title=f"{spec.name}: {predictor.runtime} {predictor.precision}, {workers} x {predictor.threads} threads, "
         f"peak {most / 1e9:.0f} G multiply-adds/s (matrix products)",
     )  # fmt: skip
-    stages: tuple[tuple[Stage, float], ...] = (("low", spec.low_mmacs), ("high", spec.high_mmacs))
-    for stage, mmacs in stages:
-        times = table.low if stage == "low" else table.high
-        best = table.best_size(stage, max(times))
+    rows = [(stage.name, stage.mmacs, times) for stage, times in zip(spec.stages, table.stages, strict=True)]
+    for name, mmacs, times in [*rows, ("single-scale network", spec.single_scale_mmacs, table.single)]:
         for size, seconds in times.items():
             rate = workers * size / seconds
             shown.add_row(
-                stage, f"{size}{' *' if size == best else ''}", f"{1e3 * seconds:.2f}", f"{rate:.0f}",
+                name, str(size), f"{1e3 * seconds:.2f}", f"{rate:.0f}",
                 f"{rate * mmacs / 1e3:.1f}", f"{100 * rate * mmacs * 1e6 / most:.0f}",
             )  # fmt: skip
-    shown.caption = "* the batch size that the server will use"
     return shown
 
 
-def _arrangements(arrangements: list[Arrangement], size: int, escalated: float) -> Table:
+def _arrangements(arrangements: list[Arrangement], size: int, reaching: Sequence[float]) -> Table:
     shown = Table(
         "workers x threads", "images/s",
-        title=f"both passes on decoded images, batches of {size}, {100 * escalated:.0f} % escalated",
+        title=f"all stages on decoded images, batches of {size}; reach each stage: "
+        + ", ".join(f"{100 * share:.0f} %" for share in reaching),
     )  # fmt: skip
     for arrangement in arrangements:
         shown.add_row(f"{arrangement.workers} x {arrangement.threads}", f"{arrangement.images_per_second:.0f}")

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from service.cli.console import Data, Device, Workers, output, progress
+from service.cli.console import Data, Device, Workers, model_folder, output, progress
 
 SHOWN = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="Run folder of a trained network.")],
+    model: Annotated[str, typer.Argument(help="Run folder, or model of the store by name or name/version.")],
     data: Data,
+    split: Annotated[
+        str | None, typer.Option(help="Folder of --data to use. [default: what training held out of train/]")
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="--data is any folder of photographs: certify the agreement alone.")
+    ] = False,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Fit temperatures and a default threshold on photographs held out of training, and certify thresholds."""
+    """Fit temperatures and a default threshold on photographs that were not trained on, and certify thresholds."""
+    from service.errors import InvalidOption
     from service.evaluation.calibrate import calibrate as fit_and_certify
     from service.inference.calibration import Calibration
 
+    if unlabelled and split:
+        raise InvalidOption("split", split, "left out: --unlabelled takes every photograph in --data")
     with progress("calibrating") as show:
-        spec = fit_and_certify(run, data, device, workers, show)
+        spec = fit_and_certify(model_folder(model), data, split, not unlabelled, device, workers, show)
+    temperatures = ", ".join(f"{stage.name} {stage.temperature:.3f}" for stage in spec.stages)
     output.print(
-        f"temperature low {spec.temperature.low:.3f}, high {spec.temperature.high:.3f}; "
-        f"default threshold {spec.default_threshold:g}",
-        highlight=False,
-        soft_wrap=True,
+        f"temperatures: {temperatures}; default threshold {spec.default_threshold:g}", highlight=False, soft_wrap=True
     )
     for table in spec.calibration:
-        calibration = Calibration(table, spec.low_mmacs, spec.high_mmacs)
+        calibration = Calibration(table, spec.mmacs)
         shown = Table(
             "threshold", "exit %", "mean M", "top-1 %", "agree %", "agree >= %", "drop <= %",
             title=f"{table.runtime} {table.precision}, {table.n} photographs, bounds at 95 %",
@@ -44,9 +50,14 @@ def calibrate(
                 f"{threshold:g}" + (" *" if threshold == default else ""),
                 f"{100 * effect.exit_rate:.1f}",
                 f"{effect.mean_mmacs:.1f}",
-                f"{100 * effect.accuracy:.1f}",
+                _percent(effect.accuracy),
                 f"{100 * effect.agreement:.1f}",
                 f"{100 * effect.agreement_at_least:.1f}",
-                f"{100 * effect.accuracy_drop_at_most:.1f}",
+                _percent(effect.accuracy_drop_at_most),
             )
         output.print(shown)
+
+
+def _percent(share: float | None) -> str:
+    """Of what takes labels; a dash without them."""
+    return "-" if share is None else f"{100 * share:.1f}"

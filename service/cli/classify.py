@@ -40,7 +40,7 @@ async def _classify(
 ) -> list[dict[str, Any]]:
     from service.api.schemas import ClassifyAnswer
     from service.app import build_parts
-    from service.engine.entry import Ask
+    from service.engine.answer import Ask
 
     models = build_parts(settings).models
     await models.start()

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.errors import NotFound
-from service.store import SPEC, ModelStore
+from service.model_spec import SPEC
+from service.store import ModelStore
 
 output = Console()
 errors = Console(stderr=True)

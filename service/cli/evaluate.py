@@ -47,7 +47,7 @@ def evaluate(
     predictor = Predictor.load(folder, device, precision, runtime)
     with progress("evaluating") as show:
         evaluation = measure(predictor, data, split, workers, show)
-    if compare and predictor.is_multi_scale:
+    if compare:
         with progress("comparing runtimes") as show:
             points = compare_runtimes(folder, data, split, device, workers, show)
         evaluation = replace(evaluation, runtimes=points)
@@ -83,8 +83,8 @@ def _print(evaluation: Evaluation) -> None:
             if promise.why_not:
                 output.print(promise.why_not, highlight=False, markup=False, soft_wrap=True)
     output.print(
-        f"low pass alone {100 * evaluation.low_accuracy:.2f} %, high pass {100 * evaluation.high_accuracy:.2f} %, "
-        f"agreement {100 * evaluation.agreement:.2f} %; * default threshold",
+        "; ".join(f"{name} alone {100 * accuracy:.2f} %" for name, accuracy in evaluation.stages.items())
+        + f"; all agree on {100 * evaluation.agreement:.2f} %; * default threshold",
         highlight=False,
         soft_wrap=True,
     )
@@ -107,7 +107,7 @@ def _promises(evaluation: Evaluation) -> Table:
     shown = Table(
         "promise", "threshold", "exit %", "measured %", "kept", "broken %",
         title="what the calibration table promises, on these photographs",
-        caption="broken: how probable that is, calibrated anew by as many images drawn from these; at most 5 %",
+        caption="broken: how probable that is, calibrated again by as many images drawn from these; at most 5 %",
     )  # fmt: skip
     for promise in evaluation.promises:
         asked = f"{promise.goal} {promise.value:g}"

@@ -18,14 +18,21 @@ AROUND_HEADER = len(b": \r\n")
 Refuse = Callable[[LowfirstError], Response]
 
 
-def http_protocol(head_seconds: float, refuse: Refuse) -> Any:
+def http_protocol(
+    head_seconds: float,
+    refuse: Refuse,
+    is_leaving: Callable[[], bool] = lambda: False,
+    on_close: Callable[[], None] = lambda: None,
+) -> Any:
     """What ``uvicorn.Config(http=...)`` takes.
 
     Args:
         head_seconds: how long a request's head may take to arrive.
         refuse: gives the answer to a request that no route will see.
+        is_leaving: asked at each request whether its connection closes after the answer, which tells the client so.
+        on_close: told once of each connection that is closed, or is HTTP's no more.
     """
-    return partial(BoundedHttp, head_seconds=head_seconds, refuse=refuse)
+    return partial(BoundedHttp, head_seconds=head_seconds, refuse=refuse, is_leaving=is_leaving, on_close=on_close)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -35,10 +42,20 @@ class BoundedHttp(HttpToolsProtocol):
     it. Between requests uvicorn's own keep-alive timer runs.
     """
 
-    def __init__(self, *given: Any, head_seconds: float, refuse: Refuse, **named: Any) -> None:
+    def __init__(
+        self,
+        *given: Any,
+        head_seconds: float,
+        refuse: Refuse,
+        is_leaving: Callable[[], bool],
+        on_close: Callable[[], None],
+        **named: Any,
+    ) -> None:
         super().__init__(*given, **named)
         self._head_seconds = head_seconds
         self._refusal_to = refuse
+        self._is_leaving = is_leaving
+        self._on_close = on_close
         self._refusal: LowfirstError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False
@@ -54,6 +71,12 @@ class BoundedHttp(HttpToolsProtocol):
         """Called by the event loop."""
         self._stop_timer()
         super().connection_lost(exc)
+        self._on_close()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Called where a client asks for a web socket, which no route takes: another protocol refuses it."""
+        super().handle_websocket_upgrade()
+        self._on_close()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -88,6 +111,8 @@ class BoundedHttp(HttpToolsProtocol):
                 raise self._refusal  # the parser ends with an error of its own: see send_400_response
         self._pending = 0
         super().on_headers_complete()
+        if self.cycle is not None and self._is_leaving():
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser, for each piece."""

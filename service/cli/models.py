@@ -3,59 +3,112 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from service.cli.console import AsJson, errors, model_store, output
+from service.cli.console import AsJson, errors, model_store, output, progress
 from service.errors import LowfirstError
+
+if TYPE_CHECKING:
+    from service.evaluation.architectures import Footprint
 
 CLASSES = 1000
 
 
 def models(
     architectures: Annotated[bool, typer.Option("--architectures", help="List networks instead of the store.")] = False,
+    time: Annotated[
+        bool, typer.Option("--time", help="With --architectures: time every network on this machine, some minutes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the models of the store, or every network with its cost in millions of multiply-adds."""
-    rows = _architectures() if architectures else _stored()
+    if architectures:
+        _list_networks(time, as_json)
+        return
+    rows = _stored()
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     if not rows:
         output.print(f"{model_store().root} holds no model", highlight=False, markup=False, soft_wrap=True)
         return
-    shown = rows if architectures else [_short(row) for row in rows]
-    first, *others = (name.replace("_", " ") for name in shown[0])
-    lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in shown]
+    _print([_short(row) for row in rows])
+    output.print('Any picture at all gets one of a model\'s labels: none can say "none of these".', highlight=False)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    first, *others = rows[0]
+    lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
     names = Column(first, min_width=max(len(name) for name, *_ in lines))  # to be copied, so whole
     table = Table(names, *others, box=None, pad_edge=False)
     for line in lines:
         table.add_row(*line)
     output.print(table)
-    if not architectures:
-        output.print('Any picture at all gets one of a model\'s labels: none can say "none of these".', highlight=False)
 
 
-def _architectures() -> list[dict[str, Any]]:
-    """Costs at 1000 classes and the resolution that the paper quotes."""
+def _list_networks(timed: bool, as_json: bool) -> None:
+    """As JSON every network by its name, as a table every base network."""
+    from service.evaluation.architectures import footprint, measured_with
+    from service.networks.registry import BACKBONES, names
+
+    found = {}
+    with progress("networks") as show:
+        for name in BACKBONES:
+            found[name] = footprint(name, timed)
+            show(1, len(BACKBONES))
+    if as_json:
+        typer.echo(json.dumps([_network_row(name, found) for name in names()], indent=1))
+        return
+    _print([_backbone_row(each) for each in found.values()])
+    lines = [
+        "NAME trains at one scale; ms_NAME at two: low sees half the pixels, high all of them; ms3_NAME at three.",
+        "M: millions, of parameters, and of multiply-adds per image.",
+    ]
+    if timed:
+        lines += [
+            f"ms: milliseconds per image, {measured_with()}.",
+            "even: when more images than this exit early, two scales are faster than one.",
+        ]
+    output.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _network_row(name: str, found: Mapping[str, Footprint]) -> dict[str, Any]:
+    """A network of several stages has as many copies of the parameters; a single-scale one costs 0 before its last."""
     from service.networks.cost import cost
-    from service.networks.registry import names, reference_resolution
+    from service.networks.registry import backbone_name, depth
 
-    rows = []
-    for name in names():
-        resolution = reference_resolution(name)
-        costs = cost(name, CLASSES, resolution)
-        rows.append(
-            {
-                "name": name,
-                "resolution": resolution,
-                "low_mmacs": costs.low_mmacs,
-                "high_mmacs": costs.high_mmacs,
-            }
-        )
-    return rows
+    each, stages = found[backbone_name(name)], depth(name)
+    costs = cost(name, CLASSES, each.resolution) if stages > 1 else (0.0, each.high_mmacs)
+    row: dict[str, Any] = {
+        "name": name,
+        "resolution": each.resolution,
+        "stages": stages,
+        "low_mmacs": costs[0],
+        "high_mmacs": costs[-1],
+        "parameters": stages * each.parameters,
+    }
+    if each.high_ms is not None:
+        row["low_ms"] = each.low_ms if stages > 1 else 0.0
+        row["high_ms"] = each.high_ms
+        row["break_even"] = each.break_even if stages > 1 else None
+    return row
+
+
+def _backbone_row(each: Footprint) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "network": each.name,
+        "params M": each.parameters / 1e6,
+        "pixels": each.resolution,
+        "low M": each.low_mmacs,
+        "high M": each.high_mmacs,
+    }
+    if each.break_even is not None:
+        row |= {"low ms": each.low_ms, "high ms": each.high_ms, "even %": round(100 * each.break_even)}
+    return row
 
 
 def _stored() -> list[dict[str, Any]]:
@@ -66,8 +119,9 @@ def _stored() -> list[dict[str, Any]]:
             "network": spec.architecture.network,
             "classes": len(spec.classes),
             "resolution": spec.preprocessing.crop,
-            "low_mmacs": spec.low_mmacs,
-            "high_mmacs": spec.high_mmacs,
+            "stages": [stage.name for stage in spec.stages],
+            "low_mmacs": spec.mmacs[0],
+            "high_mmacs": spec.mmacs[-1],
             "default_threshold": spec.default_threshold,
             "dataset": spec.dataset,
         }
@@ -87,7 +141,7 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
         "model": f"{row['name']}/{row['version']}",
         "network": row["network"],
         "pixels": row["resolution"],
-        "low M": row["low_mmacs"],
-        "high M": row["high_mmacs"],
+        "first M": row["low_mmacs"],
+        "last M": row["high_mmacs"],
         "threshold": row["default_threshold"],
     }

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import gc
+import asyncio
+import os
+import shutil
 import signal
 import socket
-import time
-from collections.abc import Callable
-from functools import partial
-from types import FrameType
-from typing import Annotated
+import tempfile
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-import uvicorn
 
-from service.errors import LowfirstError
+from service.cores import cores
+from service.errors import InvalidOption, LowfirstError
 from service.log import configure, logger
-from service.settings import load_settings
+from service.processes.share import how_many, is_on_gpu, share
+from service.settings import Settings, load_settings
+
+# What the process that all others are forked from imports. None of it computes or starts a thread.
+TEMPLATE = ["service.cli.child", "service.cli.template"]
+
+MEMORY = Path("/dev/shm")
 
 
 def serve(
@@ -27,73 +35,86 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Model to serve. [default: LOWFIRST_MODEL or the shipped one]")
     ] = None,
+    processes: Annotated[
+        str | None, typer.Option(help="Processes that serve as one. [default: LOWFIRST_PROCESSES or auto]")
+    ] = None,
 ) -> None:
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see docs/settings.md."""
-    given = {"host": host, "port": port, "model": model}
+    given = {"host": host, "port": port, "model": model, "processes": processes}
     settings = load_settings({name: value for name, value in given.items() if value is not None})
     configure(settings.log_level, settings.log_format)
-
-    from service.api.error_handlers import refusal
-    from service.app import create_app
-    from service.cli.http_protocol import http_protocol
-
+    count = settings.processes
+    if count == "auto":
+        used = min(cores(), settings.workers * settings.threads) if settings.workers else cores()
+        count = how_many(used, is_on_gpu(settings.device))
     try:
-        app = create_app(settings)
+        _alone(settings) if count == 1 else _together(settings, count)
     except LowfirstError as error:
         if settings.log_format == "text":
             raise  # told as every command tells it
         logger.critical(error.message)
         raise typer.Exit(1) from error
-    parts = app.state.parts
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=http_protocol(settings.receive_timeout_seconds, refuse=partial(refusal, metrics=parts.metrics)),
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=settings.drain_timeout_seconds,
-    )
-    server = DrainingServer(config, on_drain=parts.models.drain, drain_delay_seconds=settings.drain_delay_seconds)
+
+
+def _alone(settings: Settings) -> None:
+    from service.app import create_app
+    from service.cli.draining import DrainingServer
+
+    app = create_app(settings)
+    server = DrainingServer(app, settings, app.state.parts)
     server.run()
     if not server.started:
         raise typer.Exit(1)
 
 
-class DrainingServer(uvicorn.Server):
-    """Stops in two steps on SIGTERM: readiness falls at once, the listener closes ``drain_delay_seconds`` later.
+def _together(settings: Settings, count: int) -> None:
+    """Serve by several processes; this one loads no PyTorch."""
+    files = Path(tempfile.mkdtemp(prefix="lowfirst-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
+    try:
+        stopped_by = asyncio.run(_parent(settings, count, files))
+    finally:
+        shutil.rmtree(files, ignore_errors=True)
+    if stopped_by is not None:  # end as one process alone does
+        signal.signal(stopped_by, signal.SIG_DFL if stopped_by == signal.SIGTERM else signal.default_int_handler)
+        signal.raise_signal(stopped_by)
 
-    In between requests are served, so that a load balancer has time to look away; then accepted ones
-    finish. uvicorn's own handler closes the listener at once, as SIGINT still does here, and a second signal.
-    """
 
-    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None], drain_delay_seconds: float) -> None:
-        super().__init__(config)
-        self._on_drain = on_drain
-        self._drain_delay_seconds = drain_delay_seconds
-        self._closes_at: float | None = None
+async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals | None:
+    from service.processes.parent import Parent
+    from service.processes.reception import MAIN, OWN, bind
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called on SIGTERM and SIGINT."""
-        self._on_drain()
-        if sig == signal.SIGTERM and self._closes_at is None:
-            logger.info("stopping: not ready, serving for %g seconds more", self._drain_delay_seconds)
-            self._closes_at = time.monotonic() + self._drain_delay_seconds
-            return
-        super().handle_exit(sig, frame)
+    try:
+        listeners = {MAIN: await bind(settings.host, settings.port)}
+    except OSError as error:
+        raise InvalidOption(
+            "LOWFIRST_PORT", settings.port, f"one that can be listened on at {settings.host} ({error.strerror})"
+        ) from error
+    own_address = ""
+    if settings.metrics_port is not None:
+        from service.api.own_port import bind_own
 
-    async def on_tick(self, counter: int) -> bool:
-        """uvicorn asks ten times a second whether to stop."""
-        if self._closes_at is not None and time.monotonic() >= self._closes_at:
-            self.should_exit = True
-        return await super().on_tick(counter)
+        listener, own_address = bind_own(settings.metrics_host or settings.host, settings.metrics_port)
+        listeners[OWN] = [listener]
+    # Children are forked from one process that has all imported: each further one takes some 200 to 280 MiB instead of
+    # the 690 that one started by itself takes (loadtest/process_memory.py).
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(files)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process with threads is not to be forked
+    context = get_context("forkserver")
+    context.set_forkserver_preload(TEMPLATE)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the listener, and say where it is. What was loaded until now is taken out of garbage collection."""
-        await super().startup(sockets)
-        gc.collect()
-        gc.freeze()  # else a full collection walks all of PyTorch: every request waited 200 ms for it, now and then
-        for listener in (each for server in self.servers for each in server.sockets):
-            host, port = listener.getsockname()[:2]
-            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    def start(index: int, words: socket.socket, handover: socket.socket) -> BaseProcess:
+        given: tuple[Any, ...] = (share(settings, index, count), index, count, words, handover, files, own_address)
+        process = context.Process(target=run_child, args=given, name=f"lowfirst-{index}")
+        process.start()
+        words.close()
+        handover.close()
+        return process
+
+    return await Parent(settings, count, start, listeners, files).run()
+
+
+def run_child(*given: Any) -> None:
+    """Where a process of several begins: see ``service.cli.child.serve_child``."""
+    from service.cli.child import serve_child
+
+    serve_child(*given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING
 from enum import StrEnum
@@ -98,7 +98,7 @@ def _options(context: typer.Context, recipe: Recipe, values: dict[str, Any]) -> 
 
 def _next(options: TrainOptions) -> str:
     """The command that comes next."""
-    if not options.is_multi_scale:  # it has no exit to calibrate
+    if len(options.stages) == 1:  # it has no exit to calibrate
         return f"report {options.out} RUNS… --data {options.data} --out FOLDER"
     data = options.data if options.calibration_share else "DIR, with photographs that were not trained on"
     return f"calibrate {options.out} --data {data}"
@@ -137,19 +137,22 @@ def _bar() -> Iterator[Callable[[TrainProgress], None]]:
                 description=f"epoch {now.epoch}/{now.epochs} at {now.resolution}",
                 completed=now.step,
                 total=now.steps,
-                numbers=f"loss {now.loss:.3f}  low/high {now.low_accuracy:.3f}/{now.high_accuracy:.3f}  "
+                numbers=f"loss {now.loss:.3f}  {_accuracies(now.accuracy)}  "
                 f"{now.images_per_second:.0f} images/s  {minutes}:{seconds:02d} left",
             )
 
         yield show
 
 
+def _accuracies(accuracy: Mapping[str, float]) -> str:
+    """``low/high 0.812/0.874``, of each stage."""
+    return f"{'/'.join(accuracy)} {'/'.join(f'{share:.3f}' for share in accuracy.values())}"
+
+
 def _print_epoch(line: EpochLog) -> None:
-    raw = dataclasses.asdict(line)
     output.print(
-        "epoch {epoch}  {resolution} px  loss {loss:.3f}  train low/high {low_accuracy:.3f}/{high_accuracy:.3f}  "
-        "held out low/high {held_out_low_accuracy:.3f}/{held_out_high_accuracy:.3f}  "
-        "{images_per_second:.0f} images/s, waited {waited:.0%}".format(**raw),
+        f"epoch {line.epoch}  {line.resolution} px  loss {line.loss:.3f}  train {_accuracies(line.accuracy)}  "
+        f"held out {_accuracies(line.held_out)}  {line.images_per_second:.0f} images/s, waited {line.waited:.0%}",
         highlight=False,
         soft_wrap=True,
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from service.inference.predictor import Predictor
-from service.state.base import ConfigSource, RuntimeConfig, ThresholdConfig
+from service.state.base import ConfigSource, RuntimeConfig
 
 
 def first_config(predictors: Sequence[Predictor]) -> RuntimeConfig:
@@ -44,16 +43,3 @@ class Applied:
     def is_newest(self) -> bool:
         """Whether what serves is what is asked for."""
         return self._config.current.served == self.served
-
-
-def solved_anew(asked: ThresholdConfig, old: Predictor, new: Predictor) -> ThresholdConfig:
-    """What was asked of ``old``, for ``new``. A threshold that was the old one's default becomes the new one's.
-
-    Raises:
-        InvalidOption: the goal cannot be reached with ``new``.
-    """
-    if asked == old.default_threshold:
-        return new.default_threshold
-    threshold = new.solve(asked.goal, asked.value)
-    floor = None if asked.floor is None else min(asked.floor, threshold)
-    return replace(asked, threshold=threshold, floor=floor)

@@ -9,13 +9,13 @@ from service.inference.calibration import upper_bound
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What the high pass said of the latest audited images that exit at the threshold, and what follows for all.
+    """What the last stage said of the latest audited images that exit at the threshold, and what follows for all.
 
-    An image that escalates has the high pass's answer, so over all images the disagreement is that of the audited
+    An image that escalates has the last stage's answer, so over all images the disagreement is that of the audited
     ones times the exit rate. Bounds hold with 95 % confidence (one-sided Clopper-Pearson), for the traffic audited.
 
     Attributes:
-        images, disagreements: audited, and of these answered otherwise by the high pass.
+        images, disagreements: audited, and of these answered otherwise by the last stage.
         exit_rate: of the latest images at the threshold; None before the first exit, 0 where nothing can exit.
         promised: the agreement promised for the threshold, a share of all images; None without a calibration table.
     """
@@ -37,7 +37,7 @@ class Audit:
 
     @property
     def overall_at_most(self) -> float | None:
-        """Upper bound of the share of all images that are answered otherwise than by the high pass."""
+        """Upper bound of the share of all images that are answered otherwise than by the last stage."""
         return self._overall(self.disagreement_at_most)
 
     @property

@@ -16,18 +16,24 @@ RETURN_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is to be done, in images, and what each takes of the device, in seconds.
+    """What is to be done, in images, and what each takes of the whole device, in seconds, as it runs now.
 
     Attributes:
-        undecided: images whose low pass is still to come or running.
-        escalated: images that wait for the high pass.
-        low_seconds, high_seconds: of the whole device, an image, as it runs now.
+        undecided: images whose first stage is still to come or running.
+        first_seconds: the first stage, per image.
+        later_seconds: all stages after the first, per image that escalates from it.
+        escalated_seconds: all that waits for later stages, together.
     """
 
     undecided: int
-    escalated: int
-    low_seconds: float
-    high_seconds: float
+    first_seconds: float
+    later_seconds: float
+    escalated_seconds: float
+
+    def queued_seconds(self, escalating: float) -> float:
+        """How long the device needs for all of it, if the share ``escalating`` of the undecided escalates."""
+        each = self.first_seconds + escalating * self.later_seconds
+        return self.undecided * each + self.escalated_seconds
 
 
 class BrownOut:
@@ -63,7 +69,7 @@ class BrownOut:
 
     def _sustainable(self, load: Load) -> float:
         """The share of the undecided images that may escalate if all that is queued shall be done in time."""
-        left = ROOM * self._target - load.undecided * load.low_seconds - load.escalated * load.high_seconds
-        if not load.undecided:
+        left = ROOM * self._target - load.queued_seconds(escalating=0.0)
+        if not load.undecided or not load.later_seconds:
             return 1.0 if left > 0 else 0.0
-        return max(0.0, left / (load.undecided * load.high_seconds))
+        return max(0.0, left / (load.undecided * load.later_seconds))

@@ -7,12 +7,13 @@ import time
 from service.engine.entry import Entry
 from service.errors import DeviceFailed, LowfirstError
 from service.images.decode import decode
-from service.images.transforms import Preprocessing
+from service.images.sizes import in_sizes
 from service.log import logger
 from service.metrics import Metrics
+from service.model_spec import ModelSpec
 
 
-def decode_entry(entry: Entry, preprocessing: Preprocessing, metrics: Metrics) -> bool:
+def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics) -> bool:
     """Whether ``entry`` has its pixels now; if not it has failed, or nobody waits for it."""
     body = entry.body
     if body is None or entry.is_dead:
@@ -20,7 +21,7 @@ def decode_entry(entry: Entry, preprocessing: Preprocessing, metrics: Metrics) -
         return False
     began = time.monotonic()
     try:
-        entry.image = decode(body, preprocessing)
+        entry.pixels = in_sizes(decode(body, spec.preprocessing), spec.resolutions)
     except LowfirstError as error:
         entry.loop.call_soon_threadsafe(entry.fail, error)
         return False
@@ -29,6 +30,7 @@ def decode_entry(entry: Entry, preprocessing: Preprocessing, metrics: Metrics) -
         failure = DeviceFailed("decoding failed on this image")
         entry.loop.call_soon_threadsafe(entry.fail, failure)
         return False
+    entry.body = None
     entry.timing.decode = time.monotonic() - began
     metrics.decode_seconds.observe(entry.timing.decode)
     return True

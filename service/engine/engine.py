@@ -1,38 +1,42 @@
-"""The way of one image: admitted, decoded, run, answered exactly once."""
+"""The way of one image: decoded, run stage by stage, answered exactly once."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache as memoise
-from functools import partial
-from hashlib import blake2b
+from dataclasses import replace
 
 import torch
 
+from service.engine.answer import Answer, Ask, Reason
+from service.engine.answering import Answering
 from service.engine.audit import Audit
-from service.engine.batch_runner import BatchRunner
 from service.engine.brown_out import BrownOut, Load
+from service.engine.cached import CachedAnswers
+from service.engine.decide import Policy
 from service.engine.decoding import decode_entry
-from service.engine.entry import Answer, Ask, Entry, Passes, Ranked, Reason
+from service.engine.entry import Entry
+from service.engine.executor import Executor, too_late
 from service.engine.features import FeaturePool
+from service.engine.lanes import Lanes
 from service.engine.limits import Limits
+from service.engine.pace import Pace
+from service.engine.pick import Plan
+from service.engine.prediction import Prediction, TimeSpent, predict, solve
+from service.engine.preparing import Preparation
 from service.engine.recent import Recent
-from service.engine.scheduler import Plan, Scheduler
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
-from service.inference.exit_rule import exits
-from service.inference.latency import STAGES, LatencyTable, Stage
+from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
-from service.log import logger
 from service.metrics import Metrics
-from service.state.base import CachedPasses, ConfigSource, ResultCache, ThresholdConfig
+from service.state.base import ConfigSource, Goal, ResultCache, ThresholdConfig
 
-# One of so many feature slots may hold an image that waits for its audit.
+# One in so many feature slots may hold an image that waits for its audit.
 AUDIT_SLOTS = 8
 
 # How often overload is looked at, and by how many of the latest confidences.
@@ -45,11 +49,11 @@ class Engine:
 
     Args:
         predictor: the model on its device.
+        single: the single-scale network that it stands in for, to be timed beside it; None leaves that out.
         config: where the threshold stands.
         cache: results already computed; None keeps none.
-        metrics: what is told of all that happens.
+        metrics: where all that happens is counted.
         limits: bounds of work in flight.
-        on_answer: told of each answer, in the task that asked.
     """
 
     def __init__(
@@ -59,62 +63,52 @@ class Engine:
         cache: ResultCache | None,
         metrics: Metrics,
         limits: Limits,
-        on_answer: Callable[[Answer], None] = lambda answer: None,
+        single: Predictor | None = None,
     ) -> None:
         spec = predictor.spec
         self.predictor = predictor
         self.spec = spec
         self.recent = Recent()
-        self._on_answer = on_answer
+        self._names = names = tuple(stage.name for stage in spec.stages)
         self._config = config
-        self._cache = cache
         self._metrics = metrics
-        self._model = spec.reference
-        # replicas that share a cache may each have published another model under this name
-        self._cached_as = f"{self._model}:{spec.weights_sha256[:16]}:{predictor.runtime}:{predictor.precision}"
-        self._answered = memoise(partial(metrics.images.labels, self._model))
-        self._confidence = metrics.confidence.labels(self._model)
         self._limits = limits
+        self._cached = None if cache is None else CachedAnswers(cache, predictor, metrics)
+        self._answering = Answering(spec, metrics, self.recent)
+        sizes = (limits.max_batch_size,) * spec.depth
+        self._pace = Pace(LatencyTable(({1: 1.0},) * spec.depth), sizes, limits.workers)
         self._pool = FeaturePool(limits.feature_slots)
-        self._scheduler = Scheduler(
-            Plan(limits.max_batch_size, limits.max_batch_size),
+        self._lanes = Lanes(
+            Plan(sizes),
             limits.feature_slots,
             audit_backlog=limits.feature_slots // AUDIT_SLOTS,
-            on_drop=lambda stage: metrics.dropped.labels(stage).inc(),
+            on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
         )
-        self._runner = BatchRunner(
-            self._scheduler, predictor, self._pool, metrics, limits, self._threshold_for, self._audited
-        )
-        self._workers = Workers(
-            self._scheduler, self._runner, limits.workers, on_failure=self._failed, on_recovery=self._recovered
-        )
+        self._policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
+        self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, self._policy)
+        preparation = Preparation(predictor, single, limits)
+        self._workers = Workers(self._lanes, self._executor, preparation, self._pace, limits.workers)
         self._decoders = _decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._brown_out = BrownOut(limits.target_latency)
-        self._lowered = math.inf
         self._steering: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[Entry] = set()
         self._running = False
         self._draining = False
-        self._failure: BaseException | None = None
         self._asking = 0
         self._unused = asyncio.Event()
         self._unused.set()
 
-    async def start(self, profile: LatencyTable | None = None) -> None:
-        """Warm up and measure the passes (unless ``profile`` tells their times), then begin to answer.
+    # its life
 
-        Raises: what a pass raised.
+    async def start(self, profile: LatencyTable | None = None) -> None:
+        """Warm up and measure the stages (unless ``profile`` tells their times), then begin to answer.
+
+        Raises: what a stage raised.
         """
-        self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._workers.start, profile)
+        self._answering.single_scale_seconds = self.predict(1.0).time.single_scale_seconds or 0.0
         self._running = True
         self._steer()
-
-    @property
-    def latency_table(self) -> LatencyTable:
-        """Seconds of each pass by batch size."""
-        return self._runner.table
 
     def drain(self) -> None:
         """Stop being ready. Requests are still answered until ``close``."""
@@ -126,13 +120,12 @@ class Engine:
         self._running = False
         if self._steering is not None:
             self._steering.cancel()
-        if not self._workers.alive:  # nobody makes the room that decoders wait for
-            self._scheduler.close()
         if self._decoders is not None:
             await asyncio.to_thread(self._decoders.shutdown)
-        self._scheduler.close()
+        self._lanes.close()
         await asyncio.to_thread(self._workers.join)
-        self._fail_waiting()  # what a device that failed meanwhile left behind
+        for entry in list(self._waiting):  # what a device that failed meanwhile left behind
+            entry.fail(DeviceFailed("the device failed"))
 
     async def retire(self) -> None:
         """Close once nobody waits for an answer: new work goes elsewhere."""
@@ -141,11 +134,13 @@ class Engine:
 
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
-        if self._failure is not None:
-            return f"the device failed ({self._failure}) and is tried again"
+        if self._workers.failure is not None:
+            return f"the device failed ({self._workers.failure}) and is tried again"
         if self._draining:
             return "the server is stopping"
         return None if self._running else "the model is being loaded"
+
+    # an image
 
     async def classify(self, body: bytes, ask: Ask) -> Answer:
         """The answer to one encoded image.
@@ -156,58 +151,22 @@ class Engine:
 
         Raises:
             InvalidImage: ``body`` cannot be read.
-            DeadlinePassed: before any answer existed.
+            DeadlinePassed: before any answer existed, or none could exist in time.
             Draining: the engine does not run, or stopped while the cache was asked.
             DeviceFailed: the network failed on this image, or the device on all.
         """
         self._check_running()
         with self._in_use():
             entry = self._entry(ask)
-            key = self._key(body) if self._cache is not None else ""
-            cached = await self._look_up(key, entry)
-            if cached is not None:
-                return self._answer(entry, cached, "cached", ask.passes)
-            exit_, reason = await self._run(entry, body)
-            await self._remember(key, entry)
-            return self._answer(entry, exit_, reason, ask.passes)
-
-    @property
-    def asked(self) -> ThresholdConfig:
-        """What the runtime config says of this model; its default where that says nothing."""
-        return self._config.current.thresholds.get(self.spec.name) or self.predictor.default_threshold
-
-    def queued_seconds(self) -> float:
-        """How long the device needs for what is queued, if images go on escalating as they did."""
-        load = self._load()
-        escalating = load.escalated + load.undecided * self._scheduler.escalating
-        return load.undecided * load.low_seconds + escalating * load.high_seconds
-
-    @property
-    def effective_threshold(self) -> float:
-        """The threshold in force: lower than asked for while the server is overloaded."""
-        return min(self._lowered, self.asked.threshold)
-
-    def audit(self) -> Audit:
-        """What audits say of the threshold that is asked for."""
-        threshold, calibration = self.asked.threshold, self.predictor.calibration
-        disagreements, images = self.recent.disagreement_at(threshold)
-        rate, _ = self.recent.exit_rate_at(threshold)
-        exit_rate = 0.0 if threshold >= 1 else rate or None  # that none of a few exits tells nothing
-        return Audit(images, disagreements, exit_rate, None if calibration is None else calibration.promise(self.asked))
-
-    def queue_depth(self) -> dict[Stage, int]:
-        """Images waiting for each pass."""
-        return {stage: self._scheduler.depth(stage) for stage in STAGES}
-
-    def queue_age(self, stage: Stage) -> float:
-        """Seconds since the oldest image that waits for ``stage`` arrived; 0 without any."""
-        oldest = self._scheduler.oldest(stage)
-        return 0.0 if oldest is None else time.monotonic() - oldest
-
-    @property
-    def feature_bytes(self) -> int:
-        """What the low features that are kept for the high pass take."""
-        return (self._limits.feature_slots - self._scheduler.free_slots) * self._pool.bytes_each
+            if self._cached is None:
+                return self._answering.answer(entry, *await self._run(entry, body), ask.passes)
+            key = self._cached.key(body)
+            stage = await self._cached.look_up(key, entry, self._policy.lowered)
+            if stage is not None:
+                return self._answering.answer(entry, stage, "cached", ask.passes)
+            stage, reason = await self._run(entry, body)
+            await self._cached.remember(key, entry)
+            return self._answering.answer(entry, stage, reason, ask.passes)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -221,168 +180,142 @@ class Engine:
                 self._unused.set()
 
     def _check_running(self) -> None:
-        if not self._running or (self._failure is not None and not self._workers.alive):
+        if not self._running or (self._workers.failure is not None and not self._workers.alive):
             raise Draining(f"not ready: {self.why_not_ready()}")
 
     def _entry(self, ask: Ask) -> Entry:
-        assert self._loop is not None
-        config = self._config.current
+        loop, config = asyncio.get_running_loop(), self._config.current
         return Entry(
             threshold=self.asked.threshold if ask.threshold is None else ask.threshold,
             config_version=config.version,
             top_k=min(ask.top_k, len(self.spec.classes)),
             arrival=ask.arrival,
             deadline=None if ask.deadline is None else ask.arrival + ask.deadline,
-            loop=self._loop,
-            future=self._loop.create_future(),
+            loop=loop,
+            future=loop.create_future(),
             is_fixed=ask.threshold is not None,
         )
 
-    async def _run(self, entry: Entry, body: bytes) -> tuple[Stage, Reason]:
+    async def _run(self, entry: Entry, body: bytes) -> tuple[int, Reason]:
         """Send it on its way and wait. A cancelled caller leaves a dead entry, which is dropped where it is met."""
         self._check_running()
-        timer = None
-        if entry.deadline is not None:
-            left = entry.deadline - time.monotonic()
-            if left <= 0:
-                entry.expire()
-            timer = entry.loop.call_later(left, entry.expire)
+        timer = None if entry.deadline is None else self._expire_at(entry, entry.deadline)
         self._waiting.add(entry)
         entry.body = body
         try:
-            self._submit(entry)
-            return await entry.future
+            if self._decoders is None:
+                self._push(entry)
+            else:
+                self._decoders.submit(self._decode_ahead, entry)
+            return await entry.answered()
         finally:
             entry.body = None  # it may still stand in the decoders' queue, and counts as in flight no more
             self._waiting.discard(entry)
             if timer is not None:
                 timer.cancel()
 
-    def _submit(self, entry: Entry) -> None:
-        """On to the low pass, by way of the decode threads if there are any."""
-        if self._decoders is None:
-            self._push(entry)
-        else:
-            self._decoders.submit(self._decode_ahead, entry)
+    def _expire_at(self, entry: Entry, deadline: float) -> asyncio.TimerHandle:
+        """Have it expire then. Raises DeadlinePassed: no answer can be there in time, by what is queued now."""
+        now = time.monotonic()
+        soonest = now + self._pace.table.seconds(0, 1)
+        if self._waiting:  # else nothing may run that shows that the device is no longer slow
+            soonest = now + self._limits.workers * self._pace.image(0) + self._wait_of_first_stage()
+        if deadline < soonest:
+            self._metrics.dropped.labels("deadline").inc()
+            raise too_late(entry)
+        return entry.loop.call_later(deadline - now, entry.expire)
+
+    def _wait_of_first_stage(self) -> float:
+        """Seconds until a new image's first stage begins: older images go first, at every stage."""
+        load = self._load()
+        return max(0.0, load.queued_seconds(self._lanes.escalating[0]) - load.first_seconds)
 
     def _decode_ahead(self, entry: Entry) -> None:
         """In a decode thread."""
         if not entry.is_dead:
-            self._scheduler.wait_for_room()
-        if decode_entry(entry, self.spec.preprocessing, self._metrics):
+            self._lanes.wait_for_room()
+        if decode_entry(entry, self.spec, self._metrics):
             self._push(entry)
 
     def _push(self, entry: Entry) -> None:
         entry.enqueued = time.monotonic()
-        self._scheduler.push([entry])
+        self._lanes.push([entry])
 
-    def _answer(self, entry: Entry, exit_: Stage, reason: Reason, with_passes: bool) -> Answer:
-        spec = self.spec
-        ranked = self._ranked(entry.low if exit_ == "low" else entry.high, entry.top_k)
-        computed = 0.0 if reason == "cached" else spec.low_mmacs + (spec.high_mmacs if exit_ == "high" else 0.0)
-        answer = Answer(
-            top_k=ranked,
-            exit=exit_,
-            reason=reason,
-            confidence=entry.confidence,
-            threshold=entry.threshold,
-            mmacs=computed,
-            degraded=reason in ("deadline", "brownout"),
-            model=spec.name,
-            version=spec.version,
-            config_version=entry.config_version,
-            timing=entry.timing,
-            seconds=time.monotonic() - entry.arrival,
-            passes=self._passes(entry, exit_, ranked) if with_passes else None,
-        )
-        self._answered(exit_, reason).inc()
-        self._confidence.observe(entry.confidence)
-        self.recent.add(answer)
-        self._on_answer(answer)
-        return answer
+    # what it is asked to do, and does
 
-    def _passes(self, entry: Entry, exit_: Stage, ranked: tuple[Ranked, ...]) -> Passes:
-        if exit_ == "low":  # an audit's high pass, if it is done already, is no part of the answer
-            return Passes(low=ranked, high=None)
-        return Passes(low=self._ranked(entry.low, entry.top_k), high=ranked)
+    @property
+    def asked(self) -> ThresholdConfig:
+        """What the runtime config says of this model; its default where that says nothing."""
+        return self._config.current.thresholds.get(self.spec.name) or self.predictor.default_threshold
 
-    def _ranked(self, probabilities: torch.Tensor | None, top_k: int) -> tuple[Ranked, ...]:
-        assert probabilities is not None
-        scores, indices = probabilities.topk(top_k)
-        return tuple(
-            Ranked(self.spec.classes[index], index, score)
-            for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
-        )
+    @property
+    def effective_threshold(self) -> float:
+        """The threshold in force: lower than asked for while the server is overloaded."""
+        return min(self._policy.lowered, self.asked.threshold)
 
-    def _key(self, body: bytes) -> str:
-        digest = blake2b(body, digest_size=32).hexdigest()
-        return f"{self._cached_as}:{digest}"
+    def solve(self, goal: Goal, value: float) -> float:
+        """The threshold that a goal asks for. Raises InvalidOption: it has no answer, or no table to find it in."""
+        return solve(self.predictor, self._pace.table, self._limits.max_batch_size, goal, value)
 
-    async def _look_up(self, key: str, entry: Entry) -> Stage | None:
-        """Fill ``entry`` from the cache; the pass that answers it from there, or None when both passes must run."""
-        if self._cache is None:
-            return None
-        known = await self._cache.get(key)
-        exit_: Stage | None = None
-        if known is not None:
-            entry.low = torch.tensor(known.low)
-            entry.confidence = max(known.low)
-            if exits(entry.confidence, entry.threshold):
-                exit_ = "low"
-            elif known.high is not None:
-                entry.high = torch.tensor(known.high)
-                exit_ = "high"
-        self._metrics.cache_requests.labels("miss" if exit_ is None else "hit").inc()
-        return exit_
+    def predict(self, threshold: float) -> Prediction:
+        """What a threshold is expected to do."""
+        return predict(self.predictor, self._pace.table, self._limits.max_batch_size, threshold)
 
-    async def _remember(self, key: str, entry: Entry) -> None:
-        if self._cache is not None and entry.low is not None:
-            high = None if entry.high is None else tuple(entry.high.tolist())
-            await self._cache.put(key, CachedPasses(tuple(entry.low.tolist()), high))
+    def time_spent(self) -> TimeSpent:
+        """Compute per image since the start."""
+        single = self._answering.single_scale_seconds or None
+        return TimeSpent(self._answering.computed, self._lanes.seconds, single)
+
+    def audit(self) -> Audit:
+        """What audits say of the threshold that is asked for."""
+        threshold, calibration = self.asked.threshold, self.predictor.calibration
+        disagreements, images = self.recent.disagreement_at(threshold)
+        rate, _ = self.recent.exit_rate_at(threshold)
+        exit_rate = 0.0 if threshold >= 1 else rate or None  # a zero rate over only a few exits is not evidence
+        return Audit(images, disagreements, exit_rate, None if calibration is None else calibration.promise(self.asked))
+
+    @property
+    def latency_table(self) -> LatencyTable:
+        """Seconds of each stage by batch size."""
+        return self._pace.table
+
+    def queued_seconds(self) -> float:
+        """How long the device needs for what is queued, if images go on escalating as they did."""
+        return self._load().queued_seconds(self._lanes.escalating[0])
+
+    def queue_depth(self) -> dict[str, int]:
+        """Images waiting for each stage."""
+        return dict(zip(self._names, self._lanes.depths, strict=True))
+
+    def queue_age(self, stage: int) -> float:
+        """Seconds since the oldest image that waits for ``stage`` arrived; 0 without any."""
+        oldest = self._lanes.oldest(stage)
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+    @property
+    def feature_bytes(self) -> int:
+        """Memory of what escalated and audited images carry."""
+        return (self._limits.feature_slots - self._lanes.free_slots) * self._pool.bytes_each
 
     def _load(self) -> Load:
-        escalated = self._scheduler.depth("high")
+        later = self._lanes.depths[1:]
+        escalating = self._lanes.escalating
+        seconds = [self._pace.from_stage(stage, escalating) for stage in range(1, self.spec.depth)]
         return Load(
-            undecided=max(0, len(self._waiting) - escalated),
-            escalated=escalated,
-            low_seconds=self._runner.seconds("low"),
-            high_seconds=self._runner.seconds("high"),
+            undecided=max(0, len(self._waiting) - sum(later)),
+            first_seconds=self._pace.image(0),
+            later_seconds=seconds[0] if seconds else 0.0,
+            escalated_seconds=sum(waiting * each for waiting, each in zip(later, seconds, strict=True)),
         )
 
     def _steer(self) -> None:
         """Every ``STEERING_SECONDS``, in the event loop's thread: what overload does to the threshold."""
-        assert self._loop is not None
         config = self.asked
         confidences = self.recent.confidences(STEERING_CONFIDENCES)
         lowered = self._brown_out.steer(time.monotonic(), self._load(), confidences, config.threshold, config.floor)
-        self._lowered = lowered if lowered < config.threshold else math.inf
-        self._steering = self._loop.call_later(STEERING_SECONDS, self._steer)
-
-    def _threshold_for(self, entry: Entry) -> float:
-        return entry.threshold if entry.is_fixed else min(entry.threshold, self._lowered)
-
-    def _audited(self, entry: Entry, agreed: bool) -> None:
-        self._metrics.audits.labels(self._model).inc()
-        if not agreed:
-            self._metrics.audit_disagreements.labels(self._model).inc()
-        self.recent.audit(entry.confidence, entry.audited_above, agreed)
-
-    def _failed(self, error: BaseException, left: int) -> None:
-        """In a worker's thread: not ready any more; if no worker is left, nobody waits for what cannot come."""
-        self._failure = error
-        if not left and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._fail_waiting)
-
-    def _recovered(self) -> None:
-        if self._failure is not None:
-            logger.info("the device runs again")
-        self._failure = None
-
-    def _fail_waiting(self) -> None:
-        for entry in list(self._waiting):
-            entry.fail(DeviceFailed("the device failed"))
-        if not self._running:  # closing: nobody makes the room that decoders wait for any more
-            self._scheduler.close()
+        self._policy = replace(self._policy, lowered=lowered if lowered < config.threshold else math.inf)
+        self._executor.policy = self._policy
+        self._steering = asyncio.get_running_loop().call_later(STEERING_SECONDS, self._steer)
 
 
 def _decode_threads(count: int) -> ThreadPoolExecutor:

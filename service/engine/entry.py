@@ -1,98 +1,15 @@
-"""One image on its way through the engine, and the answer it gets."""
+"""One image on its way through the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
+from service.engine.answer import Reason, Timing
 from service.errors import DeadlinePassed, LowfirstError
-from service.inference.latency import Stage
-
-Reason = Literal["confident", "escalated", "deadline", "brownout", "cached"]
-
-
-@dataclass(slots=True)
-class Timing:
-    """Seconds an image spent being decoded, waiting, and in each pass."""
-
-    decode: float = 0.0
-    queue: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a request wants of one image.
-
-    Attributes:
-        arrival: of the request's head, on the clock of ``time.monotonic``.
-        threshold: for this image only; None takes the runtime config's.
-        deadline: seconds after ``arrival``; None waits as long as it takes.
-        top_k: labels to give, at most the number of classes.
-        passes: whether to tell what each pass that ran says, not the answering one's word alone.
-    """
-
-    arrival: float
-    threshold: float | None = None
-    deadline: float | None = None
-    top_k: int = 5
-    passes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A class and its probability."""
-
-    label: str
-    index: int
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """What each pass says, most probable first; ``high`` is None where it did not run."""
-
-    low: tuple[Ranked, ...]
-    high: tuple[Ranked, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What is known of an image once it exits.
-
-    Attributes:
-        top_k: most probable first, by the pass that answers.
-        exit: the pass that answers. ``reason``: why it does.
-        confidence, threshold: of the low answer; what it was compared with.
-        mmacs: millions of multiply-adds spent on this image for this answer.
-        degraded: whether an unsure low answer was given because time ran out, or the server was overloaded.
-        seconds: from the request's arrival.
-        passes: what each pass says, if that was asked.
-    """
-
-    top_k: tuple[Ranked, ...]
-    exit: Stage
-    reason: Reason
-    confidence: float
-    threshold: float
-    mmacs: float
-    degraded: bool
-    model: str
-    version: int
-    config_version: int
-    timing: Timing
-    seconds: float
-    passes: Passes | None = None
-
-    @property
-    def cached(self) -> bool:
-        """Whether nothing was computed for it."""
-        return self.reason == "cached"
 
 
 @dataclass(slots=True, eq=False)
@@ -100,15 +17,18 @@ class Entry:
     """One image in the engine. Threads fill it in; its future is resolved in the event loop's thread alone, once.
 
     Attributes:
-        threshold, config_version: in force when it arrived; the threshold, once decided, what it was compared with.
+        threshold, config_version: in force when it arrived.
         is_fixed: whether the request named the threshold, so that overload does not lower it.
         arrival, deadline: absolute, on the clock of ``time.monotonic``.
+        future: of the stage that answers, and why it does; None once it failed, see ``failure``.
         body: the encoded image until it is decoded, or nobody waits for it any more.
-        image: uint8 (3, R, R) once decoded.
+        pixels: uint8 (3, r, r) for each stage, once decoded.
         slot: of the feature pool, which it holds while it is escalated or audited.
-        low, high: probabilities (K,) of the passes done.
-        low_reason: why the low answer is given, once there is one, if it is.
-        audited_above: where it is audited: images of what confidence may have been, too.
+        outputs: probabilities (K,) of each stage that ran.
+        confidences: of each stage that ran and could end it early; of a single stage its own.
+        compared_with: what the latest of them was compared with: the threshold, or what overload lowered it to.
+        latest: the latest stage that ran, and why its output is given, should its deadline come.
+        failure: why there is no answer. Not in the future: whoever raises it would be part of a cycle.
         enqueued: when it entered the lane it is in.
     """
 
@@ -118,42 +38,59 @@ class Entry:
     arrival: float
     deadline: float | None
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[tuple[Stage, Reason]]
-    image: Tensor | None = None
+    future: asyncio.Future[tuple[int, Reason] | None]
     is_fixed: bool = False
+    body: bytes | None = None
+    pixels: tuple[Tensor, ...] = ()
     slot: int | None = None
-    low: Tensor | None = None
-    high: Tensor | None = None
-    low_reason: Reason = "deadline"
-    confidence: float = 0.0
-    audited_above: float = 0.0
+    outputs: list[Tensor] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    compared_with: float = 0.0
+    latest: tuple[int, Reason] | None = None
+    failure: LowfirstError | None = None
     enqueued: float = 0.0
     timing: Timing = field(default_factory=Timing)
-    body: bytes | None = None
+
+    @property
+    def confidence(self) -> float:
+        """Of the last stage that could end it early."""
+        return self.confidences[-1]
 
     @property
     def is_dead(self) -> bool:
         """Whether nobody waits for it any more: answered, failed, expired, or its client left."""
         return self.future.done()
 
-    def resolve(self, exit_: Stage, reason: Reason) -> None:
+    def resolve(self, stage: int, reason: Reason) -> None:
         """Answer it, unless it is dead. In the event loop's thread."""
         if not self.future.done():
-            self.future.set_result((exit_, reason))
+            self.future.set_result((stage, reason))
 
     def fail(self, error: LowfirstError) -> None:
         """Fail it, unless it is dead. In the event loop's thread."""
         if not self.future.done():
-            self.future.set_exception(error)
+            self.failure = error
+            self.future.set_result(None)
+
+    async def answered(self) -> tuple[int, Reason]:
+        """Wait for the stage that answers, and why it does. Raises its failure. Once."""
+        if (answered := await self.future) is not None:
+            return answered
+        raise self._take_failure()
+
+    def _take_failure(self) -> LowfirstError:
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
 
     def expire(self) -> None:
-        """The deadline has come: the low answer if there is one, else an error. In the event loop's thread."""
-        if self.low is not None:
-            self.resolve("low", self.low_reason)
-        else:
-            waited = time.monotonic() - self.arrival
-            self.fail(
-                DeadlinePassed(
-                    f"deadline passed after {waited * 1e3:.0f} ms, before any answer existed", field="deadline_ms"
-                )
+        """The deadline has come: the latest output if there is one, else an error. In the event loop's thread."""
+        if self.latest is not None:
+            self.resolve(*self.latest)
+            return
+        waited = time.monotonic() - self.arrival
+        self.fail(
+            DeadlinePassed(
+                f"deadline passed after {waited * 1e3:.0f} ms, before any answer existed", field="deadline_ms"
             )
+        )

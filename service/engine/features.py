@@ -1,4 +1,4 @@
-"""The low features of escalated images, copied out of their batches into memory of a fixed size."""
+"""What escalated images carry to their next stage, copied out of their batches into memory of a fixed size."""
 
 from __future__ import annotations
 
@@ -9,51 +9,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.networks.msnet import LowState
+from service.networks.cascade import Carried
 
 
 class FeaturePool:
-    """Room for the low state of ``slots`` images, on the device it was computed on.
+    """Room for what ``slots`` images carry from each stage to the next, on the device it was computed on.
 
     A view of a row would keep its whole batch alive; a copy for each image, its own allocation. The memory is
-    taken when the first state comes, and nothing is ever given back before the pool is.
+    taken when the first batch of a stage comes, and nothing is ever given back before the pool is.
     Who may write or read a slot is for the holder of the slot to know.
     """
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._rooms: tuple[_Room, ...] | None = None
+        self._rooms: dict[int, tuple[_Room, ...]] = {}
         self._allocating = threading.Lock()
 
     @property
     def bytes_each(self) -> int:
-        """What one image takes; 0 until the first state came."""
-        return sum(room.memory[0].nbytes for room in self._rooms or ())
+        """What one image takes at most; 0 until the first batch came."""
+        return max((sum(room.memory[0].nbytes for room in rooms) for rooms in self._rooms.values()), default=0)
 
     @torch.inference_mode()
-    def put(self, state: LowState, rows: Sequence[int], slots: Sequence[int]) -> None:
-        """Copy ``rows`` of ``state`` into ``slots``."""
-        given = (state.logits, *state.features)
-        device = state.logits.device
+    def put(self, stage: int, carried: Carried, rows: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy ``rows`` of what ``stage`` handed on into ``slots``."""
+        if not carried:
+            self._rooms.setdefault(stage, ())
+            return
+        device = carried[0].device
         source, target = torch.tensor(rows, device=device), torch.tensor(slots, device=device)
-        for room, tensor in zip(self._allocated(given), given, strict=True):
+        for room, tensor in zip(self._allocated(stage, carried), carried, strict=True):
             room.memory.index_copy_(0, target, room.inward(tensor).index_select(0, source))
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # another thread's stream will read it
 
     @torch.inference_mode()
-    def take(self, slots: Sequence[int]) -> LowState:
-        """A batch of what ``slots`` hold, in that order."""
-        assert self._rooms is not None
-        index = torch.tensor(slots, device=self._rooms[0].memory.device)
-        logits, *features = (room.outward(room.memory.index_select(0, index)) for room in self._rooms)
-        return LowState(logits, tuple(features))
+    def take(self, stage: int, slots: Sequence[int]) -> Carried:
+        """A batch of what ``stage`` handed on and ``slots`` hold, in that order."""
+        rooms = self._rooms[stage]
+        if not rooms:
+            return ()
+        index = torch.tensor(slots, device=rooms[0].memory.device)
+        return tuple(room.outward(room.memory.index_select(0, index)) for room in rooms)
 
-    def _allocated(self, like: Sequence[Tensor]) -> tuple[_Room, ...]:
+    def _allocated(self, stage: int, like: Carried) -> tuple[_Room, ...]:
         with self._allocating:
-            if self._rooms is None:
-                self._rooms = tuple(_Room.of(tensor, self.slots) for tensor in like)
-            return self._rooms
+            if stage not in self._rooms:
+                self._rooms[stage] = tuple(_Room.of(tensor, self.slots) for tensor in like)
+            return self._rooms[stage]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from service.engine.entry import Answer
+from service.engine.answer import Answer
+from service.inference.exit_rule import end_stage, exits
+from service.stages import mean_cost
 
 WINDOW_SECONDS = 60.0
 CONFIDENCES = 4096
 ANSWERS = 20_000
+PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Totals since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known."""
+    """Totals since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known.
+
+    ``seconds`` are these latencies, in order of length.
+    """
 
     images: int
     exit_rate: float | None
     mean_mmacs: float | None
     images_per_second: float
     latency_ms: dict[str, float | None]
+    seconds: Sequence[float] = ()
 
 
 class Recent:
@@ -33,7 +40,7 @@ class Recent:
         self._clock = clock
         self._started = clock()
         self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)  # (when, seconds)
-        self._confidences: deque[float] = deque(maxlen=CONFIDENCES)
+        self._confidences: deque[tuple[float, ...]] = deque(maxlen=CONFIDENCES)
         self._audits: deque[tuple[float, float, bool]] = deque(maxlen=CONFIDENCES)  # (confidence, above, agreed)
         self._images = 0
         self._exited = 0
@@ -42,32 +49,45 @@ class Recent:
     def add(self, answer: Answer) -> None:
         """Count an answer."""
         self._images += 1
-        self._exited += answer.exit == "low"
+        self._exited += answer.exited
         self._mmacs += answer.mmacs
         self._answers.append((self._clock(), answer.seconds))
-        self._confidences.append(answer.confidence)
+        self._confidences.append(answer.confidences)
 
     def audit(self, confidence: float, above: float, agreed: bool) -> None:
-        """Note what the high pass said of an image that exited when those of a confidence ``above`` were audited."""
+        """Note what the last stage said of an image that exited while those above ``above`` were audited."""
         self._audits.append((confidence, above, agreed))
 
     def disagreement_at(self, threshold: float) -> tuple[int, int]:
-        """Of the latest audited images that exit at ``threshold``: how many the high pass disagreed on; how many.
+        """Of the latest audited images that exit at ``threshold``: how many the last stage disagreed on; how many.
 
         Those of a time when only surer images were audited say nothing of the less sure, and are left out.
         """
-        agreed = [agreed for confidence, above, agreed in self._audits if confidence > threshold >= above]
+        agreed = [agreed for sure, above, agreed in self._audits if exits(sure, threshold) and threshold >= above]
         return agreed.count(False), len(agreed)
 
     def confidences(self, count: int) -> list[float]:
-        """The latest ``count`` confidences, or as many as are known."""
-        return list(islice(reversed(self._confidences), count))
+        """The first stage's latest ``count`` confidences, or as many as are known."""
+        return [each[0] for each in islice(reversed(self._confidences), count)]
 
     def exit_rate_at(self, threshold: float) -> tuple[float | None, int]:
-        """The share of the latest confidences above ``threshold`` (None without any), and how many those are."""
+        """The share of the latest images that would end early at ``threshold`` (None without any), and how many those
+        are."""
         count = len(self._confidences)
-        above = sum(confidence > threshold for confidence in self._confidences)
-        return (above / count if count else None), count
+        exited = sum(any(exits(sure, threshold) for sure in each) for each in self._confidences)
+        return (exited / count if count else None), count
+
+    def mean_mmacs_at(self, threshold: float, mmacs: Sequence[float]) -> float | None:
+        """What the latest images would cost at ``threshold``; None without any.
+
+        Of one that ended before the last stage, what later stages would have said is not known: where it would have
+        gone on, it is taken to end at the next one.
+        """
+        count = len(self._confidences)
+        if not count:
+            return None
+        ends = Counter(end_stage(each, threshold) for each in self._confidences)
+        return mean_cost([ends[stage] / count for stage in range(len(mmacs))], mmacs)
 
     def summary(self) -> Summary:
         """Now."""
@@ -80,7 +100,8 @@ class Recent:
             exit_rate=self._exited / self._images if self._images else None,
             mean_mmacs=self._mmacs / self._images if self._images else None,
             images_per_second=len(seconds) / max(now - since, 1.0),
-            latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in (50, 95, 99)},
+            latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in PERCENTILES},
+            seconds=seconds,
         )
 
 

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
-from service.engine.batch_runner import BatchRunner
-from service.engine.scheduler import Scheduler
+from service.engine.executor import Executor
+from service.engine.lanes import Lanes
+from service.engine.pace import Pace
+from service.engine.pick import Plan
+from service.engine.preparing import Preparation
+from service.errors import DeviceFailed
 from service.inference.latency import LatencyTable
 from service.log import logger
 
@@ -17,58 +21,56 @@ FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 
 
 class Workers:
-    """``count`` threads that run what ``scheduler`` has for them. On a CPU each uses one core.
+    """``count`` threads that run what ``lanes`` have for them. On a CPU each uses one core.
 
     Args:
-        scheduler: where batches come from.
-        runner: what runs them.
+        lanes: where batches come from.
+        executor: what runs them.
+        preparation: what every thread does first.
+        pace: where the measured times go.
         count: how many threads.
-        on_failure: told, in the worker's thread, of the error that ended it and how many workers are left.
-        on_recovery: told once all of them run.
+
+    Attributes:
+        failure: what ended the latest worker that failed, in words; None while all run.
+        alive: threads that pull batches.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        runner: BatchRunner,
-        count: int,
-        on_failure: Callable[[BaseException, int], None] = lambda error, left: None,
-        on_recovery: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._scheduler = scheduler
-        self._runner = runner
+    def __init__(self, lanes: Lanes, executor: Executor, preparation: Preparation, pace: Pace, count: int) -> None:
+        self.failure: str | None = None
+        self.alive = 0
+        self._lanes = lanes
+        self._executor = executor
+        self._preparation = preparation
+        self._pace = pace
         self._count = count
-        self._on_failure = on_failure
-        self._on_recovery = on_recovery
         self._planned = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._alive = 0
 
     def start(self, profile: LatencyTable | None = None) -> None:
         """Warm up in all threads at once, as they will run, and measure (unless ``profile`` tells); then pull batches.
 
-        Raises: what a pass raised.
+        Raises: what a stage raised; DeviceFailed: the network gives no finite numbers.
         """
         tables: list[Future[LatencyTable]] = [Future() for _ in range(self._count)]
         warm: list[Future[None]] = [Future() for _ in range(self._count)]
         for measured, warmed in zip(tables, warm, strict=True):
             self._spawn(partial(self._first_life, profile, measured, warmed))
         try:
-            self._runner.plan(LatencyTable.mean([future.result() for future in tables]))
+            self._plan(LatencyTable.mean([future.result() for future in tables]))
             self._planned.set()
             for future in warm:
                 future.result()
         except BaseException:
-            self._scheduler.close()
+            self._lanes.close()
             self._stopping.set()
             self._planned.set()
             self.join()
             raise
 
     def join(self) -> None:
-        """Wait until every thread has run the closed scheduler empty."""
+        """Wait until every thread has run the closed lanes empty."""
         self._stopping.set()
         while True:
             with self._lock:
@@ -77,17 +79,18 @@ class Workers:
                 return
             thread.join()
 
-    @property
-    def alive(self) -> int:
-        """Threads that pull batches."""
-        return self._alive
+    def _plan(self, table: LatencyTable) -> None:
+        """Take the measured times, and what follows from them: how large batches are."""
+        self._pace.table = table
+        self._pace.sizes = self._preparation.sizes(table)
+        self._lanes.plan = Plan(self._pace.sizes, self._pace.predicted)
 
     # a thread's life
 
     def _spawn(self, life: Callable[[], None]) -> None:
         def live() -> None:
             try:
-                self._runner.use_one_core()
+                self._preparation.use_one_core()
                 life()
             finally:
                 with self._lock:
@@ -100,10 +103,11 @@ class Workers:
 
     def _first_life(self, profile: LatencyTable | None, measured: Future[LatencyTable], warmed: Future[None]) -> None:
         try:
-            measured.set_result(profile or self._runner.measure())
+            measured.set_result(profile or self._preparation.measure())
             self._planned.wait()
             if not self._stopping.is_set():
-                self._runner.warm_up()
+                self._preparation.warm_up(self._pace.sizes)
+                self._executor.probe()
         except BaseException as error:
             for future in (measured, warmed):
                 if not future.done():
@@ -113,12 +117,12 @@ class Workers:
         self._serve()
 
     def _next_life(self, delay: float) -> None:
-        """In place of a thread that the device failed. What a runtime keeps for a thread is made anew in a new one."""
+        """In place of a thread that the device failed. What a runtime keeps for a thread is made again in a new one."""
         if self._stopping.wait(delay):
             return
         try:
-            self._runner.probe()
-            self._runner.warm_up()
+            self._executor.probe()
+            self._preparation.warm_up(self._pace.sizes)
         except BaseException as error:
             logger.error("the device still fails: %s", error)
             self._spawn(partial(self._next_life, min(2 * delay, LAST_RETRY)))
@@ -126,22 +130,31 @@ class Workers:
         self._serve()
 
     def _serve(self) -> None:
-        with self._lock:
-            self._alive += 1
-            if self._alive == self._count:
-                self._on_recovery()
+        self._began()
         try:
-            while (batch := self._scheduler.wait()) is not None:
-                self._runner.run(batch)
+            while (batch := self._lanes.wait()) is not None:
+                self._executor.run(batch)
                 del batch  # or its images live on while this thread waits
         except BaseException as error:
             logger.critical("a worker failed", exc_info=error)
-            self._on_failure(error, self._one_less_alive())
+            self._ended(str(error) or type(error).__name__)  # not itself: its traceback holds whatever ran
             self._spawn(partial(self._next_life, FIRST_RETRY))
         else:
-            self._one_less_alive()
+            self._ended(None)
 
-    def _one_less_alive(self) -> int:
+    def _began(self) -> None:
         with self._lock:
-            self._alive -= 1
-            return self._alive
+            self.alive += 1
+            self._lanes.resume()
+            if self.alive == self._count and self.failure is not None:
+                logger.info("the device runs again")
+                self.failure = None
+
+    def _ended(self, failure: str | None) -> None:
+        with self._lock:
+            self.alive -= 1
+            if failure is None:
+                return
+            self.failure = failure
+            if not self.alive:  # nobody is left to run what waits
+                self._lanes.fail_all(partial(DeviceFailed, "the device failed"))

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from service.calibration_table import CalibrationTable
 from service.errors import DataError
 from service.evaluation.passes import Passes, check_classes, run_passes
-from service.inference.calibration import tabulate
+from service.inference.calibration import count_table
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
 from service.log import logger
-from service.networks.registry import is_multi_scale
-from service.store import CalibrationTable, ModelSpec, Temperature, read_spec, write_spec
-from service.training.data import MIN_HELD_OUT, Photographs, find, halve
-from service.training.split import not_trained_on
+from service.model_spec import ModelSpec
+from service.store import read_spec, write_spec
+from service.training.data import MIN_HELD_OUT, Photographs, find, find_unlabelled, halve, hold_out
 from service.training.summary import few_to_certify
+from service.training.trained_on import knows_trained_on, not_trained_on
 
 TEMPERATURES = (0.05, 20.0)
 LOST_BY_DEFAULT = 0.005
@@ -31,22 +32,28 @@ SAME_TEMPERATURE = 0.01  # devices differ in the last digits of their logits
 def calibrate(
     folder: Path,
     data: Path,
+    split: str | None = None,
+    is_labelled: bool = True,
     device: str = "auto",
     workers: int | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> ModelSpec:
-    """Calibrate the run in ``folder`` on the photographs that its training held out, and write the result there.
+    """Calibrate the model in ``folder`` on photographs that it was not trained on, and write the result there.
 
     One half fits the temperatures, in float32, and a default threshold for each runtime and precision that the
     device may serve with; the other certifies, with one table for each. Tables made on another device are kept.
 
+    Args:
+        split: folder of ``data`` to use; None takes what training held out.
+        is_labelled: False takes every photograph below ``data``, whatever the folders: temperatures stay as they are,
+            and tables certify the agreement alone.
+
     Raises:
-        DataError: nothing, or too little, was held out; classes that are not the model's; a single-scale network.
+        DataError: too few photographs, classes that are not the model's, or labels where there should be none.
     """
     spec = read_spec(folder)
-    check_has_exit(spec, folder)
-    held = held_out(folder, spec, data)
-    fitting, certifying = halve(held)
+    chosen = photographs_for(spec, folder, data, split) if is_labelled else unlabelled(spec, folder, data)
+    fitting, certifying = halve(chosen)
     warn(spec, len(certifying))
     reference = Predictor.load(folder, device, "float32")
     pairs = available(reference.device, spec)
@@ -56,15 +63,16 @@ def calibrate(
         on_batch(images, total)
 
     fit_on = run_passes(reference, fitting, workers, done)
-    temperature, others = _beside(fit(fit_on), spec, pairs)
-    fitted = dataclasses.replace(spec, temperature=temperature, default_threshold=cheapest(fit_on, temperature))
+    temperatures, others = _beside(fit(fit_on) if is_labelled else spec.temperatures, spec, pairs)
+    fitted = spec.with_temperatures(temperatures)
+    fitted = dataclasses.replace(fitted, default_threshold=cheapest(fit_on, fitted))
     tables = []
     for runtime, precision in pairs:
         is_reference = (runtime, precision) == (reference.runtime, reference.precision)
         predictor = reference if is_reference else Predictor.load(folder, device, precision, runtime)
         own = fit_on if is_reference else run_passes(predictor, fitting, workers, done)
         table = certify(run_passes(predictor, certifying, workers, done), fitted, predictor)
-        tables.append(dataclasses.replace(table, default_threshold=cheapest(own, fitted.temperature)))
+        tables.append(dataclasses.replace(table, default_threshold=cheapest(own, fitted)))
     calibrated = dataclasses.replace(fitted, calibration=(*tables, *others))
     write_spec(folder, calibrated)
     return calibrated
@@ -83,34 +91,21 @@ def warn(spec: ModelSpec, certifying: int) -> None:
         logger.warning(few)
 
 
-def check_has_exit(spec: ModelSpec, folder: Path) -> None:
-    """Raises DataError for a single-scale network, whose run folder is good for comparing alone."""
-    network = spec.architecture.network
-    if not is_multi_scale(network):
-        raise DataError(
-            f"{folder} is a run of {network}, which is single-scale: it has no exit to calibrate or to serve",
-            field="network",
-            value=network,
-        )
-
-
 def _beside(
-    fitted: Temperature, spec: ModelSpec, pairs: Sequence[tuple[str, str]]
-) -> tuple[Temperature, list[CalibrationTable]]:
+    fitted: Sequence[float], spec: ModelSpec, pairs: Sequence[tuple[str, str]]
+) -> tuple[Sequence[float], list[CalibrationTable]]:
     """The tables of ``spec`` for none of ``pairs``, and the temperatures that they were made with; ``fitted`` and none
     where what another device fitted is another model's."""
     others = [table for table in spec.calibration if (table.runtime, table.precision) not in pairs]
-    was, now = dataclasses.astuple(spec.temperature), dataclasses.astuple(fitted)
-    if not others or not all(math.isclose(*both, rel_tol=SAME_TEMPERATURE) for both in zip(was, now, strict=True)):
+    both = zip(spec.temperatures, fitted, strict=True)
+    if not others or not all(math.isclose(was, now, rel_tol=SAME_TEMPERATURE) for was, now in both):
         return fitted, []
-    return spec.temperature, others
+    return spec.temperatures, others
 
 
-def fit(passes: Passes) -> Temperature:
-    """The temperature of each head that ``passes`` suggest."""
-    return Temperature(
-        low=fit_temperature(passes.low, passes.targets), high=fit_temperature(passes.high, passes.targets)
-    )
+def fit(passes: Passes) -> tuple[float, ...]:
+    """The temperature of each stage that ``passes`` suggest."""
+    return tuple(fit_temperature(logits, passes.targets) for logits in passes.logits)
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
@@ -133,41 +128,93 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     return min(max(log_temperature.exp().item(), low), high)
 
 
-def cheapest(passes: Passes, temperature: Temperature) -> float:
-    """The lowest threshold at which ``LOST_BY_DEFAULT`` of the photographs or fewer exit wrong that the high pass gets
-    right.
+def cheapest(passes: Passes, spec: ModelSpec) -> float:
+    """The lowest threshold at which ``LOST_BY_DEFAULT`` of the photographs or fewer exit wrong that the last stage gets
+    right; without labels, at which so few exit with another answer than the last stage's.
 
-    What only the low pass gets right does not count against them: so few photographs make up the difference of the two
-    that chance would decide where it is nought.
+    What only an early stage gets right does not count against them: so few photographs make up the difference that
+    chance would decide where it is nought.
     """
-    table = _count(passes, temperature, "", "")
+    table = _count(passes, spec, "", "")
     allowed = LOST_BY_DEFAULT * table.n
-    return next(row.threshold for row in table.rows if row.low_wrong_high_right <= allowed)
+    chosen = 1.0
+    for row in reversed(table.rows):
+        lost = row.disagreements if row.wrong_last_right is None else row.wrong_last_right
+        if lost > allowed:
+            break
+        chosen = row.threshold
+    return chosen
 
 
 def certify(passes: Passes, spec: ModelSpec, predictor: Predictor) -> CalibrationTable:
     """The table of ``predictor``'s runtime and precision, counted on images that fitted nothing."""
-    return _count(passes, spec.temperature, predictor.runtime, predictor.precision)
+    return _count(passes, spec, predictor.runtime, predictor.precision)
 
 
-def _count(passes: Passes, temperature: Temperature, runtime: str, precision: str) -> CalibrationTable:
-    answers = passes.answers(temperature)
-    return tabulate(answers.confidence, answers.low, answers.high, answers.targets, runtime, precision)
+def _count(passes: Passes, spec: ModelSpec, runtime: str, precision: str) -> CalibrationTable:
+    answers = passes.answers(spec.temperatures)
+    targets = None if (answers.targets < 0).all() else answers.targets
+    return count_table(answers.confidence, answers.answers, targets, runtime, precision)
 
 
-def held_out(folder: Path, spec: ModelSpec, data: Path) -> Photographs:
-    """The photographs in ``data`` that the model in ``folder``, of ``spec``, was not trained on.
+def photographs_for(spec: ModelSpec, folder: Path, data: Path, split: str | None) -> Photographs:
+    """Labelled photographs that the model in ``folder`` was not trained on.
 
     Raises:
-        DataError: too few, classes that are not the model's, or other photographs than then.
+        DataError: too few, or classes that are not the model's.
     """
-    held = not_trained_on(check_classes(find(data, "train"), spec), folder)
-    if len(held) < MIN_HELD_OUT:
+    found = check_classes(find(data, split or "train"), spec)
+    if knows_trained_on(folder):
+        fresh, seen = not_trained_on(found, folder)
+        if seen and split:
+            logger.warning("%d of %d photographs were trained on, and are left out", seen, len(found))
+        return _enough(fresh, data)
+    if split:
+        logger.warning("%s does not know what it was trained on: make sure that it was none of %s", spec.title, split)
+        return _enough(found, data)
+    return held_out(spec, data)
+
+
+def unlabelled(spec: ModelSpec, folder: Path, data: Path) -> Photographs:
+    """Every photograph below ``data``, whatever its folder, that the model was not trained on.
+
+    Raises:
+        DataError: too few, or the folders are the model's classes: labels are known then.
+    """
+    found = find_unlabelled(data, spec.class_folders)
+    fresh, seen = not_trained_on(found, folder) if knows_trained_on(folder) else (found, 0)
+    if seen:
+        logger.warning("%d of %d photographs were trained on, and are left out", seen, len(found))
+    return _enough(fresh, data)
+
+
+def held_out(spec: ModelSpec, data: Path) -> Photographs:
+    """What the training of ``spec`` held out of ``data``, by its seed and share: of runs that kept no digests.
+
+    Raises:
+        DataError: another number of photographs than training found, or too few held out.
+    """
+    photographs = check_classes(find(data, "train"), spec)
+    _, held = hold_out(photographs, spec.told("calibration_share"), spec.told("seed"))
+    expected = spec.told("train_images") + spec.told("calibration_images")
+    if len(photographs) != expected:
         raise DataError(
-            f"{data} has {len(held)} photographs that were not trained on; calibration takes at least {MIN_HELD_OUT}: "
-            "pass others, or train with a larger --calibration-share or with more photographs",
+            f"{data} has {len(photographs)} training photographs and had {expected} when the model was trained: "
+            "which ones it has not seen cannot be told any more",
             field="data",
-            value=len(held),
+            value=len(photographs),
+            bound=expected,
+        )
+    return _enough(held, data)
+
+
+def _enough(photographs: Photographs, data: Path) -> Photographs:
+    if len(photographs) < MIN_HELD_OUT:
+        raise DataError(
+            f"{data} has {len(photographs)} photographs that were held out of training; calibration takes at least "
+            f"{MIN_HELD_OUT}: train with a larger --calibration-share, or name others with --split",
+            field="data",
+            value=len(photographs),
             bound=MIN_HELD_OUT,
         )
-    return held
+    return photographs

@@ -2,94 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from service.evaluation.passes import Bools, Passes
-from service.store import Temperature
+from service.evaluation.passes import Bools, Ints, Passes
+from service.inference.exit_rule import end_stages
+from service.stages import mean_cost, up_to_each
 
 Floats = npt.NDArray[np.float64]
-Rate = TypeVar("Rate", float, Floats)
 
 DRAWS = 1000
 CHUNK = 50  # draws at a time, for the sake of memory
-GAP_COSTS = (0.4, 1.0)  # of the high network, between which a gap is averaged
+GAP_COSTS = (0.4, 1.0)  # of the last network, between which a gap is averaged
 GAP_POINTS = 61
 
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """What a low and a high pass made of n images; any threshold's accuracy and cost follow.
+    """What the stages made of n images; any threshold's accuracy and cost follow.
 
     Attributes:
-        confidence: of each low answer, (n,).
-        low_right, high_right: whether each answer is right, (n,).
-        low_cost, high_cost: of each pass, for one image, in one unit.
+        confidence: of the answers of every stage but the last, (n, stages - 1).
+        right: whether each stage's answer is, (n, stages).
+        costs: of each stage alone, for one image, in one unit.
     """
 
     confidence: Floats
-    low_right: Bools
-    high_right: Bools
-    low_cost: float
-    high_cost: float
+    right: Bools
+    costs: tuple[float, ...]
 
     @classmethod
-    def of(cls, passes: Passes, temperature: Temperature, low_cost: float, high_cost: float) -> Cascade:
-        """Of a multi-scale network."""
-        answers = passes.answers(temperature)
-        return cls(answers.confidence, answers.low_right, answers.high_right, low_cost, high_cost)
+    def of(cls, passes: Passes, temperatures: Sequence[float], costs: Sequence[float]) -> Cascade:
+        """Of a network of several stages."""
+        answers = passes.answers(temperatures)
+        return cls(answers.confidence, answers.right, tuple(costs))
 
     @classmethod
-    def naive(cls, low: Passes, high: Passes, low_cost: float, high_cost: float) -> Cascade:
-        """Of two independent networks on the same photographs: the second sees what the first is unsure of."""
-        first, second = low.answers(), high.answers()
-        return cls(first.confidence, first.high_right, second.high_right, low_cost, high_cost)
+    def naive(cls, networks: Sequence[Passes], costs: Sequence[float]) -> Cascade:
+        """Of independent networks on the same photographs: each sees what the one before is unsure of."""
+        logits = tuple(passes.logits[-1] for passes in networks)
+        return cls.of(Passes(logits, networks[0].targets), (1.0,) * len(logits), costs)
+
+    @property
+    def full_cost(self) -> float:
+        """Of the last stage alone."""
+        return self.costs[-1]
 
     def at(self, threshold: float) -> tuple[float, float, float]:
-        """Exit rate, mean cost of an image, accuracy."""
-        exited = self.confidence > threshold
-        exit_rate = float(exited.mean())
-        accuracy = float(np.where(exited, self.low_right, self.high_right).mean())
-        return exit_rate, self.mean_cost(exit_rate), accuracy
-
-    def mean_cost(self, exit_rate: Rate) -> Rate:
-        """Of an image, when the share ``exit_rate`` of images exits; of many rates at once, too."""
-        return self.low_cost + (1 - exit_rate) * self.high_cost
+        """Share of images that end early, mean cost of an image, accuracy."""
+        ends = end_stages(self.confidence, threshold)
+        shares = [float((ends == stage).mean()) for stage in range(len(self.costs))]
+        accuracy = float(self.right[np.arange(len(ends)), ends].mean())
+        return 1 - shares[-1], mean_cost(shares, self.costs), accuracy
 
     def curve(self) -> tuple[Floats, Floats]:
-        """Mean cost (n + 1,), falling, and accuracy: the surest 0, 1, … n images exit."""
-        exits, accuracy = self._curves(np.ones((1, len(self.confidence)), dtype=np.int64))
-        return self.mean_cost(exits[0]), accuracy[0]
+        """Mean cost, falling, and accuracy, as the threshold falls past one confidence after the other."""
+        costs, accuracy = self._curves(np.ones((1, len(self.right)), dtype=np.int64))
+        return costs[0], accuracy[0]
 
-    def accuracy_at(self, costs: Floats, counts: npt.NDArray[np.int64] | None = None) -> Floats:
+    def accuracy_at(self, costs: Floats, counts: Ints | None = None) -> Floats:
         """Accuracy at mean ``costs`` (m,) -> (m,); with ``counts`` (draws, n), how often each draw took each image,
         (draws, m)."""
-        drawn = np.ones((1, len(self.confidence)), dtype=np.int64) if counts is None else counts
-        wanted = 1 - (np.asarray(costs) - self.low_cost) / self.high_cost
-        found = np.stack([np.interp(wanted, e, a) for e, a in zip(*self._curves(drawn), strict=True)])
+        drawn = np.ones((1, len(self.right)), dtype=np.int64) if counts is None else counts
+        wanted = -np.asarray(costs)
+        found = np.stack([np.interp(wanted, -c, a) for c, a in zip(*self._curves(drawn), strict=True)])
         return found[0] if counts is None else found
 
-    def cheapest(self, accuracies: Floats, counts: npt.NDArray[np.int64]) -> Floats:
+    def cheapest(self, accuracies: Floats, counts: Ints) -> Floats:
         """The least mean cost at which each draw's curve reaches its accuracy: (draws,) and how often each draw took
         each image (draws, n) -> (draws,); infinite where it never does."""
-        exits, reached = self._curves(counts)
-        costs = np.where(reached >= accuracies[:, None] - 1e-12, self.mean_cost(exits), np.inf)
-        return np.asarray(costs.min(1), dtype=np.float64)
+        costs, reached = self._curves(counts)
+        affordable = np.where(reached >= accuracies[:, None] - 1e-12, costs, np.inf)
+        return np.asarray(affordable.min(1), dtype=np.float64)
 
-    def _curves(self, counts: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Exit rate and accuracy, each (draws, n + 1), of the surest 0, 1, … images."""
-        order = np.argsort(-self.confidence, kind="stable")
-        counts = counts[:, order]
+    def _curves(self, counts: Ints) -> tuple[Floats, Floats]:
+        """Mean cost and accuracy, each (draws, steps + 1), as the threshold falls from 1."""
+        image, cheaper, better = self._steps()
         total = counts.sum(1, keepdims=True)
-        gained = counts * (self.low_right[order].astype(np.int64) - self.high_right[order])
-        right = (counts * self.high_right[order]).sum(1, keepdims=True)
+        totals, right = up_to_each(self.costs), (counts * self.right[:, -1]).sum(1, keepdims=True)
         none = np.zeros_like(total)
-        exits = np.concatenate([none, counts.cumsum(1)], axis=1) / total
-        return exits, (right + np.concatenate([none, gained.cumsum(1)], axis=1)) / total
+        saved = np.concatenate([none, (counts[:, image] * cheaper).cumsum(1)], axis=1)
+        gained = np.concatenate([none, (counts[:, image] * better).cumsum(1)], axis=1)
+        return totals[-1] - saved / total, (right + gained) / total
+
+    def _steps(self) -> tuple[Ints, Floats, Ints]:
+        """As the threshold falls: which image ends at an earlier stage next, what that saves, and whether it turns its
+        answer right (1), wrong (-1) or neither."""
+        totals = np.array(up_to_each(self.costs))
+        stages = np.arange(self.confidence.shape[1])
+        image, stage = (each.ravel() for each in np.indices(self.confidence.shape))
+        order = np.lexsort((stage, -self.confidence.ravel()))
+        image, stage = image[order], stage[order]
+        ends = np.full(len(self.right), len(stages))
+        before = np.empty_like(stage)
+        for step, (each, earlier) in enumerate(zip(image.tolist(), stage.tolist(), strict=True)):
+            before[step] = ends[each]
+            ends[each] = min(ends[each], earlier)
+        moves = stage < before
+        image, stage, before = image[moves], stage[moves], before[moves]
+        better = self.right[image, stage].astype(np.int64) - self.right[image, before]
+        return image, totals[before] - totals[stage], better
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +116,24 @@ class Estimate:
     high: float
 
 
-def gap(one: Cascade, other: Cascade, high_cost: float, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """How far ``one`` is ahead of ``other``: the mean gap in accuracy over costs from 0.4 to 1.0 of ``high_cost``.
+def gap(one: Cascade, other: Cascade, full_cost: float, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """How far ``one`` is ahead of ``other``: the mean gap in accuracy over costs from 0.4 to 1.0 of ``full_cost``.
 
     Paired bootstrap over images (percentile interval): every draw takes the same images for both.
     """
-    costs = np.linspace(*GAP_COSTS, GAP_POINTS) * high_cost
+    costs = np.linspace(*GAP_COSTS, GAP_POINTS) * full_cost
 
-    def lead(counts: npt.NDArray[np.int64]) -> Floats:
+    def lead(counts: Ints) -> Floats:
         ahead = one.accuracy_at(costs, counts) - other.accuracy_at(costs, counts)
         return np.asarray(ahead.mean(1), dtype=np.float64)
 
-    return _bootstrap(lead, len(one.confidence), draws, seed)
+    return _bootstrap(lead, len(one.right), draws, seed)
 
 
 def gain(cascade: Cascade, right: Bools, cost: float, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """How far ``cascade`` at mean ``cost`` is ahead of a network of that cost that is ``right`` (n,); as ``gap``."""
 
-    def lead(counts: npt.NDArray[np.int64]) -> Floats:
+    def lead(counts: Ints) -> Floats:
         return cascade.accuracy_at(np.array([cost]), counts)[:, 0] - counts @ right / len(right)
 
     return _bootstrap(lead, len(right), draws, seed)
@@ -128,13 +143,13 @@ def matching_cost(cascade: Cascade, right: Bools, draws: int = DRAWS, seed: int 
     """The least mean cost at which ``cascade`` is as accurate as a network that is ``right`` (n,); infinite where it
     never is. The threshold that gives it is chosen on the same images. Intervals as ``gap``."""
 
-    def cost(counts: npt.NDArray[np.int64]) -> Floats:
+    def cost(counts: Ints) -> Floats:
         return cascade.cheapest(counts @ right / len(right), counts)
 
     return _bootstrap(cost, len(right), draws, seed)
 
 
-def _bootstrap(value: Callable[[npt.NDArray[np.int64]], Floats], images: int, draws: int, seed: int) -> Estimate:
+def _bootstrap(value: Callable[[Ints], Floats], images: int, draws: int, seed: int) -> Estimate:
     """``value`` gives one for each row of counts, how often a draw took each image."""
     random, shares = np.random.default_rng(seed), np.full(images, 1 / images)
     sizes = [min(CHUNK, draws - start) for start in range(0, draws, CHUNK)]

@@ -60,7 +60,7 @@ class Bench:
         self.workers = workers
         self.on_batch = on_batch
         self._passes: dict[tuple[Path, int], Passes] = {}
-        self._seconds: dict[tuple[str, int], tuple[float, float]] = {}
+        self._seconds: dict[tuple[str, int], tuple[float, ...]] = {}
 
     def check(self, run: Run) -> None:
         """Whether the photographs are of the run's classes. Raises DataError."""
@@ -81,22 +81,22 @@ class Bench:
             )
         return self._passes[run.folder, size]
 
-    def mmacs(self, run: Run, resolution: int | None = None) -> tuple[float, float]:
-        """Millions of multiply-adds of its low and its high pass; a single-scale network has all in the second."""
+    def mmacs(self, run: Run, resolution: int | None = None) -> tuple[float, ...]:
+        """Millions of multiply-adds of each stage alone."""
         of = run.spec.architecture
-        costs = cost(of.network, of.num_classes, resolution or run.resolution, dict(of.options))
-        return costs.low_mmacs, costs.high_mmacs
+        if resolution in (None, run.resolution):
+            return run.spec.mmacs
+        return cost(of.network, of.num_classes, resolution, of.options)
 
-    def milliseconds(self, run: Run, resolution: int | None = None) -> tuple[float, float]:
-        """An image's share of a batch of ``timed_batch``, low and high pass, on decoded images.
+    def milliseconds(self, run: Run, resolution: int | None = None) -> tuple[float, ...]:
+        """An image's share of a batch of ``timed_batch`` at each stage, on decoded images.
 
         Measured when first asked for, once for all runs of one architecture: other weights take no other time.
         """
         key = repr(run.spec.architecture), resolution or run.resolution
         if key not in self._seconds:
             self._seconds[key] = _time(self.predictor(run, resolution))
-        low, high = self._seconds[key]
-        return 1e3 * low, 1e3 * high
+        return tuple(1e3 * seconds for seconds in self._seconds[key])
 
     def readable(self, passes: Passes) -> Photographs:
         """The photographs behind the rows of ``passes``."""
@@ -109,31 +109,21 @@ def timed_batch(device: torch.device) -> int:
     return TIMED_BATCH["cpu" if device.type == "cpu" else "cuda"]
 
 
-def _time(predictor: Predictor) -> tuple[float, float]:
-    """Seconds of an image in the low and the high pass; on a CPU by one thread, as the server's workers run."""
+def _time(predictor: Predictor) -> tuple[float, ...]:
+    """Seconds of an image at each stage; on a CPU by one thread, as the server's workers run."""
     images = predictor.noise(timed_batch(predictor.device))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if not predictor.is_multi_scale:
-            return 0.0, _shortest(lambda: predictor.single(images).cpu()) / len(images)
-        state = predictor.low(images)
-        low = _shortest(lambda: predictor.low(images).logits.cpu())
-        return low / len(images), _shortest(lambda: predictor.high(images, state).cpu()) / len(images)
+        predictor.timed(images)
+        runs: list[list[float]] = []
+        began = time.perf_counter()
+        while len(runs) < TIMED_RUNS or time.perf_counter() - began < TIMED_SECONDS:
+            runs.append(predictor.timed(images))
+        # the shortest of many runs: whatever else the machine does only ever adds
+        return tuple(min(seconds) / len(images[0]) for seconds in zip(*runs, strict=True))
     finally:
         torch.set_num_threads(before)
-
-
-def _shortest(step: Callable[[], torch.Tensor]) -> float:
-    """Seconds of the shortest of many runs: whatever else the machine does only ever adds."""
-    step()
-    runs: list[float] = []
-    began = time.perf_counter()
-    while len(runs) < TIMED_RUNS or time.perf_counter() - began < TIMED_SECONDS:
-        start = time.perf_counter()
-        step()
-        runs.append(time.perf_counter() - start)
-    return min(runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +148,7 @@ class Verdict:
         single: accuracy of the single-scale network at the high resolution.
         cost_at_its_accuracy: share of its cost that the run takes on average to be as accurate; infinite: it never is.
         gain_at_its_cost: of the run at the same mean cost, in accuracy, a share of 1.
-        gap_to_naive: mean over costs from 0.4 to 1.0 of the high network.
+        gap_to_naive: mean over costs from 0.4 to 1.0 of the last stage.
         otherwise: training options in which the single-scale runs differ from it, with both values.
     """
 
@@ -216,7 +206,7 @@ class Group:
         """Millions of multiply-adds of the base network at the size that a run is compared at."""
         run = self.runs[index]
         size = 2 * run.resolution if not run.is_multi_scale and self.is_half(run) else run.resolution
-        return self.bench.mmacs(run, size)[1]
+        return self.bench.mmacs(run, size)[-1]
 
     def sizes(self, run: Run) -> list[int]:
         """What a single-scale run is tested at: sizes from half its own to its own, or its own where it is itself
@@ -230,7 +220,7 @@ class Group:
     def accuracy(self, index: int, resolution: int) -> tuple[float, float]:
         """Mean millions of multiply-adds and accuracy of a single-scale run at ``resolution``."""
         run = self.runs[index]
-        return self.bench.mmacs(run, resolution)[1], float(right(self.bench.passes(run, resolution)).mean())
+        return self.bench.mmacs(run, resolution)[-1], float(right(self.bench.passes(run, resolution)).mean())
 
     def averaged(self, index: int) -> tuple[str, float, float] | None:
         """Multi-scale testing of a single-scale run: logits at half its size and at its own, averaged; the sizes,
@@ -240,19 +230,19 @@ class Group:
         if len(sizes) == 1:
             return None
         small, full = (self.bench.passes(run, size) for size in (sizes[0], sizes[-1]))
-        is_right = (small.high + full.high).argmax(1) == full.targets
-        mmacs = sum(self.bench.mmacs(run, size)[1] for size in (sizes[0], sizes[-1]))
+        is_right = (small.logits[-1] + full.logits[-1]).argmax(1) == full.targets
+        mmacs = sum(self.bench.mmacs(run, size)[-1] for size in (sizes[0], sizes[-1]))
         return f"{sizes[0]} + {sizes[-1]}", mmacs, is_right.float().mean().item()
 
     def answers(self, index: int) -> Answers:
         """Of a multi-scale run."""
         run = self.runs[index]
-        return self.bench.passes(run).answers(run.spec.temperature)
+        return self.bench.passes(run).answers(run.spec.temperatures)
 
-    def cascade(self, index: int, costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade:
-        """Of a multi-scale run; ``costs`` of its passes, by default millions of multiply-adds."""
+    def cascade(self, index: int, costs: Callable[[Run], tuple[float, ...]] | None = None) -> Cascade:
+        """Of a multi-scale run; ``costs`` of its stages, by default millions of multiply-adds."""
         run = self.runs[index]
-        return Cascade.of(self.bench.passes(run), run.spec.temperature, *(costs or self.bench.mmacs)(run))
+        return Cascade.of(self.bench.passes(run), run.spec.temperatures, (costs or self.bench.mmacs)(run))
 
     def pair(self, index: int) -> tuple[int, int] | None:
         """The two single-scale runs beside a multi-scale one, low and high; None where one of them is missing."""
@@ -270,11 +260,11 @@ class Group:
                 found.setdefault(pair, index)
         return found
 
-    def naive(self, pair: tuple[int, int], costs: Callable[[Run], tuple[float, float]] | None = None) -> Cascade:
+    def naive(self, pair: tuple[int, int], costs: Callable[[Run], tuple[float, ...]] | None = None) -> Cascade:
         """The cascade of a pair."""
-        low, high = (self.runs[each] for each in pair)
-        low_cost, high_cost = ((costs or self.bench.mmacs)(each)[1] for each in (low, high))
-        return Cascade.naive(self.bench.passes(low), self.bench.passes(high), low_cost, high_cost)
+        runs = [self.runs[each] for each in pair]
+        each = [(costs or self.bench.mmacs)(run)[-1] for run in runs]
+        return Cascade.naive([self.bench.passes(run) for run in runs], each)
 
     def default(self, index: int) -> float | None:
         """A multi-scale run's default threshold, if it was calibrated."""
@@ -292,7 +282,7 @@ class Group:
         pairs = {index: pair for pair, index in self.pairs.items()}
         for index, run in self.multi.items():
             cascade = self.cascade(index)
-            pixels = f"{run.resolution // 2}/{run.resolution}"
+            pixels = "/".join(map(str, run.spec.resolutions))
             if index in pairs:
                 naive = self.naive(pairs[index])
                 rows += [_row("naive cascade", pixels, naive, t, pairs[index]) for t in self._thresholds(run, naive)]
@@ -305,7 +295,7 @@ class Group:
         """The highest thresholds that cost no more than the base network at sizes from half to full."""
         of = run.spec.architecture
         options = {name: value for name, value in of.options.items() if name != "fusion"}
-        budgets = [cost(self.backbone, of.num_classes, size, options).high_mmacs for size in _between(run.resolution)]
+        budgets = [cost(self.backbone, of.num_classes, size, options)[-1] for size in _between(run.resolution)]
         takes = {threshold: cascade.at(threshold)[1] for threshold in THRESHOLDS}
         return sorted({max((t for t in THRESHOLDS if takes[t] <= budget + 1e-9), default=0.0) for budget in budgets})
 
@@ -325,7 +315,7 @@ class Group:
             if indices[0] in self.single:
                 measured = {"single-scale": [self.accuracy(i, self.runs[i].resolution)[1] for i in indices]}
             else:
-                measured = {"multi-scale, high pass": [self.cascade(i).at(1)[2] for i in indices]}
+                measured = {"multi-scale, last stage": [self.cascade(i).at(1)[2] for i in indices]}
                 defaults = [(i, self.default(i)) for i in indices]
                 if all(threshold is not None for _, threshold in defaults):
                     measured["multi-scale, default threshold"] = [self.cascade(i).at(t or 0.0)[2] for i, t in defaults]
@@ -339,7 +329,7 @@ class Group:
         pair, low, high = self.pair(index), self.low_run(run), self.high_run(run)
         singles = [self.runs[i] for i in (low, high) if i is not None]
         otherwise = tuple(sorted({each for single in singles for each in differences(run, single)}))
-        ahead = None if pair is None else gap(cascade, self.naive(pair), cascade.high_cost)
+        ahead = None if pair is None else gap(cascade, self.naive(pair), cascade.full_cost)
         if high is None:
             return Verdict(index, gap_to_naive=ahead, otherwise=otherwise)
         is_right = right(self.bench.passes(self.runs[high]))
@@ -347,8 +337,8 @@ class Group:
         return Verdict(
             index,
             float(is_right.mean()),
-            Estimate(*(cost / cascade.high_cost for cost in (cheapest.value, cheapest.low, cheapest.high))),
-            gain(cascade, is_right, cascade.high_cost),
+            Estimate(*(cost / cascade.full_cost for cost in (cheapest.value, cheapest.low, cheapest.high))),
+            gain(cascade, is_right, cascade.full_cost),
             ahead,
             otherwise,
         )
@@ -362,16 +352,17 @@ def _between(full: int) -> list[int]:
 
 def right(passes: Passes) -> Bools:
     """Whether a single-scale network's answers are right, (n,)."""
-    return passes.answers().high_right
+    return passes.answers().right[:, -1]
 
 
 def two_sizes(group: Group, index: int) -> Cascade:
     """One single-scale run as both passes, at half its size and at its own: the paper's Figure 2."""
     run = group.runs[index]
     sizes = group.sizes(run)
-    small, full = (group.bench.passes(run, size) for size in (sizes[0], sizes[-1]))
-    mmacs = (group.bench.mmacs(run, size)[1] for size in (sizes[0], sizes[-1]))
-    return Cascade.naive(small, full, *mmacs)
+    ends = sizes[0], sizes[-1]
+    return Cascade.naive(
+        [group.bench.passes(run, size) for size in ends], [group.bench.mmacs(run, size)[-1] for size in ends]
+    )
 
 
 def _row(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from scipy.special import bdtr
+
 from service.errors import InvalidOption
 from service.evaluation.passes import Answers
-from service.inference.calibration import THRESHOLDS, Calibration, allowed_risk, binomial_cdf, upper_bound
+from service.inference.calibration import THRESHOLDS, Calibration, allowed_risk, upper_bound
 from service.state.base import Goal
 
 PROMISES: tuple[tuple[Goal, float], ...] = (
@@ -22,24 +24,25 @@ PROMISES: tuple[tuple[Goal, float], ...] = (
 
 def risk(answers: Answers, goal: Goal, threshold: float) -> float:
     """The share of all images that count against a promise: ``min_agreement``, those answered otherwise than by the
-    high pass; ``max_accuracy_drop``, those that exit wrong and would have been right."""
-    otherwise = answers.exited(threshold) & (answers.low != answers.high)
-    return float((otherwise if goal == "min_agreement" else otherwise & answers.high_right).mean())
+    last stage; ``max_accuracy_drop``, those that exit wrong and would have been right."""
+    otherwise = answers.at(threshold) != answers.last
+    return float((otherwise if goal == "min_agreement" else otherwise & answers.right[:, -1]).mean())
 
 
 def broken(pool: Answers, goal: Goal, value: float, images: int) -> float:
     """How probable it is that a calibration by ``images`` photographs drawn from the pool with replacement gives a
     threshold that breaks ``goal`` on the whole pool: at most 0.05.
 
-    Thresholds are tried from 1 downwards, and what exits at one exits at every lower one. So the promise is broken
-    where the first threshold that breaks it passes, which is where few enough of its images are drawn.
+    Thresholds are tried from 1 downwards until one fails. So the promise can only be broken where the first threshold
+    that breaks it passes, which is where few enough of its images are drawn: exact with two stages, whose images that
+    exit at one threshold exit at every lower one, and an upper bound with more.
     """
     allowed = allowed_risk(goal, value)
     too_much = next((r for t in reversed(THRESHOLDS) if (r := risk(pool, goal, t)) > allowed + 1e-12), None)
     passing = bisect_right(range(images + 1), allowed, key=lambda count: upper_bound(count, images))
     if too_much is None or passing == 0:
         return 0.0
-    return binomial_cdf(passing - 1, images, too_much)
+    return float(bdtr(passing - 1, images, too_much))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Promise:
         exit_rate: what it gave on the photographs.
         measured: the agreement on them; or the images that exit wrong and would have been right, which bound the drop.
         is_kept: whether what the table bounds is within the promise on them.
-        broken: probability that a calibration anew, with as many images drawn from them, breaks it.
+        broken: probability that another calibration, with as many images drawn from them, breaks it.
         why_not: what it would take.
     """
 

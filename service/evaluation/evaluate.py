@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
 from service.inference.runtimes.eager import EagerRuntime
-from service.store import ModelSpec, Temperature
+from service.model_spec import ModelSpec
 from service.training.data import find
 
 EVALUATION = "evaluation.json"
@@ -36,15 +36,14 @@ class Point:
 class RuntimePoint:
     """A runtime and precision at its default threshold, against eager float32 at its own; shares of all images.
 
-    ``agreement``: answers that are the same. ``low_agreement``, ``high_agreement``: of each pass on all images.
+    ``agreement``: answers that are the same. ``stages``: the same of each stage on all images.
     """
 
     runtime: str
     precision: str
     threshold: float
     agreement: float
-    low_agreement: float
-    high_agreement: float
+    stages: tuple[float, ...]
     accuracy: float
     exit_rate: float
 
@@ -54,12 +53,12 @@ class Evaluation:
     """A model measured on a labelled set.
 
     Attributes:
-        weights_sha256, temperature: of the model as it was measured.
+        weights_sha256, temperatures: of the model as it was measured.
         split: folder of the data set.
         images, unreadable: photographs measured; files that could not be read.
         default: at the model's default threshold, or at 1 when it has none.
-        low_accuracy, high_accuracy: of each pass on all images.
-        agreement: share of images on which both passes answer the same.
+        stages: accuracy of each stage on all images, by its name.
+        agreement: share of images on which all stages answer the same.
         curve: one point a threshold, ascending from 0 to 1.
         runtimes: what the others give on the same images, where that was asked for.
         promises: how the calibration table's bounds fare on these images.
@@ -67,15 +66,14 @@ class Evaluation:
 
     model: str
     weights_sha256: str
-    temperature: Temperature
+    temperatures: tuple[float, ...]
     runtime: str
     precision: str
     split: str
     images: int
     unreadable: tuple[str, ...]
     default: Point
-    low_accuracy: float
-    high_accuracy: float
+    stages: Mapping[str, float]
     agreement: float
     curve: tuple[Point, ...]
     runtimes: tuple[RuntimePoint, ...] = ()
@@ -102,11 +100,13 @@ class Evaluation:
             return cls(
                 **{
                     **raw,
-                    "temperature": Temperature(**raw["temperature"]),
+                    "temperatures": tuple(raw["temperatures"]),
                     "unreadable": tuple(raw["unreadable"]),
                     "default": Point(**raw["default"]),
                     "curve": tuple(Point(**point) for point in raw["curve"]),
-                    "runtimes": tuple(RuntimePoint(**point) for point in raw.get("runtimes", ())),
+                    "runtimes": tuple(
+                        RuntimePoint(**{**point, "stages": tuple(point["stages"])}) for point in raw.get("runtimes", ())
+                    ),
                     "promises": tuple(Promise(**promise) for promise in raw.get("promises", ())),
                 }
             )
@@ -119,9 +119,9 @@ class Evaluation:
 
     def is_of(self, spec: ModelSpec) -> bool:
         """Whether it measured the weights of ``spec``, calibrated as they are now."""
-        measured = self.weights_sha256, self.temperature, self.default.threshold
+        measured = self.weights_sha256, self.temperatures, self.default.threshold
         calibrated = spec.start_threshold(self.runtime, self.precision)
-        return measured == (spec.weights_sha256, spec.temperature, calibrated)
+        return measured == (spec.weights_sha256, spec.temperatures, calibrated)
 
 
 def evaluate(
@@ -169,42 +169,40 @@ def compare(
 def _against(expected: Passes, passes: Passes, predictor: Predictor) -> RuntimePoint:
     spec = predictor.spec
     threshold = spec.start_threshold(predictor.runtime, predictor.precision)
-    found, known = passes.answers(spec.temperature), expected.answers(spec.temperature)
+    found, known = passes.answers(spec.temperatures), expected.answers(spec.temperatures)
     known_answers = known.at(spec.start_threshold(EagerRuntime.name, "float32"))
     return RuntimePoint(
         runtime=predictor.runtime,
         precision=predictor.precision,
         threshold=threshold,
         agreement=float((found.at(threshold) == known_answers).mean()),
-        low_agreement=float((found.low == known.low).mean()),
-        high_agreement=float((found.high == known.high).mean()),
+        stages=tuple((found.answers == known.answers).mean(0).tolist()),
         accuracy=found.accuracy(threshold),
         exit_rate=float(found.exited(threshold).mean()),
     )
 
 
 def summarise(passes: Passes, predictor: Predictor, split: str) -> Evaluation:
-    """The evaluation that follows from both passes' logits on ``split``."""
+    """The evaluation that follows from every stage's logits on ``split``."""
     spec = predictor.spec
-    answers = passes.answers(spec.temperature)
+    answers = passes.answers(spec.temperatures)
 
     def point(threshold: float) -> Point:
-        exit_rate = float(answers.exited(threshold).mean())
-        return Point(threshold, answers.accuracy(threshold), exit_rate, spec.mean_mmacs(exit_rate))
+        ends = answers.ends(threshold)
+        return Point(threshold, answers.accuracy(threshold), sum(ends[:-1]), spec.mean_mmacs(ends))
 
     return Evaluation(
         model=spec.name if spec.version == 0 else f"{spec.name}/{spec.version}",
         weights_sha256=spec.weights_sha256,
-        temperature=spec.temperature,
+        temperatures=spec.temperatures,
         runtime=predictor.runtime,
         precision=predictor.precision,
         split=split,
         images=len(passes),
         unreadable=passes.unreadable,
         default=point(spec.start_threshold(predictor.runtime, predictor.precision)),
-        low_accuracy=float(answers.low_right.mean()),
-        high_accuracy=float(answers.high_right.mean()),
-        agreement=float((answers.low == answers.high).mean()),
-        curve=tuple(map(point, THRESHOLDS if predictor.is_multi_scale else (1.0,))),
+        stages=dict(zip((stage.name for stage in spec.stages), answers.right.mean(0).tolist(), strict=True)),
+        agreement=float((answers.answers == answers.last[:, None]).all(1).mean()),
+        curve=tuple(map(point, THRESHOLDS if spec.depth > 1 else (1.0,))),
         promises=promises(answers, predictor.calibration),
     )

@@ -14,11 +14,13 @@ import numpy.typing as npt
 from service.evaluation.cascade import Cascade, Floats
 from service.evaluation.passes import Bools
 from service.evaluation.spectrum import LOW, OWN, SINGLE, SUM, Spectrum
+from service.inference.exit_rule import end_stages
 
 TEAL, ORANGE, INK, QUIET, PALE = "#0b7a71", "#ad560c", "#1d1c1a", "#8b867d", "#d8d4cc"
 # Of cascades in one picture: told apart in grey too, by their lines.
 COLOURS = ("#2f5fb3", "#8d3b8d", "#3f3f3f", "#5b9bd5")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), "-.")
+TONES = [TEAL, ORANGE, "#6b4fa0"]
 CURVES = tuple((COLOURS[i % 4], LINES[(i + i // 4) % 4]) for i in range(16))
 NAIVE = ((0, (4, 2)), (0, (1, 1.5)), (0, (8, 2, 1, 2)))
 DPI = 130
@@ -112,17 +114,17 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Which of two passes is right on each image; shares of 1. A both, B the low one, C the high one, D neither."""
+    """Which of two stages is right on each image; shares of 1. A both, B the first, C the last, D neither."""
 
     both: float
-    low: float
-    high: float
+    first: float
+    last: float
     neither: float
 
     @classmethod
-    def of(cls, low_right: Bools, high_right: Bools) -> Regions:
-        """From the two passes, each (n,)."""
-        shares = (low_right & high_right, low_right & ~high_right, ~low_right & high_right, ~low_right & ~high_right)
+    def of(cls, first: Bools, last: Bools) -> Regions:
+        """From whether the two are right, each (n,)."""
+        shares = (first & last, first & ~last, ~first & last, ~first & ~last)
         return cls(*(float(share.mean()) for share in shares))
 
 
@@ -130,8 +132,8 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
     """Figure 2: regions A to D of each pair of passes, and the precision of what exits against the threshold."""
     parts = [
         ("both", "A  both right", PALE, INK),
-        ("low", "B  only the low one", TEAL, "white"),
-        ("high", "C  only the high one", ORANGE, "white"),
+        ("first", "B  only the first", TEAL, "white"),
+        ("last", "C  only the last", ORANGE, "white"),
         ("neither", "D  neither", "#57534d", "white"),
     ]
 
@@ -139,7 +141,7 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
         above, below = figure.subfigures(2, 1, height_ratios=(0.9 + 0.45 * len(cascades), 3.4))
         bars = above.subplots()
         for place, cascade in enumerate(cascades.values()):
-            of = Regions.of(cascade.low_right, cascade.high_right)
+            of = Regions.of(cascade.right[:, 0], cascade.right[:, -1])
             left = 0.0
             for name, label, colour, ink in parts:
                 width = 100 * getattr(of, name)
@@ -156,12 +158,14 @@ def regions(path: Path, cascades: dict[str, Cascade]) -> None:
         left_plot, right_plot = below.subplots(1, 2)
         for (name, cascade), (colour, line) in zip(cascades.items(), CURVES * len(cascades), strict=False):
             thresholds = np.linspace(0, 0.999, 400)
-            exited = cascade.confidence[None] > thresholds[:, None]
+            ends = np.stack([end_stages(cascade.confidence, threshold) for threshold in thresholds])
+            exited = ends < cascade.confidence.shape[1]
             counts = exited.sum(1)
+            right = cascade.right[np.arange(len(cascade.right)), ends]
             with np.errstate(invalid="ignore"):
-                precision = np.where(counts >= FEWEST, (exited & cascade.low_right).sum(1) / counts, np.nan)
+                precision = np.where(counts >= FEWEST, (exited & right).sum(1) / counts, np.nan)
             left_plot.plot(thresholds, 100 * precision, color=colour, ls=line, lw=1.8, label=name)
-            right_plot.plot(thresholds, 100 * counts / len(cascade.confidence), color=colour, ls=line, lw=1.8)
+            right_plot.plot(thresholds, 100 * counts / len(cascade.right), color=colour, ls=line, lw=1.8)
         for plot, label in ((left_plot, "precision of the exited images, %"), (right_plot, "images that exit, %")):
             plot.set_xlabel("threshold")
             plot.set_ylabel(label)
@@ -235,10 +239,10 @@ def tradeoff(
                     dot.label, (dot.cost, 100 * dot.accuracy), xytext=where[:2], textcoords="offset points", size=8.5,
                     color=colour, ha=where[2], va=where[3],
                 )  # fmt: skip
-        for high in {curve.cascade.high_cost for curve in curves if not curve.is_naive}:
+        for high in {curve.cascade.full_cost for curve in curves if not curve.is_naive}:
             axes.axvline(high, color=QUIET, lw=1, ls=":")
             axes.annotate(
-                "high pass alone", (high, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                "last stage alone", (high, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
                 textcoords="offset points", ha="center", va="bottom", size=8.5, color="#625e57",
             )  # fmt: skip
         axes.set_xlabel(unit)
@@ -272,7 +276,7 @@ class Reliability:
 
 def reliability(path: Path, heads: dict[str, tuple[Reliability, Reliability, float]]) -> None:
     """Each head before and after its temperature; ``heads`` by name: before, after, temperature."""
-    tones = {"low": TEAL, "high": ORANGE}
+    tones = dict(zip(heads, TONES * len(heads), strict=False))
 
     def paint(figure: Any) -> None:
         for axes, (head, (before, after, temperature)) in zip(

@@ -1,4 +1,4 @@
-"""What the high network takes from the low one: how much of each sum comes from below, and whether it agrees."""
+"""What the last stage takes from the one before: how much of each sum comes from below, and whether it agrees."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from service.networks.cascade import Carried, pyramid
 from service.networks.msnet import MSNet
 
 
@@ -17,8 +18,8 @@ class Handover:
     """Of the sum after one block, H(x_H) + up(x_L): means over channels and images.
 
     Attributes:
-        share: the low network's variance, of both summands'; 0.5 is half.
-        correlation: of the two summands, over places and images; below 0 the high network takes back what it is given.
+        share: the variance of what is given, of both summands'; 0.5 is half.
+        correlation: of the two summands, over places and images; below 0 the last stage takes back what it is given.
     """
 
     share: float
@@ -37,8 +38,11 @@ def handover(network: MSNet, batches: Iterable[Tensor]) -> list[Handover]:
 
 def _of(network: MSNet, images: Tensor) -> list[Handover]:
     found = []
-    x = images
-    for block, feature in zip(network.high.blocks, network.forward_low(images).features, strict=True):
+    *earlier, x = pyramid(images, network.scales)
+    carried: Carried = ()
+    for stage, pixels in enumerate(earlier):
+        _, carried = network.run(stage, pixels, carried)
+    for block, feature in zip(network.backbone(network.depth - 1).blocks, carried, strict=True):
         if feature.dim() == 2:  # only means are handed over
             break
         own, given = network.summands(block, x, feature)

@@ -8,6 +8,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from service.evaluation.passes import Passes, run_passes
 from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision
 from service.inference.predictor import Predictor, load_network
-from service.store import ModelSpec
+from service.model_spec import ModelSpec
 from service.training.data import Photographs
 
 FOLDER = "logits"
@@ -26,7 +27,9 @@ FOLDER = "logits"
 def predictor_at(folder: Path, spec: ModelSpec, resolution: int, device: str, precision: str) -> Predictor:
     """The model in ``folder``, eager, tested at ``resolution`` pixels. Raises as ``Predictor.load``."""
     where = choose_device(device)
-    tested = dataclasses.replace(spec, preprocessing=Preprocessing.at(resolution))
+    sides = [stage.resolution * resolution // spec.preprocessing.crop for stage in spec.stages]
+    stages = tuple(dataclasses.replace(stage, resolution=side) for stage, side in zip(spec.stages, sides, strict=True))
+    tested = dataclasses.replace(spec, preprocessing=Preprocessing.at(resolution), stages=stages)
     return Predictor(load_network(folder, spec), tested, where, choose_precision(precision, where))
 
 
@@ -64,8 +67,11 @@ def _read(path: Path) -> Passes | None:
     """None where nothing is kept, or nothing that can be read."""
     try:
         with path.open("rb") as file, np.load(file) as kept:
-            low, high, targets = (torch.from_numpy(kept[name]) for name in ("low", "high", "targets"))
-            return Passes(low, high, targets, tuple(kept["unreadable"].tolist()))
+            stages = sum(name.startswith("logits") for name in kept)
+            logits = tuple(torch.from_numpy(kept[f"logits{stage}"]).float() for stage in range(stages))
+            if not logits:
+                return None
+            return Passes(logits, torch.from_numpy(kept["targets"]), tuple(kept["unreadable"].tolist()))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -74,11 +80,7 @@ def _write(path: Path, passes: Passes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            low=passes.low.numpy(),
-            high=passes.high.numpy(),
-            targets=passes.targets.numpy(),
-            unreadable=np.array(passes.unreadable, dtype=np.str_),
-        )
+        arrays: dict[str, Any] = {f"logits{stage}": logits.numpy() for stage, logits in enumerate(passes.logits)}
+        unreadable = np.array(passes.unreadable, dtype=np.str_)
+        np.savez_compressed(file, targets=passes.targets.numpy(), unreadable=unreadable, **arrays)
     temporary.replace(path)

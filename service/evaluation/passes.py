@@ -1,8 +1,8 @@
-"""Both passes over a set of photographs, once; every threshold is then a question of arithmetic."""
+"""Every stage over a set of photographs, once; every threshold is then a question of arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,52 +12,57 @@ from torch import Tensor
 
 from service.errors import BrokenModel, DataError
 from service.inference.device import cores
-from service.inference.exit_rule import confidence, probabilities
+from service.inference.exit_rule import confidence, end_counts, end_stages, probabilities
 from service.inference.predictor import Predictor
 from service.log import logger
-from service.store import SPEC, ModelSpec, Temperature
+from service.model_spec import SPEC, ModelSpec
 from service.training.data import CentreCrop, Photographs, loader
 
 Bools = npt.NDArray[np.bool_]
 
+Ints = npt.NDArray[np.int64]
+
 BATCH_SIZE = 32
-UNIT = Temperature()
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What two passes say of n images; what any threshold would have answered follows.
+    """What every stage says of n images; what any threshold would have answered follows.
 
     Attributes:
-        confidence: of each low answer, (n,).
-        low, high, targets: both passes' answers and the truth, class indices (n,).
+        confidence: of the answers of every stage but the last, (n, stages - 1).
+        answers: class indices (n, stages).
+        targets: the truth, (n,).
     """
 
     confidence: npt.NDArray[np.float64]
-    low: npt.NDArray[np.int64]
-    high: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
+    answers: Ints
+    targets: Ints
 
     def __len__(self) -> int:
         return len(self.targets)
 
     @property
-    def low_right(self) -> Bools:
-        """Whether each low answer is, (n,)."""
-        return np.asarray(self.low == self.targets)
+    def right(self) -> Bools:
+        """Whether each answer is, (n, stages)."""
+        return np.asarray(self.answers == self.targets[:, None])
 
     @property
-    def high_right(self) -> Bools:
-        """Whether each high answer is, (n,)."""
-        return np.asarray(self.high == self.targets)
+    def last(self) -> Ints:
+        """The last stage's answers, (n,)."""
+        return self.answers[:, -1]
 
     def exited(self, threshold: float) -> Bools:
-        """Whether each image would have, (n,)."""
-        return self.confidence > threshold
+        """Whether each image would have ended before the last stage, (n,)."""
+        return np.asarray(end_stages(self.confidence, threshold) < self.answers.shape[1] - 1)
 
-    def at(self, threshold: float) -> npt.NDArray[np.int64]:
+    def ends(self, threshold: float) -> list[float]:
+        """The share of images that would have ended at each stage."""
+        return [count / len(self) for count in end_counts(self.confidence, threshold)]
+
+    def at(self, threshold: float) -> Ints:
         """What would have been answered, (n,)."""
-        return np.where(self.exited(threshold), self.low, self.high)
+        return self.answers[np.arange(len(self)), end_stages(self.confidence, threshold)]
 
     def accuracy(self, threshold: float) -> float:
         """The share of all images that would have been answered rightly."""
@@ -66,23 +71,28 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Logits float32 (n, K) of the two heads, targets int64 (n,), and the files that could not be read.
+    """Logits float32 (n, K) of each stage, targets int64 (n,), and the files that could not be read.
 
-    Of a single-scale network both logits are the same tensor.
+    Targets of photographs without classes are -1.
     """
 
-    low: Tensor
-    high: Tensor
+    logits: tuple[Tensor, ...]
     targets: Tensor
     unreadable: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def answers(self, temperature: Temperature = UNIT) -> Answers:
-        """What the logits say; the confidence at ``temperature``."""
-        sure = confidence(probabilities(self.low, temperature.low)).numpy()
-        return Answers(sure, self.low.argmax(1).numpy(), self.high.argmax(1).numpy(), self.targets.numpy())
+    def answers(self, temperatures: Sequence[float] | None = None) -> Answers:
+        """What the logits say; confidences at ``temperatures``, one per stage, or at 1."""
+        scales = temperatures or (1.0,) * len(self.logits)
+        early = [
+            confidence(probabilities(logits, scale)).numpy()
+            for logits, scale in zip(self.logits[:-1], scales, strict=False)
+        ]
+        sure = np.stack(early, axis=1) if early else np.empty((len(self), 0))
+        said = np.stack([logits.argmax(1).numpy() for logits in self.logits], axis=1)
+        return Answers(sure, said, self.targets.numpy())
 
 
 def run_passes(
@@ -91,7 +101,7 @@ def run_passes(
     workers: int | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Passes:
-    """Decode as the server does, run the low and the high pass on everything.
+    """Decode as the server does, run every stage on everything.
 
     Args:
         predictor: the model.
@@ -103,22 +113,21 @@ def run_passes(
         DataError: none of the photographs could be read.
         BrokenModel: it answers with numbers that are not finite, as after a training that diverged.
     """
-    low, high, targets = [], [], []
+    logits: list[list[Tensor]] = []
+    targets: list[Tensor] = []
     unreadable: list[str] = []
     crop = CentreCrop(predictor.spec.preprocessing)
     processes = cores() if workers is None else workers
     for batch in loader(photographs, crop, BATCH_SIZE, processes):
         unreadable += batch.unreadable
         if len(batch.targets):
-            low_logits, high_logits = predictor.heads(batch.images)
-            low.append(low_logits.float().cpu())
-            high.append(high_logits.float().cpu())
+            logits.append([each.float() for each in predictor.answers_to(batch.images)])
             targets.append(batch.targets)
         on_batch(len(batch.targets) + len(batch.unreadable))
     if not targets:
         raise DataError(f"none of {len(photographs)} photographs could be read", field="data")
-    passes = Passes(torch.cat(low), torch.cat(high), torch.cat(targets), tuple(unreadable))
-    lost = int((~(passes.low.isfinite() & passes.high.isfinite()).all(1)).sum())
+    passes = Passes(tuple(map(torch.cat, zip(*logits, strict=True))), torch.cat(targets), tuple(unreadable))
+    lost = int((~torch.stack([each.isfinite().all(1) for each in passes.logits]).all(0)).sum())
     if lost:
         raise BrokenModel(
             f"{predictor.spec.title} answers {lost} of {len(passes)} photographs with numbers that are not finite",

@@ -103,8 +103,8 @@ def _regions(group: Group, out: Path) -> Picked:
     figures.regions(out / file, shown)
     return Picked(
         file,
-        "Figure 2. Which of the two passes is right (regions A to D); the precision of the images that exit, and how "
-        f"many do, against the threshold (drawn where {figures.FEWEST} exit at least).",
+        "Figure 2. Whether the first or the last stage is right (regions A to D); the precision of the images that "
+        f"exit, and how many do, against the threshold (drawn where {figures.FEWEST} exit at least).",
         missing,
     )
 
@@ -143,7 +143,7 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
     return drawn
 
 
-def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, float]], unit: str, title: str) -> None:
+def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, ...]], unit: str, title: str) -> None:
     curves = [Curve(run.name, group.cascade(index, costs), group.default(index)) for index, run in group.multi.items()]
     for pair in group.pairs:
         names = "\nthen ".join(group.runs[each].name for each in pair)
@@ -153,20 +153,20 @@ def _tradeoff(path: Path, group: Group, costs: Callable[..., tuple[float, float]
     for index, run in group.single.items():
         sizes = group.sizes(run)
         is_half = group.is_half(run)
-        single += [Dot(costs(run, s)[1], group.accuracy(index, s)[1], f"{s} px", is_half) for s in sizes]
+        single += [Dot(costs(run, s)[-1], group.accuracy(index, s)[1], f"{s} px", is_half) for s in sizes]
         both = group.averaged(index)
         if both is not None:
-            averaged.append(Dot(sum(costs(run, size)[1] for size in (sizes[0], sizes[-1])), both[2], f"{both[0]} px"))
+            averaged.append(Dot(sum(costs(run, size)[-1] for size in (sizes[0], sizes[-1])), both[2], f"{both[0]} px"))
     figures.tradeoff(path, curves, single, averaged, unit, title)
 
 
 def _reliability(group: Group, index: int, out: Path) -> Picked:
     run = group.runs[index]
     file = f"reliability-{run.slug}.png"
-    passes, temperature = group.bench.passes(run), run.spec.temperature
+    passes = group.bench.passes(run)
     heads = {
-        head: (_reliable(logits, passes, 1.0), _reliable(logits, passes, value), value)
-        for head, logits, value in (("low", passes.low, temperature.low), ("high", passes.high, temperature.high))
+        stage.name: (_reliable(logits, passes, 1.0), _reliable(logits, passes, stage.temperature), stage.temperature)
+        for stage, logits in zip(run.spec.stages, passes.logits, strict=True)
     }
     figures.reliability(out / file, heads)
     fitted = run.spec.default_threshold is not None
@@ -193,14 +193,15 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
     run = group.runs[index]
     passes, threshold = bench.passes(run), group.default(index)
     chosen = 0.5 if threshold is None else threshold
-    answers = passes.answers(run.spec.temperature)
-    low, high, targets, sure = answers.low, answers.high, answers.targets, answers.confidence
-    exited, only_high = answers.exited(chosen), ~answers.low_right & answers.high_right
+    answers = passes.answers(run.spec.temperatures)
+    first, last, targets, sure = answers.answers[:, 0], answers.last, answers.targets, answers.confidence[:, 0]
+    exited, given_right = answers.exited(chosen), answers.at(chosen) == targets
+    first_right, last_right = answers.right[:, 0], answers.right[:, -1]
     kinds = {
-        f"Exit, surer than {chosen:g}, and right": exited & answers.low_right,
-        "Escalate": ~exited,
-        "Saved by escalation: the low pass is wrong, the high one right": ~exited & only_high,
-        "Lost by the exit: the low pass is sure and wrong, the high one right": exited & only_high,
+        f"Exit, surer than {chosen:g}, and right": exited & given_right,
+        "Escalate to the last stage": ~exited,
+        "Saved by escalation: the first stage is wrong, the last one right": ~exited & ~first_right & last_right,
+        "Lost by the exit: sure and wrong, the last stage right": exited & ~given_right & last_right,
     }
     random = np.random.default_rng(0)
     photographs = bench.readable(passes)
@@ -208,11 +209,11 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
 
     def picture(i: int) -> Picture:
         pixels = decode(photographs.paths[i].read_bytes(), run.spec.preprocessing).permute(1, 2, 0).numpy()
-        said = f"L: {labels[low[i]]} {100 * sure[i]:.0f} %"
-        if exited[i] and low[i] == high[i]:
+        said = f"L: {labels[first[i]]} {100 * sure[i]:.0f} %"
+        if exited[i] and first[i] == last[i]:
             return Picture(pixels, labels[targets[i]], said, figures.TEAL)
         return Picture(
-            pixels, labels[targets[i]], f"{said}\nH: {labels[high[i]]}", figures.TEAL if exited[i] else figures.ORANGE
+            pixels, labels[targets[i]], f"{said}\nH: {labels[last[i]]}", figures.TEAL if exited[i] else figures.ORANGE
         )
 
     rows = {}
@@ -222,14 +223,14 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
             picked = sorted(random.permutation(found)[:SHEET_COLUMNS].tolist())
             rows[f"{name} ({len(found)} of {len(targets)} photographs)"] = [picture(i) for i in picked]
     if not rows:
-        return Picked(None, "Contact sheet", "Every photograph exits, and both passes are wrong.")
+        return Picked(None, "Contact sheet", "Every photograph exits, and all stages are wrong.")
     file = f"contact-sheet-{run.slug}.png"
     figures.contact_sheet(out / file, rows)
     return Picked(
         file,
         f"{run.name} at {'its default threshold' if threshold is not None else 'threshold 0.5'}: photographs drawn by "
-        "chance, each under what it shows, with what the low pass (L) says and how sure it is, and the high pass (H). "
-        "They are the data set's own.",
+        "chance, each under what it shows, with what the first stage (L) says and how sure it is, and the last one (H)."
+        " They are the data set's own.",
     )
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from service.errors import DataError
 from service.evaluation import figures
-from service.evaluation.calibrate import LOST_BY_DEFAULT, check_has_exit
+from service.evaluation.calibrate import LOST_BY_DEFAULT
 from service.evaluation.evaluate import Evaluation
 from service.inference.calibration import Calibration
+from service.model_spec import ModelSpec
 from service.networks.registry import backbone_name
-from service.store import WEIGHTS, ModelSpec, ModelStore, read_spec, read_weights, write_spec
-from service.training.split import SHA256, TRAINED_ON, trained_on
+from service.store import WEIGHTS, ModelStore, read_spec, read_weights, write_spec
 
 CARD, CURVE = "README.md", "curve.png"
 CARD_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -27,14 +27,12 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
 
     Raises:
         NotFound: no run there, or it was never evaluated.
-        DataError: it is single-scale, was never calibrated, not evaluated since, or on what it was trained on.
+        DataError: it was never calibrated, not evaluated since, or on what it was trained on.
         BrokenModel: its weights are not what its spec says.
         InvalidOption: ``name`` cannot be a model's name.
     """
     spec = read_spec(run)
-    check_has_exit(spec, run)
     read_weights(run, spec)
-    trained_on(run, spec)
     if spec.default_threshold is None:
         raise DataError(f"{run} has no default threshold: run `lowfirst calibrate {run} --data DIR` first")
     evaluation = Evaluation.read(run)
@@ -45,7 +43,7 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
     folder = store.root / name / str(published.version)
     folder.mkdir(parents=True)
     try:
-        for file in (WEIGHTS, *([TRAINED_ON] if SHA256 in spec.training else []), *spec.files):
+        for file in (WEIGHTS, *spec.files):
             (folder / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(run / file, folder / file)
         (folder / CARD).write_text(card(published, evaluation))
@@ -62,15 +60,12 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
 def card(spec: ModelSpec, evaluation: Evaluation) -> str:
     """The model card, Markdown."""
     recipe = spec.recipe
-    crop = spec.preprocessing.crop
     default = evaluation.default
     error = 100 * math.sqrt(default.accuracy * (1 - default.accuracy) / evaluation.images)
     return f"""# {spec.name}, version {spec.version}
 
-{spec.architecture.network} at {crop} pixels (high) and {crop // 2} pixels (low), trained from
-{recipe.get("init") or "scratch"} on {spec.dataset}. Every image costs {spec.low_mmacs:.1f} million multiply-adds;
-an unsure one costs {spec.high_mmacs:.1f} million more, as {backbone_name(spec.architecture.network)} alone would cost
-for every image.
+{spec.architecture.network} at {" / ".join(map(str, spec.resolutions))} pixels, trained from
+{recipe.get("init") or "scratch"} on {spec.dataset}. {_costs(spec)}
 
 ## What it is for, and what not
 
@@ -83,9 +78,8 @@ on others.
 ## Measured
 
 {evaluation.images} photographs of `{evaluation.split}/`, none of them seen in training or calibration
-({evaluation.runtime} runtime, {evaluation.precision}). The low pass alone is right on
-{100 * evaluation.low_accuracy:.2f} %, the high pass on {100 * evaluation.high_accuracy:.2f} %, and they agree on
-{100 * evaluation.agreement:.2f} %. One standard error of the top-1 is {error:.1f} points.
+({evaluation.runtime} runtime, {evaluation.precision}). Right on all of them by itself:
+{_alone(evaluation)}. One standard error of the top-1 is {error:.1f} points.
 
 | threshold | exit early, % | mean multiply-adds, M | of single-scale, % | top-1, % |
 |---|---|---|---|---|
@@ -112,6 +106,22 @@ The terms of the photographs are those of their data set; none of them is part o
 """
 
 
+def _costs(spec: ModelSpec) -> str:
+    """What an image costs, in a sentence or two."""
+    first, *later = spec.stages
+    said = f"Every image costs {first.mmacs:.1f} million multiply-adds"
+    if not later:
+        return f"{said}."
+    more = ", ".join(f"{stage.mmacs:.1f} million more that reaches stage {stage.name}" for stage in later)
+    return f"""{said}, and {more}.
+The last stage costs what {backbone_name(spec.architecture.network)} alone would cost for every image."""
+
+
+def _alone(evaluation: Evaluation) -> str:
+    each = ", ".join(f"{name} {100 * accuracy:.2f} %" for name, accuracy in evaluation.stages.items())
+    return f"{each}; all stages agree on {100 * evaluation.agreement:.2f} %" if len(evaluation.stages) > 1 else each
+
+
 def _promises(evaluation: Evaluation) -> str:
     rows = "\n".join(
         f"| `{p.goal}` {p.value:g} | {p.threshold:g} | {100 * (p.exit_rate or 0):.1f} | {100 * (p.measured or 0):.2f} "
@@ -122,8 +132,8 @@ def _promises(evaluation: Evaluation) -> str:
     if not rows:
         return "So few photographs certify no agreement of 90 % or more."
     return f"""Promises that it makes, held against the photographs of `{evaluation.split}/`: what of them agrees with
-the high pass, or loses a right answer, and how probable it is that a calibration anew, with as many photographs drawn
-from these, would break the promise (at most 5 %):
+the last stage, or loses a right answer, and how probable it is that another calibration, with as many photographs
+drawn from these, would break the promise (at most 5 %):
 
 | promise | threshold | exit early, % | measured, % | kept | broken, % |
 |---|---|---|---|---|---|
@@ -140,9 +150,10 @@ def _training(spec: ModelSpec) -> str:
 def _measured(spec: ModelSpec, evaluation: Evaluation) -> str:
     points = {point.threshold: point for point in evaluation.curve if point.threshold in CARD_THRESHOLDS}
     points[evaluation.default.threshold] = evaluation.default
+    single = spec.single_scale_mmacs
     return "\n".join(
         f"| {threshold:g}{' (default)' if point is evaluation.default else ''} | {100 * point.exit_rate:.1f} "
-        f"| {point.mean_mmacs:.1f} | {100 * point.mean_mmacs / spec.high_mmacs:.0f} | {100 * point.accuracy:.2f} |"
+        f"| {point.mean_mmacs:.1f} | {100 * point.mean_mmacs / single:.0f} | {100 * point.accuracy:.2f} |"
         for threshold, point in sorted(points.items())
     )
 
@@ -154,14 +165,14 @@ def _runtimes(spec: ModelSpec, evaluation: Evaluation) -> str:
         return f"{again} {options}`."
     rows = "\n".join(
         f"| {p.runtime} {p.precision} | {p.threshold:g} | {100 * p.exit_rate:.1f} | {100 * p.accuracy:.2f} "
-        f"| {100 * p.agreement:.2f} | {100 * p.low_agreement:.2f} | {100 * p.high_agreement:.2f} |"
+        f"| {100 * p.agreement:.2f} | {' / '.join(f'{100 * share:.2f}' for share in p.stages)} |"
         for p in evaluation.runtimes
     )
     return f"""Every runtime at its default threshold on the same photographs, and how often it answers as eager
 float32 does:
 
-| runtime | threshold | exit early, % | top-1, % | same answer, % | same low answer, % | same high answer, % |
-|---|---|---|---|---|---|---|
+| runtime | threshold | exit early, % | top-1, % | same answer, % | the same of each stage, % |
+|---|---|---|---|---|---|
 {rows}
 
 {again} {options} --compare`."""
@@ -181,7 +192,9 @@ def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:
             default.mean_mmacs, 100 * default.accuracy, "o", ms=9, mfc="white", mec=line, mew=2.2, ls="",
             label=f"{ring}{100 * default.accuracy:.1f} % right",
         )  # fmt: skip
-        axes.axvline(spec.high_mmacs, color=figures.QUIET, lw=1, ls=":", label="cost of the single-scale network")
+        axes.axvline(
+            spec.single_scale_mmacs, color=figures.QUIET, lw=1, ls=":", label="cost of the single-scale network"
+        )
         axes.set_xlabel("mean multiply-adds an image, millions")
         axes.set_ylabel("top-1, %")
         axes.set_title(f"{spec.reference}: {evaluation.images} photographs of {evaluation.split}/", loc="left")
@@ -196,9 +209,10 @@ def _calibration(spec: ModelSpec) -> str:
     assert calibration is not None
     assert spec.default_threshold is not None
     effect = calibration.predict(spec.default_threshold)
-    return f"""Temperatures {spec.temperature.low:.3f} (low) and {spec.temperature.high:.3f} (high), default threshold
-{spec.default_threshold:g}: the lowest at which at most {100 * LOST_BY_DEFAULT:g} % of the fitting half of the held-out
-photographs exit wrong that the high pass gets right. The other half, {calibration.table.n} photographs,
-certifies: at the default threshold the answer is that of the high pass for at least
-{100 * effect.agreement_at_least:.1f} % of images, and at most {100 * effect.accuracy_drop_at_most:.1f} % lose a
-right answer, each with 95 % confidence and for images like these."""
+    temperatures = ", ".join(f"{stage.temperature:.3f} ({stage.name})" for stage in spec.stages)
+    drop = effect.accuracy_drop_at_most
+    loses = "" if drop is None else f", and at most {100 * drop:.1f} % lose a right answer"
+    return f"""Temperatures {temperatures}, default threshold {spec.default_threshold:g}: the lowest at which at most
+{100 * LOST_BY_DEFAULT:g} % of the fitting half of the photographs exit wrong that the last stage gets right. The other
+half, {calibration.table.n} photographs, certifies: at the default threshold the answer is that of the last stage for at
+least {100 * effect.agreement_at_least:.1f} % of images{loses}, with 95 % confidence and for images like these."""

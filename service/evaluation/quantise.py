@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,10 +14,13 @@ import numpy.typing as npt
 import torch
 
 from service.errors import DataError, InvalidOption
-from service.evaluation.calibrate import certify, cheapest, check_has_exit, held_out
+from service.evaluation.calibrate import certify, cheapest, photographs_for
 from service.evaluation.passes import Passes, run_passes
+from service.images.sizes import in_sizes
 from service.inference.predictor import Predictor, load_network
-from service.store import ModelSpec, read_spec, write_spec
+from service.model_spec import ModelSpec
+from service.networks.cascade import Carried
+from service.store import read_spec, write_spec
 from service.training.data import CentreCrop, Photographs, halve, loader
 
 MIN_AGREEMENT = 0.99
@@ -41,19 +44,21 @@ def quantise(
     """
     if not (find_spec("nncf") and find_spec("openvino")):
         raise InvalidOption("precision", "int8", "another one, or: pip install 'lowfirst[int8]'")
-    from service.inference.runtimes.openvino import INT8_FOLDER
+    from service.inference.runtimes import INT8_FOLDER
 
     spec = read_spec(folder)
-    check_has_exit(spec, folder)
     if spec.default_threshold is None:
         raise DataError(f"{folder} has no default threshold: run `lowfirst calibrate {folder} --data DIR` first")
-    fitting, certifying = halve(held_out(folder, spec, data))
+    fitting, certifying = halve(photographs_for(spec, folder, data, None))
     shutil.rmtree(folder / INT8_FOLDER, ignore_errors=True)
     spec = dataclasses.replace(
-        spec, files={}, calibration=tuple(table for table in spec.calibration if table.precision != "int8")
+        spec,
+        files=_others(spec.files),
+        calibration=tuple(table for table in spec.calibration if table.precision != "int8"),
     )
     try:
-        quantising = dataclasses.replace(spec, files=_write(folder, spec, fitting, workers))
+        digests = _write(folder, spec, fitting, workers)
+        quantising = dataclasses.replace(spec, files={**spec.files, **digests})
         write_spec(folder, quantising)
         reference = run_passes(Predictor.load(folder, "cpu", "float32"), certifying, workers, on_batch)
         predictor = Predictor.load(folder, "cpu", "int8", "openvino")
@@ -68,9 +73,7 @@ def quantise(
                 bound=MIN_AGREEMENT,
             )
         own = run_passes(predictor, fitting, workers, on_batch)
-        table = dataclasses.replace(
-            certify(passes, quantising, predictor), default_threshold=cheapest(own, spec.temperature)
-        )
+        table = dataclasses.replace(certify(passes, quantising, predictor), default_threshold=cheapest(own, spec))
         done = dataclasses.replace(quantising, calibration=(*spec.calibration, table))
         write_spec(folder, done)
     except BaseException:
@@ -80,35 +83,44 @@ def quantise(
     return done, agreement
 
 
+def _others(files: Mapping[str, str]) -> dict[str, str]:
+    """All but the int8 stages."""
+    from service.inference.runtimes import INT8_FOLDER
+
+    return {name: digest for name, digest in files.items() if not name.startswith(f"{INT8_FOLDER}/")}
+
+
 def _write(folder: Path, spec: ModelSpec, photographs: Photographs, workers: int | None) -> dict[str, str]:
-    """Quantise both stages into ``folder``; gives the digest of each file."""
+    """Quantise every stage into ``folder``; gives the digest of each file."""
     import nncf
     import openvino as ov
 
-    from service.inference.runtimes.openvino import INT8_FOLDER, STAGES, OpenVINORuntime, convert
+    from service.inference.runtimes import INT8_FOLDER
+    from service.inference.runtimes.openvino import OpenVINORuntime, convert
 
-    models = convert(load_network(folder, spec), spec.preprocessing)
+    models = convert(load_network(folder, spec), spec)
     runtime = OpenVINORuntime(models, "float32", threads=1)
     images = list(_images(photographs, spec, workers))
-    inputs: dict[str, list[list[npt.NDArray[np.generic]]]] = {"low": [], "high": []}
+    inputs: list[list[list[npt.NDArray[np.generic]]]] = [[] for _ in spec.stages]
     for image in images:
-        state = runtime.low(image)
-        pixels = image.permute(0, 2, 3, 1).contiguous().numpy()
-        inputs["low"].append([pixels])
-        inputs["high"].append([pixels, *(feature.numpy() for feature in state.features)])
+        carried: Carried = ()
+        for stage, pixels in enumerate(in_sizes(image, spec.resolutions)):
+            given = [pixels.permute(0, 2, 3, 1).contiguous().numpy(), *(each.numpy().copy() for each in carried)]
+            inputs[stage].append(given)
+            _, carried = runtime.run(stage, pixels, carried)
     target = folder / INT8_FOLDER
     target.mkdir()
     digests = {}
-    for stage in STAGES:
+    for model, examples, each in zip(models, inputs, spec.stages, strict=True):
         quantised = nncf.quantize(
-            models[stage],
-            nncf.Dataset(inputs[stage]),
+            model,
+            nncf.Dataset(examples),
             subset_size=len(images),
             preset=nncf.QuantizationPreset.MIXED,
             fast_bias_correction=False,
         )
-        ov.save_model(quantised, target / f"{stage}.xml", compress_to_fp16=False)
-        for path in (target / f"{stage}.xml", target / f"{stage}.bin"):
+        ov.save_model(quantised, target / f"{each.name}.xml", compress_to_fp16=False)
+        for path in (target / f"{each.name}.xml", target / f"{each.name}.bin"):
             digests[f"{INT8_FOLDER}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return digests
 
@@ -124,4 +136,4 @@ def _images(photographs: Photographs, spec: ModelSpec, workers: int | None) -> I
 
 def _answers(passes: Passes, spec: ModelSpec) -> npt.NDArray[np.int64]:
     assert spec.default_threshold is not None
-    return passes.answers(spec.temperature).at(spec.default_threshold)
+    return passes.answers(spec.temperatures).at(spec.default_threshold)

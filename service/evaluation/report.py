@@ -162,8 +162,8 @@ def _certified(group: Group, index: int) -> str:
         f"The table for eager {calibration.table.precision} counts {calibration.table.n} photographs. At the default "
         f"threshold {threshold:g} it certifies an agreement of {100 * effect.agreement_at_least:.1f} % or more "
         f"(here: {100 * (1 - risk(answers, 'min_agreement', threshold)):.1f} %) and a drop of "
-        f"{100 * effect.accuracy_drop_at_most:.1f} points or less (here: {100 * drop:.1f}; exits "
-        f"that are wrong where the high pass is right: {100 * risk(answers, 'max_accuracy_drop', threshold):.1f} %)."
+        f"{100 * (effect.accuracy_drop_at_most or 0):.1f} points or less (here: {100 * drop:.1f}; exits "
+        f"that are wrong where the last stage is right: {100 * risk(answers, 'max_accuracy_drop', threshold):.1f} %)."
     )
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from service.errors import BrokenModel, DataError
-from service.networks.registry import backbone_name, is_multi_scale, names
-from service.store import SPEC, ModelSpec, read_spec
+from service.model_spec import SPEC, ModelSpec
+from service.networks.registry import backbone_name, names
+from service.store import read_spec
 from service.training.run_folder import LOG
 
 OWN_OPTIONS = {"network", "network_options", "resolution", "seed", "distillation"}  # of one network, not of a recipe
@@ -40,7 +40,7 @@ class Run:
     @property
     def is_multi_scale(self) -> bool:
         """Whether it has an exit."""
-        return is_multi_scale(self.spec.architecture.network)
+        return self.spec.depth > 1
 
     @property
     def backbone(self) -> str:
@@ -140,13 +140,19 @@ def _log(folder: Path, spec: ModelSpec) -> str:
             raise ValueError("it has no line")
         speed = median(float(line["images_per_second"]) for line in lines)
         last = lines[-1]
-        low, high = (100 * float(last[f"held_out_{head}_accuracy"]) for head in ("low", "high"))
-        heads = f"{high:.1f} %" if math.isnan(low) else f"low {low:.1f} %, high {high:.1f} %"
+        held_out = [f"{stage} {100 * accuracy:.1f} %" for stage, accuracy in held_out_accuracies(last, spec).items()]
+        heads = ", ".join(held_out) if spec.depth > 1 else held_out[0].partition(" ")[2]
         return f"{said}, {speed:.0f} images/s; last loss {float(last['loss']):.3f}, held out {heads}"
     except KeyError as error:
         raise _foreign_log(path, f"it has no column {error}") from error
     except (TypeError, ValueError) as error:
         raise _foreign_log(path, str(error)) from error
+
+
+def held_out_accuracies(line: Mapping[str, str], spec: ModelSpec) -> dict[str, float]:
+    """Of each stage, by its name, from a line of ``log.csv``; a single-scale network's stands under ``high``."""
+    names = [stage.name for stage in spec.stages] if spec.depth > 1 else ["high"]
+    return {name: float(line[f"held_out_{name}_accuracy"]) for name in names}
 
 
 def _foreign_log(path: Path, why: str) -> DataError:

@@ -72,8 +72,8 @@ class _Sum:
 def spectra(network: MSNet | Backbone, batches: Iterator[Tensor]) -> dict[str, Spectrum]:
     """Of the last maps of ``network`` (evaluation mode): ``SINGLE``; or ``LOW``, ``OWN`` and ``SUM``.
 
-    ``batches`` gives normalised images (B, 3, R, R). The low map is doubled as the high network receives it, so
-    that all three are of one size.
+    ``batches`` gives normalised images (B, 3, R, R). The map of the stage before is doubled as the last one
+    receives it, so that all three are of one size.
     """
     names = (LOW, OWN, SUM) if isinstance(network, MSNet) else (SINGLE,)
     sums = {name: _Sum() for name in names}
@@ -95,8 +95,9 @@ def _last_maps(network: MSNet | Backbone) -> Iterator[Callable[[], dict[str, Ten
         hooks.append(module.register_forward_hook(lambda module, inputs, output: seen.update({name: output})))
 
     if isinstance(network, MSNet):
-        last = network.high.blocks[-1]
-        watch("low", network.low.blocks[-1])
+        last = network.backbone(network.depth - 1).blocks[-1]
+        before = network.backbone(network.depth - 2).blocks[-1]
+        watch(LOW, before.activation if network.fusion == "before_relu" else before)  # type: ignore[arg-type]
         if network.fusion == "before_relu":
             watch(OWN, last.body)  # type: ignore[arg-type]
             watch(SUM, last.activation)  # type: ignore[arg-type]
@@ -108,7 +109,7 @@ def _last_maps(network: MSNet | Backbone) -> Iterator[Callable[[], dict[str, Ten
     def taken() -> dict[str, Tensor]:
         if isinstance(network, Backbone):
             return {SINGLE: seen[SINGLE]}
-        low, own = upsample(seen["low"], seen[OWN].shape[-2:]), seen[OWN]
+        low, own = upsample(seen[LOW], seen[OWN].shape[-2:]), seen[OWN]
         return {LOW: low, OWN: own, SUM: seen[SUM] if SUM in seen else own + low}
 
     try:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from service.inference.latency import LatencyTable, measure
+from service.inference.latency import LatencyTable, measure, measure_single
 from service.inference.predictor import Predictor
+from service.inference.single_scale import single_scale
+from service.networks.cascade import Carried
 
 PEAK_SIZE = 1024
 SECONDS = 1.5
@@ -70,12 +72,13 @@ def peak(predictor: Predictor, workers: int, seconds: float = SECONDS) -> float:
     return sum(together(workers, predictor.threads, work))
 
 
-def tabulate(predictor: Predictor, workers: int) -> LatencyTable:
-    """The latency table, measured by all workers at once as the server does."""
+def measure_together(predictor: Predictor, workers: int) -> LatencyTable:
+    """The latency table with the single-scale network's, measured by all workers at once as the server does."""
     tables: list[LatencyTable] = []
+    single = single_scale(predictor)
 
     def work() -> float:
-        tables.append(measure(predictor))
+        tables.append(measure_single(measure(predictor), single))
         return 0.0
 
     together(workers, predictor.threads, work)
@@ -83,30 +86,32 @@ def tabulate(predictor: Predictor, workers: int) -> LatencyTable:
 
 
 def arrange(
-    load: Callable[[int], Predictor], cores: int, size: int, escalated: float, seconds: float = SECONDS
+    load: Callable[[int], Predictor], cores: int, size: int, reaching: Sequence[float], seconds: float = SECONDS
 ) -> list[Arrangement]:
     """The cascade on decoded images for every way to share out ``cores``, fastest first.
 
     Args:
         load: gives the predictor that uses so many threads for a batch.
-        size: images in a low batch.
-        escalated: share of them that get the high pass.
+        size: images in a batch of the first stage.
+        reaching: share of them that reach each stage; 1 for the first.
     """
     found = []
     for threads in [n for n in range(1, cores + 1) if cores % n == 0]:
         predictor = load(threads)
-        rates = together(cores // threads, threads, partial(_cascade_rate, predictor, size, escalated, seconds))
+        rates = together(cores // threads, threads, partial(_cascade_rate, predictor, size, reaching, seconds))
         found.append(Arrangement(cores // threads, threads, sum(rates)))
     return sorted(found, key=lambda a: -a.images_per_second)
 
 
-def _cascade_rate(predictor: Predictor, size: int, escalated: float, seconds: float) -> float:
+def _cascade_rate(predictor: Predictor, size: int, reaching: Sequence[float], seconds: float) -> float:
     images = predictor.noise(size)
-    rows = torch.arange(max(1, round(size * escalated)))
+    rows = [max(1, round(size * share)) for share in reaching]
 
     def step() -> None:
-        state = predictor.low(images)
-        predictor.high(images[rows], state.rows(rows.to(state.logits.device))).cpu()
+        carried: Carried = ()
+        for stage, count in enumerate(rows):
+            logits, carried = predictor.run(stage, images[stage][:count], tuple(each[:count] for each in carried))
+            logits.cpu()
 
     return size * rate(step, seconds)
 

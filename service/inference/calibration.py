@@ -1,10 +1,10 @@
 """What a threshold means: the calibration table, the bounds it certifies, and the questions it answers.
 
-A table counts, threshold by threshold, what happened on held-out images. Shares derived from it are
-estimates; the two bounds hold with 95 % confidence for images like the held-out ones: one-sided
-Clopper-Pearson (Clopper and Pearson, Biometrika 1934). Both bounded counts only grow as the threshold
-falls, so walking down from 1 and stopping at the first broken promise needs no correction for looking
-often (fixed-sequence testing, as in Angelopoulos et al., "Learn then Test", 2021).
+A table counts, threshold by threshold, what happened on held-out images. Shares derived from it are estimates; the two
+bounds hold with 95 % confidence for images like the held-out ones: one-sided Clopper-Pearson (Clopper and Pearson,
+Biometrika 1934). Thresholds are tested in one fixed order, from 1 down, and testing stops at the first broken promise,
+so looking often needs no correction (fixed-sequence testing, as in Angelopoulos et al., "Learn then Test", 2021). That
+holds for any number of stages, whose counts need not grow with every step down.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv
 
+from service.calibration_table import CalibrationRow, CalibrationTable
 from service.errors import InvalidOption
+from service.inference.exit_rule import end_stages
+from service.model_spec import ModelSpec
+from service.stages import mean_cost, up_to_each
 from service.state.base import Goal, ThresholdConfig
-from service.store import CalibrationRow, CalibrationTable, ModelSpec
 
 RISK = 0.05  # 95 % confidence
 
@@ -42,33 +46,37 @@ class Effect:
     """What a threshold is expected to do; shares of all images.
 
     Attributes:
-        exit_rate: images that exit.
-        mean_mmacs: mean millions of multiply-adds an image.
-        accuracy: images answered rightly.
-        agreement: images answered as the high pass would.
-        agreement_at_least, accuracy_drop_at_most: bounds at 95 % confidence, the drop against threshold 1; 0 and 1 by
-            the table of another runtime or precision, which bounds nothing here.
+        ends: images that end at each stage.
+        mean_mmacs: mean millions of multiply-adds per image.
+        accuracy: images answered rightly; None where the table was made without labels.
+        agreement: images answered as the last stage would.
+        agreement_at_least, accuracy_drop_at_most: bounds at 95 % confidence, the drop against threshold 1. By the table
+            of another runtime or precision, which bounds nothing here, 0 and 1; the drop is None without labels.
     """
 
-    exit_rate: float
+    ends: tuple[float, ...]
     mean_mmacs: float
-    accuracy: float
+    accuracy: float | None
     agreement: float
     agreement_at_least: float
-    accuracy_drop_at_most: float
+    accuracy_drop_at_most: float | None
+
+    @property
+    def exit_rate(self) -> float:
+        """Images that end before the last stage."""
+        return sum(self.ends[:-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A model's table for one runtime and precision, with its two costs, ready to be asked.
+    """A model's table for one runtime and precision, with the costs of its stages, ready to be asked.
 
     ``stands_in_for`` names the runtime and precision that has no table of its own: this one tells what to expect there,
     and certifies nothing.
     """
 
     table: CalibrationTable
-    low_mmacs: float
-    high_mmacs: float
+    mmacs: tuple[float, ...]
     model: str = "this model"
     stands_in_for: str = ""
 
@@ -80,29 +88,22 @@ class Calibration:
         if not chosen:
             return None
         stands_in_for = "" if exact else f"{runtime} {precision}"
-        return cls(chosen[0], spec.low_mmacs, spec.high_mmacs, spec.title, stands_in_for)
+        return cls(chosen[0], spec.mmacs, spec.title, stands_in_for)
 
     def predict(self, threshold: float) -> Effect:
-        """The effect of ``threshold``: between two rows shares are interpolated, bounds are the worse (lower) row's."""
-        rows, n = self.table.rows, self.table.n
-        above = min(bisect_right(rows, threshold, key=lambda row: row.threshold), len(rows) - 1)
-        low, high = rows[above - 1], rows[above]
-        weight = min((threshold - low.threshold) / (high.threshold - low.threshold), 1.0)
-
-        def share(name: str) -> float:
-            below: int = getattr(low, name)
-            value: float = below + weight * (getattr(high, name) - below)
-            return value / n
-
-        bounding = high if weight == 1.0 else low
-        exit_rate = share("exited")
+        """The effect of ``threshold``: between two rows shares are interpolated, bounds are the worse row's."""
+        lower, upper, weight = self._around(threshold)
+        bounding = (upper,) if weight == 1.0 else (lower,) if weight == 0.0 else (lower, upper)
+        drops = [self._at_most(row.wrong_last_right, row) for row in bounding if row.wrong_last_right is not None]
+        ends = tuple(self._share(*counts, weight) for counts in zip(lower.ends, upper.ends, strict=True))
+        is_labelled = lower.right is not None and upper.right is not None
         return Effect(
-            exit_rate=exit_rate,
-            mean_mmacs=self._mean_mmacs(exit_rate),
-            accuracy=share("right"),
-            agreement=1 - share("disagreements"),
-            agreement_at_least=1 - self._at_most(bounding.disagreements, bounding),
-            accuracy_drop_at_most=self._at_most(bounding.low_wrong_high_right, bounding),
+            ends=ends,
+            mean_mmacs=mean_cost(ends, self.mmacs),
+            accuracy=self._share(lower.right or 0, upper.right or 0, weight) if is_labelled else None,
+            agreement=1 - self._share(lower.disagreements, upper.disagreements, weight),
+            agreement_at_least=1 - max(self._at_most(row.disagreements, row) for row in bounding),
+            accuracy_drop_at_most=max(drops, default=None),
         )
 
     def solve(self, goal: Goal, value: float) -> float:
@@ -112,18 +113,35 @@ class Calibration:
         ``min_agreement``, ``max_accuracy_drop`` (shares): the lowest threshold whose bound keeps the promise.
 
         Raises:
-            InvalidOption: ``value`` is out of bounds, below the low pass's cost, would take more calibration
-                images than there are, or a table of the runtime and precision that serves.
+            InvalidOption: ``value`` is out of bounds, below the first stage's cost, would take more calibration
+                images than there are, their labels, or a table of the runtime and precision that serves.
         """
         if not math.isfinite(value):
             raise InvalidOption(goal, value, "a finite number")
         if goal == "max_mean_mmacs":
-            return self._highest_within(value)
+            return self.highest_within(goal, value, self.mmacs, "million multiply-adds")
         if not 0 <= value <= 1:
             raise InvalidOption(goal, value, "between 0 and 1")
         if goal == "threshold":
             return value
         return self._lowest_keeping(goal, value)
+
+    def highest_within(self, goal: Goal, budget: float, costs: tuple[float, ...], unit: str) -> float:
+        """The highest threshold whose mean cost per image is at most ``budget``.
+
+        Args:
+            costs: of each stage alone, in ``unit``.
+
+        Raises:
+            InvalidOption: even the first stage costs more, or ``budget`` is no finite number.
+        """
+        if not math.isfinite(budget):
+            raise InvalidOption(goal, budget, "a finite number")
+        if budget < costs[0]:
+            raise InvalidOption(goal, budget, f"at least {costs[0]:.4g} {unit}, the cost of the first stage")
+        n, totals = self.table.n, np.array(up_to_each(costs))
+        affordable = [row for row in self.table.rows if np.dot(row.ends, totals) / n <= budget]
+        return affordable[-1].threshold if affordable else 0.0
 
     def promise(self, asked: ThresholdConfig) -> float | None:
         """The agreement that may be counted on: the one asked for, else what the table certifies of the threshold; None
@@ -139,15 +157,15 @@ class Calibration:
         """The model, and which of its tables this is."""
         return f"{self.model} ({self.table.runtime} {self.table.precision})"
 
-    def _mean_mmacs(self, exit_rate: float) -> float:
-        return self.low_mmacs + (1 - exit_rate) * self.high_mmacs
+    def _around(self, threshold: float) -> tuple[CalibrationRow, CalibrationRow, float]:
+        """The rows below and above ``threshold``, and how far from the lower to the upper one it lies, 0 to 1."""
+        rows = self.table.rows
+        above = min(bisect_right(rows, threshold, key=lambda row: row.threshold), len(rows) - 1)
+        lower, upper = rows[above - 1], rows[above]
+        return lower, upper, min((threshold - lower.threshold) / (upper.threshold - lower.threshold), 1.0)
 
-    def _highest_within(self, budget: float) -> float:
-        rows, n = self.table.rows, self.table.n
-        if budget < self.low_mmacs:
-            raise InvalidOption("max_mean_mmacs", budget, f"at least {self.low_mmacs:.2f}, the cost of the low pass")
-        affordable = [row for row in rows if self._mean_mmacs(row.exited / n) <= budget]
-        return affordable[-1].threshold if affordable else 0.0
+    def _share(self, lower: int, upper: int, weight: float) -> float:
+        return (lower + weight * (upper - lower)) / self.table.n
 
     def _lowest_keeping(self, goal: Goal, value: float) -> float:
         n, risk = self.table.n, allowed_risk(goal, value)
@@ -157,6 +175,10 @@ class Calibration:
                 value,
                 f"certifiable: {self.model} has no calibration table for {self.stands_in_for}, with which it is served "
                 f"(`lowfirst calibrate` there makes one; threshold 1 keeps any promise)",
+            )
+        if goal == "max_accuracy_drop" and not self.table.is_labelled:
+            raise InvalidOption(
+                goal, value, f"left out: {self._name} was calibrated without labels (min_agreement needs none)"
             )
         if 0 < risk < upper_bound(0, n):
             takes = np.ceil(math.log(RISK) / math.log1p(-risk))  # a float: there are risks that take infinitely many
@@ -168,15 +190,15 @@ class Calibration:
             )
         chosen = 1.0
         for row in reversed(self.table.rows):
-            broken = row.disagreements if goal == "min_agreement" else row.low_wrong_high_right
-            if self._at_most(broken, row) > risk:
+            broken = row.disagreements if goal == "min_agreement" else row.wrong_last_right
+            if self._at_most(broken or 0, row) > risk:
                 break
             chosen = row.threshold
         return chosen
 
     def _at_most(self, count: int, row: CalibrationRow) -> float:
         """Bound of a share at ``row``; at threshold 1 nothing can exit, whatever the images, so it is 0."""
-        if row.threshold >= 1:
+        if row.threshold >= 1 or self.table.rows[-1].ends == (self.table.n,):
             return 0.0
         return 1.0 if self.stands_in_for else upper_bound(count, self.table.n)
 
@@ -184,57 +206,45 @@ class Calibration:
 @lru_cache(maxsize=4096)
 def upper_bound(count: int, n: int, risk: float = RISK) -> float:
     """Clopper-Pearson: the largest share that could still, with probability ``risk``, show only ``count`` in ``n``."""
-    if count >= n:
-        return 1.0
-    low, high = count / n, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if binomial_cdf(count, n, middle) > risk else (low, middle)
-    return high
+    return 1.0 if count >= n else float(betaincinv(count + 1, n - count, 1 - risk))
 
 
-def binomial_cdf(count: int, n: int, p: float) -> float:
-    """Probability of at most ``count`` in ``n``, for ``p`` above ``count / n``: then terms fall from ``count`` down."""
-    if p == 1.0:
-        return 0.0
-    ways = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
-    term = math.exp(ways + count * math.log(p) + (n - count) * math.log1p(-p))
-    total = 0.0
-    for k in range(count, -1, -1):
-        total += term
-        term *= k / (n - k + 1) * (1 - p) / p
-        if term <= 1e-17 * total:  # the rest is less than what float64 can tell
-            break
-    return total
-
-
-def tabulate(
+def count_table(
     confidence: npt.NDArray[np.float64],
-    low: npt.NDArray[np.int64],
-    high: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
+    answers: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64] | None,
     runtime: str,
     precision: str,
 ) -> CalibrationTable:
     """Count what each of ``THRESHOLDS`` does to n images.
 
     Args:
-        confidence: of the low answers, (n,).
-        low, high: the two passes' answers, class indices (n,).
-        targets: the truth, (n,).
+        confidence: of the answers of every stage but the last, (n, stages - 1).
+        answers: of every stage, class indices (n, stages).
+        targets: the truth, (n,); None where it is not known.
         runtime, precision: what computed them.
     """
-    rows = []
-    for threshold in THRESHOLDS:
-        exited = confidence > threshold
-        rows.append(
-            CalibrationRow(
-                threshold=threshold,
-                exited=int(exited.sum()),
-                disagreements=int((exited & (low != high)).sum()),
-                low_right_high_wrong=int((exited & (low == targets) & (high != targets)).sum()),
-                low_wrong_high_right=int((exited & (low != targets) & (high == targets)).sum()),
-                right=int((np.where(exited, low, high) == targets).sum()),
-            )
-        )
-    return CalibrationTable(runtime, precision, len(targets), tuple(rows))
+    rows = tuple(_count_row(threshold, confidence, answers, targets) for threshold in THRESHOLDS)
+    return CalibrationTable(runtime, precision, len(answers), rows, is_labelled=targets is not None)
+
+
+def _count_row(
+    threshold: float,
+    confidence: npt.NDArray[np.float64],
+    answers: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64] | None,
+) -> CalibrationRow:
+    ends, last = end_stages(confidence, threshold), answers[:, -1]
+    given = answers[np.arange(len(answers)), ends]
+    counts = tuple(np.bincount(ends, minlength=answers.shape[1]).tolist())
+    disagreements = int((given != last).sum())
+    if targets is None:
+        return CalibrationRow(threshold, counts, disagreements)
+    return CalibrationRow(
+        threshold,
+        counts,
+        disagreements,
+        right_last_wrong=int(((given == targets) & (last != targets)).sum()),
+        wrong_last_right=int(((given != targets) & (last == targets)).sum()),
+        right=int((given == targets).sum()),
+    )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal, get_args
 
 import torch
 
+from service.cores import cores as cores
 from service.errors import InvalidOption
 
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> torch.device:

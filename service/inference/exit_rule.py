@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 
@@ -10,11 +14,35 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
     return (logits.float() / temperature).softmax(dim=1)
 
 
-def confidence(low_probabilities: Tensor) -> Tensor:
-    """The largest probability of the low answer: (B, K) -> (B,), float64 so that thresholds compare as written."""
-    return low_probabilities.amax(dim=1).double()
+def confidence(probabilities: Tensor) -> Tensor:
+    """The largest probability: (B, K) -> (B,), float64 so that thresholds compare as written."""
+    return probabilities.amax(dim=1).double()
 
 
 def exits(confidence: float, threshold: float) -> bool:
-    """Whether the low answer is final: strictly greater, so 0 lets every image exit and 1 none."""
+    """Whether a stage's answer is final: strictly greater, so 0 lets every image exit and 1 none."""
     return confidence > threshold
+
+
+def end_stage(confidences: Sequence[float], threshold: float) -> int:
+    """The stage at which one image ends: the first that is sure, else the one after those known."""
+    return next((stage for stage, sure in enumerate(confidences) if exits(sure, threshold)), len(confidences))
+
+
+def end_stages(confidence: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
+    """The stage at which each of n images ends: the first that is sure, else the last.
+
+    Args:
+        confidence: of the answers of every stage but the last, (n, stages - 1).
+        threshold: the same for all stages.
+    """
+    sure = np.ones((len(confidence), confidence.shape[1] + 1), dtype=bool)
+    sure[:, :-1] = confidence > threshold
+    ends: npt.NDArray[np.int64] = sure.argmax(axis=1)
+    return ends
+
+
+def end_counts(confidence: npt.NDArray[np.float64], threshold: float) -> tuple[int, ...]:
+    """How many of the images end at each stage. Arguments as for ``end_stages``."""
+    depth = confidence.shape[1] + 1
+    return tuple(np.bincount(end_stages(confidence, threshold), minlength=depth).tolist())

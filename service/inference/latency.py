@@ -1,4 +1,4 @@
-"""How long each pass takes at each batch size, measured where it will run: what queues and deadlines reckon with."""
+"""How long each stage takes at each batch size, measured where it will run: what queues and deadlines reckon with."""
 
 from __future__ import annotations
 
@@ -7,122 +7,176 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
-
-import torch
 
 from service.errors import DataError
 from service.inference.predictor import Predictor
-
-Stage = Literal["low", "high"]
-STAGES: tuple[Stage, ...] = ("high", "low")
 
 SIZES = (1, 2, 4, 8, 16, 32)
 BUDGET_SECONDS = 5.0
 RUNS = 3  # at least, and for small batches as many as fit in
 RUN_SECONDS = 0.05
 
-# A larger batch must be this much faster an image to be worth the longer wait for it.
+# A larger batch must be this much faster per image to be worth the longer wait for it.
 WORTHWHILE = 1.05
 
 # What a batch costs beside its pass, in queues, memory and Python: see loadtest/engine_alone.py.
 BATCH_SECONDS = 0.0003
 
+Times = Mapping[int, float]
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Seconds of one batch by its size, of each pass, with as many batches at a time as there are workers."""
+    """Seconds of one batch by its size, of each stage, with as many batches at a time as there are workers.
 
-    low: Mapping[int, float]
-    high: Mapping[int, float]
+    ``single`` is of the network that the last stage is without the stages before it, at the same resolution; empty
+    where it was not measured.
+    """
 
-    def seconds(self, stage: Stage, size: float) -> float:
+    stages: tuple[Times, ...]
+    single: Times = field(default_factory=dict)
+
+    def seconds(self, stage: int, size: float) -> float:
         """One batch of ``size`` images: interpolated, and in proportion below and beyond what was measured."""
-        times = self.low if stage == "low" else self.high
-        sizes = sorted(times)
-        above = bisect_left(sizes, size)
-        if above == 0:
-            return times[sizes[0]] * size / sizes[0]
-        if above == len(sizes):
-            return times[sizes[-1]] * size / sizes[-1]
-        below, beyond = sizes[above - 1], sizes[above]
-        weight = (size - below) / (beyond - below)
-        return times[below] + weight * (times[beyond] - times[below])
+        return _interpolated(self.stages[stage], size)
 
-    def best_size(self, stage: Stage, limit: int) -> int:
+    def best_size(self, stage: int, limit: int) -> int:
         """The smallest batch, of at most ``limit`` images and no more than were measured, about as fast as any."""
-        most = min(limit, max(self.low if stage == "low" else self.high))
-        each = {size: (self.seconds(stage, size) + BATCH_SECONDS) / size for size in (*SIZES, most) if size <= most}
-        fastest = min(each.values())
-        return min(size for size, seconds in each.items() if seconds <= fastest * WORTHWHILE)
+        return _best_size(self.stages[stage], limit)
+
+    def seconds_per_image(self, limit: int) -> tuple[float, ...]:
+        """What an image takes of one worker at each stage, in batches of the best size up to ``limit``."""
+        return tuple(_per_image(times, limit) for times in self.stages)
+
+    def single_seconds_per_image(self, limit: int) -> float | None:
+        """The same of the single-scale network; None where it was not measured."""
+        return _per_image(self.single, limit) if self.single else None
 
     @classmethod
     def mean(cls, tables: Sequence[LatencyTable]) -> LatencyTable:
         """Of tables measured at the same time; of sizes that all of them have."""
 
-        def merged(maps: Sequence[Mapping[int, float]]) -> dict[int, float]:
+        def merged(maps: Sequence[Times]) -> dict[int, float]:
             return {size: fmean(m[size] for m in maps) for size in maps[0] if all(size in m for m in maps)}
 
-        return cls(merged([table.low for table in tables]), merged([table.high for table in tables]))
+        stages = tuple(merged(maps) for maps in zip(*(table.stages for table in tables), strict=True))
+        return cls(stages, merged([table.single for table in tables]) if all(t.single for t in tables) else {})
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyProfile:
+    """A latency table kept in a file, and whose it is. Profiles of earlier versions name no model: they fit any."""
+
+    table: LatencyTable
+    model: str = ""
+    runtime: str = ""
+    precision: str = ""
+
+    @classmethod
+    def of(cls, predictor: Predictor, table: LatencyTable) -> LatencyProfile:
+        """The profile of ``predictor``."""
+        return cls(table, predictor.spec.reference, predictor.runtime, predictor.precision)
+
+    def fits(self, predictor: Predictor) -> bool:
+        """Whether it was measured with this model, runtime and precision."""
+        depth = len(self.table.stages) == predictor.spec.depth
+        return depth and (not self.model or self == LatencyProfile.of(predictor, self.table))
 
     def write(self, path: Path) -> None:
         """As JSON. Raises OSError."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        raw = {
+            "model": self.model,
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "stages": self.table.stages,
+            "single": self.table.single,
+        }
+        path.write_text(json.dumps(raw, indent=2) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> LatencyTable:
-        """What ``write`` wrote.
+    def read(cls, path: Path) -> LatencyProfile:
+        """What ``write`` wrote, here or in an earlier version.
 
         Raises:
-            DataError: the file cannot be read, or is no such table.
+            DataError: the file cannot be read, or is no such profile.
         """
         try:
             raw = json.loads(path.read_text())
-            low, high = ({int(k): float(v) for k, v in raw[stage].items()} for stage in ("low", "high"))
-            if not low or not high or not all(k > 0 and 0 < v < math.inf for k, v in (*low.items(), *high.items())):
-                raise ValueError("sizes and seconds must be positive")
+            stages = raw["stages"] if "stages" in raw else (raw["low"], raw["high"])  # of the first version
+            table = LatencyTable(tuple(map(_times, stages)), _times(raw.get("single") or {}))
+            if not stages or not all(table.stages):
+                raise ValueError("each stage must have times")
+            names = {name: str(raw.get(name, "")) for name in ("model", "runtime", "precision")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is no latency profile: {error}", field="profile", value=str(path)) from error
-        return cls(low, high)
+        return cls(table, **names)
 
 
 def measure(predictor: Predictor, budget: float = BUDGET_SECONDS, sizes: Sequence[int] = SIZES) -> LatencyTable:
-    """Time both passes at each size, in this thread, as far as ``budget`` seconds go; at least at the smallest."""
+    """Time every stage at each size, in this thread, as far as ``budget`` seconds go; at least at the smallest."""
     began = time.monotonic()
-    low: dict[int, float] = {}
-    high: dict[int, float] = {}
+    stages: list[dict[int, float]] = [{} for _ in range(predictor.spec.depth)]
     for size in sizes:
-        spent = time.monotonic() - began
-        if low and spent + 2 * (RUNS + 1) * (low[max(low)] + high[max(high)]) > budget:
+        last = sum(times[max(times)] for times in stages if times)
+        if last and time.monotonic() - began + 2 * (RUNS + 1) * last > budget:
             break
-        images = predictor.noise(size)
-        _run(predictor, images)  # chooses its kernels
-        low[size], high[size] = _best(predictor, images)
-    return LatencyTable(_rising(low), _rising(high))
+        for times, seconds in zip(stages, _best(predictor, size), strict=True):
+            times[size] = seconds
+    return LatencyTable(tuple(map(_rising, stages)))
 
 
-def _best(predictor: Predictor, images: torch.Tensor) -> tuple[float, float]:
-    """The shortest of several runs: whatever else the machine does only ever adds."""
-    runs: list[tuple[float, float]] = []
+def measure_single(table: LatencyTable, single: Predictor) -> LatencyTable:
+    """``table`` with the times of the single-scale network, measured in this thread at the same sizes."""
+    if single.depth == 1 and len(table.stages) == 1:
+        return replace(table, single=table.stages[0])
+    return replace(table, single=_rising({size: _best(single, size)[0] for size in table.stages[-1]}))
+
+
+def _best(predictor: Predictor, size: int) -> list[float]:
+    """The shortest of several runs of each stage: whatever else the machine does only ever adds."""
+    images = predictor.noise(size)
+    predictor.timed(images)  # chooses its kernels
+    runs: list[list[float]] = []
     began = time.perf_counter()
     while len(runs) < RUNS or time.perf_counter() - began < RUN_SECONDS:
-        runs.append(_run(predictor, images))
-    return min(run[0] for run in runs), min(run[1] for run in runs)
+        runs.append(predictor.timed(images))
+    return [min(times) for times in zip(*runs, strict=True)]
 
 
-def _rising(times: Mapping[int, float]) -> dict[int, float]:
+def _rising(times: Times) -> dict[int, float]:
     """The same without what only disturbance explains: no batch takes longer than a larger one."""
     return {size: min(times[other] for other in times if other >= size) for size in times}
 
 
-def _run(predictor: Predictor, images: torch.Tensor) -> tuple[float, float]:
-    """Seconds of the low and the high pass, until their answers are on the host."""
-    began = time.perf_counter()
-    state = predictor.low(images)
-    state.logits.cpu()
-    between = time.perf_counter()
-    predictor.high(images, state).cpu()
-    return between - began, time.perf_counter() - between
+def _interpolated(times: Times, size: float) -> float:
+    sizes = sorted(times)
+    above = bisect_left(sizes, size)
+    if above == 0:
+        return times[sizes[0]] * size / sizes[0]
+    if above == len(sizes):
+        return times[sizes[-1]] * size / sizes[-1]
+    below, beyond = sizes[above - 1], sizes[above]
+    weight = (size - below) / (beyond - below)
+    return times[below] + weight * (times[beyond] - times[below])
+
+
+def _best_size(times: Times, limit: int) -> int:
+    most = min(limit, max(times))
+    each = {size: (_interpolated(times, size) + BATCH_SECONDS) / size for size in (*SIZES, most) if size <= most}
+    fastest = min(each.values())
+    return min(size for size, seconds in each.items() if seconds <= fastest * WORTHWHILE)
+
+
+def _per_image(times: Times, limit: int) -> float:
+    size = _best_size(times, limit)
+    return _interpolated(times, size) / size
+
+
+def _times(raw: Mapping[str, float]) -> dict[int, float]:
+    times = {int(size): float(seconds) for size, seconds in raw.items()}
+    if not all(size > 0 and 0 < seconds < math.inf for size, seconds in times.items()):
+        raise ValueError("sizes and seconds must be positive")
+    return times

@@ -1,34 +1,38 @@
-"""A model on a device: pixels in, logits out, the low and the high pass each by itself."""
+"""A model on a device: pixels in, logits out, stage by stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.errors import BrokenModel, InvalidOption
+from service.images.sizes import in_sizes
 from service.inference.calibration import Calibration
 from service.inference.device import Precision, choose_device, choose_precision
+from service.inference.exit_rule import probabilities
 from service.inference.runtimes import build_quantised, build_runtime, choose_runtime
 from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime
-from service.networks.msnet import LowState, MSNet
-from service.networks.registry import build
+from service.model_spec import SPEC, ModelSpec
+from service.networks.cascade import Carried, Cascade
+from service.networks.registry import COMPOSED, build, resolutions
 from service.state.base import Goal, ThresholdConfig
-from service.store import SPEC, WEIGHTS, ModelSpec, read_spec, read_weights
+from service.store import WEIGHTS, read_spec, read_weights
 
 
 class Predictor:
-    """Runs a network's passes on batches of decoded images. Synchronous; safe to share between threads.
+    """Runs a network's stages on batches of decoded images. Synchronous; safe to share between threads.
 
     Attributes:
         calibration: the model's table for this runtime and precision, or its first; None if it has none.
         default_threshold: what it is served with until something is asked.
 
     Args:
-        network: multi-scale, or single-scale (then only ``single`` may be called); taken over.
+        network: taken over.
         spec: of the model the network belongs to.
         device, precision, runtime: where, in what and by what it computes; None is eager PyTorch.
         threads: that one batch may use on a CPU; PyTorch's are for the calling thread to set.
@@ -36,7 +40,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Cascade,
         spec: ModelSpec,
         device: torch.device,
         precision: Precision,
@@ -47,8 +51,7 @@ class Predictor:
         self.device = device
         self.precision = precision
         self.threads = threads
-        self.is_multi_scale = isinstance(network, MSNet)
-        self._runtime = runtime or EagerRuntime(network, spec.preprocessing, device, precision)
+        self._runtime = runtime or EagerRuntime(network, spec, device, precision)
         self.calibration = Calibration.of(spec, self.runtime, precision)
         start = spec.start_threshold(self.runtime, precision)
         self.default_threshold = ThresholdConfig("threshold", start, start)
@@ -84,28 +87,51 @@ class Predictor:
         """The name of the runtime."""
         return self._runtime.name
 
-    def low(self, images: Tensor, wide: bool = False) -> LowState:
-        """uint8 (B, 3, R, R) -> low logits (B, K) and the features that ``high`` reuses, on the device.
+    @property
+    def depth(self) -> int:
+        """How many stages there are."""
+        return self.spec.depth
 
-        They are valid until the same thread's next pass: copy what is kept. ``wide``: on every core of an idle CPU.
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
+        """One stage on a batch.
+
+        Args:
+            stage: its index.
+            images: uint8 (B, 3, r, r), r the stage's resolution.
+            carried: what the stage before handed on for the same images; empty for the first.
+
+        Returns:
+            Logits (B, K), and what the next stage needs; on the device, valid until the same thread's next call.
         """
-        return self._runtime.low(images, wide)
+        return self._runtime.run(stage, images, carried)
 
-    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:
-        """The same images and their low state -> high logits (B, K), on the device."""
-        return self._runtime.high(images, low, wide)
+    def probabilities(self, stage: int, logits: Tensor) -> Tensor:
+        """Logits of ``stage`` (B, K) -> probabilities, float32 on the host."""
+        return probabilities(logits, self.spec.stages[stage].temperature).cpu()
 
-    def single(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> logits (B, K) of a single-scale network, on the device."""
-        return self._runtime.single(images)
+    def answers(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Every stage on everything: uint8 (B, 3, r, r) for each stage -> logits (B, K) of each, on the host."""
+        logits = []
+        carried: Carried = ()
+        for stage, pixels in enumerate(images):
+            found, carried = self.run(stage, pixels, carried)
+            logits.append(found.to("cpu", copy=True))
+        return logits
 
-    def heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both passes on everything: (low logits, high logits); of a single-scale network its logits twice."""
-        if not self.is_multi_scale:
-            logits = self.single(images)
-            return logits, logits
-        low = self.low(images)
-        return low.logits, self.high(images, low)
+    def answers_to(self, crops: Tensor) -> list[Tensor]:
+        """The same of decoded crops, uint8 (B, 3, R, R), which are brought into every size first."""
+        return self.answers(in_sizes(crops, self.spec.resolutions))
+
+    def timed(self, images: Sequence[Tensor]) -> list[float]:
+        """Seconds of each stage, until its answers are on the host."""
+        seconds = []
+        carried: Carried = ()
+        for stage, pixels in enumerate(images):
+            began = time.perf_counter()
+            logits, carried = self.run(stage, pixels, carried)
+            logits.cpu()
+            seconds.append(time.perf_counter() - began)
+        return seconds
 
     def solve(self, goal: Goal, value: float) -> float:
         """The threshold that a goal asks for. Raises InvalidOption: it has no answer, or no table to find it in."""
@@ -115,20 +141,31 @@ class Predictor:
             return value
         raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
 
-    def noise(self, count: int) -> Tensor:
-        """Random images, uint8 (count, 3, R, R), channels last as decoded ones are: to warm up and to measure with."""
-        crop = self.spec.preprocessing.crop
-        return torch.randint(0, 256, (count, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    def noise(self, count: int) -> list[Tensor]:
+        """Random images for each stage, uint8 (count, 3, r, r), channels last as decoded ones are: to warm up and to
+        measure with."""
+        return [
+            torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+            for side in self.spec.resolutions
+        ]
 
 
-def load_network(folder: Path, spec: ModelSpec) -> nn.Module:
+def load_network(folder: Path, spec: ModelSpec) -> Cascade:
     """The network of ``spec`` with the weights in ``folder``, float32 on the CPU. Raises as ``Predictor.load``."""
     architecture = spec.architecture
     weights = read_weights(folder, spec)
     try:
         network = build(architecture.network, architecture.num_classes, architecture.options)
+        if architecture.network != COMPOSED and spec.resolutions != resolutions(
+            architecture.network, spec.preprocessing.crop
+        ):
+            raise InvalidOption("stages", spec.resolutions, f"those of {architecture.network}")
     except InvalidOption as error:
         raise BrokenModel(f"{folder / SPEC}: {error.message}", field="model", value=str(folder)) from error
+    if network.depth != spec.depth:
+        raise BrokenModel(
+            f"{folder / SPEC}: {spec.depth} stages for a network of {network.depth}", field="model", value=str(folder)
+        )
     foreign = sorted(_shapes(network.state_dict()) ^ _shapes(weights))
     if foreign:
         name, shape = foreign[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from service.networks.cascade import Carried, Cascade
+
 
 class Block(nn.Module):
     """One resolution of a base network: ``body`` up to its last activation, then ``activation``.
@@ -23,30 +25,43 @@ class Block(nn.Module):
         return out
 
 
-class Backbone(nn.Module):
-    """A single-scale classifier: blocks -> tail -> global average pooling -> linear.
+class Backbone(Cascade):
+    """A single-scale classifier, a cascade of one stage: blocks -> tail -> global average pooling -> classifier.
 
     Args:
         blocks: in order; between them H and W shrink.
-        tail: what stands between the last block and the pooling (DenseNet's final norm and ReLU);
-            identity for most networks.
-        num_features: channels of the last block.
+        tail: what stands between the last block and the pooling (DenseNet's final norm and ReLU, MobileNetV2's
+            last 1x1 convolution); identity where nothing does.
+        num_features: channels that are pooled.
         num_classes: logits given.
         stride: input pixels per pixel of the last map.
+        classifier: pooled features (B, num_features) -> logits; None is one linear layer.
     """
 
-    def __init__(self, blocks: list[Block], tail: nn.Module, num_features: int, num_classes: int, stride: int) -> None:
+    scales = (1,)
+
+    def __init__(
+        self,
+        blocks: list[Block],
+        tail: nn.Module,
+        num_features: int,
+        num_classes: int,
+        stride: int,
+        classifier: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.tail = tail
-        self.classifier = nn.Linear(num_features, num_classes)
+        self.classifier = nn.Linear(num_features, num_classes) if classifier is None else classifier
+        self.num_classes = num_classes
         self.stride = stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> logits (B, num_classes)."""
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:  # noqa: ARG002
+        """See ``Cascade``."""
+        x = images
         for block in self.blocks:
             x = block(x)
-        return self.classify(self.pool(x))
+        return self.classify(self.pool(x)), ()
 
     def pool(self, features: Tensor) -> Tensor:
         """Last block's map (B, C, H, W) -> pooled features (B, C), float32 at least."""
@@ -67,8 +82,3 @@ def initialise(network: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
-
-
-def halve(x: Tensor) -> Tensor:
-    """The low network's input: ``x`` (B, C, H, W) averaged over 2x2 pixels -> (B, C, H // 2, W // 2)."""
-    return torch.nn.functional.avg_pool2d(x, kernel_size=2)

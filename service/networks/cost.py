@@ -5,49 +5,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from service.networks.msnet import MSNet
-from service.networks.registry import build
+from service.networks.cascade import Carried, Cascade
+from service.networks.registry import build, resolutions
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Multiply-adds of one image. A single-scale network has all its cost in ``high``, and ``low`` is 0."""
+def cost(name: str, num_classes: int, resolution: int, options: Mapping[str, Any] | None = None) -> tuple[float, ...]:
+    """Millions of multiply-adds of each stage alone of network ``name``, whose last stage runs at ``resolution``.
 
-    low: int
-    high: int
-
-    @property
-    def low_mmacs(self) -> float:
-        """Millions of multiply-adds of the low pass."""
-        return self.low / 1e6
-
-    @property
-    def high_mmacs(self) -> float:
-        """Millions of multiply-adds of the high pass alone, which equals the single-scale network's."""
-        return self.high / 1e6
-
-    def mean_mmacs(self, exit_rate: float) -> float:
-        """Mean millions of multiply-adds an image when the share ``exit_rate`` of images stops after the low pass."""
-        return self.low_mmacs + (1 - exit_rate) * self.high_mmacs
+    Of a multi-scale network the last one's equal those of the single-scale network.
+    """
+    with torch.device("meta"):
+        network = build(name, num_classes, options)
+    return stage_costs(network, resolutions(name, resolution))
 
 
-def cost(name: str, num_classes: int, resolution: int, options: dict[str, object] | None = None) -> Cost:
-    """The cost of network ``name`` at high resolution ``resolution``; shapes alone are computed, no pixels."""
-    with torch.device("meta"), torch.no_grad():
-        network = build(name, num_classes, options).eval()
-        image = torch.empty(1, 3, resolution, resolution)
-        if not isinstance(network, MSNet):
-            with FlopCounterMode(display=False) as counter:
-                network(image)
-            return Cost(0, counter.get_total_flops() // 2)
-        with FlopCounterMode(display=False) as counter:
-            low = network.forward_low(image)
-        low_flops = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            network.forward_high(image, low)
-        return Cost(low_flops // 2, counter.get_total_flops() // 2)
+@torch.no_grad()
+def stage_costs(network: Cascade, sides: Sequence[int]) -> tuple[float, ...]:
+    """The same of a network whose parameters are on the meta device: shapes alone are computed, no pixels."""
+    network.eval()
+    carried: Carried = ()
+    found = []
+    for stage, side in enumerate(sides):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            _, carried = network.run(stage, torch.empty(1, 3, side, side), carried)
+        found.append(counter.get_total_flops() // 2 / 1e6)
+    return tuple(found)

@@ -1,4 +1,5 @@
-"""Every network by name. A new backbone is one file beside this one and one line in ``BACKBONES``."""
+"""Every network by name. A new backbone is one file beside this one and one line in ``BACKBONES``; one of torchvision's
+is a name in ``torchvision.NAMES``."""
 
 from __future__ import annotations
 
@@ -8,17 +9,28 @@ from typing import Any
 
 from service.errors import InvalidOption
 from service.networks.backbone import Backbone
+from service.networks.cascade import Cascade
+from service.networks.composed import Composed
 from service.networks.densenet import densenet121
+from service.networks.efficientnet_lite import efficientnet_lite0
 from service.networks.mobilenet import mobilenet_v1
-from service.networks.msnet import MSNet
+from service.networks.msnet import STAGE_NAMES, MSNet
 from service.networks.resnet import resnet18
+from service.networks.torchvision import NAMES, torchvision_backbone
 
-MULTI_SCALE_PREFIX = "ms_"
+# Prefix of a multi-scale network's name -> how many scales it has.
+SCALES = {"ms_": 2, "ms3_": 3}
+
+COMPOSED = "composed"
 
 
 def _mobilenet(alpha: float) -> Callable[[int], Backbone]:
     """The width belongs to the name, so no option may change it."""
     return lambda num_classes: mobilenet_v1(num_classes, alpha)
+
+
+def _torchvision(name: str) -> Callable[[int], Backbone]:
+    return lambda num_classes: torchvision_backbone(name, num_classes)
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -28,53 +40,92 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "mobilenet_v1_050": _mobilenet(0.5),
     "mobilenet_v1_025": _mobilenet(0.25),
     "densenet121": densenet121,
+    "efficientnet_lite0": efficientnet_lite0,
+    **{name: _torchvision(name) for name in NAMES},
 }
 
 # The high resolution each network is quoted at, where it is not the usual one.
-REFERENCE_RESOLUTIONS = {"densenet121": 224}
+REFERENCE_RESOLUTIONS = dict.fromkeys(("densenet121", "efficientnet_lite0", *NAMES), 224)
 DEFAULT_REFERENCE_RESOLUTION = 256
 
 
 def names() -> list[str]:
-    """Every network: first the multi-scale ones, then their single-scale base networks."""
-    return [MULTI_SCALE_PREFIX + name for name in BACKBONES] + list(BACKBONES)
+    """Every network that can be trained: first the multi-scale ones, then their single-scale base networks."""
+    return [prefix + name for prefix in (*SCALES, "") for name in BACKBONES]
 
 
-def is_multi_scale(name: str) -> bool:
-    """Whether ``name`` is a multi-scale network rather than a base network."""
-    return name.startswith(MULTI_SCALE_PREFIX)
+def prefix_of(name: str) -> str:
+    """``ms_`` of ``ms_resnet18``; empty for a base network."""
+    return next((prefix for prefix in SCALES if name.startswith(prefix)), "")
+
+
+def depth(name: str) -> int:
+    """How many stages the network ``name`` has; a base network has one."""
+    return SCALES.get(prefix_of(name), 1)
 
 
 def backbone_name(name: str) -> str:
     """``ms_resnet18`` -> ``resnet18``; a base network's own name stays."""
-    return name.removeprefix(MULTI_SCALE_PREFIX)
+    return name.removeprefix(prefix_of(name))
+
+
+def stage_names(name: str) -> tuple[str, ...]:
+    """What the stages of network ``name`` are called, cheapest first."""
+    return STAGE_NAMES[depth(name)]
+
+
+def resolutions(name: str, resolution: int) -> tuple[int, ...]:
+    """The input side of each stage of network ``name``, whose last stage has ``resolution``.
+
+    Raises:
+        InvalidOption: it does not divide.
+    """
+    largest = 2 ** (depth(name) - 1)
+    if resolution % largest:
+        raise InvalidOption("resolution", resolution, f"divisible by {largest}: {name} has {depth(name)} scales")
+    return tuple(resolution // 2**power for power in reversed(range(depth(name))))
 
 
 def reference_resolution(name: str) -> int:
-    """The high resolution at which the paper quotes the cost of network ``name``."""
+    """The high resolution at which the cost of network ``name`` is quoted, by the paper or by torchvision."""
     return REFERENCE_RESOLUTIONS.get(backbone_name(name), DEFAULT_REFERENCE_RESOLUTION)
 
 
-def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None) -> MSNet | Backbone:
+def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None) -> Cascade:
     """A freshly initialised network.
 
     Args:
-        name: one of ``names()``.
+        name: one of ``names()``, or ``composed``.
         num_classes: logits given, at least 2.
         options: ``fusion`` of a multi-scale network (see ``MSNet``); every other goes to the backbone
-            (ResNet-18: ``projection``).
+            (ResNet-18: ``projection``). Of a composed one ``members`` (network and options of each) and
+            ``order`` (see ``Composed``).
 
     Raises:
         InvalidOption: unknown name or option, or an option's value out of bounds.
     """
-    if backbone_name(name) not in BACKBONES:
-        raise InvalidOption("network", name, f"one of {', '.join(names())}")
     if num_classes < 2:
         raise InvalidOption("num_classes", num_classes, "at least 2")
+    if name == COMPOSED:
+        return _composed(num_classes, options or {})
+    if backbone_name(name) not in BACKBONES:
+        raise InvalidOption("network", name, f"one of {', '.join(names())}")
     backbone_options = dict(options or {})
-    fusion: Any = backbone_options.pop("fusion", "before_relu") if is_multi_scale(name) else None
+    fusion: Any = backbone_options.pop("fusion", "before_relu") if depth(name) > 1 else None
     make = partial(BACKBONES[backbone_name(name)], num_classes, **backbone_options)
     try:
-        return MSNet(make(), make(), fusion) if is_multi_scale(name) else make()
+        return MSNet([make() for _ in range(depth(name))], fusion) if depth(name) > 1 else make()
     except (TypeError, ValueError) as error:
         raise InvalidOption("options", dict(options or {}), f"options that {name} has: {error}") from error
+
+
+def _composed(num_classes: int, options: Mapping[str, Any]) -> Composed:
+    try:
+        members = [build(each["network"], num_classes, each["options"]) for each in options["members"]]
+        order = [(int(member), int(stage)) for member, stage in options["order"]]
+        for member, stage in order:
+            if not (0 <= member < len(members) and 0 <= stage < members[member].depth):
+                raise ValueError(f"there is no stage {stage} of member {member}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidOption("options", dict(options), f"members and their order: {error!r}") from error
+    return Composed(members, order)

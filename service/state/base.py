@@ -8,8 +8,9 @@ from typing import Literal, Protocol, get_args
 
 from service.errors import ConfigConflict
 
-Goal = Literal["threshold", "max_mean_mmacs", "min_agreement", "max_accuracy_drop"]
+Goal = Literal["threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
+BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +118,13 @@ def check_expected_version(config: RuntimeConfig, expected: int | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class CachedPasses:
-    """The probabilities of an image's low pass, and of its high pass once known; each of length K.
+class CachedOutputs:
+    """The probabilities, of length K, of each stage that ran on an image.
 
     Answers follow from them at any threshold, so a changed threshold invalidates nothing.
     """
 
-    low: tuple[float, ...]
-    high: tuple[float, ...] | None = None
+    outputs: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +156,12 @@ class Targets(Protocol):
 
 
 class ResultCache(Protocol):
-    """Passes by key. One contract test suite runs over every implementation."""
+    """Outputs by key. One contract test suite runs over every implementation."""
 
-    async def get(self, key: str) -> CachedPasses | None:
+    async def get(self, key: str) -> CachedOutputs | None:
         """What is known under ``key``; None on a miss or when the cache is out of reach."""
         ...
 
-    async def put(self, key: str, passes: CachedPasses) -> None:
-        """Keep ``passes`` under ``key``; an entry with its high pass is never replaced by one without."""
+    async def put(self, key: str, known: CachedOutputs) -> None:
+        """Keep ``known`` under ``key``; an entry is never replaced by one of fewer stages."""
         ...

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from service.state.base import GOALS, CachedPasses, RuntimeConfig, ThresholdConfig
+from service.state.base import BUDGETS, GOALS, CachedOutputs, RuntimeConfig, ThresholdConfig
 
 FORMAT = 1
 MAX_VERSION = 2**53 - 1  # what every JSON reader keeps exactly
@@ -60,7 +60,7 @@ def _threshold(name: str, fields: Mapping[str, Any]) -> ThresholdConfig:
     config = ThresholdConfig(**fields)
     if config.goal not in GOALS:
         raise ValueError(f"thresholds.{name}.goal is {config.goal!r}; it must be one of {', '.join(GOALS)}")
-    most = math.inf if config.goal == "max_mean_mmacs" else 1
+    most = math.inf if config.goal in BUDGETS else 1
     if not _is_between(config.value, 0, most):
         raise ValueError(f"thresholds.{name}.value is {config.value!r}; it must be between 0 and {most}")
     if not _is_between(config.threshold, 0, 1):
@@ -115,19 +115,19 @@ def decode_word(raw: bytes) -> Word | None:
         return None
 
 
-def encode_passes(passes: CachedPasses) -> bytes:
-    """How many passes there are, a byte; then their probabilities, eight bytes each."""
-    known = (*passes.low, *(passes.high or ()))
-    return struct.pack(f"<B{len(known)}d", 1 if passes.high is None else 2, *known)
+def encode_outputs(known: CachedOutputs) -> bytes:
+    """How many stages ran, a byte; then their probabilities, eight bytes each."""
+    numbers = [number for output in known.outputs for number in output]
+    return struct.pack(f"<B{len(numbers)}d", len(known.outputs), *numbers)
 
 
-def decode_passes(raw: bytes) -> CachedPasses | None:
-    """What ``encode_passes`` made; None for anything else."""
-    passes, each = raw[0], 8 * raw[0]
-    if passes not in (1, 2) or len(raw) == 1 or (len(raw) - 1) % each:
+def decode_outputs(raw: bytes) -> CachedOutputs | None:
+    """What ``encode_outputs`` made; None for anything else."""
+    stages = raw[0] if raw else 0
+    if not stages or len(raw) == 1 or (len(raw) - 1) % (8 * stages):
         return None
     known = struct.unpack_from(f"<{(len(raw) - 1) // 8}d", raw, 1)
     if not all(0 <= probability <= 1 for probability in known):
         return None
-    classes = len(known) // passes
-    return CachedPasses(known[:classes], known[classes:] or None)
+    classes = len(known) // stages
+    return CachedOutputs(tuple(known[start : start + classes] for start in range(0, len(known), classes)))

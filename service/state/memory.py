@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from service.state.base import CachedPasses, Change, RuntimeConfig, Target, check_expected_version
+from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, check_expected_version
 
 
 class MemoryConfigStore:
@@ -74,20 +74,20 @@ class MemoryResultCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._entries: OrderedDict[str, CachedPasses] = OrderedDict()
+        self._entries: OrderedDict[str, CachedOutputs] = OrderedDict()
 
-    async def get(self, key: str) -> CachedPasses | None:
+    async def get(self, key: str) -> CachedOutputs | None:
         """See ``ResultCache.get``."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
         return self._entries[key]
 
-    async def put(self, key: str, passes: CachedPasses) -> None:
+    async def put(self, key: str, known: CachedOutputs) -> None:
         """See ``ResultCache.put``."""
-        known = self._entries.get(key)
-        if known is None or known.high is None:
-            self._entries[key] = passes
+        before = self._entries.get(key)
+        if before is None or len(before.outputs) <= len(known.outputs):
+            self._entries[key] = known
         self._entries.move_to_end(key)
         while len(self._entries) > self._capacity:
             self._entries.popitem(last=False)

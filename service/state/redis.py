@@ -22,16 +22,16 @@ from redis.retry import Retry as BlockingRetry
 
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
-from service.state.base import CachedPasses, Change, RuntimeConfig, Target, check_expected_version
+from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, check_expected_version
 from service.state.encoding import (
     MAX_VERSION,
     Unreadable,
     Word,
     decode_config,
-    decode_passes,
+    decode_outputs,
     decode_word,
     encode_config,
-    encode_passes,
+    encode_outputs,
     encode_word,
 )
 
@@ -61,8 +61,16 @@ ATTEMPTS = 20
 
 CONNECTIONS = 16
 
-# In the keys of cached passes: those that other releases encode otherwise are others.
+# In the keys of cached outputs: those that other releases encode otherwise are others.
 CACHE_FORMAT = 1
+
+# KEYS: the entry. ARGV: its new bytes, for how many seconds. The first byte of an entry says how many stages ran.
+KEEP = """
+local kept = redis.pcall('GETRANGE', KEYS[1], 0, 0)
+if type(kept) == 'string' and kept > string.sub(ARGV[1], 1, 1) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
 
 # KEYS: the config. ARGV: what it must still be ("" for none), what it becomes, the channel.
 SWAP = """
@@ -424,23 +432,22 @@ class RedisResultCache:
     def __init__(self, link: RedisLink, ttl_seconds: int) -> None:
         self._link = link
         self._ttl_seconds = ttl_seconds
+        self._keep = link.client.register_script(KEEP)
 
-    async def get(self, key: str) -> CachedPasses | None:
+    async def get(self, key: str) -> CachedOutputs | None:
         """See ``ResultCache.get``."""
         if self._link.is_passed_by:
             return None
         with suppress(StoreUnavailable):
             raw = await self._link.run(_bytes(self._link.client.get(self._name(key))), CACHE_SECONDS)
-            return decode_passes(raw) if raw else None
+            return decode_outputs(raw) if raw else None
         return None
 
-    async def put(self, key: str, passes: CachedPasses) -> None:
-        """See ``ResultCache.put``. Without its high pass an entry replaces nothing (NX): it knows nothing new."""
+    async def put(self, key: str, known: CachedOutputs) -> None:
+        """See ``ResultCache.put``."""
         if self._link.is_passed_by:
             return
-        kept = self._link.client.set(
-            self._name(key), encode_passes(passes), ex=self._ttl_seconds, nx=passes.high is None
-        )
+        kept = self._keep(keys=[self._name(key)], args=[encode_outputs(known), self._ttl_seconds])
         with suppress(StoreUnavailable):
             await self._link.run(kept, CACHE_SECONDS)
 

@@ -1,59 +1,58 @@
-"""Starting from weights that exist: a model of the store, a weights file, or torchvision's ImageNet weights."""
+"""Starting from weights that exist: a model of the store, a weights file, or a base network's ImageNet weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from service.errors import BrokenModel, InvalidOption, NotFound
 from service.inference.predictor import load_network
 from service.log import logger
-from service.networks.msnet import MSNet
+from service.model_spec import SPEC, ModelSpec
+from service.networks.backbone import Backbone
 from service.networks.registry import backbone_name
-from service.networks.transplant import TORCHVISION, from_torchvision
-from service.store import SPEC, ModelSpec, ModelStore, read_spec
+from service.networks.transplant import SOURCES, TORCHVISION, pretrained, read
+from service.store import ModelStore, read_spec
 from service.training.data import Photographs
 from service.training.options import TrainOptions
-from service.training.split import digests, trained_on
+from service.training.trained_on import digests, knows_trained_on, trained_on
 
-CLASSIFIERS = ("classifier.weight", "classifier.bias")
-REPLACEABLE = (*CLASSIFIERS, "num_batches_tracked")
+OURS = "blocks.0.body."  # part of a name in every state of a network here, and in none of other people's
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The model that a training starts from; ``trained_on`` as in ``split``, None where that is not known."""
+    """The model that a training starts from, and the digests of what it was trained on; None where it does not know."""
 
     spec: ModelSpec
-    trained_on: frozenset[str] | None
+    trained_on: frozenset[bytes] | None
 
 
 def initialise_from(network: nn.Module, options: TrainOptions, store: Path | None) -> Before | None:
     """Copy the weights that ``options.init`` names into ``network``, in place.
 
-    A classifier for other classes keeps its fresh weights. ``torchvision`` starts the low and the high
-    network from the same ImageNet weights.
+    A classifier for other classes keeps its fresh weights. ImageNet weights of a base network (``torchvision``,
+    ``efficientnet-lite0``, or a file of either's own) start each of its copies in a multi-scale network.
 
     Returns:
-        What is known of the weights' own training; None for a weights file and for ``torchvision``.
+        What is known of the weights' own training; None for a weights file and for ImageNet weights.
 
     Raises:
-        InvalidOption: torchvision has no such network, or its weights cannot be fetched.
+        InvalidOption: there are no such ImageNet weights for this network, or they cannot be fetched.
         NotFound: no such model or file.
         BrokenModel: a file that cannot be read, or weights of another network.
     """
     assert options.init is not None
-    if options.init == "torchvision":
-        backbones = [network.low, network.high] if isinstance(network, MSNet) else [network]
-        state = _torchvision_weights(backbone_name(options.network))
-        for backbone in backbones:
-            _copy(backbone, state, "torchvision")
+    if _is_of_others(options):
+        copies = [module for module in network.modules() if isinstance(module, Backbone)]
+        state = pretrained(backbone_name(options.network), copies[0].num_classes, options.init)
+        for copy in copies:
+            _copy(copy, state, options.init)
         return None
     weights, before = _stored_weights(options.init, store)
-    missing = [name for name in network.state_dict() if name not in weights and not name.endswith(REPLACEABLE)]
+    missing = [name for name in network.state_dict() if name not in weights and not _is_replaceable(name)]
     if missing:
         raise BrokenModel(f"init is {options.init!r}, which lacks {missing[0]!r} of this network", field="init")
     _copy(network, weights, options.init)
@@ -94,20 +93,24 @@ def _warn_of_other_split(before: ModelSpec, options: TrainOptions, photographs: 
     )  # fmt: skip
 
 
+def _is_of_others(options: TrainOptions) -> bool:
+    """Whether ``init`` names weights that are not under our names."""
+    assert options.init is not None
+    path = Path(options.init)
+    if path.suffix == ".safetensors" and path.is_file():  # either's
+        return backbone_name(options.network) in TORCHVISION and not any(OURS in name for name in read(path))
+    return options.init in SOURCES or path.suffix in (".pth", ".pt")
+
+
 def _stored_weights(reference: str, store: Path | None) -> tuple[dict[str, Tensor], Before | None]:
     path = Path(reference)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        if not path.is_file():
-            raise NotFound(f"init is {reference!r}, which is no file", field="init", value=reference)
-        try:
-            return load_file(path), None
-        except SafetensorError as error:
-            raise BrokenModel(f"init is {reference!r}, which cannot be read: {error}", field="init") from error
+        return read(path), None
     folder = path if (path / SPEC).is_file() else _in_store(reference, store)
     spec = read_spec(folder)
-    return load_network(folder, spec).state_dict(), Before(spec, trained_on(folder, spec))
+    return load_network(folder, spec).state_dict(), Before(
+        spec, trained_on(folder) if knows_trained_on(folder) else None
+    )
 
 
 def _in_store(reference: str, store: Path | None) -> Path:
@@ -120,27 +123,18 @@ def _in_store(reference: str, store: Path | None) -> Path:
         raise NotFound(f"{nowhere} and no model: {error.message}", field="init", value=reference) from error
 
 
-def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    if name not in TORCHVISION:
-        raise InvalidOption(
-            "init", "torchvision", f"used with one of {', '.join(TORCHVISION)}: torchvision has no {name}"
-        )
-    from torchvision.models import get_model
-
-    try:
-        return from_torchvision(name, get_model(TORCHVISION[name], weights="DEFAULT").state_dict())
-    except OSError as error:
-        raise InvalidOption("init", "torchvision", f"reachable: its weights could not be fetched ({error})") from error
-
-
 def _copy(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
     own = network.state_dict()
     fitting = {}
     for name, tensor in state.items():
         if name in own and own[name].shape == tensor.shape:
             fitting[name] = tensor
-        elif not name.endswith(CLASSIFIERS):
+        elif not _is_replaceable(name):
             raise BrokenModel(
                 f"init is {source!r}, whose {name!r} {tuple(tensor.shape)} does not fit this network", field="init"
             )
     network.load_state_dict(fitting, strict=False)
+
+
+def _is_replaceable(name: str) -> bool:
+    return "classifier" in name.split(".") or name.endswith("num_batches_tracked")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -22,9 +23,11 @@ from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision, cores
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
+from service.model_spec import Architecture, ModelSpec
+from service.networks.cascade import Cascade
 from service.networks.cost import cost
-from service.networks.registry import build
-from service.store import Architecture, ModelSpec
+from service.networks.registry import build, resolutions
+from service.stages import StageSpec
 from service.training import data
 from service.training.classes import check_trainable, labels
 from service.training.crops import EpochSampler, RandomCrop
@@ -35,8 +38,8 @@ from service.training.pixels import GIGABYTE, Pixels, decoded
 from service.training.processes import Processes
 from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
-from service.training.split import SHA256, digests, split, to_text
 from service.training.summary import Summary, summarise
+from service.training.trained_on import digests, recorded, split
 
 MOMENTUM = 0.9
 EVALUATION_BATCH = 64
@@ -47,7 +50,8 @@ READ_EVERY = 10
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands; loss and accuracies are of this epoch's training crops some steps ago, shares of 1."""
+    """Where a run stands; loss and accuracies, by stage, are of this epoch's
+    training crops some steps ago; shares of 1."""
 
     epoch: int
     epochs: int
@@ -55,8 +59,7 @@ class Progress:
     steps: int
     resolution: int
     loss: float
-    low_accuracy: float
-    high_accuracy: float
+    accuracy: Mapping[str, float]
     images_per_second: float
     seconds_left: float
 
@@ -113,7 +116,7 @@ class _Run:
         self.folder = RunFolder(options.out)
         is_older = resume and self.folder.is_of_older_version()
         contents = () if is_older else processes.from_first(lambda: digests(found.paths))
-        self.photographs, self.held_out, trained_on = split(found, contents, options.calibration_share, options.seed)
+        self.photographs, self.held_out, known = split(found, contents, options.calibration_share, options.seed)
         self.labels = labels(found.folders, options.class_names)
         self.batch = processes.share(options.batch_size, len(self.photographs))
         self.steps = len(self.photographs) // processes.world // self.batch
@@ -126,12 +129,12 @@ class _Run:
                 bound=len(self.photographs),
             )
         if resume:
-            self.folder.check_same(options, self.photographs, self.held_out, trained_on)
+            self.folder.check_same(options, self.photographs, self.held_out, known)
         else:
             self.folder.check_free()
         check_trainable(options.data, found, self.photographs)
-        saved = self.folder.checkpoint(self.device) if resume else None
-        self.cost = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
+        saved = self.folder.checkpoint(self.device, options.stages) if resume else None
+        self.mmacs = cost(options.network, len(self.labels), options.resolution, dict(options.network_options))
 
         torch.manual_seed(options.seed)
         network = build(options.network, len(self.labels), options.network_options)
@@ -150,7 +153,7 @@ class _Run:
         self.parallel = DistributedDataParallel(self.network) if processes.world > 1 else self.network
         if processes.is_first and saved is None and not is_older:  # the last check of every process lies above
             inherited = before.trained_on if before is not None else None
-            self.folder.claim(options, to_text(trained_on, inherited or ()))
+            self.folder.claim(options, known | (inherited or frozenset()))
 
     def summary(self) -> Summary:
         """What was found to train on."""
@@ -192,22 +195,20 @@ class _Run:
         totals = self.processes.sum(totals)
         self.unreadable = self.processes.union(self.unreadable)
         seconds = time.perf_counter() - began
-        mean = totals[:3] / totals[3]
-        if not mean[0].isfinite():  # nothing of this epoch is kept
+        loss_, *right = (totals[:-1] / totals[-1]).tolist()
+        if not math.isfinite(loss_):  # nothing of this epoch is kept
             raise InvalidOption(
                 "learning_rate", options.learning_rate, f"lower: the loss of epoch {epoch + 1} is not finite"
             )
-        held_low, held_high = self._held_out_accuracy() if self.processes.is_first else (0.0, 0.0)
+        held_out = self._held_out_accuracy() if self.processes.is_first else [0.0 for _ in options.stages]
         return EpochLog(
             epoch=epoch + 1,
             resolution=resolution,
             learning_rate=rate,
-            loss=mean[0].item(),
-            low_accuracy=mean[1].item() if options.is_multi_scale else float("nan"),
-            high_accuracy=mean[2].item(),
-            held_out_low_accuracy=held_low,
-            held_out_high_accuracy=held_high,
-            images_per_second=totals[3].item() / seconds,
+            loss=loss_,
+            accuracy=dict(zip(options.stages, right, strict=True)),
+            held_out=dict(zip(options.stages, held_out, strict=True)),
+            images_per_second=totals[-1].item() / seconds,
             seconds=seconds,
             waited=waited / seconds,
             unreadable=len(self.unreadable),
@@ -225,7 +226,7 @@ class _Run:
         return decoded(self.photographs, side, budget, self.device, self.processes.here)
 
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
-        """One update; gives (loss summed over images, low right, high right, images)."""
+        """One update; gives (loss summed over images, how many each stage got right, images)."""
         self.unreadable.update(batch.unreadable)
         if len(batch.targets) < 2:  # batch norm takes two, and what replaces unreadable ones was not readable either
             raise DataError("photographs cannot be read any more", field="data", value=str(self.options.data))
@@ -235,8 +236,7 @@ class _Run:
             group["lr"] = rate
         amp = torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
         with amp:
-            answered = self.parallel(images)
-        heads = answered if isinstance(answered, tuple) else (answered,)
+            heads = self.parallel(images)
         value = loss(
             heads,
             targets,
@@ -248,15 +248,15 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.network)
-        right = [(head.detach().argmax(1) == targets).sum() for head in (heads[0], heads[-1])]
+        right = [(head.detach().argmax(1) == targets).sum() for head in heads]
         return torch.stack([value.detach() * len(targets), *right, torch.full_like(right[0], len(targets))]).double()
 
     def _none(self) -> Tensor:
-        """Loss, low right, high right, images: so far of none."""
-        return torch.zeros(4, dtype=torch.float64, device=self.device)
+        """Loss, right answers of each stage, images: so far of none."""
+        return torch.zeros(2 + len(self.options.stages), dtype=torch.float64, device=self.device)
 
     def _progress(self, epoch: int, step: int, resolution: int, known: Sequence[float], seconds: float) -> Progress:
-        value, low, high, images = known
+        value, *right, images = known
         done = self._work(0, epoch) + self._work(epoch, epoch + 1) * (step + 1) / self.steps
         spent = sum(line.seconds for line in self.log) + seconds
         return Progress(
@@ -266,8 +266,7 @@ class _Run:
             steps=self.steps,
             resolution=resolution,
             loss=value / max(images, 1),
-            low_accuracy=low / max(images, 1) if self.options.is_multi_scale else float("nan"),
-            high_accuracy=high / max(images, 1),
+            accuracy={name: count / max(images, 1) for name, count in zip(self.options.stages, right, strict=True)},
             images_per_second=(step + 1) * self.batch * self.processes.world / seconds,
             seconds_left=spent * (self._work(0, self.options.epochs) / done - 1),
         )
@@ -276,22 +275,22 @@ class _Run:
         """Work of epochs [start, stop), in pixels a photograph: later epochs may be larger."""
         return float(sum(self.options.resolution_in(epoch) ** 2 for epoch in range(start, stop)))
 
-    def _held_out_accuracy(self) -> tuple[float, float]:
+    def _held_out_accuracy(self) -> list[float]:
         if not len(self.held_out):
-            return float("nan"), float("nan")
+            return [math.nan for _ in self.options.stages]
         predictor = Predictor(copy.deepcopy(self._model()), self._spec(), self.device, self.precision)
         crop = data.CentreCrop(predictor.spec.preprocessing)
-        right = torch.zeros(2)
+        right = torch.zeros(predictor.depth)
         count = 0
         for batch in data.loader(self.held_out, crop, EVALUATION_BATCH, self._workers()):
             self.unreadable.update(batch.unreadable)
             if not len(batch.targets):
                 continue
-            heads = predictor.heads(batch.images)
-            right += torch.tensor([(head.argmax(1).cpu() == batch.targets).sum().item() for head in heads])
+            heads = predictor.answers_to(batch.images)
+            right += torch.tensor([(head.argmax(1) == batch.targets).sum().item() for head in heads])
             count += len(batch.targets)
-        low_right, high_right = (right / max(count, 1)).tolist()
-        return low_right if self.options.is_multi_scale else float("nan"), high_right
+        accuracies: list[float] = (right / max(count, 1)).tolist()
+        return accuracies
 
     def _workers(self) -> int:
         asked = self.options.workers
@@ -306,9 +305,13 @@ class _Run:
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
-    def _model(self) -> nn.Module:
+    def _model(self) -> Cascade:
         """The network whose weights are kept."""
-        return self.network if self.average is None or not self.average.n_averaged else self.average.module
+        if self.average is None or not self.average.n_averaged:
+            return self.network
+        averaged = self.average.module
+        assert isinstance(averaged, Cascade)
+        return averaged
 
     def _spec(self) -> ModelSpec:
         options = self.options
@@ -319,9 +322,9 @@ class _Run:
             classes=self.labels,
             class_folders=self.photographs.folders,
             preprocessing=Preprocessing.at(options.resolution),
-            low_mmacs=self.cost.low_mmacs,
-            high_mmacs=self.cost.high_mmacs,
+            stages=tuple(map(StageSpec, options.stages, resolutions(options.network, options.resolution), self.mmacs)),
             weights_sha256="",
+            files=recorded(options.out),
             dataset=options.dataset or options.data.resolve().name,
             recipe=options.recipe(),
             training={
@@ -329,7 +332,6 @@ class _Run:
                 "seconds": round(sum(line.seconds for line in self.log), 1),
                 "train_images": len(self.photographs),
                 "calibration_images": len(self.held_out),
-                **({SHA256: kept} if (kept := self.folder.trained_on_sha256()) else {}),
                 "device": str(self.device),
                 "precision": self.precision,
                 "processes": self.processes.world,
@@ -346,7 +348,7 @@ class _Run:
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
-            "log": [asdict(line) for line in self.log],
+            "log": [line.columns() for line in self.log],
             "unreadable": sorted(self.unreadable),
         }
         return self.folder.save(self.log, self._model().state_dict(), self._spec(), checkpoint)
@@ -356,5 +358,5 @@ class _Run:
         self.optimiser.load_state_dict(saved["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
-        self.log = [EpochLog(**line) for line in saved["log"]]
+        self.log = list(saved["log"])
         self.unreadable = set(saved["unreadable"])

@@ -48,7 +48,7 @@ class TrainOptions:
     network: Annotated[str, Option("Network, see `lowfirst models --architectures`.")]
     data: Annotated[Path, Option("Folder with train/<class>/ photographs, or the class folders themselves.")]
     out: Annotated[Path, Option("Run folder to make.")]
-    resolution: Annotated[int, Option("High resolution, pixels, even.", MIN_RESOLUTION, MAX_RESOLUTION)] = 192
+    resolution: Annotated[int, Option("Of the last stage's input, pixels, even.", MIN_RESOLUTION, MAX_RESOLUTION)] = 192
     epochs: Annotated[int, Option("Passes over the data.", 1, 10_000)] = 40
     batch_size: Annotated[
         int | None,
@@ -64,9 +64,9 @@ class TrainOptions:
     augment: Annotated[bool, Option("Change the shape or the colours of every crop at random.")] = False
     label_smoothing: Annotated[float, Option("Share of a target that all classes get.", 0, 0.9)] = 0.0
     progressive: Annotated[bool, Option("2/3 of the resolution in 3/5 of the epochs, 5/6 in the next 1/5.")] = True
-    distillation: Annotated[float, Option("Weight of what the low head learns from the high one; 0: off.", 0, 100)] = (
-        0.0
-    )
+    distillation: Annotated[
+        float, Option("Weight of what the other heads learn from the last one; 0: off.", 0, 100)
+    ] = 0.0
     ema_epochs: Annotated[float, Option("Time constant of the weight average; 0: off.", 0, 1000)] = 2.0
     calibration_share: Annotated[float, Option("Share of each class held out for calibration.", 0, 0.5)] = 0.1
     seed: Annotated[int, Option("Of weights, order, crops and the held-out split.", 0, 2**32 - 1)] = 0
@@ -88,12 +88,13 @@ class TrainOptions:
     ] = 4.0
 
     def __post_init__(self) -> None:
-        from service.networks.registry import names  # here: a command line that makes its options needs no torch
+        from service.networks.registry import names, resolutions  # here: a command line that reads them needs no torch
 
         if self.network not in names():
             raise InvalidOption("network", self.network, f"one of {', '.join(names())}")
         if self.resolution % 2:
-            raise InvalidOption("resolution", self.resolution, "even, so that it can be halved")
+            raise InvalidOption("resolution", self.resolution, "even")
+        resolutions(self.network, self.resolution)
         for name, option in described().items():
             value = getattr(self, name)
             option.check(name, value)
@@ -101,11 +102,11 @@ class TrainOptions:
                 check_text(name, name, str(value))
 
     @property
-    def is_multi_scale(self) -> bool:
-        """Whether a low network is trained with the high one."""
-        from service.networks.registry import is_multi_scale
+    def stages(self) -> tuple[str, ...]:
+        """Names of the network's stages, cheapest first."""
+        from service.networks.registry import stage_names
 
-        return is_multi_scale(self.network)
+        return stage_names(self.network)
 
     def resolution_in(self, epoch: int) -> int:
         """The crop's side in pixels in ``epoch`` (from 0); even, at most ``resolution``."""

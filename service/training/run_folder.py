@@ -1,18 +1,18 @@
 """The folder of one run, which says everything about itself.
 
-``options.json`` is what was asked, ``trained_on.txt`` which photographs are trained on (see ``split``). After every
-epoch come ``log.csv`` (a line per epoch), the model itself (``weights.safetensors`` and ``model.json``) and, last,
-``checkpoint.pt``: everything to go on from that epoch.
+``options.json`` is what was asked, ``trained_on.bin`` which photographs are trained on (see ``trained_on``). After
+every epoch come ``log.csv`` (a line per epoch), the model itself (``weights.safetensors`` and ``model.json``) and,
+last, ``checkpoint.pt``: everything to go on from that epoch.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,37 +22,64 @@ import torch
 from torch import Tensor
 
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
-from service.store import SPEC, ModelSpec, read_spec, read_weights, write_spec, write_weights
+from service.model_spec import SPEC, ModelSpec
+from service.store import read_spec, read_weights, write_spec, write_weights
 from service.training.data import Photographs
 from service.training.options import FREE_ON_RESUME, TrainOptions
-from service.training.split import TRAINED_ON, own_part
+from service.training.trained_on import TRAINED_ON, trained_on, write_trained_on
 
 OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
 
 
 @dataclass(frozen=True, slots=True)
 class EpochLog:
-    """One line of ``log.csv``; ``held_out_*`` are of the averaged weights on the calibration photographs.
+    """One line of ``log.csv``. ``waited`` is the share of the time that the first process had no batch.
 
-    A single-scale network has its accuracy under ``high`` and nan under ``low``. ``waited`` is the share of the time
-    that the first process had no batch.
+    Attributes:
+        accuracy: of each stage on training crops, a share of 1, by its name.
+        held_out: of each stage, by the averaged weights on the calibration photographs; nan without any.
     """
 
     epoch: int
     resolution: int
     learning_rate: float
     loss: float
-    low_accuracy: float
-    high_accuracy: float
-    held_out_low_accuracy: float
-    held_out_high_accuracy: float
+    accuracy: Mapping[str, float]
+    held_out: Mapping[str, float]
     images_per_second: float
     seconds: float
     waited: float
     unreadable: int
 
+    def columns(self) -> dict[str, float]:
+        """As in ``log.csv``: one column per stage and accuracy, ``<stage>_accuracy`` and ``held_out_<stage>_accuracy``.
 
-LOG_FIELDS = {field.name for field in fields(EpochLog)}
+        A single-scale network's stands under ``high``, with nan under ``low``.
+        """
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        accuracies = {f"{name}_accuracy": value for name, value in _in_log(plain.pop("accuracy")).items()}
+        held_out = {f"held_out_{name}_accuracy": value for name, value in _in_log(plain.pop("held_out")).items()}
+        first = {name: plain.pop(name) for name in ("epoch", "resolution", "learning_rate", "loss")}
+        return {**first, **accuracies, **held_out, **plain}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, float], stages: Sequence[str]) -> EpochLog:
+        """What ``columns`` gave, of a network with these stages. Raises KeyError."""
+        names = stages if len(stages) > 1 else ("high",)
+        of = dict(zip(names, stages, strict=True))
+        plain = {field.name: columns[field.name] for field in fields(cls) if field.name not in ("accuracy", "held_out")}
+        accuracy = {of[name]: columns[f"{name}_accuracy"] for name in names}
+        held_out = {of[name]: columns[f"held_out_{name}_accuracy"] for name in names}
+        return cls(**plain, accuracy=accuracy, held_out=held_out)  # type: ignore[arg-type]
+
+
+def _in_log(accuracies: Mapping[str, float]) -> dict[str, float]:
+    if len(accuracies) > 1:
+        return dict(accuracies)
+    (only,) = accuracies.values()
+    return {"low": math.nan, "high": only}
+
+
 CHECKPOINT_KEYS = {"network", "optimiser", "average", "log", "unreadable"}
 
 
@@ -74,9 +101,12 @@ class RunFolder:
         return (self.path / SPEC).is_file() and not (self.path / TRAINED_ON).is_file()
 
     def check_same(
-        self, options: TrainOptions, photographs: Photographs, held_out: Photographs, trained_on: Sequence[str]
+        self, options: TrainOptions, photographs: Photographs, held_out: Photographs, contents: frozenset[bytes]
     ) -> None:
-        """Whether ``options`` and the photographs, by the digests of those to train on, are those of the run here.
+        """Whether ``options`` and the photographs are those of the run here.
+
+        Args:
+            contents: digests of ``photographs``, those to train on.
 
         Raises:
             NotFound: no run is here.
@@ -92,7 +122,7 @@ class RunFolder:
         if foreign:
             raise DataError(
                 f"{path} was written by another version of lowfirst: {len(foreign)} options are known to one of them "
-                f"only, {foreign[0]!r} first; train again with this version, or go on with the one it was begun with",
+                f"only, {foreign[0]!r} first; train it again, or go on with the version it was begun with",
                 field="out",
                 value=str(self.path),
             )
@@ -102,23 +132,21 @@ class RunFolder:
         if self.is_of_older_version():
             self._check_same_numbers(options, photographs, held_out)
         elif (self.path / TRAINED_ON).is_file():
-            self._check_same_contents(options, photographs.folders, trained_on)
+            self._check_same_contents(options, photographs, contents)
 
-    def _check_same_contents(self, options: TrainOptions, folders: Sequence[str], trained_on: Sequence[str]) -> None:
-        before = own_part((self.path / TRAINED_ON).read_text())
-        classes = read_spec(self.path).class_folders if (self.path / SPEC).is_file() else tuple(folders)
-        others = len(set(before) - set(trained_on))
+    def _check_same_contents(self, options: TrainOptions, photographs: Photographs, contents: frozenset[bytes]) -> None:
+        spec = read_spec(self.path) if (self.path / SPEC).is_file() else None
+        others = len(contents - trained_on(self.path))
         if others:
-            what = f"{others} of which it would not train on"
-        elif before != tuple(trained_on):
-            what = "which it has in another order or beside more, by their names"
-        elif classes != tuple(folders):
-            what = f"of classes with other names: {', '.join(sorted(set(classes) ^ set(folders)))}"
+            what = f"makes {others} photographs to train on that were not trained on before, and may have been held out"
+        elif spec is not None and spec.class_folders != photographs.folders:
+            what = f"has other classes: {', '.join(sorted({*spec.class_folders} ^ {*photographs.folders}))}"
+        elif spec is not None and spec.told("train_images") != len(photographs):
+            what = f"has {len(photographs)} photographs to train on, where there were {spec.told('train_images')}"
         else:
             return
         raise DataError(
-            f"{options.data} has other photographs than the run that is resumed, which trains on {len(before)}, "
-            f"{what}: pass those that it was begun with",
+            f"{options.data} {what}: pass the photographs that the run which is resumed was begun with",
             field="data",
             value=str(options.data),
         )
@@ -135,8 +163,8 @@ class RunFolder:
                 value=str(options.data),
             )
 
-    def claim(self, options: TrainOptions, trained_on: str) -> None:
-        """Make the folder, and keep ``options`` and the text of ``trained_on.txt`` in it.
+    def claim(self, options: TrainOptions, known: frozenset[bytes]) -> None:
+        """Make the folder, and keep in it ``options`` and what it trains on, ``known`` by digests.
 
         Raises InvalidOption when it cannot be made.
         """
@@ -144,18 +172,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidOption("out", str(self.path), f"a folder that can be made ({error.strerror})") from error
-        (self.path / TRAINED_ON).write_text(trained_on)
+        write_trained_on(self.path, known)
         temporary = self.path / (OPTIONS + ".tmp")
         temporary.write_text(json.dumps(options.to_json(), indent=1) + "\n")
         temporary.replace(self.path / OPTIONS)
 
-    def trained_on_sha256(self) -> str | None:
-        """Of ``trained_on.txt``; None in a run of an older version."""
-        path = self.path / TRAINED_ON
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-    def checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """What ``save`` was given last; None when the first epoch never ended.
+    def checkpoint(self, device: torch.device, stages: Sequence[str]) -> dict[str, Any] | None:
+        """What ``save`` was given last, of a network with these stages; None when the first epoch never ended.
 
         Raises BrokenModel when it cannot be read, or another version wrote it.
         """
@@ -167,10 +190,12 @@ class RunFolder:
                 if (part := parts.testzip()) is not None:
                     raise ValueError(f"{part} in it is damaged")
             saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-            if not saved.keys() >= CHECKPOINT_KEYS or any({*line} != LOG_FIELDS for line in saved["log"]):
+            if not saved.keys() >= CHECKPOINT_KEYS:
                 raise ValueError("another version of lowfirst wrote it")
+            saved["log"] = [EpochLog.of_columns(line, stages) for line in saved["log"]]
         except (
-            ValueError, RuntimeError, EOFError, OSError, AttributeError, TypeError, UnpicklingError, BadZipFile
+            ValueError, RuntimeError, EOFError, OSError, AttributeError, LookupError, TypeError, UnpicklingError,
+            BadZipFile,
         ) as error:  # fmt: skip
             reason = str(error).partition("\n")[0]
             raise BrokenModel(
@@ -192,9 +217,10 @@ class RunFolder:
     ) -> ModelSpec:
         """Write everything that an epoch renews; gives ``spec`` with the weights' digest."""
         with (self.path / LOG).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(EpochLog)])
+            lines = [line.columns() for line in log]
+            writer = csv.DictWriter(file, list(lines[0]))
             writer.writeheader()
-            writer.writerows(asdict(line) for line in log)
+            writer.writerows(lines)
         spec = dataclasses.replace(spec, weights_sha256=write_weights(self.path, weights))
         write_spec(self.path, spec)
         temporary = self.path / (CHECKPOINT + ".tmp")

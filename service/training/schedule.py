@@ -27,6 +27,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     kept: list[nn.Parameter] = []
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            is_dense = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-            (decayed if is_dense and name == "weight" else kept).append(parameter)
+            is_depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
+            decays = isinstance(module, nn.Conv2d | nn.Linear) and not is_depthwise and name == "weight"
+            (decayed if decays else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

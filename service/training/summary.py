@@ -46,7 +46,7 @@ class Summary:
 def summarise(options: TrainOptions, train: Photographs, held_out: Photographs) -> Summary:
     """What there is in ``options.data``, of which training takes these two parts."""
     val, unlike = _val(options, train.folders)
-    few = _few(options, held_out) if options.is_multi_scale else []
+    few = _few(options, held_out) if len(options.stages) > 1 else []
     skipped = train.skipped if val is None else _sum(train.skipped, val.skipped)
     return Summary(train, held_out, val, skipped, (*few, *unlike))
 
@@ -57,7 +57,7 @@ def few_to_certify(certifying: int) -> str | None:
     if most >= WEAK_PROMISE:
         return None
     return (
-        f"{certifying} photographs certify: even if both passes agree on all of them, no agreement over "
+        f"{certifying} photographs certify: even if all stages agree on all of them, no agreement over "
         f"{100 * most:.1f} % can be promised"
     )
 

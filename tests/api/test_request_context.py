@@ -11,7 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 from service.errors import LowfirstError
-from service.store import ModelSpec, ModelStore
+from service.model_spec import ModelSpec
+from service.store import ModelStore
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from service.networks.registry import names
-from service.store import SPEC, read_spec, write_spec
+from service.model_spec import SPEC
+from service.networks.registry import BACKBONES, names
+from service.store import read_spec, write_spec
 from service.training.options import TrainOptions
 
 Lowfirst = Callable[..., Any]
@@ -64,11 +65,16 @@ def test_architectures_are_listed_with_the_papers_costs(lowfirst: Lowfirst) -> N
     assert (round(row["low_mmacs"], 1), round(row["high_mmacs"], 1), row["resolution"]) == (49.2, 195.1, 256)
     assert rows["ms_densenet121"]["resolution"] == 224
     assert rows["mobilenet_v1_050"]["low_mmacs"] == 0
+    assert (rows["resnet50"]["parameters"], rows["ms_resnet50"]["parameters"]) == (25_557_032, 2 * 25_557_032)
+    assert "low_ms" not in row
 
 
 def test_architectures_are_listed_as_a_table(lowfirst: Lowfirst) -> None:
     printed = lowfirst("models", "--architectures").out
-    assert all(name in printed for name in names())
+    header, *lines = printed.splitlines()
+    assert header.split() == ["network", "params", "M", "pixels", "low", "M", "high", "M"]
+    assert [line.split()[0] for line in lines[: len(BACKBONES)]] == list(BACKBONES)
+    assert "NAME trains at one scale, ms_NAME at two" in printed
 
 
 def test_empty_store_is_said_to_be_empty(lowfirst: Lowfirst, tmp_path: Path) -> None:

@@ -23,19 +23,21 @@ from torch import Tensor, nn
 
 from service.engine.features import FeaturePool
 from service.errors import InvalidOption
+from service.images.sizes import in_sizes
 from service.images.transforms import Preprocessing
 from service.inference.device import Precision
 from service.inference.runtimes import RUNTIMES, build_runtime, choose_runtime
 from service.inference.runtimes.base import Runtime, normalise
 from service.inference.runtimes.folding import fold_norms
-from service.networks.msnet import MSNet
-from service.networks.registry import build
-from service.store import Architecture, ModelSpec
+from service.model_spec import Architecture, ModelSpec
+from service.networks.cascade import Carried, Cascade
+from service.networks.registry import build, resolutions, stage_names
+from service.stages import StageSpec
 
 RESOLUTION = 64
 PREPROCESSING = Preprocessing.at(RESOLUTION)
 CLASSES = 5
-MULTI_SCALE = ("ms_resnet18", "ms_mobilenet_v1_025", "ms_densenet121")
+MULTI_SCALE = ("ms_resnet18", "ms_mobilenet_v1_025", "ms_densenet121", "ms3_mobilenet_v1_025")
 FAMILIES = ("resnet18", "mobilenet_v1_025", "densenet121")
 LARGEST = 9
 NEVER_SEEN = itertools.count(1)
@@ -51,7 +53,7 @@ small = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025", "mobilenet_v1
 small_multi_scale = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025"])
 
 
-def randomised(network: nn.Module) -> nn.Module:
+def randomised(network: Cascade) -> Cascade:
     """Norms far from their initial state, with statistics that fit what they see: nothing agrees by chance."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -73,7 +75,7 @@ def pixels(count: int) -> Tensor:
 
 
 @cache
-def network_of(name: str) -> nn.Module:
+def network_of(name: str) -> Cascade:
     """Seeded, unfolded, float32; shared between tests, none of which changes it."""
     torch.manual_seed(0)
     return randomised(build(name, CLASSES))
@@ -82,7 +84,13 @@ def network_of(name: str) -> nn.Module:
 def spec_of(name: str) -> ModelSpec:
     labels = tuple(str(i) for i in range(CLASSES))
     architecture = Architecture(name, CLASSES)
-    return ModelSpec(name, 1, architecture, labels, labels, PREPROCESSING, 1.0, 4.0, weights_sha256="")
+    sides = resolutions(name, RESOLUTION)
+    stages = tuple(StageSpec(each, side, float(side)) for each, side in zip(stage_names(name), sides, strict=True))
+    return ModelSpec(name, 1, architecture, labels, labels, PREPROCESSING, stages, weights_sha256="")
+
+
+def in_all_sizes(name: str, images: Tensor) -> tuple[Tensor, ...]:
+    return in_sizes(images, resolutions(name, RESOLUTION))
 
 
 def build_for(name: str, network: str, precision: Precision) -> Runtime:
@@ -95,22 +103,38 @@ class Subject:
     """A runtime with a network of its own, and what that network gives without it."""
 
     runtime: Runtime
-    network: nn.Module
+    name: str
     device: torch.device
 
-    def heads(self, images: Tensor) -> list[Tensor]:
-        """Low and high logits of the runtime, or the logits of a single-scale network."""
-        if not isinstance(self.network, MSNet):
-            return [self.runtime.single(images).cpu().clone()]
-        low = self.runtime.low(images)
-        logits = low.logits.cpu().clone()
-        return [logits, self.runtime.high(images, low).cpu().clone()]
+    @property
+    def network(self) -> Cascade:
+        return network_of(self.name)
 
-    def expected(self, images: Tensor) -> list[Tensor]:
+    def sizes(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The images in the size of each stage."""
+        return in_all_sizes(self.name, images)
+
+    def first(self, images: Tensor) -> tuple[Tensor, Carried]:
+        """What the first stage says of the images, and hands on."""
+        return self.runtime.run(0, self.sizes(images)[0], ())
+
+    def second(self, images: Tensor, carried: Carried) -> Tensor:
+        """What the second stage says."""
+        return self.runtime.run(1, self.sizes(images)[1], carried)[0].cpu().clone()
+
+    def heads(self, images: Tensor) -> list[Tensor]:
+        """Logits of every stage of the runtime."""
+        found = []
+        carried: Carried = ()
+        for stage, each in enumerate(self.sizes(images)):
+            logits, carried = self.runtime.run(stage, each, carried)
+            found.append(logits.cpu().clone())
+        return found
+
+    def expected(self, images: Tensor, preprocessing: Preprocessing = PREPROCESSING) -> list[Tensor]:
         """The same, by the network itself: PyTorch, float32, nothing folded."""
         with torch.inference_mode():
-            given = self.network(normalise(images, PREPROCESSING))
-        return list(given) if isinstance(given, tuple) else [given]
+            return list(self.network.run_all([normalise(each, preprocessing) for each in self.sizes(images)]))
 
     def assert_same(self, given: list[Tensor], expected: list[Tensor], slack: float = 1.0) -> None:
         for ours, theirs in zip(given, expected, strict=True):
@@ -132,7 +156,7 @@ def runtime_name(request: pytest.FixtureRequest) -> str:
 def subjects(runtime_name: str) -> Callable[[str], Subject]:
     """``subjects(network)``: the runtime of this test with that network, built once."""
     device = CUDA if runtime_name == "cuda" else CPU
-    return cache(lambda network: Subject(build_for(runtime_name, network, "float32"), network_of(network), device))
+    return cache(lambda network: Subject(build_for(runtime_name, network, "float32"), network, device))
 
 
 @pytest.fixture
@@ -184,10 +208,8 @@ def test_pixels_are_normalised_as_the_model_says(runtime_name: str, network: str
     other = Preprocessing(75, RESOLUTION, mean, std=(0.5, 0.4, 0.3))
     spec = dataclasses.replace(spec_of(network), preprocessing=other)
     runtime = build_runtime(runtime_name, copy.deepcopy(network_of(network)), spec, device, "float32", 1)
-    subject = Subject(runtime, network_of(network), device)
-    with torch.inference_mode():
-        expected = network_of(network)(normalise(pixels(3), other))
-    subject.assert_same(subject.heads(pixels(3)), list(expected) if isinstance(expected, tuple) else [expected])
+    subject = Subject(runtime, network, device)
+    subject.assert_same(subject.heads(pixels(3)), subject.expected(pixels(3), other))
 
 
 @small
@@ -199,18 +221,17 @@ def test_batch_larger_than_any_that_is_recorded_is_run_too(subject: Subject) -> 
 @every_multi_scale
 def test_some_images_of_a_batch_escalate_like_all(subject: Subject) -> None:
     images, chosen = pixels(6), torch.tensor([4, 0, 3])
-    low = subject.runtime.low(images)
-    rows = low.rows(chosen.to(low.logits.device))
-    high = subject.runtime.high(images[chosen], rows).cpu()
-    subject.assert_same([high], [subject.expected(images)[1][chosen]])
+    _, carried = subject.first(images)
+    rows = tuple(each[chosen.to(each.device)] for each in carried)
+    subject.assert_same([subject.second(images[chosen], rows)], [subject.expected(images)[1][chosen]])
 
 
 @every_multi_scale
 def test_high_pass_reads_the_low_features_it_is_given(subject: Subject) -> None:
     images = pixels(2)
-    low = subject.runtime.low(images)
-    swapped = low.rows(torch.tensor([1, 0], device=low.logits.device))
-    difference = subject.runtime.high(images, swapped).cpu() - subject.expected(images)[1]
+    _, carried = subject.first(images)
+    swapped = tuple(each[torch.tensor([1, 0], device=each.device)] for each in carried)
+    difference = subject.second(images, swapped) - subject.expected(images)[1]
     assert difference.abs().max() > 0.01
 
 
@@ -232,7 +253,7 @@ def test_images_may_lie_in_memory_in_any_way(subject: Subject, layout: str) -> N
 @every_network
 def test_bfloat16_is_close(runtime_name: str, network: str) -> None:
     device = CUDA if runtime_name == "cuda" else CPU
-    subject = Subject(build_for(runtime_name, network, "bfloat16"), network_of(network), device)
+    subject = Subject(build_for(runtime_name, network, "bfloat16"), network, device)
     images = pixels(8)
     for ours, theirs in zip(subject.heads(images), subject.expected(images), strict=True):
         assert ours.dtype == torch.float32  # in bfloat16 the two highest may be equal
@@ -246,27 +267,26 @@ def test_bfloat16_is_close(runtime_name: str, network: str) -> None:
 def test_low_state_lives_until_the_threads_next_pass(subject: Subject) -> None:
     images, others = pixels(3), pixels(5)[1:4]
     expected = subject.expected(images)
-    low = subject.runtime.low(images)
+    logits, carried = subject.first(images)
     in_threads(lambda: subject.heads(others))  # another thread's passes are no matter
-    logits = low.logits.cpu().clone()
-    subject.assert_same([logits, subject.runtime.high(images, low).cpu()], expected)
+    subject.assert_same([logits.cpu().clone(), subject.second(images, carried)], expected[:2])
 
 
 @small_multi_scale
 def test_what_the_pool_copied_outlives_every_other_pass(subject: Subject) -> None:
     images, others, pool = pixels(4), pixels(6)[:4], FeaturePool(4)
-    pool.put(subject.runtime.low(images), [3, 1], [0, 2])
+    pool.put(0, subject.first(images)[1], [3, 1], [0, 2])
     for _ in range(2):
         subject.heads(others)
-    high = subject.runtime.high(images[[1, 3]], pool.take([2, 0])).cpu()
+    high = subject.second(images[[1, 3]], pool.take(0, [2, 0]))
     subject.assert_same([high], [subject.expected(images)[1][[1, 3]]])
 
 
 @small_multi_scale
 def test_low_state_of_one_thread_escalates_in_another(subject: Subject) -> None:
     images, pool = pixels(4), FeaturePool(4)
-    in_threads(lambda: pool.put(subject.runtime.low(images), range(4), range(4)))
-    high = in_threads(lambda: subject.runtime.high(images, pool.take(range(4))).cpu().clone())
+    in_threads(lambda: pool.put(0, subject.first(images)[1], range(4), range(4)))
+    high = in_threads(lambda: subject.second(images, pool.take(0, range(4))))
     subject.assert_same(high, [subject.expected(images)[1]])
 
 
@@ -283,32 +303,18 @@ def test_threads_at_once_give_what_one_gives(subject: Subject) -> None:
             subject.assert_same(given, [logits[: len(given[0])] for logits in expected])
 
 
-@small_multi_scale
-def test_wide_passes_give_the_same_and_leave_the_thread_as_it_was(subject: Subject) -> None:
-    images, before = pixels(3), torch.get_num_threads()
-    low = subject.runtime.low(images, wide=True)
-    logits = low.logits.cpu().clone()
-    subject.assert_same([logits, subject.runtime.high(images, low, wide=True).cpu()], subject.expected(images))
-    assert torch.get_num_threads() == before
-
-
-@small_multi_scale
-def test_wide_and_narrow_passes_mix(subject: Subject) -> None:
-    images = pixels(3)
-    wide, narrow = subject.runtime.low(images, wide=True), subject.runtime.low
-    high = [subject.runtime.high(images, wide).cpu().clone(), subject.runtime.high(images, narrow(images), wide=True)]
-    for given in high:
-        subject.assert_same([given.cpu()], subject.expected(images)[1:])
-
-
 @pytest.mark.usefixtures("openvino")
 def test_runtime_asks_no_other_host_and_starts_nothing() -> None:
     """OpenVINO's converter has a telemetry that does, in processes forked from a thread."""
     code = """
 import sys, threading, service.inference.runtimes.openvino as runtime
 from service.images.transforms import Preprocessing
+from service.model_spec import Architecture, ModelSpec
 from service.networks.registry import build
-runtime.convert(build("ms_mobilenet_v1_025", 4), Preprocessing.at(64))
+from service.stages import StageSpec
+stages = StageSpec("low", 32, 1), StageSpec("high", 64, 2)
+spec = ModelSpec("n", 1, Architecture("ms_mobilenet_v1_025", 4), (), (), Preprocessing.at(64), stages, "")
+runtime.convert(build("ms_mobilenet_v1_025", 4), spec)
 print([thread.name for thread in threading.enumerate()], flush=True)
 """
     process = subprocess.Popen(
@@ -329,12 +335,16 @@ def test_signals_are_handled_when_runtimes_are_gone() -> None:
 import gc, os, signal, torch
 from service.images.transforms import Preprocessing
 from service.inference.runtimes.openvino import OpenVINORuntime, convert
+from service.model_spec import Architecture, ModelSpec
 from service.networks.registry import build
-images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+from service.stages import StageSpec
+stages = StageSpec("low", 32, 1), StageSpec("high", 64, 2)
+spec = ModelSpec("n", 1, Architecture("ms_mobilenet_v1_025", 4), (), (), Preprocessing.at(64), stages, "")
+images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
 runtimes = []
 for _ in range(3):
-    runtimes.append(OpenVINORuntime(convert(build("ms_mobilenet_v1_025", 4), Preprocessing.at(64)), "float32", 1))
-    runtimes[-1].low(images)
+    runtimes.append(OpenVINORuntime(convert(build("ms_mobilenet_v1_025", 4), spec), "float32", 1))
+    runtimes[-1].run(0, images, ())
 while runtimes:
     del runtimes[0]
     gc.collect()
@@ -352,7 +362,7 @@ def test_converted_network_is_let_go() -> None:
 
     network = build("ms_mobilenet_v1_025", 4)
     weights = [weakref.ref(parameter) for parameter in network.parameters()]
-    models = convert(network, PREPROCESSING)
+    models = convert(network, spec_of("ms_mobilenet_v1_025"))
     del network
     gc.collect()
     assert models
@@ -427,7 +437,7 @@ def test_runtime_that_is_not_installed_is_told_how_to(monkeypatch: pytest.Monkey
 
 
 def test_automatic_runtime_is_the_fastest_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_runtime("auto", CUDA) == "cuda"
+    assert choose_runtime("auto", CUDA) == "eager"  # CUDA graphs are for who asks, until they were tried on a GPU
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert choose_runtime("auto", CPU) == "eager"
 

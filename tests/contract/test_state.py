@@ -11,7 +11,7 @@ import pytest
 
 from service.errors import ConfigConflict
 from service.state.base import (
-    CachedPasses,
+    CachedOutputs,
     Change,
     ConfigStore,
     ResultCache,
@@ -22,6 +22,7 @@ from service.state.base import (
 )
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
 from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
+from tests.state.local import local_configs
 
 pytestmark = pytest.mark.anyio
 
@@ -31,8 +32,9 @@ START = RuntimeConfig(
     {"tiny": 1, "other": 3},
 )
 
-LOW = CachedPasses((0.6, 0.4))
-COMPLETE = CachedPasses((0.6, 0.4), (0.1, 0.9))
+LOW = CachedOutputs(((0.6, 0.4),))
+COMPLETE = CachedOutputs(((0.6, 0.4), (0.1, 0.9)))
+THREE = CachedOutputs((*COMPLETE.outputs, (0.3, 0.7)))
 
 OpenConfig = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[ConfigStore]]
 OpenTargets = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Targets]]
@@ -47,6 +49,12 @@ async def memory_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigS
 @asynccontextmanager
 async def redis_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:
     yield RedisConfigStore(RedisLink(request.getfixturevalue("redis_server").url), START)
+
+
+@asynccontextmanager
+async def local_config(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:  # noqa: ARG001
+    async with local_configs(1) as (store,):
+        yield store
 
 
 @asynccontextmanager
@@ -78,7 +86,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=[pytest.param(memory_config, id="memory"), pytest.param(redis_config, id="redis")])
+@pytest.fixture(
+    params=[
+        pytest.param(memory_config, id="memory"),
+        pytest.param(local_config, id="local"),
+        pytest.param(redis_config, id="redis"),
+    ]
+)
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[ConfigStore]:
     """A config store that starts with ``START``."""
     open_: OpenConfig = request.param
@@ -219,9 +233,9 @@ async def test_unknown_key_is_a_miss(cache: ResultCache) -> None:
     assert await cache.get("nothing") is None
 
 
-@pytest.mark.parametrize("passes", [LOW, COMPLETE])
-async def test_passes_come_back_to_the_last_digit(cache: ResultCache, passes: CachedPasses) -> None:
-    exact = CachedPasses(tuple(p / 3 for p in passes.low), passes.high)
+@pytest.mark.parametrize("known", [LOW, COMPLETE, THREE])
+async def test_outputs_come_back_to_the_last_digit(cache: ResultCache, known: CachedOutputs) -> None:
+    exact = CachedOutputs((tuple(p / 3 for p in known.outputs[0]), *known.outputs[1:]))
     await cache.put("key", exact)
     assert await cache.get("key") == exact
 
@@ -232,21 +246,27 @@ async def test_keys_do_not_mix(cache: ResultCache) -> None:
     assert (await cache.get("one"), await cache.get("two")) == (LOW, COMPLETE)
 
 
-async def test_high_pass_completes_an_entry(cache: ResultCache) -> None:
-    await cache.put("key", LOW)
-    await cache.put("key", COMPLETE)
-    assert await cache.get("key") == COMPLETE
+@pytest.mark.parametrize(("fewer", "more"), [(LOW, COMPLETE), (COMPLETE, THREE), (LOW, THREE)])
+async def test_entry_of_more_stages_replaces_one_of_fewer(
+    cache: ResultCache, fewer: CachedOutputs, more: CachedOutputs
+) -> None:
+    await cache.put("key", fewer)
+    await cache.put("key", more)
+    assert await cache.get("key") == more
 
 
-async def test_complete_entry_is_not_replaced_by_one_without_its_high_pass(cache: ResultCache) -> None:
-    await cache.put("key", COMPLETE)
-    await cache.put("key", LOW)
-    assert await cache.get("key") == COMPLETE
+@pytest.mark.parametrize(("fewer", "more"), [(LOW, COMPLETE), (COMPLETE, THREE), (LOW, THREE)])
+async def test_entry_of_fewer_stages_replaces_none_of_more(
+    cache: ResultCache, fewer: CachedOutputs, more: CachedOutputs
+) -> None:
+    await cache.put("key", more)
+    await cache.put("key", fewer)
+    assert await cache.get("key") == more
 
 
 async def test_concurrent_puts_keep_the_complete_entry(cache: ResultCache) -> None:
-    await asyncio.gather(*(cache.put("key", COMPLETE if i == 7 else LOW) for i in range(20)))
-    assert await cache.get("key") == COMPLETE
+    await asyncio.gather(*(cache.put("key", THREE if i == 7 else (LOW, COMPLETE)[i % 2]) for i in range(20)))
+    assert await cache.get("key") == THREE
 
 
 async def test_memory_keeps_the_entries_used_last() -> None:

@@ -33,6 +33,7 @@ def environment(tiny_store: Path) -> dict[str, str]:
         "LOWFIRST_RUNTIME": "eager",
         "LOWFIRST_DEVICE": "cpu",
         "LOWFIRST_PORT": "0",
+        "LOWFIRST_PROCESSES": "1",
         "LOWFIRST_WORKERS": "1",
         "LOWFIRST_MAX_BATCH_SIZE": "2",
         "LOWFIRST_DRAIN_DELAY_SECONDS": "0",

@@ -24,6 +24,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, ViewportSize, expect, sync_playwright
 
+from service.calibration_table import CalibrationRow
+from service.inference.latency import LatencyProfile, LatencyTable
 from service.store import read_spec, write_spec
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
@@ -31,6 +33,7 @@ Serve = Callable[..., Server]
 Open = Callable[..., Page]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+ROWS = 7  # of what is expected of a threshold
 IN_FLIGHT = 4  # images that the server accepts at a time
 TIMEOUT = 10
 NONE = "\N{EN DASH}"
@@ -60,8 +63,9 @@ CONTRASTS = """() => {
     });
     return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
   };
-  return [["ink", "page"], ["ink", "card"], ["quiet", "page"], ["quiet", "card"], ["quiet", "sunk"], ["low", "card"],
-    ["high", "card"], ["error", "error-soft"], ["good", "card"], ["low", "low-soft"], ["on-solid", "low"]].map(
+  return [["ink", "page"], ["ink", "card"], ["quiet", "page"], ["quiet", "card"], ["quiet", "sunk"], ["accent", "card"],
+    ["second", "card"], ["third", "card"], ["fourth", "card"], ["fifth", "card"], ["error", "error-soft"],
+    ["good", "card"], ["accent", "accent-soft"], ["on-solid", "accent"]].map(
     ([text, ground]) => [text, ground, Math.max(light(text) / light(ground), light(ground) / light(text))]);
 }"""
 
@@ -80,13 +84,15 @@ def browser(chromium: str) -> Iterator[Browser]:
 def store(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as ``tiny/1``, ``tiny/2`` and ``other/1``, and ``broken/1``, which cannot be served.
 
-    The high pass of ``tiny/2`` is said to cost twice as much.
+    The last stage of ``tiny/2`` is said to cost twice as much.
     """
     root = tmp_path_factory.mktemp("console")
     for name in ("tiny/1", "tiny/2", "other/1", "broken/1"):
         shutil.copytree(two_versions / name, root / name)
     spec = read_spec(root / "tiny/2")
-    write_spec(root / "tiny/2", dataclasses.replace(spec, high_mmacs=2 * spec.high_mmacs))
+    *early, last = spec.stages
+    dearer = dataclasses.replace(last, mmacs=2 * last.mmacs)
+    write_spec(root / "tiny/2", dataclasses.replace(spec, stages=(*early, dearer)))
     return root
 
 
@@ -95,6 +101,20 @@ def site(servers: Serve, store: Path) -> httpx.Client:
     """A client of the server behind the pages. It serves two models; a page is about the first unless told."""
     settings = {"model_store": str(store), "model": "tiny/1", "models": "other/1"}
     return servers(**settings, max_images_in_flight=str(IN_FLIGHT), max_image_bytes="200000")[1]
+
+
+@pytest.fixture(scope="module")
+def any_depth(servers: Serve, cascades: Path) -> httpx.Client:
+    """A client of a server of models of one, two and three stages."""
+    return servers(model_store=str(cascades), model="tiny", models="single,deep")[1]
+
+
+@pytest.fixture(scope="module")
+def priced(servers: Serve, store: Path, tmp_path_factory: pytest.TempPathFactory) -> httpx.Client:
+    """A client of a server whose stages take 1 and 4 ms, its single-scale network 4 ms, and an hour 0.90."""
+    profile = tmp_path_factory.mktemp("profile") / "profile.json"
+    LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.004}), {1: 0.004})).write(profile)
+    return servers(model_store=str(store), model="tiny/1", profile=str(profile), cost_per_hour="0.9")[1]
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +142,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
             page.on("pageerror", lambda error: troubles.append(str(error)))
             page.on("request", lambda sent: None if sent.url.startswith((home, "blob:")) else troubles.append(sent.url))
             page.goto(home)
-            expect(page.locator("#preview tr")).to_have_count(0 if is_locked else 5, timeout=TIMEOUT * 1e3)
+            expect(page.locator("#preview tr")).to_have_count(0 if is_locked else ROWS, timeout=TIMEOUT * 1e3)
             return page
 
         yield open_
@@ -184,9 +204,9 @@ def test_photograph_that_exits_shows_its_low_answer_and_what_was_saved(page: Pag
     set_threshold(site, 0)
     upload(page, "golf-ball.jpg")
     best = str(told(site, "golf-ball.jpg", threshold="0")["low"][0]["label"])
-    expect(page.locator(".pass.low .ranking li").first).to_contain_text(best)
+    expect(page.locator(".pass.tone-0 .ranking li").first).to_contain_text(best)
     expect(page.locator(".verdict")).to_contain_text("above 0, so the low answer is final")
-    expect(page.locator(".pass.high")).to_contain_text("multiply-adds saved")
+    expect(page.locator(".pass.tone-1")).to_contain_text("multiply-adds saved")
     expect(page.locator(".spent")).to_contain_text(re.compile(r"\d+% of single-scale"))
     expect(page.locator("#announcer")).to_contain_text(f"golf-ball.jpg: {best},")
     expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 500)
@@ -196,10 +216,10 @@ def test_photograph_that_escalates_shows_both_answers(page: Page, site: httpx.Cl
     set_threshold(site, 1)
     upload(page, "church.jpg")
     passes = told(site, "church.jpg", threshold="1")
-    for stage in ("low", "high"):
-        first = page.locator(f".pass.{stage} .ranking li").first
+    for place, stage in enumerate(("low", "high")):
+        first = page.locator(f".pass.tone-{place} .ranking li").first
         expect(first).to_contain_text(str(passes[stage][0]["label"]))
-        expect(page.locator(f".pass.{stage} .cost")).to_contain_text(re.compile(r"M · [\d.]+\sms"))
+        expect(page.locator(f".pass.tone-{place} .cost")).to_contain_text(re.compile(r"M · [\d.]+\sms"))
     expect(page.locator(".verdict")).to_contain_text("not above 1, so on to the high pass")
     expect(page.get_by_role("img", name=re.compile(r"Confidence 0\.\d+, threshold 1"))).to_be_visible()
 
@@ -209,9 +229,9 @@ def test_high_pass_may_be_asked_of_a_photograph_that_exits(page: Page, site: htt
     upload(page, "parachute.jpg")
     page.get_by_role("button", name="Ask it all the same").click()
     best = str(told(site, "parachute.jpg", threshold="1")["high"][0]["label"])
-    expect(page.locator(".pass.high .ranking li").first).to_contain_text(best)
-    expect(page.locator(".pass.high")).to_contain_text(re.compile("Asked all the same: it (dis)?agrees"))
-    expect(page.locator("#high-pass")).to_be_focused()
+    expect(page.locator(".pass.tone-1 .ranking li").first).to_contain_text(best)
+    expect(page.locator(".pass.tone-1")).to_contain_text(re.compile("Asked all the same: it (dis)?agrees"))
+    expect(page.locator("#pass-1")).to_be_focused()
     assert site.get("/config/threshold").json()["threshold"] == 0
 
 
@@ -230,6 +250,75 @@ def test_single_scale_time_is_the_least_that_was_seen(page: Page, site: httpx.Cl
     expect(page.locator(".spent")).to_contain_text("single-scale about 5.0\u00a0ms")
 
 
+@pytest.mark.parametrize(
+    ("model", "passes"),
+    [
+        ("single", ["Single pass"]),
+        ("tiny", ["Low pass", "High pass"]),
+        ("deep", ["Low pass", "Middle pass", "High pass"]),
+    ],
+)
+def test_cascade_of_any_depth_is_drawn(open_page: Open, any_depth: httpx.Client, model: str, passes: list[str]) -> None:
+    page = open_page(any_depth)
+    page.get_by_role("combobox", name="Model").select_option(model)
+    expect(page.locator(".pass h3")).to_have_text(passes)
+    expect(page.locator("#curve svg")).to_be_visible()
+    last = len(passes) - 1
+    for threshold, ran in ((1, last), (0, 0)):
+        any_depth.patch("/config/threshold", params={"model": model}, json={"threshold": threshold})
+        expect(page.locator("#in-force")).to_contain_text(f"{threshold} in force")
+        upload(page, "church.jpg")
+        expect(page.locator(".pass .ranking")).to_have_count(ran + 1)
+        expect(page.locator(".pass.idle")).to_have_count(last - ran)
+        expect(page.locator(".gauge")).to_have_count(0 if not last else max(ran, 1))
+        expect(page.locator(".spent .bar").first.locator("i")).to_have_count(len(passes))
+        expect(page.locator("#strip button").first).to_have_class(f"answered tone-{ran}")
+    button = page.get_by_role("button", name="Ask it all the same")
+    expect(button).to_have_count(1 if last else 0)
+    if last:
+        button.click()
+        expect(page.locator(".pass .ranking")).to_have_count(last + 1)
+        expect(page.locator(f"#pass-{last}")).to_be_focused()
+    row = page.locator("#store li", has_text=f"{model}/1")
+    expect(row.locator(".bar i")).to_have_count(len(passes))
+
+
+def test_page_tells_whether_the_cascade_pays_here(open_page: Open, priced: httpx.Client) -> None:
+    page = open_page(priced)
+    set_threshold(priced, 0)
+    expect(page.locator("#pays")).to_have_text(
+        "It pays here: 1.0\u00a0ms of compute an image; the single-scale network takes 4.0\u00a0ms."
+    )
+    slide_to(page, 1)
+    expect(page.locator("#pays")).to_have_text(
+        "It does not pay here: 5.0\u00a0ms of compute an image; the single-scale network takes 4.0\u00a0ms."
+    )
+    expect(page.locator("#curve-title")).to_have_text("Accuracy against time, by threshold")
+    upload(page, "church.jpg")
+    expect(page.locator("#totals")).to_contain_text(re.compile(r"a million cost [\d.,]+ \(single-scale 1.00\)"))
+
+
+def test_model_without_labels_or_measured_time_shows_what_is_known(
+    open_page: Open, serve: Serve, store: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(store / "tiny/1", tmp_path / "tiny/1"))
+    spec = read_spec(folder)
+    (table,) = spec.calibration
+    rows = tuple(CalibrationRow(row.threshold, row.ends, row.disagreements) for row in table.rows)
+    bare = dataclasses.replace(table, rows=rows, is_labelled=False)
+    write_spec(folder, dataclasses.replace(spec, calibration=(bare,)))
+    LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.004}))).write(tmp_path / "profile.json")
+    _, client = serve(model_store=str(tmp_path), model="tiny", profile=str(tmp_path / "profile.json"))
+    page = open_page(client)
+    told_of = page.locator("#preview td:nth-child(2)")
+    expect(told_of.nth(0)).to_have_text(NONE)  # the time saved
+    expect(told_of.nth(5)).to_have_text(NONE)  # the accuracy
+    expect(told_of.nth(6)).to_have_text(re.compile(r"[\d.]+%"))
+    expect(page.locator("#pays")).to_have_text("")
+    expect(page.locator("#curve-title")).to_have_text("Agreement against time, by threshold")
+    expect(page.locator("#curve")).not_to_contain_text("single-scale")
+
+
 def test_several_photographs_have_a_place_each_and_can_be_looked_at_again(page: Page) -> None:
     upload(page, "golf-ball.jpg", "church.jpg", "parachute.jpg")
     upload(page, "gas-pump.jpg")
@@ -245,7 +334,7 @@ def test_several_photographs_have_a_place_each_and_can_be_looked_at_again(page: 
 @pytest.mark.parametrize("kind", ["paste", "drop"])
 def test_photographs_may_be_pasted_and_dropped(page: Page, kind: str) -> None:
     page.evaluate(HAND_OVER, handed(kind, "gas-pump.jpg", "church.jpg"))
-    expect(page.locator("#strip button.low, #strip button.high")).to_have_count(2)
+    expect(page.locator("#strip button.answered")).to_have_count(2)
     expect(page.locator(".picture figcaption")).to_have_text("gas-pump.jpg")
 
 
@@ -257,9 +346,11 @@ def test_slider_shows_what_a_threshold_would_do_and_changes_nothing(page: Page, 
         slide_to(page, threshold)
         preview = site.get("/config/threshold/preview", params={"threshold": threshold}).json()["predicted"]
         rows = page.locator("#preview tr")
-        expect(rows.nth(0).locator("td").last).to_have_text(f"{100 * preview['exit_rate']:.1f}%")
-        expect(rows.nth(1).locator("td").last).to_have_text(f"{preview['mean_mmacs']:.1f} M")
-        expect(rows.nth(3).locator("td").last).to_have_text(f"{100 * preview['accuracy']:.1f}%")
+        expect(rows.nth(0).locator("td").last).to_have_text(f"{100 * preview['saved']:.1f}%")
+        expect(rows.nth(1).locator("td").last).to_have_text(re.compile(r"[\d.]+\sms"))
+        expect(rows.nth(2).locator("td").last).to_have_text(f"{preview['mean_mmacs']:.1f} M")
+        expect(rows.nth(4).locator("td").last).to_have_text(f"{100 * preview['exit_rate']:.1f}%")
+        expect(rows.nth(5).locator("td").last).to_have_text(f"{100 * preview['accuracy']:.1f}%")
         expect(page.locator("#curve")).to_contain_text(f"{threshold}")
         places.append(point.get_attribute("cx"))
     assert places[0] != places[1]
@@ -279,10 +370,10 @@ def test_preview_shows_no_other_thresholds_figures(open_page: Open, site: httpx.
     page.route("**/preview?*", lambda route: route.fulfill(status=503, json={"error": {"message": "not now"}}))
     slide_to(page, 0.3)
     expect(page.locator("#preview-title")).to_have_text("At 0.3")
-    expect(then).to_have_text([NONE] * 5)
+    expect(then).to_have_text([NONE] * ROWS)
     expect(page.locator("#curve circle.then")).to_have_count(0)
     expect(page.locator("#outcome")).to_have_text("Not now.")
-    expect(then).to_have_text([NONE] * 5)
+    expect(then).to_have_text([NONE] * ROWS)
 
 
 def test_applied_threshold_is_in_force_and_shown(page: Page, site: httpx.Client) -> None:
@@ -344,15 +435,16 @@ def test_charts_move_after_load(open_page: Open, site: httpx.Client) -> None:
     told(site, "church.jpg")
     page = open_page(site)
     charts = page.locator(".chart")
-    expect(charts).to_have_count(4)
-    expect(charts.locator("b")).to_have_text([NONE] * 4 + ["0", "0"])  # that image is no news
-    lines = [charts.nth(i).locator("svg path.line").first for i in range(4)]
+    expect(charts).to_have_count(5)
+    expect(charts.locator("b")).to_have_text([NONE] * 5 + ["0", "0"])  # that image is no news
+    lines = [charts.nth(i).locator("svg path.line").first for i in range(5)]
     before = [line.get_attribute("d") for line in lines]
     upload(page, "golf-ball.jpg", "church.jpg")
-    expect(charts.nth(0).locator("b")).to_have_text("0.0%")
+    expect(charts.nth(0).locator("b")).to_have_text(re.compile(r"[\d.]+\sms"))
+    expect(charts.nth(2).locator("b")).to_have_text("0.0%")
     model = site.get("/models").json()["models"][0]
     expect(charts.nth(1).locator("b")).to_have_text(f"{model['low_mmacs'] + model['high_mmacs']:.1f} M")
-    expect(charts.nth(2).locator("b").first).to_have_text(re.compile(r"[\d.]+\sms"))
+    expect(charts.nth(3).locator("b").first).to_have_text(re.compile(r"[\d.]+\sms"))
     for line, path in zip(lines, before, strict=True):
         expect(line).not_to_have_attribute("d", path or "")
 
@@ -415,7 +507,7 @@ def test_server_with_keys_asks_for_them_and_its_end_is_told_of(open_page: Open, 
         expect(page.get_by_role("dialog", name="API key needed")).to_contain_text(reason)
         page.get_by_label("Key", exact=True).fill(key)
         page.keyboard.press("Enter")
-    expect(page.locator("#preview tr")).to_have_count(5)
+    expect(page.locator("#preview tr")).to_have_count(ROWS)
     expect(page.locator("#state")).to_have_text("ready")
     expect(notice).to_be_hidden()
     expect(page.locator("#files")).to_be_focused()
@@ -469,7 +561,7 @@ def test_busy_server_is_told_of_and_may_be_asked_again(page: Page, site: httpx.C
         expect(page.locator(".refused")).to_contain_text(re.compile(r"The server is busy\. Try again in \d+ s\."))
     until(lambda: site.get("/stats").json()["queue"]["images_in_flight"] == 0)
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator(".pass.low .ranking li").first).to_be_visible()
+    expect(page.locator(".pass.tone-0 .ranking li").first).to_be_visible()
 
 
 def until(is_so: Callable[[], bool], wait: Callable[[float], None] = time.sleep) -> None:
@@ -499,7 +591,7 @@ def test_key_that_is_declined_is_not_asked_for_again_until_it_is_given(page: Pag
     page.get_by_role("button", name="Try again").click()
     page.get_by_label("Key", exact=True).fill("open-sesame")
     page.keyboard.press("Enter")
-    expect(page.locator("#strip button.low, #strip button.high")).to_have_count(8)
+    expect(page.locator("#strip button.answered")).to_have_count(8)
 
 
 def test_keyboard_alone_is_enough(page: Page, site: httpx.Client) -> None:
@@ -516,7 +608,7 @@ def test_keyboard_alone_is_enough(page: Page, site: httpx.Client) -> None:
     tab_to(".skip")
     tab_to("#files")
     keys.press("Enter")
-    expect(page.locator(".pass.low .ranking li").first).to_be_visible()
+    expect(page.locator(".pass.tone-0 .ranking li").first).to_be_visible()
     tab_to("#slider")
     assert page.locator("#slider").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
     for _ in range(5):
@@ -566,7 +658,7 @@ def test_everything_that_is_used_or_drawn_has_a_name(page: Page) -> None:
     upload(page, "golf-ball.jpg", "church.jpg")
     nameless = page.locator("main").aria_snapshot()
     assert not re.findall(r"^\s*- (?:button|slider|img|table|link|textbox)\s*:?\s*$", nameless, re.MULTILINE)
-    expect(page.get_by_role("slider", name="A low answer this sure is final")).to_be_visible()
+    expect(page.get_by_role("slider", name="An early answer this sure is final")).to_be_visible()
     expect(page.get_by_label(re.compile("Choose photographs"))).to_have_count(1)
     expect(page.get_by_role("button", name="Serve this: tiny/2")).to_be_visible()
     for name in ("Try a photograph", "Threshold", "Live", "Models"):

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app as command_line
-from service.inference.latency import LatencyTable
+from service.inference.latency import LatencyProfile, LatencyTable
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
@@ -163,7 +163,7 @@ def wait_until_in_flight(client: httpx.Client, images: int, at_least: bool = Tru
 
 def test_a_server_starts_with_a_saved_profile(serve: Serve, jpeg: bytes, tmp_path: Path) -> None:
     profile = tmp_path / "profile.json"
-    LatencyTable({1: 0.001}, {1: 0.002}).write(profile)
+    LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.002}))).write(profile)
     client = serve(profile=str(profile))[1]
     assert client.post("/classify", content=jpeg, headers=RAW).status_code == 200
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from service.calibration_table import CalibrationRow, CalibrationTable
 from service.evaluation.coverage import PROMISES, broken, promises, risk
 from service.evaluation.passes import Answers
-from service.inference.calibration import RISK, THRESHOLDS, Calibration, allowed_risk, tabulate
+from service.inference.calibration import RISK, THRESHOLDS, Calibration, allowed_risk, count_table
 from service.state.base import Goal
-from service.store import CalibrationRow, CalibrationTable
 
 DRAWS = 1000
 CHUNK = 100  # draws at a time, for the sake of memory
@@ -30,18 +30,20 @@ def _pool(seed: int = 0, images: int = 4000, classes: int = 10) -> Answers:
     low = truth + 1.2 * noise + 0.5 * random.normal(size=noise.shape)
     high = 1.3 * truth + 1.2 * noise
     exponents = np.exp(low - low.max(1, keepdims=True))
-    return Answers((exponents / exponents.sum(1, keepdims=True)).max(1), low.argmax(1), high.argmax(1), targets)
+    confidence = (exponents / exponents.sum(1, keepdims=True)).max(1)
+    return Answers(confidence[:, None], np.stack([low.argmax(1), high.argmax(1)], axis=1), targets)
 
 
 def _tables(pool: Answers, images: int, draws: int, seed: int) -> Iterator[CalibrationTable]:
     """Calibration tables of ``draws`` sets of ``images`` drawn from the pool with replacement.
 
-    As ``tabulate`` would count them, all thresholds at once.
+    As ``count_table`` would count them, all thresholds at once.
     """
     random = np.random.default_rng(seed)
-    exited = pool.confidence[:, None] > np.array(THRESHOLDS)  # (n, thresholds)
-    is_low, is_high = pool.low == pool.targets, pool.high == pool.targets
-    of_exited = [np.ones(len(pool), bool), pool.low != pool.high, is_low & ~is_high, ~is_low & is_high]
+    exited = pool.confidence > np.array(THRESHOLDS)  # (n, thresholds)
+    is_low, is_high = pool.right.T
+    differ = pool.answers[:, 0] != pool.last
+    of_exited = [np.ones(len(pool), bool), differ, is_low & ~is_high, ~is_low & is_high]
     counted = np.concatenate([exited & one[:, None] for one in of_exited], axis=1).astype(np.float32)
     for start in range(0, draws, CHUNK):
         size = (min(CHUNK, draws - start), images)
@@ -54,7 +56,7 @@ def _tables(pool: Answers, images: int, draws: int, seed: int) -> Iterator[Calib
 
 def _table(images: int, high_right: int, counts: list[list[int]]) -> CalibrationTable:
     rows = tuple(
-        CalibrationRow(threshold, exited, disagreements, gained, lost, high_right + gained - lost)
+        CalibrationRow(threshold, (exited, images - exited), disagreements, gained, lost, high_right + gained - lost)
         for threshold, exited, disagreements, gained, lost in zip(THRESHOLDS, *counts, strict=True)
     )
     return CalibrationTable("eager", "float32", images, rows)
@@ -64,7 +66,7 @@ def _simulated(pool: Answers, goal: Goal, value: float, images: int) -> float:
     """The share of ``DRAWS`` calibrations whose threshold breaks the promise on the whole pool."""
     allowed = allowed_risk(goal, value)
     risks = {threshold: risk(pool, goal, threshold) for threshold in THRESHOLDS}
-    solved = [Calibration(table, 0.0, 1.0).solve(goal, value) for table in _tables(pool, images, DRAWS, seed=0)]
+    solved = [Calibration(table, (0.0, 1.0)).solve(goal, value) for table in _tables(pool, images, DRAWS, seed=0)]
     return sum(risks[threshold] > allowed + 1e-12 for threshold in solved) / DRAWS
 
 
@@ -96,9 +98,7 @@ def test_without_the_bound_promises_would_be_broken_far_more_often(
 def test_drawn_tables_are_what_counting_the_drawn_images_gives(pool: Answers) -> None:
     (table,) = _tables(pool, 300, 1, seed=5)
     index = np.random.default_rng(5).integers(len(pool), size=(1, 300))[0]
-    expected = tabulate(
-        pool.confidence[index], pool.low[index], pool.high[index], pool.targets[index], "eager", "float32"
-    )
+    expected = count_table(pool.confidence[index], pool.answers[index], pool.targets[index], "eager", "float32")
     assert table == expected
 
 
@@ -117,24 +117,24 @@ def test_promise_that_nothing_can_break_is_never_broken(pool: Answers, goal: Goa
 
 def test_promises_are_solved_by_the_table_and_measured_on_the_pool(pool: Answers) -> None:
     (table,) = _tables(pool, 1000, 1, seed=2)
-    calibration = Calibration(table, 1.0, 4.0)
+    calibration = Calibration(table, (1.0, 4.0))
     found = promises(pool, calibration)
     assert promises(pool, None) == ()
     for promise in found:
         assert promise.threshold is not None
         assert promise.measured is not None
         assert promise.threshold == calibration.solve(promise.goal, promise.value)
-        assert promise.exit_rate == (pool.confidence > promise.threshold).mean()
-        answers = np.where(pool.confidence > promise.threshold, pool.low, pool.high)
+        assert promise.exit_rate == (pool.confidence[:, 0] > promise.threshold).mean()
+        answers = np.where(pool.confidence[:, 0] > promise.threshold, pool.answers[:, 0], pool.last)
         if promise.goal == "min_agreement":
-            assert promise.measured == pytest.approx((answers == pool.high).mean())
+            assert promise.measured == pytest.approx((answers == pool.last).mean())
             assert promise.is_kept == (promise.measured >= promise.value)
         else:
-            gone = (pool.high == pool.targets).mean() - (answers == pool.targets).mean()
-            lost = ((pool.high == pool.targets) & (answers != pool.targets)).mean()
+            gone = (pool.last == pool.targets).mean() - (answers == pool.targets).mean()
+            lost = ((pool.last == pool.targets) & (answers != pool.targets)).mean()
             assert gone <= promise.measured == pytest.approx(lost)
             assert promise.is_kept == (lost <= promise.value)
         assert promise.broken is not None
         assert promise.broken <= RISK + 1e-9
-    few = Calibration(tabulate(pool.confidence[:30], pool.low[:30], pool.high[:30], pool.targets[:30], "", ""), 1, 4)
+    few = Calibration(count_table(pool.confidence[:30], pool.answers[:30], pool.targets[:30], "", ""), (1, 4))
     assert "it takes 149 certifying images" in promises(pool, few)[2].why_not

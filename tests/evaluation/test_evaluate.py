@@ -15,8 +15,10 @@ from service.evaluation.evaluate import EVALUATION, Evaluation, evaluate
 from service.evaluation.passes import run_passes
 from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
+from service.model_spec import Architecture
 from service.networks.registry import build
-from service.store import Architecture, read_spec, write_spec, write_weights
+from service.stages import StageSpec
+from service.store import read_spec, write_spec, write_weights
 from service.training.data import find
 
 
@@ -33,10 +35,10 @@ def evaluation(predictor: Predictor, shapes: Path) -> Evaluation:
 def test_points_at_0_and_1_are_the_two_passes(evaluation: Evaluation, predictor: Predictor) -> None:
     first, last = evaluation.curve[0], evaluation.curve[-1]
     spec = predictor.spec
-    assert (first.threshold, first.exit_rate, first.accuracy) == (0, 1, evaluation.low_accuracy)
-    assert (last.threshold, last.exit_rate, last.accuracy) == (1, 0, evaluation.high_accuracy)
-    assert first.mean_mmacs == spec.low_mmacs
-    assert last.mean_mmacs == spec.low_mmacs + spec.high_mmacs
+    assert (first.threshold, first.exit_rate, first.accuracy) == (0, 1, evaluation.stages["low"])
+    assert (last.threshold, last.exit_rate, last.accuracy) == (1, 0, evaluation.stages["high"])
+    assert first.mean_mmacs == spec.mmacs[0]
+    assert last.mean_mmacs == sum(spec.mmacs)
 
 
 def test_curve_has_every_threshold_and_its_cost_follows_the_exit_rate(
@@ -44,15 +46,15 @@ def test_curve_has_every_threshold_and_its_cost_follows_the_exit_rate(
 ) -> None:
     assert tuple(point.threshold for point in evaluation.curve) == THRESHOLDS
     for point in evaluation.curve:
-        expected = predictor.spec.low_mmacs + (1 - point.exit_rate) * predictor.spec.high_mmacs
+        expected = predictor.spec.mmacs[0] + (1 - point.exit_rate) * predictor.spec.mmacs[1]
         assert point.mean_mmacs == pytest.approx(expected)
 
 
 def test_passes_are_counted_image_by_image(evaluation: Evaluation, predictor: Predictor, shapes: Path) -> None:
     passes = run_passes(predictor, find(shapes, "val"), workers=0)
-    low, high, targets = passes.low.argmax(1).numpy(), passes.high.argmax(1).numpy(), passes.targets.numpy()
+    (low, high), targets = (each.argmax(1).numpy() for each in passes.logits), passes.targets.numpy()
     assert evaluation.images == len(targets) == 18
-    assert evaluation.low_accuracy == pytest.approx((low == targets).mean())
+    assert evaluation.stages["low"] == pytest.approx((low == targets).mean())
     assert evaluation.agreement == pytest.approx((low == high).mean())
 
 
@@ -104,7 +106,7 @@ def test_evaluation_belongs_to_its_weights_and_calibration(evaluation: Evaluatio
     assert evaluation.is_of(spec)
     assert not evaluation.is_of(dataclasses.replace(spec, weights_sha256="0" * 64))
     assert not evaluation.is_of(dataclasses.replace(spec, default_threshold=0.123, calibration=()))
-    assert not evaluation.is_of(dataclasses.replace(spec, temperature=dataclasses.replace(spec.temperature, low=9)))
+    assert not evaluation.is_of(spec.with_temperatures((9, *spec.temperatures[1:])))
 
 
 @pytest.mark.parametrize("rename", [("circle", "disc"), ("circle", "zebra")])
@@ -132,9 +134,9 @@ def test_val_without_a_class_is_evaluated_and_the_class_named(
     assert "1 of 3 classes have no photograph here, and nothing is said of them: circle" in caplog.text
     whole = run_passes(predictor, find(shapes, "val"), workers=0)
     there = whole.targets != 0
-    right = (whole.high.argmax(1) == whole.targets)[there]
+    right = (whole.logits[-1].argmax(1) == whole.targets)[there]
     assert measured.images == 12
-    assert measured.high_accuracy == pytest.approx(right.float().mean().item())
+    assert measured.stages["high"] == pytest.approx(right.float().mean().item())
 
 
 def test_missing_split_is_named(predictor: Predictor, shapes: Path) -> None:
@@ -162,9 +164,10 @@ def test_single_scale_network_has_one_point(calibrated: Path, shapes: Path, tmp_
     digest = write_weights(tmp_path, build("mobilenet_v1_025", 3).state_dict())
     spec = dataclasses.replace(
         read_spec(calibrated),
-        architecture=Architecture("mobilenet_v1_025", 3), weights_sha256=digest, low_mmacs=0.0, default_threshold=None,
+        architecture=Architecture("mobilenet_v1_025", 3), weights_sha256=digest, default_threshold=None, calibration=(),
+        stages=(StageSpec("single", 64, 5.0),), files={},
     )  # fmt: skip
     write_spec(tmp_path, spec)
     measured = evaluate(Predictor.load(tmp_path, "cpu", "float32"), shapes, workers=0)
-    assert [(p.threshold, p.exit_rate, p.mean_mmacs) for p in measured.curve] == [(1, 0, spec.high_mmacs)]
-    assert measured.low_accuracy == measured.high_accuracy
+    assert [(p.threshold, p.exit_rate, p.mean_mmacs) for p in measured.curve] == [(1, 0, 5.0)]
+    assert measured.stages == {"single": measured.default.accuracy}

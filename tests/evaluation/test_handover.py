@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from service.evaluation.handover import handover
+from service.networks.cascade import pyramid
 from service.networks.msnet import MSNet
 from service.networks.registry import build
 
@@ -29,7 +30,7 @@ def test_every_sum_of_maps_is_told(fusion: str, blocks: int) -> None:
 
 def test_a_low_network_that_gives_nothing_has_no_share() -> None:
     network = _network("before_relu")
-    norms = [module for module in network.low.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.backbone(0).modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.zeros_(norm.weight)
     assert [each.share for each in handover(network, [IMAGES])] == [0.0] * 5
@@ -45,8 +46,8 @@ def test_a_network_that_gives_nothing_at_all_has_no_share_either() -> None:
 
 def test_a_high_network_that_takes_back_what_it_is_given_is_told_by_a_negative_correlation() -> None:
     network = _network("after_relu")
-    taken_back = network.high.blocks[0]
-    given = network.forward_low(IMAGES).features[0]
+    taken_back = network.backbone(1).blocks[0]
+    given = network.run(0, pyramid(IMAGES, network.scales)[0], ())[1][0]
     taken_back.register_forward_hook(lambda *_: -2 * nn.functional.interpolate(given, scale_factor=2.0))
     first = handover(network, [IMAGES])[0]
     assert first.correlation == pytest.approx(-1, abs=1e-4)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from service.calibration_table import CalibrationTable
 from service.errors import InvalidOption
-from service.inference.calibration import THRESHOLDS, Calibration, tabulate, upper_bound
+from service.inference.calibration import THRESHOLDS, Calibration, count_table, upper_bound
 from service.inference.exit_rule import exits
 from service.state.base import GOALS, Goal, ThresholdConfig
-from service.store import CalibrationTable
 
 LOW_MMACS, HIGH_MMACS = 10.0, 40.0
 
@@ -32,11 +33,12 @@ def _table(seed: int, n: int, classes: int = 4, low_right: float = 0.8, high_rig
         is_right = random.random(n) < right * (0.5 + confidence / 2)
         return np.where(is_right, targets, (targets + random.integers(1, classes, n)) % classes)
 
-    return tabulate(confidence, answers(low_right), answers(high_right), targets, "eager", "float32")
+    said = np.stack([answers(low_right), answers(high_right)], axis=1)
+    return count_table(confidence[:, None], said, targets, "eager", "float32")
 
 
 def _calibration(seed: int = 0, n: int = 2000, **of: float) -> Calibration:
-    return Calibration(_table(seed, n, **of), LOW_MMACS, HIGH_MMACS)  # type: ignore[arg-type]
+    return Calibration(_table(seed, n, **of), (LOW_MMACS, HIGH_MMACS))  # type: ignore[arg-type]
 
 
 calibrations = st.builds(
@@ -74,7 +76,7 @@ def test_table_is_what_counting_image_by_image_gives() -> None:
     n = 200
     confidence = random.choice([*THRESHOLDS[::7], 0.3333, 1.0], n)  # many lie exactly on a threshold
     low, high, targets = random.integers(0, 3, (3, n))
-    table = tabulate(confidence, low, high, targets, "eager", "float32")
+    table = count_table(confidence[:, None], np.stack([low, high], axis=1), targets, "eager", "float32")
     for row in table.rows:
         counted = dict.fromkeys(("exited", "disagreements", "low_right", "high_right", "right"), 0)
         for c, a, b, truth in zip(confidence, low, high, targets, strict=True):
@@ -87,8 +89,8 @@ def test_table_is_what_counting_image_by_image_gives() -> None:
         assert tuple(counted.values()) == (
             row.exited,
             row.disagreements,
-            row.low_right_high_wrong,
-            row.low_wrong_high_right,
+            row.right_last_wrong,
+            row.wrong_last_right,
             row.right,
         )
     assert (table.n, table.runtime, table.precision) == (n, "eager", "float32")
@@ -98,7 +100,7 @@ def test_table_is_what_counting_image_by_image_gives() -> None:
 @settings(max_examples=20, deadline=None)
 def test_counts_of_exited_images_never_grow_with_the_threshold(calibration: Calibration) -> None:
     rows = calibration.table.rows
-    for name in ("exited", "disagreements", "low_right_high_wrong", "low_wrong_high_right"):
+    for name in ("exited", "disagreements", "right_last_wrong", "wrong_last_right"):
         counts = [getattr(row, name) for row in rows]
         assert counts == sorted(counts, reverse=True)
     assert rows[0].exited == calibration.table.n
@@ -111,11 +113,13 @@ def test_prediction_at_a_row_is_that_row() -> None:
     for row in calibration.table.rows[:-1]:
         effect = calibration.predict(row.threshold)
         assert effect.exit_rate == row.exited / n
+        assert row.right is not None
+        assert row.wrong_last_right is not None
         assert effect.accuracy == row.right / n
         assert effect.agreement == 1 - row.disagreements / n
         assert effect.mean_mmacs == pytest.approx(LOW_MMACS + (1 - row.exited / n) * HIGH_MMACS)
         assert effect.agreement_at_least == 1 - upper_bound(row.disagreements, n)
-        assert effect.accuracy_drop_at_most == upper_bound(row.low_wrong_high_right, n)
+        assert effect.accuracy_drop_at_most == upper_bound(row.wrong_last_right, n)
 
 
 @pytest.mark.parametrize("goal", ["min_agreement", "max_accuracy_drop"])
@@ -150,7 +154,7 @@ def test_at_0_every_image_exits_and_at_1_none() -> None:
 
 @given(calibrations, st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_bounds_between_rows_promise_no_more_than_the_row_below(calibration: Calibration, threshold: float) -> None:
+def test_bounds_between_rows_promise_no_more_than_the_rows_around(calibration: Calibration, threshold: float) -> None:
     below = max(t for t in THRESHOLDS if t <= threshold)
     effect, row = calibration.predict(threshold), calibration.predict(below)
     assert effect.agreement_at_least == row.agreement_at_least <= effect.agreement + 1e-12
@@ -165,7 +169,7 @@ def test_a_higher_threshold_never_promises_less(calibration: Calibration) -> Non
         assert lower.exit_rate >= higher.exit_rate
         assert lower.mean_mmacs <= higher.mean_mmacs
         assert lower.agreement_at_least <= higher.agreement_at_least
-        assert lower.accuracy_drop_at_most >= higher.accuracy_drop_at_most
+        assert (lower.accuracy_drop_at_most or 0) >= (higher.accuracy_drop_at_most or 0)
 
 
 @given(calibrations, st.floats(LOW_MMACS, 2 * (LOW_MMACS + HIGH_MMACS)))
@@ -197,6 +201,7 @@ def test_promise_is_kept_at_the_solved_threshold_and_broken_just_below(
         effect = calibration.predict(threshold)
         if goal == "min_agreement":
             return value - effect.agreement_at_least
+        assert effect.accuracy_drop_at_most is not None
         return effect.accuracy_drop_at_most - value
 
     try:
@@ -221,7 +226,7 @@ def test_threshold_is_taken_as_given(value: float) -> None:
     assert _calibration().solve("threshold", value) == value
 
 
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("goal", [goal for goal in GOALS if goal != "max_mean_ms"])  # of which the engine knows
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_value_that_is_no_number_is_refused(goal: Goal, value: float) -> None:
     with pytest.raises(InvalidOption, match=f"{goal} is .*; it must be a finite number"):
@@ -236,7 +241,7 @@ def test_share_outside_0_and_1_is_refused(goal: Goal, value: float) -> None:
 
 
 def test_budget_below_the_low_pass_is_refused_with_its_cost() -> None:
-    with pytest.raises(InvalidOption, match=r"at least 10\.00, the cost of the low pass") as caught:
+    with pytest.raises(InvalidOption, match="at least 10 million multiply-adds, the cost of the first") as caught:
         _calibration(n=100).solve("max_mean_mmacs", 9.99)
     assert caught.value.status == 422
 
@@ -263,3 +268,57 @@ def test_the_promise_is_what_was_asked_or_else_what_the_table_certifies() -> Non
     certified = calibration.predict(solved).agreement_at_least
     assert calibration.promise(ThresholdConfig("min_agreement", 0.9, solved)) == 0.9
     assert calibration.promise(ThresholdConfig("threshold", solved, solved)) == certified >= 0.9
+
+
+def _three(seed: int, n: int) -> tuple[Any, Any, Any]:
+    """Confidences (n, 2), answers (n, 3) and targets of three stages, each better than the one before."""
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, 4, n)
+    confidence = random.beta(3, 1, (n, 2))
+    rights = np.concatenate([0.6 + 0.4 * confidence * (0.8, 0.95), np.full((n, 1), 0.95)], axis=1)
+    wrong = (targets[:, None] + random.integers(1, 4, (n, 3))) % 4
+    return confidence, np.where(random.random((n, 3)) < rights, targets[:, None], wrong), targets
+
+
+def test_three_stages_are_counted_image_by_image() -> None:
+    confidence, answers, targets = _three(0, 200)
+    table = count_table(confidence, answers, targets, "eager", "float32")
+    for row in table.rows:
+        ends = [next((i for i in (0, 1) if exits(sure[i], row.threshold)), 2) for sure in confidence]
+        given = [said[end] for said, end in zip(answers, ends, strict=True)]
+        assert row.ends == tuple(ends.count(stage) for stage in range(3))
+        assert row.disagreements == sum(a != said[2] for a, said in zip(given, answers, strict=True))
+        assert row.right == sum(a == truth for a, truth in zip(given, targets, strict=True))
+
+
+def test_certificate_of_three_stages_is_broken_in_at_most_one_calibration_in_twenty() -> None:
+    """Thresholds are tested in one order and testing stops at the first that fails, so counts need not be monotone."""
+    confidence, answers, targets = _three(1, 200_000)
+    truth = count_table(confidence, answers, targets, "", "")
+    random, broken = np.random.default_rng(2), 0
+    for _ in range(200):
+        drawn = random.integers(0, len(targets), 400)
+        table = count_table(confidence[drawn], answers[drawn], None, "", "")
+        solved = Calibration(table, (1, 2, 4)).solve("min_agreement", 0.9)
+        row = next(row for row in truth.rows if row.threshold == solved)
+        broken += row.disagreements / truth.n > 0.1
+    assert broken <= 18  # of 200: at most 5 % are expected, and 10 by chance more than 18 once in 100
+
+
+def test_without_labels_agreement_is_certified_and_what_needs_labels_says_so() -> None:
+    confidence, answers, _ = _three(3, 1000)
+    calibration = Calibration(count_table(confidence, answers, None, "eager", "float32"), (1, 2, 4))
+    effect = calibration.predict(0.7)
+    assert (effect.accuracy, effect.accuracy_drop_at_most) == (None, None)
+    assert 0 < calibration.solve("min_agreement", 0.9) <= 1
+    with pytest.raises(InvalidOption, match="was calibrated without labels"):
+        calibration.solve("max_accuracy_drop", 0.5)
+
+
+def test_one_stage_promises_everything_at_every_threshold() -> None:
+    answers = np.array([[0], [1], [1]])
+    calibration = Calibration(count_table(np.empty((3, 0)), answers, np.array([0, 1, 0]), "", ""), (7.0,))
+    effect = calibration.predict(0.3)
+    assert (effect.ends, effect.exit_rate, effect.mean_mmacs) == ((1.0,), 0, 7)
+    assert (effect.agreement_at_least, effect.accuracy_drop_at_most) == (1, 0)
+    assert effect.accuracy == pytest.approx(2 / 3)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from service.errors import BrokenModel, InvalidOption, NotFound
 from service.images.decode import decode
+from service.images.sizes import in_sizes
 from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor, load_network
 from service.inference.runtimes.base import normalise
+from service.model_spec import SPEC
 from service.networks.registry import build
-from service.store import SPEC, WEIGHTS, read_spec, write_spec, write_weights
+from service.store import WEIGHTS, read_spec, write_spec, write_weights
 
 MakeJpeg = Callable[..., bytes]
 
@@ -40,32 +42,61 @@ def images(make_jpeg: MakeJpeg) -> Tensor:
     return torch.stack([decode(make_jpeg(3000 + i), Preprocessing.at(64)) for i in range(64)])
 
 
-def test_low_and_high_pass_are_the_networks(folder: Path, images: Tensor) -> None:
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_stages_are_the_networks(stores: Mapping[int, Path], images: Tensor, depth: int) -> None:
+    predictor = Predictor.load(stores[depth] / "tiny" / "1", "cpu", "float32")
+    sizes = in_sizes(images, predictor.spec.resolutions)
+    network = load_network(stores[depth] / "tiny" / "1", predictor.spec).eval()
+    with torch.inference_mode():
+        expected = network.run_all([normalise(each, predictor.spec.preprocessing) for each in sizes])
+    given = predictor.answers(sizes)
+    assert len(given) == depth
+    for ours, theirs in zip(given, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_halving_decoded_pixels_is_halving_inside_the_network(folder: Path, images: Tensor) -> None:
+    """But for rounding to whole values, at most half a value of a pixel."""
     predictor = Predictor.load(folder, "cpu", "float32")
-    low = predictor.low(images)
     network = load_network(folder, predictor.spec).eval()
     with torch.inference_mode():
-        expected_low, expected_high = network(normalise(images, predictor.spec.preprocessing))
-    assert torch.allclose(low.logits, expected_low, atol=1e-4)
-    assert torch.allclose(predictor.high(images, low), expected_high, atol=1e-4)
+        inside, _ = network(normalise(images, predictor.spec.preprocessing))
+    outside = predictor.answers_to(images)[0]
+    assert (outside - inside).abs().max() < 0.1 * inside.abs().max()
 
 
 def test_some_images_of_a_batch_escalate_like_all(folder: Path, images: Tensor) -> None:
     predictor = Predictor.load(folder, "cpu", "float32")
-    low = predictor.low(images)
+    low, high = in_sizes(images, predictor.spec.resolutions)
+    _, carried = predictor.run(0, low, ())
     chosen = torch.tensor([5, 0, 17])
-    some = predictor.high(images[chosen], low.rows(chosen))
-    assert torch.allclose(some, predictor.high(images, low)[chosen], atol=1e-4)
+    some, _ = predictor.run(1, high[chosen], tuple(each[chosen] for each in carried))
+    assert torch.allclose(some, predictor.run(1, high, carried)[0][chosen], atol=1e-4)
 
 
 def test_bfloat16_answers_almost_as_float32(folder: Path, images: Tensor) -> None:
     exact, rounded = (Predictor.load(folder, "cpu", precision) for precision in ("float32", "bfloat16"))
-    low, low_rounded = exact.low(images), rounded.low(images)
-    high, high_rounded = exact.high(images, low), rounded.high(images, low_rounded)
-    for ours, theirs in ((low.logits, low_rounded.logits), (high, high_rounded)):
+    for ours, theirs in zip(exact.answers_to(images), rounded.answers_to(images), strict=True):
         assert (ours.argmax(1) == theirs.argmax(1)).float().mean() >= 0.9
         difference = confidence(probabilities(ours, 1.0)) - confidence(probabilities(theirs, 1.0))
         assert difference.abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("stages", "why"),
+    [
+        ([{"resolution": 16}, {}], "stages is"),
+        ([{}, {"resolution": 32}], "the largest resolution must be the crop"),
+        ([{"mmacs": 1e9}, {}], "each stage must cost more than the one before"),
+        ([{}, {"name": "low"}], "each with a name of its own"),
+    ],
+)
+def test_stages_that_are_not_the_networks_are_named(folder: Path, stages: list[dict[str, object]], why: str) -> None:
+    raw = json.loads((folder / SPEC).read_text())
+    raw["stages"] = [{**known, **changed} for known, changed in zip(raw["stages"], stages, strict=True)]
+    (folder / SPEC).write_text(json.dumps(raw))
+    with pytest.raises(BrokenModel, match=why):
+        Predictor.load(folder, "cpu")
 
 
 def test_normalising_leaves_the_pixels_alone(images: Tensor) -> None:

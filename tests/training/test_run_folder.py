@@ -97,7 +97,7 @@ def test_resuming_with_other_photographs_is_an_error(run: TrainOptions, shapes: 
     shutil.copytree(shapes, tmp_path / "fewer")
     (tmp_path / "fewer" / "train" / "circle" / "00.jpg").unlink()
     with pytest.raises(
-        DataError, match=r"fewer has other photographs than the run that is resumed, which trains on 51, "
+        DataError, match="makes 14 photographs to train on that were not trained on before"
     ):
         train(dataclasses.replace(run, data=tmp_path / "fewer"), resume=True)
 
@@ -111,7 +111,7 @@ def test_resuming_a_finished_run_changes_nothing(run: TrainOptions) -> None:
 
 
 def test_resuming_a_finished_run_keeps_its_calibration(run: TrainOptions) -> None:
-    calibrated = calibrate(run.out, run.data, "cpu", workers=0)
+    calibrated = calibrate(run.out, run.data, device="cpu", workers=0)
     assert train(run, resume=True).spec == calibrated
     assert read_spec(run.out) == calibrated
 

@@ -14,7 +14,7 @@ function roundUp(value) {
 // The latest minutes of one figure: `series` are its lines, `top` the scale's end, or 0 where it follows the values.
 export class LiveChart {
   constructor(title, {series, format, tick = format, top = 0, least = 1, marked = ""}) {
-    Object.assign(this, {title, format, tick, top, least});
+    Object.assign(this, {title, format, tick, top, least, marked: null});
     this.lines = series.map(({name, tone}) => ({
       name,
       values: Array(SECONDS).fill(null),
@@ -49,21 +49,19 @@ export class LiveChart {
     this.draw();
   }
 
-  // A dashed line across at `value`.
+  // A dashed line across at `value`; null for none.
   at(value) {
     this.marked = value;
   }
 
   draw() {
     const known = this.lines.flatMap((line) => line.values).filter((value) => value !== null);
-    const top = this.top || roundUp(Math.max(this.least, ...known));
+    const top = this.top || roundUp(Math.max(this.least, this.marked ?? 0, ...known));
     const y = (value) => HEIGHT - 2 - (value / top) * (HEIGHT - 4);
     for (const line of this.lines) line.path.setAttribute("d", strokes(line.values, y));
     this.area.setAttribute("d", fillUnder(this.lines[0].values, y));
-    if (this.marked !== undefined) {
-      for (const end of ["y1", "y2"]) this.mark.setAttribute(end, y(this.marked));
-      this.mark.setAttribute("visibility", "visible");
-    }
+    for (const end of ["y1", "y2"]) this.mark.setAttribute(end, y(this.marked ?? 0));
+    this.mark.setAttribute("visibility", this.marked === null ? "hidden" : "visible");
     this.scale.textContent = this.tick(top);
     const now = this.lines.map((line) => `${line.name} ${line.number.textContent}`.trim()).join(", ");
     this.drawing.setAttribute("aria-label", `${this.title} over the last two minutes; now ${now}`);
@@ -87,7 +85,7 @@ const fillUnder = (values, y) =>
 
 const EDGE = {left: 44, right: 14, top: 16, bottom: 34};
 
-// Accuracy against mean multiply-adds. `show` draws it anew, as does every change of its width.
+// What answers are worth against what they cost. `show` draws it, as does every change of its width.
 export class Curve {
   constructor(place) {
     this.place = place;
@@ -95,10 +93,10 @@ export class Curve {
     new ResizeObserver(() => this.draw()).observe(place);
   }
 
-  // points: [{mean_mmacs, accuracy}] by rising threshold; single: the single-scale network's multiply-adds;
-  // marks: [{name, tone, point}].
-  show(points, single, marks) {
-    this.shown = {points, single, marks};
+  // points: [{cost, worth}] by rising threshold, `worth` a share; single: what the single-scale network costs, or null;
+  // marks: [{name, tone, point, words}]; axis: {title, tick} of the costs.
+  show(points, single, marks, axis) {
+    this.shown = {points, single, marks, axis};
     this.draw();
   }
 
@@ -109,17 +107,18 @@ export class Curve {
       this.place.replaceChildren(h("p", {class: "quiet"}, "The model has no calibration table."));
       return;
     }
-    const {points, single, marks} = this.shown;
+    const {points, single, marks, axis} = this.shown;
     const height = Math.round(Math.min(270, Math.max(190, width * 0.52)));
-    const right = Math.max(single, ...points.map((point) => point.mean_mmacs)) * 1.02;
-    const accuracies = points.map((point) => point.accuracy);
-    const step = roundUp(Math.max(0.01, (Math.max(...accuracies) - Math.min(...accuracies)) / 4));
-    const low = Math.max(0, Math.floor(Math.min(...accuracies) / step) * step);
-    const high = Math.min(1, Math.ceil(Math.max(...accuracies) / step + 0.2) * step);
-    const x = (mmacs) => EDGE.left + (mmacs / right) * (width - EDGE.left - EDGE.right);
-    const y = (accuracy) => height - EDGE.bottom - ((accuracy - low) / (high - low)) * (height - EDGE.top - EDGE.bottom);
-    const drawing = s("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told(marks)});
-    for (let at = low; at <= high + 1e-9; at += step) {
+    const right = Math.max(single ?? 0, ...points.map(({cost}) => cost)) * 1.02;
+    const worths = points.map(({worth}) => worth);
+    const step = roundUp(Math.max(0.01, (Math.max(...worths) - Math.min(...worths)) / 4));
+    const bottom = Math.max(0, Math.floor(Math.min(...worths) / step) * step);
+    const top = Math.min(1, Math.ceil(Math.max(...worths) / step + 0.2) * step);
+    const x = (cost) => EDGE.left + (cost / right) * (width - EDGE.left - EDGE.right);
+    const y = (worth) => height - EDGE.bottom - ((worth - bottom) / (top - bottom)) * (height - EDGE.top - EDGE.bottom);
+    const words = marks.map((mark) => mark.words).join("; ");
+    const drawing = s("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words});
+    for (let at = bottom; at <= top + 1e-9; at += step) {
       const decimals = step < 0.01 ? 1 : 0;
       drawing.append(
         s("line", {class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(at), y2: y(at)}),
@@ -127,31 +126,34 @@ export class Curve {
       );
     }
     const across = roundUp(right / 5);
-    for (let at = 0; at <= right; at += across) {
-      drawing.append(s("text", {class: "tick middle", x: x(at), y: height - EDGE.bottom + 16}, at ? `${at} M` : "0"));
+    for (let i = 0; i * across <= right; i++) {
+      const at = Number((i * across).toPrecision(6));
+      drawing.append(s("text", {class: "tick middle", x: x(at), y: height - EDGE.bottom + 16}, at ? axis.tick(at) : "0"));
     }
-    drawing.append(
-      s("text", {class: "tick end", x: width - EDGE.right, y: height - 3}, "mean multiply-adds an image"),
-      s("line", {class: "mark", x1: x(single), x2: x(single), y1: EDGE.top - 4, y2: height - EDGE.bottom}),
-      s("text", {class: "tick end", x: x(single) - 5, y: height - EDGE.bottom - 6}, "single-scale"),
-      s("path", {class: "line curve-line", d: `M${points.map((p) => `${x(p.mean_mmacs)},${y(p.accuracy)}`).join("L")}`}),
-    );
+    drawing.append(s("text", {class: "tick end", x: width - EDGE.right, y: height - 3}, axis.title));
+    if (single !== null) {
+      drawing.append(
+        s("line", {class: "mark", x1: x(single), x2: x(single), y1: EDGE.top - 4, y2: height - EDGE.bottom}),
+        s("text", {class: "tick end", x: x(single) - 5, y: height - EDGE.bottom - 6}, "single-scale"),
+      );
+    }
+    const line = points.map(({cost, worth}) => `${x(cost)},${y(worth)}`).join("L");
+    drawing.append(s("path", {class: "line curve-line", d: `M${line}`}));
     for (const {tone, point} of marks) {
-      drawing.append(s("circle", {class: `point ${tone}`, cx: x(point.mean_mmacs), cy: y(point.accuracy), r: 6}));
+      drawing.append(s("circle", {class: `point ${tone}`, cx: x(point.cost), cy: y(point.worth), r: 6}));
     }
     marks.forEach(({name, tone, point}, i) => {
       const below = i === 0 && marks.length > 1;
-      const label = s("text", {class: `point-name ${tone}`, x: x(point.mean_mmacs) + (below ? 8 : -8), y: y(point.accuracy) + (below ? 20 : -10)}, name);
+      const at = {x: x(point.cost) + (below ? 8 : -8), y: y(point.worth) + (below ? 20 : -10)};
+      const label = s("text", {class: `point-name ${tone}`, ...at}, name);
       label.classList.add(below ? "start" : "end");
-      if (x(point.mean_mmacs) < EDGE.left + 70) label.classList.replace("end", "start");
+      if (x(point.cost) < EDGE.left + 70) label.classList.replace("end", "start");
+      if (x(point.cost) > width - EDGE.right - 70) label.classList.replace("start", "end");
       drawing.append(label);
     });
     this.place.replaceChildren(drawing);
   }
 }
-
-const told = (marks) =>
-  marks.map(({name, point}) => `${name}: ${(100 * point.accuracy).toFixed(1)} % right at ${point.mean_mmacs.toFixed(1)} million multiply-adds`).join("; ");
 
 // A horizontal bar of parts, each a share of the whole, with a mark somewhere.
 // The words beside it say the same.

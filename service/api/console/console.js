@@ -2,7 +2,7 @@
 
 import {Refused, about, askFor, call, mean, model as meant, whyNot} from "./api.js";
 import {LiveChart} from "./charts.js";
-import {$, count, h, millions, ms, percent, reference, wholePercent} from "./dom.js";
+import {$, count, h, millions, money, ms, percent, reference, sum, wholePercent} from "./dom.js";
 import * as models from "./models.js";
 import * as result from "./result.js";
 import * as threshold from "./threshold.js";
@@ -11,14 +11,16 @@ const POLL_MS = 1000;
 const WINDOW = 10; // seconds that a rate is taken over
 
 const charts = {
-  exit: new LiveChart("Exit early", {series: [{name: "", tone: "low"}], format: percent, tick: wholePercent, top: 1}),
-  cost: new LiveChart("Multiply-adds an image", {series: [{name: "", tone: "high"}], format: millions, marked: "single-scale"}),
-  latency: new LiveChart("Latency", {series: [{name: "p50", tone: "low"}, {name: "p99", tone: "high"}], format: ms}),
+  time: new LiveChart("Compute an image", {series: [{name: "", tone: "tone-0"}], format: ms, least: 0.01, marked: "single-scale"}),
+  cost: new LiveChart("Multiply-adds an image", {series: [{name: "", tone: "tone-1"}], format: millions, marked: "single-scale"}),
+  exit: new LiveChart("Exit early", {series: [{name: "", tone: "tone-0"}], format: percent, tick: wholePercent, top: 1}),
+  latency: new LiveChart("Latency", {series: [{name: "p50", tone: "tone-0"}, {name: "p99", tone: "tone-1"}], format: ms}),
   queue: new LiveChart("In flight", {
-    series: [{name: "in all", tone: "ink"}, {name: "high queue", tone: "high"}], format: count, least: 4,
+    series: [{name: "in all", tone: "ink"}, {name: "escalated", tone: "tone-1"}], format: count, least: 4,
   }),
 };
 
+let stages = []; // of the model that the page is about, cheapest first
 let filledFor = []; // the model that the page is about, then all that are served, as name/version
 let snapshots = []; // the latest of /stats, without a gap
 let timer = 0;
@@ -73,8 +75,10 @@ async function fill(stats, served) {
   $("classes").textContent = told(model.classes);
   $("several").hidden = served.length < 2;
   $("model").replaceChildren(...served.map(({name}) => h("option", {selected: name === model.name}, name)));
+  stages = model.stages;
+  charts.time.at(stats.time.single_scale_ms);
   charts.cost.at(stats.single_scale_mmacs);
-  charts.cost.top = stats.single_scale_mmacs + stats.low_mmacs;
+  charts.cost.top = sum(stages.map(({mmacs}) => mmacs));
   snapshots = [];
   models.show(body.models, served);
   result.use(model, body.models);
@@ -94,14 +98,30 @@ function follow(stats) {
   snapshots = [...snapshots, stats].slice(-WINDOW - 1);
   const [first] = snapshots;
   const images = stats.images - first.images;
-  const mean = (figure) => (images ? (stats[figure] * stats.images - first[figure] * first.images) / images : null);
+  const mean = (figure) => meanSince(first.images, first[figure], stats.images, stats[figure]);
+  charts.time.push([meanSince(first.time.images, first.time.mean_ms, stats.time.images, stats.time.mean_ms)]);
   charts.exit.push([clamped(mean("exit_rate"))]);
   charts.cost.push([mean("mean_mmacs")]);
   charts.latency.push(images ? [stats.latency_ms.p50, stats.latency_ms.p99] : []); // known for a minute, but no news
-  charts.queue.push([stats.queue.images_in_flight, stats.queue.high]);
-  $("totals").textContent = stats.images
-    ? ` · ${count(stats.images)} images since the start, ${percent(stats.exit_rate)} of them early, ${millions(stats.mean_mmacs)} each`
-    : " · no image yet";
+  charts.queue.push([stats.queue.images_in_flight, sum(stages.slice(1).map(({name}) => stats.queue[name]))]);
+  $("totals").textContent = stats.images ? totals(stats) : " · no image yet";
+}
+
+// The mean of a figure over the images since a snapshot, from its means over all images then and now.
+function meanSince(imagesThen, then, images, now) {
+  return images > imagesThen ? (now * images - (then ?? 0) * imagesThen) / (images - imagesThen) : null;
+}
+
+function totals({images, time, exit_rate: rate, mean_mmacs: mmacs}) {
+  const facts = [`${count(images)} images since the start`];
+  if (time.saved !== null) facts.push(`${wholePercent(1 - time.saved)} of the single-scale network's time`);
+  facts.push(`${percent(rate)} of them early`, `${millions(mmacs)} each`);
+  if (time.cost_per_million !== null) {
+    const single = time.single_scale_cost_per_million;
+    const instead = single === null ? "" : ` (single-scale ${money(single)})`;
+    facts.push(`a million cost ${money(time.cost_per_million)}${instead}`);
+  }
+  return ` · ${facts.join(", ")}`;
 }
 
 const clamped = (rate) => (rate === null ? null : Math.min(1, Math.max(0, rate)));

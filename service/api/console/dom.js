@@ -29,6 +29,11 @@ export function sized(element, lengths) {
   return element;
 }
 
+// The class that gives what belongs to a stage its colour, by the stage's place in the cascade.
+export const tone = (index) => `tone-${index % 5}`;
+
+export const sum = (values) => values.reduce((total, value) => total + value, 0);
+
 export const reference = ({name, version}) => `${name}/${version}`;
 
 const NONE = "–";
@@ -42,12 +47,13 @@ export const count = number(0);
 export const percent = number(1, {style: "percent"});
 export const wholePercent = number(0, {style: "percent"});
 export const millions = (value) => (value === null || value === undefined ? NONE : `${number(1)(value)}\u00a0M`);
+export const money = number(2);
 export const share = (value) => (value === null || value === undefined ? NONE : String(Number(value.toFixed(4))));
 export const sure = (value) => (value > 0.995 && value < 1 ? String(Math.floor(value * 1e4) / 1e4) : value.toFixed(2));
 
 export function ms(value) {
   if (value === null || value === undefined) return NONE;
-  return `${number(value < 10 ? 1 : 0)(value)}\u00a0ms`;
+  return `${number(value < 1 ? 2 : value < 10 ? 1 : 0)(value)}\u00a0ms`;
 }
 
 export const megabytes = (bytes) => `${short(bytes / 1e6)}\u00a0MB`;

@@ -2,7 +2,7 @@
 
 import {Refused, model as meant, patch, whyNot} from "./api.js";
 import {bar} from "./charts.js";
-import {$, count, h, millions, reference} from "./dom.js";
+import {$, count, h, millions, reference, sum, tone} from "./dom.js";
 
 let onSwitch = () => {};
 
@@ -13,7 +13,7 @@ export function start(whenSwitched) {
 
 // models: of /models; served: of /config, the default first.
 export function show(models, served) {
-  const most = Math.max(...models.map((model) => model.low_mmacs + model.high_mmacs));
+  const most = Math.max(...models.map(({stages}) => sum(stages.map(({mmacs}) => mmacs))));
   const rowInUse = [...$("store").children].findIndex((one) => one.contains(document.activeElement));
   $("store").replaceChildren(...models.map((model) => row(model, most, replacedBy(model, served))));
   $("store").children[rowInUse]?.querySelector("h3").focus();
@@ -24,14 +24,15 @@ const replacedBy = ({name}, served) =>
   served.find((one) => one.name === name) ?? served.find((one) => one.name === meant()) ?? served[0];
 
 function row(model, most, instead) {
-  const {serving, network, classes, resolution, low_mmacs: low, high_mmacs: high, dataset} = model;
+  const {serving, network, classes, resolution, stages, dataset} = model;
   const facts = [network, `${resolution} px`, `${count(classes.length)} classes`, dataset && `trained on ${dataset}`];
-  const costs = low ? `low ${millions(low)} · high ${millions(high)}` : `single-scale ${millions(high)}`;
+  const costs = stages.map(({name, mmacs}) => `${name} ${millions(mmacs)}`).join(" · ");
+  const parts = stages.map(({mmacs}, i) => [tone(i), mmacs / most]);
   const checked = model.calibration_images ? `calibrated on ${count(model.calibration_images)} images` : "not calibrated";
   return h(
     "li", {class: serving ? "serving" : ""},
     h("div", {}, h("h3", {tabindex: "-1"}, reference(model)), h("p", {class: "quiet"}, facts.filter(Boolean).join(" · "))),
-    h("div", {}, h("p", {}, costs), bar([["low", low / most], ["high", high / most]], null), h("p", {class: "quiet"}, checked)),
+    h("div", {}, h("p", {}, costs), bar(parts, null), h("p", {class: "quiet"}, checked)),
     ...(serving ? [h("span", {class: "badge"}, "serving")] : offer(model, instead)),
   );
 }

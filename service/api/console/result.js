@@ -1,15 +1,16 @@
-// What the two passes say of a photograph, and the strip of the latest ones.
+// What each stage says of a photograph, and the strip of the latest ones.
 
 import {Refused, askFor, classify, whyNot} from "./api.js";
 import {bar} from "./charts.js";
-import {$, h, millions, ms, percent, reference, share, sized, sure, wholePercent} from "./dom.js";
+import {$, h, millions, ms, percent, reference, share, sized, sum, sure, tone, wholePercent} from "./dom.js";
 
 const KEPT = 24;
 const AT_ONCE = 4;
 const SHOWN_LABELS = 4;
 const HOPELESS = [400, 413, 415]; // the image is at fault
 
-// Photographs, newest first: {file, url, answer, forced, refused, asking, thumbnail}. `forced` is the high pass asked for by hand.
+// Photographs, newest first: {file, url, answer, forced, refused, asking, thumbnail}. `forced` is the answer with every
+// stage asked for by hand.
 const photographs = [];
 const known = new Map(); // models by name/version, as /models tells them: photographs outlast a switch
 let shown = null;
@@ -80,7 +81,7 @@ async function askAll(wanted) {
   render();
 }
 
-// Ask the server; the high pass runs whatever the low one says where that is wanted, or an answer is there.
+// Ask the server; every stage runs, whatever the ones before say, where that is wanted, or an answer is there.
 async function ask(photograph, force = Boolean(photograph.answer)) {
   photograph.asking = true;
   photograph.refused = null;
@@ -111,7 +112,7 @@ function render() {
   const focused = document.activeElement?.closest("#result *")?.id;
   $("try").classList.toggle("empty", shown === null);
   $("result").replaceChildren(...(shown ? [picture(shown), ...outcome(shown)] : [cascade(null)]));
-  if (focused) ($(focused) ?? $("try-again") ?? $("low-pass"))?.focus({preventScroll: true});
+  if (focused) ($(focused) ?? $("try-again") ?? $("pass-0"))?.focus({preventScroll: true});
   $("latest").hidden = photographs.length < 2;
   photographs.forEach(refresh);
 }
@@ -136,54 +137,62 @@ function outcome(photograph) {
   return [cascade(photograph), spent(answer)];
 }
 
-// Both passes, with the confidence between them; without a photograph, what they are.
+// Every stage, with its confidence between it and the next; without a photograph, what they are.
 function cascade(photograph) {
   const answer = photograph?.answer ?? null;
-  return h("div", {class: "cascade"}, lowPass(answer), answer ? gauge(answer) : null, highPass(photograph));
+  const stages = stagesOf(answer);
+  const end = answer ? stages.findIndex(({name}) => name === answer.exit) : -1;
+  const decides = Math.min(end, stages.length - 2); // the last stage is asked because the one before was not sure
+  return h("div", {class: "cascade"}, stages.map((stage, i) => [
+    pass(photograph, stages, i, end), i <= decides ? gauge(answer, stages, i, i === decides) : null,
+  ]).flat());
 }
 
-function pass(tone, name, side, cost, ...content) {
-  const head = h("header", {}, h("h3", {tabindex: "-1", id: `${tone}-pass`}, name), side, h("span", {class: "cost"}, cost));
-  return h("article", {class: `pass ${tone}`}, head, ...content);
+// Of a model that is not in the store any more the answer tells the names.
+const stagesOf = (answer) =>
+  (modelOf(answer)?.stages ?? Object.keys(answer?.passes ?? {}).map((name) => ({name})));
+
+const capital = (name) => name.charAt(0).toUpperCase() + name.slice(1);
+
+function pass(photograph, stages, i, end) {
+  const {answer = null, forced = null} = photograph ?? {};
+  const {name, resolution, mmacs} = stages[i];
+  const ran = i <= end;
+  const source = ran ? answer : forced;
+  const cost = answer && !source ? "not run" : costOf(mmacs, source?.timing_ms[name]);
+  const content = answer ? said(photograph, stages, i, ran, source?.passes[name]) : h("p", {class: "quiet"}, purpose(stages, i));
+  const side = h("span", {class: "quiet"}, resolution ? `${resolution} px` : "");
+  const title = h("h3", {tabindex: "-1", id: `pass-${i}`}, `${capital(name)} pass`);
+  const idle = answer && !source ? "idle" : "";
+  const head = h("header", {}, title, side, h("span", {class: "cost"}, cost));
+  return h("article", {class: `pass ${tone(i)} ${idle}`}, head, content);
 }
 
-const pixels = (model, divisor) => h("span", {class: "quiet"}, model ? `${Math.floor(model.resolution / divisor)} px` : "");
+function purpose(stages, i) {
+  if (stages.length === 1) return "Every image: the model has no early exit.";
+  return i ? `Only what the ${stages[i - 1].name} pass is unsure of.` : "Every image.";
+}
 
-function lowPass(answer) {
+function said(photograph, stages, i, ran, ranked) {
+  const {answer, forced, asking = false} = photograph;
+  if (ranked) return [ranking(ranked), ran ? null : h("p", {class: "quiet"}, asAsked(answer, ranked))];
   const model = modelOf(answer);
-  const cost = costOf(model?.low_mmacs, answer?.timing_ms.low);
-  const content = answer ? ranking(answer.passes.low) : h("p", {class: "quiet"}, "Every image, at half the resolution.");
-  return pass("low", "Low pass", pixels(model, 2), cost, content);
-}
-
-function highPass(photograph) {
-  const {answer = null, forced = null, asking = false} = photograph ?? {};
-  const model = modelOf(answer);
-  const ran = answer?.passes.high ?? null;
-  const high = ran ?? forced?.passes.high ?? null;
-  const cost = costOf(model?.high_mmacs, (ran ? answer : forced)?.timing_ms.high);
-  const head = ["high", "High pass", pixels(model, 1), high || !answer ? cost : "not run"];
-  if (!answer) {
-    return pass(...head, h("p", {class: "quiet"}, "Only the unsure ones; it reuses what the low pass computed."));
-  }
-  if (high) return pass(...head, ranking(high), ran ? null : h("p", {class: "quiet"}, asAsked(answer, forced)));
+  const saved = answer.reason === "confident" ? `Not needed: ${millions(stages[i].mmacs)} multiply-adds saved.` : "Left out.";
+  const offered = i === stages.length - 1 && model === serving && !forced;
   const button = h(
-    "button", {type: "button", class: "small", id: "ask-high", "aria-disabled": asking && "true", click: () => asking || askHigh(photograph)},
+    "button", {type: "button", class: "small", id: "ask-last", "aria-disabled": asking && "true", click: () => asking || askEveryStage(photograph, i)},
     "Ask it all the same",
   );
-  const saved = answer.reason === "confident" ? `Not needed: ${millions(model?.high_mmacs)} multiply-adds saved.` : "Left out.";
-  const element = pass(...head, h("p", {class: "saved"}, saved, " ", model === serving ? button : null));
-  element.classList.add("idle");
-  return element;
+  return h("p", {class: "saved"}, saved, " ", offered ? button : null);
 }
 
-async function askHigh(photograph) {
+async function askEveryStage(photograph, last) {
   await askAll([photograph]);
-  if (photograph.forced) $("high-pass")?.focus(); // the button is gone
+  if (photograph.forced) $(`pass-${last}`)?.focus(); // the button is gone
 }
 
-const asAsked = (answer, forced) =>
-  `Asked all the same: it ${answer.label === forced.label ? "agrees" : "disagrees"} with the low pass.`;
+const asAsked = (answer, ranked) =>
+  `Asked all the same: it ${answer.label === ranked[0].label ? "agrees" : "disagrees"} with the ${answer.exit} pass.`;
 
 const costOf = (mmacs, spent) => [mmacs && millions(mmacs), spent && ms(spent)].filter(Boolean).join(" · ");
 
@@ -193,51 +202,64 @@ function ranking(ranked) {
     sized(h("li", {}, h("span", {}, label), h("span", {}, percent(score))), {share: score})));
 }
 
-function gauge(answer) {
-  const {confidence, threshold, exit} = answer;
-  const words = verdict(answer);
+// How sure stage `i` was, and what followed; `isLast` of those that could end the photograph's way.
+function gauge(answer, stages, i, isLast) {
+  const {threshold} = answer;
+  const confidence = answer.passes[stages[i].name][0].score;
+  const words = isLast ? verdict(answer, stages, i) : onward(answer, stages, i);
+  const ended = isLast && answer.exit === stages[i].name;
   const meter = h(
-    "div", {class: `gauge ${exit}`, role: "img", "aria-label": `Confidence ${sure(confidence)}, threshold ${share(threshold)}`},
+    "div", {class: `gauge ${tone(ended ? i : i + 1)}`, role: "img", "aria-label": `Confidence ${sure(confidence)}, threshold ${share(threshold)}`},
     sized(h("i"), {share: confidence}), sized(h("em", {}, h("span", {}, `threshold ${share(threshold)}`)), {at: threshold}),
   );
   if (threshold > 0.5) meter.querySelector("em").classList.add("late");
   return h("div", {class: "decision"}, meter, h("p", {class: "verdict"}, h("b", {}, `${sure(confidence)} sure`), ` · ${words}`));
 }
 
-function verdict({reason, exit, threshold}) {
+const onward = ({threshold}, stages, i) => `not above ${share(threshold)}, so on to the ${stages[i + 1].name} pass`;
+
+function verdict(answer, stages, i) {
+  const {reason, exit, threshold} = answer;
   const at = share(threshold);
   return {
-    confident: `above ${at}, so the low answer is final`,
-    escalated: `not above ${at}, so on to the high pass`,
-    deadline: "the deadline left no time for the high pass",
-    brownout: `overload lowered the threshold to ${at}, so the low answer is final`,
+    confident: `above ${at}, so the ${exit} answer is final`,
+    escalated: onward(answer, stages, i),
+    deadline: `the deadline left no time for the ${stages[i + 1].name} pass`,
+    brownout: `overload lowered the threshold to ${at}, so the ${exit} answer is final`,
     cached: `from the cache, as the ${exit} pass answered before`,
   }[reason] ?? reason;
 }
 
 function spent(answer) {
-  const {mmacs, exit, timing_ms: time} = answer;
+  const {mmacs, timing_ms: time} = answer;
   const model = modelOf(answer);
   if (!model) return "";
-  const single = model.high_mmacs;
-  const whole = Math.max(mmacs, model.low_mmacs + single);
-  const high = exit === "high" && mmacs ? single : 0;
-  const cost = `${millions(mmacs)} · ${wholePercent(mmacs / single)} of single-scale`;
-  const rows = [spentRow("Multiply-adds", cost, [["low", (mmacs - high) / whole], ["high", high / whole]], single / whole)];
-  const alone = leastHigh(model);
-  const computed = time.low + time.high;
-  const longest = Math.max(computed, time.low + (alone ?? 0)) || 1;
+  const {stages} = model;
+  const last = stages.at(-1);
+  const times = stages.map(({name}) => time[name]);
+  const computed = sum(times);
+  const alone = stages.length > 1 ? leastOfLast(model) : null;
+  const longest = Math.max(computed, sum(times.slice(0, -1)) + (alone ?? 0)) || 1;
   const told = alone === null ? ms(computed) : `${ms(computed)} · single-scale about ${ms(alone)}`;
-  rows.push(spentRow("Time", told, [["low", time.low / longest], ["high", time.high / longest]], alone && alone / longest));
+  const whole = sum(stages.map((stage) => stage.mmacs));
+  const costs = stages.map((stage) => (mmacs && time[stage.name] ? stage.mmacs : 0));
+  const part = stages.length > 1 ? ` · ${wholePercent(mmacs / last.mmacs)} of single-scale` : "";
+  const parts = (values, all) => values.map((value, i) => [tone(i), value / all]);
   const way = `decoded in ${ms(time.decode)}, waited ${ms(time.queue)}, answered after ${ms(time.total)}`;
-  return h("div", {class: "spent"}, ...rows, h("p", {class: "quiet"}, way));
+  return h(
+    "div", {class: "spent"},
+    spentRow("Time", told, parts(times, longest), alone && alone / longest),
+    spentRow("Multiply-adds", millions(mmacs) + part, parts(costs, whole), last.mmacs / whole),
+    h("p", {class: "quiet"}, way),
+  );
 }
 
-// The high pass costs what the single-scale network does: the least time that it took for this page, as one of many
+// The last stage costs what the single-scale network does: the least time that it took for this page, as one of many
 // in a batch takes as long as the batch.
-function leastHigh(model) {
-  const answers = photographs.flatMap(({answer, forced}) => [answer, forced]).filter((one) => one?.timing_ms.high);
-  const times = answers.filter((one) => modelOf(one) === model).map((one) => one.timing_ms.high);
+function leastOfLast(model) {
+  const {name} = model.stages.at(-1);
+  const answers = photographs.flatMap(({answer, forced}) => [answer, forced]).filter((one) => one?.timing_ms[name]);
+  const times = answers.filter((one) => modelOf(one) === model).map((one) => one.timing_ms[name]);
   return times.length ? Math.min(...times) : null;
 }
 
@@ -260,9 +282,10 @@ function thumbnailed(photograph) {
 function refresh(photograph) {
   const {answer, refused, thumbnail} = photograph;
   const button = thumbnail.firstChild;
-  const tone = answer?.exit ?? (refused ? "error" : "waiting");
-  button.className = tone;
+  const state = answer ? "answered" : refused ? "error" : "waiting";
+  const stage = answer ? stagesOf(answer).findIndex(({name}) => name === answer.exit) : -1;
+  button.className = stage < 0 ? state : `${state} ${tone(stage)}`;
   button.ariaPressed = String(photograph === shown);
   button.querySelector("span").textContent = answer?.label ?? (refused ? "no answer" : "…");
-  button.querySelector("small").textContent = tone === "error" ? "failed" : tone;
+  button.querySelector("small").textContent = answer?.exit ?? (refused ? "failed" : "waiting");
 }

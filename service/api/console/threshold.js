@@ -2,7 +2,7 @@
 
 import {Refused, about, call, patch, whyNot} from "./api.js";
 import {Curve} from "./charts.js";
-import {$, count, h, millions, percent, share, sized, wholePercent} from "./dom.js";
+import {$, count, h, millions, ms, percent, share, sized, wholePercent} from "./dom.js";
 
 const PREVIEW_DELAY_MS = 60;
 
@@ -146,7 +146,7 @@ function render() {
   $("apply").textContent = isChosen() ? `Apply ${share(choice)}` : "Apply";
   $("revert").hidden = !isChosen();
   $("floor").textContent = floorInWords();
-  $("marks").replaceChildren(...[["now", inForce.threshold], ["floor", inForce.floor], ["low", lowered]]
+  $("marks").replaceChildren(...[["now", inForce.threshold], ["floor", inForce.floor], ["lowered", lowered]]
     .filter(([, at]) => at !== null).map(([tone, at]) => sized(h("i", {class: tone}), {at})));
   const expected = preview?.threshold === choice ? preview : null; // another threshold's is none of this one's
   renderPreview(choice, expected);
@@ -156,6 +156,7 @@ function render() {
 function why({goal, value}) {
   return {
     max_mean_mmacs: `, for at most ${value} M an image`,
+    max_mean_ms: `, for at most ${value} ms an image`,
     min_agreement: `, for an agreement of at least ${percent(value)}`,
     max_accuracy_drop: `, for a loss of at most ${percent(value)}`,
   }[goal] ?? "";
@@ -168,11 +169,13 @@ function floorInWords() {
 }
 
 const ROWS = [
-  ["Exit early", (effect) => effect.exit_rate, percent],
+  ["Time saved", (effect) => effect.saved, percent],
+  ["Compute an image", (effect) => effect.mean_ms, ms],
   ["Multiply-adds an image", (effect) => effect.mean_mmacs, millions],
-  ["… of the single-scale network", (effect) => model && effect.mean_mmacs / model.high_mmacs, wholePercent],
+  ["… of the single-scale network", (effect) => effect.mean_mmacs / model.stages.at(-1).mmacs, wholePercent],
+  ["Exit early", (effect) => effect.exit_rate, percent],
   ["Accuracy", (effect) => effect.accuracy, percent],
-  ["Agrees with the high pass", (effect) => effect.agreement, percent],
+  ["Answers as the last stage", (effect) => effect.agreement, percent],
 ];
 
 function renderPreview(choice, expected) {
@@ -180,12 +183,20 @@ function renderPreview(choice, expected) {
   const now = inForce.predicted;
   const then = isChosen() ? expected?.predicted : null;
   const rows = now === null
-    ? [h("tr", {}, h("td", {colspan: 3}, "The model has no calibration table: what a threshold does is not foretold."))]
+    ? [h("tr", {}, h("td", {colspan: 3}, "The model has no calibration table: what a threshold does cannot be predicted."))]
     : ROWS.map(([name, of, format]) => h(
       "tr", {}, h("th", {scope: "row"}, name), h("td", {}, format(of(now))), then ? h("td", {}, format(of(then))) : h("td", {class: "none"}, "–"),
     ));
   $("preview").replaceChildren(...rows);
+  $("pays").textContent = paysInWords(isChosen() ? then : now);
   $("recent").textContent = expected ? recentInWords(expected.recent) : "…";
+}
+
+// Whether the cascade is worth it here: on this machine, with this runtime.
+function paysInWords(effect) {
+  if (!effect || effect.saved === null || model.stages.length === 1) return "";
+  const times = `${ms(effect.mean_ms)} of compute an image; the single-scale network takes ${ms(effect.single_scale_ms)}`;
+  return effect.saved > 0 ? `It pays here: ${times}.` : `It does not pay here: ${times}.`;
 }
 
 function recentInWords({images, exit_rate: rate, mean_mmacs: mmacs}) {
@@ -193,9 +204,24 @@ function recentInWords({images, exit_rate: rate, mean_mmacs: mmacs}) {
   return `Of the latest ${count(images)} images ${percent(rate)} would exit early, at ${millions(mmacs)} each.`;
 }
 
+// In time where that was measured, and by agreement where the photographs had no labels.
 function renderCurve(choice, expected) {
+  const points = model?.curve ?? [];
+  const timed = points.length > 0 && points[0].mean_ms !== null;
+  const labelled = points.length > 0 && points[0].accuracy !== null;
+  const [cost, worth] = [timed ? "mean_ms" : "mean_mmacs", labelled ? "accuracy" : "agreement"];
+  const at = (effect) => ({cost: effect[cost], worth: effect[worth]});
+  const single = timed ? points[0].single_scale_ms : model?.stages.at(-1).mmacs ?? null;
+  const axis = timed
+    ? {title: "mean compute an image", tick: (value) => `${value} ms`}
+    : {title: "mean multiply-adds an image", tick: (value) => `${value} M`};
+  const mark = (tone, name, effect) => ({
+    name, tone, point: at(effect),
+    words: `${name}: ${percent(effect[worth])} ${labelled ? "right" : "as the last stage"} at ${(timed ? ms : millions)(effect[cost])}`,
+  });
   const marks = [];
-  if (inForce.predicted) marks.push({name: `${share(inForce.threshold)} now`, tone: "now", point: inForce.predicted});
-  if (isChosen() && expected?.predicted) marks.push({name: share(choice), tone: "then", point: expected.predicted});
-  curve.show(model?.curve ?? [], model?.high_mmacs ?? 0, marks);
+  if (inForce.predicted) marks.push(mark("now", `${share(inForce.threshold)} now`, inForce.predicted));
+  if (isChosen() && expected?.predicted) marks.push(mark("then", share(choice), expected.predicted));
+  $("curve-title").textContent = `${labelled ? "Accuracy" : "Agreement"} against ${timed ? "time" : "cost"}, by threshold`;
+  curve.show(points.map(at), single, marks, axis);
 }

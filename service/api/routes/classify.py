@@ -20,7 +20,7 @@ from service.api.dependencies import Parts, parts_of
 from service.api.error_handlers import detail
 from service.api.request_context import request_id
 from service.api.schemas import BatchAnswer, BatchError, ClassifyAnswer, ClassifyQuery, JsonImage
-from service.engine.entry import Ask
+from service.engine.answer import Ask
 from service.errors import InvalidOption, LowfirstError
 
 DEFAULT_TOP_K = 5
@@ -75,7 +75,7 @@ async def classify(request: Request) -> Response:
     parts = parts_of(request)
     model, ask = _ask(request, parts)
     limit = _body_limit(request, parts.settings.max_image_bytes)
-    with parts.models.admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
+    with parts.admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
         image = bodies.one_image(request, await bodies.read(request, limit))
         answer = await unless_client_leaves(request, _classify(parts, model, image, ask, request_id(request)))
     return _json(answer)
@@ -91,7 +91,7 @@ async def classify_batch(request: Request) -> Response:
     model, ask = _ask(request, parts)
     limit = parts.settings.max_batch_bytes
     id_ = request_id(request)
-    admission = parts.models.admission
+    admission = parts.admission
     with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
         images = bodies.many_images(request, await bodies.read(request, limit), most_images(parts))
         with admission.admit(images=len(images) - 1, held=1):

@@ -1,4 +1,4 @@
-"""The runtime config: the threshold, asked for in four ways."""
+"""The runtime config: the threshold, asked for by what it should achieve."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def change_threshold(
     engine = parts.models.find(query.model)
     name = engine.spec.name
     goal = patch.goal
-    solved = None if goal is None else engine.predictor.solve(*goal)
+    solved = None if goal is None else engine.solve(*goal)
 
     def change(current: RuntimeConfig) -> RuntimeConfig:
         if engine.spec.key not in current.served:  # the goal was solved for another version
@@ -126,10 +126,10 @@ async def change_model(
     """Serve another model, or another version, without a stop: no request fails, no image is lost.
 
     It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
-    names, or the default one. What was asked for there is solved anew. What cannot be served changes nothing.
+    names, or the default one. What was asked for there is solved again. What cannot be served changes nothing.
     """
     try:
-        await parts.models.switch(patch.model, query.model, _version(if_match))
+        await parts.switching.switch(patch.model, query.model, _version(if_match))
     except LowfirstError as error:
         logger.warning("%s is not served: %s", patch.model[:100], error)
         raise
@@ -151,14 +151,14 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
         recent=RecentEffect(
             images=images,
             exit_rate=rate,
-            mean_mmacs=None if rate is None else spec.mean_mmacs(rate),
+            mean_mmacs=engine.recent.mean_mmacs_at(threshold, spec.mmacs),
         ),
     )
 
 
 def _predict(engine: Engine, threshold: float) -> PredictedEffect | None:
-    calibration = engine.predictor.calibration
-    return None if calibration is None else PredictedEffect.of(calibration.predict(threshold))
+    prediction = engine.predict(threshold)
+    return None if prediction.effect is None else PredictedEffect.of(prediction.effect, prediction.time)
 
 
 def _config(parts: Parts) -> ConfigAnswer:

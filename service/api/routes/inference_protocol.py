@@ -32,10 +32,10 @@ from service.api.protocol_schemas import (
     ServerMetadata,
     ServerReady,
 )
+from service.engine.answer import Answer, Ask
 from service.engine.engine import Engine
-from service.engine.entry import Answer, Ask
 from service.errors import InvalidOption, LowfirstError, NotFound
-from service.store import ModelSpec
+from service.model_spec import ModelSpec
 
 EXTENSIONS = ["binary_tensor_data", "classification", "parameters"]
 MODEL = "/models/{model}"
@@ -137,7 +137,7 @@ async def infer(request: Request) -> Response:
     named = request.path_params["model"], request.path_params.get("version")
     _served(parts, *named)
     limit = parts.settings.max_batch_bytes
-    admission = parts.models.admission
+    admission = parts.admission
     with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
         asked, images = tensors.read(request, await bodies.read(request, limit), most_images(parts))
         engine = _served(parts, *named)  # once for all images: they may have been exchanged while the body came

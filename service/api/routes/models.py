@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from fastapi import APIRouter
 
 from service.api.dependencies import Injected
-from service.api.schemas import CurvePoint, ModelAnswer, ModelsAnswer
+from service.api.schemas import UNKNOWN_TIME, CurvePoint, ModelAnswer, ModelsAnswer, StageAnswer
+from service.engine.engine import Engine
 from service.inference.calibration import Calibration
 from service.log import logger
-from service.store import ModelSpec
+from service.model_spec import ModelSpec
 
 router = APIRouter(tags=["models"])
 
@@ -18,8 +17,8 @@ router = APIRouter(tags=["models"])
 @router.get("/models")
 def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and computes bounds by the hundred
     """Every version of every model in the store, with its costs and its calibration table."""
-    served = {engine.spec.key: engine.predictor for engine in parts.models}
-    default = parts.models.find(None).predictor
+    served = {engine.spec.key: engine for engine in parts.models}
+    default = parts.models.find(None)
     found: list[ModelAnswer] = []
     broken: list[str] = []
 
@@ -28,32 +27,41 @@ def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and 
         broken.append(reference)
 
     for spec in parts.models.store.specs(leave_out):
-        predictor = served.get(spec.key, default)
+        engine = served.get(spec.key)
+        predictor = (engine or default).predictor
         try:
             calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
-            found.append(_answer(spec, calibration, serving=spec.key in served))
+            found.append(_answer(spec, calibration, engine))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of other types than a spec's
             leave_out(spec.reference, error)
     return ModelsAnswer(models=found, broken=broken)
 
 
-def _answer(spec: ModelSpec, calibration: Calibration | None, serving: bool) -> ModelAnswer:
-    rows = () if calibration is None else calibration.table.rows
+def _answer(spec: ModelSpec, calibration: Calibration | None, engine: Engine | None) -> ModelAnswer:
     return ModelAnswer(
         name=spec.name,
         version=spec.version,
-        serving=serving,
+        serving=engine is not None,
         network=spec.architecture.network,
         classes=list(spec.classes),
         resolution=spec.preprocessing.crop,
-        low_mmacs=spec.low_mmacs,
-        high_mmacs=spec.high_mmacs,
+        stages=[StageAnswer(name=each.name, resolution=each.resolution, mmacs=each.mmacs) for each in spec.stages],
+        low_mmacs=spec.mmacs[0],
+        high_mmacs=spec.single_scale_mmacs,
         default_threshold=spec.default_threshold,
         dataset=spec.dataset,
         calibration_images=0 if calibration is None else calibration.table.n,
-        curve=[
-            CurvePoint(threshold=row.threshold, **asdict(calibration.predict(row.threshold)))
-            for row in rows
-            if calibration is not None
-        ],
+        curve=[] if calibration is None else _curve(calibration, engine),
     )
+
+
+def _curve(calibration: Calibration, engine: Engine | None) -> list[CurvePoint]:
+    """By the table; with times where an engine has measured them."""
+    return [
+        CurvePoint.at(
+            row.threshold,
+            calibration.predict(row.threshold),
+            UNKNOWN_TIME if engine is None else engine.predict(row.threshold).time,
+        )
+        for row in calibration.table.rows
+    ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.dependencies import Injected
+from service.api.observed import audit_of, latency_ms, time_spent
 from service.api.schemas import (
     AuditState,
     Health,
@@ -15,8 +16,10 @@ from service.api.schemas import (
     MetricsTarget,
     ModelName,
     ModelQuery,
+    Processes,
     QueueState,
     StatsAnswer,
+    TimeState,
 )
 from service.engine.audit import Audit
 from service.errors import NotFound
@@ -28,32 +31,31 @@ router = APIRouter(tags=["observe"])
 async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> StatsAnswer:
     """A snapshot of one served model, for people."""
     engine = parts.models.find(query.model)
-    spec, predictor = engine.spec, engine.predictor
-    summary = engine.recent.summary()
-    asked = engine.asked
-    depth = engine.queue_depth()
+    spec, predictor, asked = engine.spec, engine.predictor, engine.asked
+    shares = await parts.observed.shares(engine)
+    images = sum(share.images for share in shares)
     return StatsAnswer(
         model=ModelName(name=spec.name, version=spec.version),
         runtime=predictor.runtime,
         precision=predictor.precision,
         device=str(predictor.device),
         threshold=asked.threshold,
-        effective_threshold=engine.effective_threshold,
+        effective_threshold=min(share.effective_threshold for share in shares),
         config_version=parts.models.config.version,
-        images=summary.images,
-        exit_rate=summary.exit_rate,
-        mean_mmacs=summary.mean_mmacs,
-        low_mmacs=spec.low_mmacs,
-        single_scale_mmacs=spec.high_mmacs,
-        requests_per_second=summary.images_per_second,
-        latency_ms=LatencyMs(**summary.latency_ms),
+        images=images,
+        exit_rate=sum(share.exited for share in shares) / images if images else None,
+        mean_mmacs=sum(share.mmacs for share in shares) / images if images else None,
+        low_mmacs=spec.mmacs[0],
+        single_scale_mmacs=spec.single_scale_mmacs,
+        time=TimeState.of(time_spent(shares), parts.settings.cost_per_hour),
+        requests_per_second=sum(share.per_second for share in shares),
+        latency_ms=LatencyMs(**latency_ms(shares)),
         queue=QueueState(
-            low=depth["low"],
-            high=depth["high"],
-            images_in_flight=parts.models.admission.images,
-            bytes_in_flight=parts.models.admission.bytes,
+            **{stage.name: sum(share.waiting[stage.name] for share in shares) for stage in spec.stages},
+            images_in_flight=sum(share.images_in_flight for share in shares),
+            bytes_in_flight=sum(share.bytes_in_flight for share in shares),
         ),
-        audit=_audit(engine.audit()),
+        audit=_audit(audit_of(shares)),
     )
 
 
@@ -72,7 +74,7 @@ def _audit(audit: Audit) -> AuditState:
 @router.get("/metrics", response_class=Response)
 async def metrics(parts: Injected) -> Response:
     """Everything, for Prometheus."""
-    return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await parts.observed.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/metrics/targets")
@@ -86,15 +88,20 @@ async def targets(parts: Injected) -> list[MetricsTarget]:
 
 
 @router.head("/health/live", include_in_schema=False)
-@router.get("/health/live")
+@router.get("/health/live", response_model_exclude_none=True)
 async def live() -> Health:
     """Whether the process answers."""
     return Health(status="ok")
 
 
 @router.head("/health/ready", include_in_schema=False)
-@router.get("/health/ready")
+@router.get("/health/ready", response_model_exclude_none=True)
 async def ready(parts: Injected) -> Health:
-    """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why."""
+    """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why.
+
+    Of several processes one that is ready is enough.
+    """
     parts.check_ready()
-    return Health(status="ok")
+    siblings = parts.siblings
+    processes = Processes(ready=siblings.ready, count=siblings.count) if siblings.count > 1 else None
+    return Health(status="ok", processes=processes)

@@ -7,15 +7,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from service.errors import InvalidOption
 from service.inference.device import Precision, choose_precision
 from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime
-from service.store import ModelSpec
+from service.model_spec import ModelSpec
+from service.networks.cascade import Cascade
 
 RUNTIMES = ("eager", "openvino", "cuda")
+
+# Of a model folder: where its int8 stages are.
+INT8_FOLDER = "openvino-int8"
 
 # OpenVINO tells its vendor that it was imported, and from where, unless this package is missing. A server asks no
 # other host.
@@ -28,10 +31,8 @@ def choose_runtime(name: str, device: torch.device) -> str:
     Raises:
         InvalidOption: no runtime of that name, not for this device, or not installed.
     """
-    if name == "auto":
-        if device.type == "cuda":
-            return "cuda"
-        return "openvino" if find_spec("openvino") else "eager"
+    if name == "auto":  # CUDA graphs have not been tried on a GPU yet
+        return "openvino" if device.type == "cpu" and find_spec("openvino") else "eager"
     if name not in RUNTIMES:
         raise InvalidOption("runtime", name, f"auto, {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}")
     if name == "cuda" and device.type != "cuda":
@@ -44,17 +45,22 @@ def choose_runtime(name: str, device: torch.device) -> str:
     return name
 
 
+def is_quantised(spec: ModelSpec) -> bool:
+    """Whether the model has int8 stages."""
+    return any(name.startswith(f"{INT8_FOLDER}/") for name in spec.files)
+
+
 def available(device: torch.device, spec: ModelSpec) -> list[tuple[str, Precision]]:
     """Every (runtime, precision) that a model may be served with on ``device``; the reference, eager float32, first.
     A quantised one in int8, too, last."""
     fastest = choose_runtime("auto", device)
     precisions = dict.fromkeys(("float32", choose_precision("auto", device)))
     pairs = [(runtime, precision) for runtime in dict.fromkeys(("eager", fastest)) for precision in precisions]
-    return [*pairs, ("openvino", "int8")] if spec.files and fastest == "openvino" else pairs
+    return [*pairs, ("openvino", "int8")] if is_quantised(spec) and fastest == "openvino" else pairs
 
 
 def build_runtime(
-    name: str, network: nn.Module, spec: ModelSpec, device: torch.device, precision: Precision, threads: int
+    name: str, network: Cascade, spec: ModelSpec, device: torch.device, precision: Precision, threads: int
 ) -> Runtime:
     """The runtime called ``name``, as ``choose_runtime`` gives it, for ``network``, which it takes over.
 
@@ -64,12 +70,12 @@ def build_runtime(
     if name == "openvino":
         from service.inference.runtimes.openvino import OpenVINORuntime, convert
 
-        return OpenVINORuntime(convert(network, spec.preprocessing), precision, threads)
+        return OpenVINORuntime(convert(network, spec), precision, threads)
     if name == "cuda":
         from service.inference.runtimes.cuda import CudaRuntime
 
-        return CudaRuntime(network, spec.preprocessing, device, precision)
-    return EagerRuntime(network, spec.preprocessing, device, precision)
+        return CudaRuntime(network, spec, device, precision)
+    return EagerRuntime(network, spec, device, precision)
 
 
 def build_quantised(name: str, folder: Path, spec: ModelSpec, threads: int) -> Runtime:

@@ -1,4 +1,4 @@
-"""What every runtime does, and how the network's input is made from pixels."""
+"""What every runtime does, and how a stage's input is made from pixels."""
 
 from __future__ import annotations
 
@@ -9,32 +9,24 @@ import torch
 from torch import Tensor
 
 from service.images.transforms import Preprocessing
-from service.networks.msnet import LowState
+from service.model_spec import ModelSpec
+from service.networks.cascade import Carried
 
 
 class Runtime(Protocol):
-    """Runs a network's passes. Synchronous; threads may share one. One contract test suite runs over every runtime.
-
-    ``low`` and ``high`` are of a multi-scale network, ``single`` of a single-scale one. ``wide`` uses every core for
-    the one batch, for a CPU that has nothing else to do; elsewhere it means nothing.
-    """
+    """Runs a network's stages. Synchronous; threads may share one. One contract test suite runs over every runtime."""
 
     name: str
 
-    def low(self, images: Tensor, wide: bool = False) -> LowState:
-        """uint8 (B, 3, R, R) -> low logits (B, K) and the features that ``high`` reuses, on the runtime's device.
-
-        They are valid until the same thread's next pass: copy what is kept.
-        """
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
+        """See ``Predictor.run``."""
         ...
 
-    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:
-        """The same images and their low state -> high logits (B, K)."""
-        ...
 
-    def single(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> logits (B, K)."""
-        ...
+def channels(spec: ModelSpec, stage: int) -> Preprocessing:
+    """The preprocessing with the mean and deviation that ``stage`` is normalised by."""
+    own, shared = spec.stages[stage], spec.preprocessing
+    return Preprocessing(shared.resize, shared.crop, own.mean or shared.mean, own.std or shared.std)
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:

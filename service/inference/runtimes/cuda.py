@@ -7,12 +7,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from service.images.transforms import Preprocessing
 from service.inference.device import Precision
 from service.inference.runtimes.eager import EagerRuntime
-from service.networks.msnet import LowState
+from service.model_spec import ModelSpec
+from service.networks.cascade import Carried, Cascade
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 3  # before a capture: libraries choose their kernels
@@ -27,38 +27,22 @@ class CudaRuntime:
 
     name = "cuda"
 
-    def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, device: torch.device, precision: Precision
-    ) -> None:
-        self._eager = EagerRuntime(network, preprocessing, device, precision)
+    def __init__(self, network: Cascade, spec: ModelSpec, device: torch.device, precision: Precision) -> None:
+        self._eager = EagerRuntime(network, spec, device, precision)
         self._device = device
         self._own = threading.local()
         self._capturing = threading.Lock()
 
-    def low(self, images: Tensor, wide: bool = False) -> LowState:  # noqa: ARG002
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         """See ``Runtime``."""
-        logits, *features = self._run("low", self._low, [images])
-        return LowState(logits, tuple(features))
+        logits, *handed_on = self._run(stage, [images, *carried])
+        return logits, tuple(handed_on)
 
-    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:  # noqa: ARG002
-        """See ``Runtime``."""
-        return self._run("high", self._high, [images, *low.features])[0]
+    def _run(self, stage: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+        def forward(images: Tensor, *carried: Tensor) -> list[Tensor]:
+            logits, handed_on = self._eager.run(stage, images, carried)
+            return [logits, *handed_on]
 
-    def single(self, images: Tensor) -> Tensor:
-        """See ``Runtime``."""
-        return self._run("single", self._single, [images])[0]
-
-    def _low(self, images: Tensor) -> list[Tensor]:
-        state = self._eager.low(images)
-        return [state.logits, *state.features]
-
-    def _high(self, images: Tensor, *features: Tensor) -> list[Tensor]:
-        return [self._eager.high(images, LowState(images, features))]
-
-    def _single(self, images: Tensor) -> list[Tensor]:
-        return [self._eager.single(images)]
-
-    def _run(self, stage: str, forward: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         rows = len(inputs[0])
         rung = bisect_left(LADDER, rows)
         graphs = self._own_graphs()
@@ -70,8 +54,8 @@ class CudaRuntime:
                 graphs[key] = _Graph(forward, inputs, LADDER[rung], self._device)
         return graphs[key].replay(inputs)
 
-    def _own_graphs(self) -> dict[tuple[str, int], _Graph]:
-        graphs: dict[tuple[str, int], _Graph] | None = getattr(self._own, "graphs", None)
+    def _own_graphs(self) -> dict[tuple[int, int], _Graph]:
+        graphs: dict[tuple[int, int], _Graph] | None = getattr(self._own, "graphs", None)
         if graphs is None:  # of this thread alone, as its stream is
             torch.cuda.set_stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
             graphs = self._own.graphs = {}

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from service.images.transforms import Preprocessing
-from service.inference.device import Precision, cores
-from service.inference.runtimes.base import normalise
+from service.inference.device import Precision
+from service.inference.runtimes.base import channels, normalise
 from service.inference.runtimes.folding import fold_norms
-from service.networks.backbone import halve
-from service.networks.msnet import LowState, MSNet
+from service.model_spec import ModelSpec
+from service.networks.cascade import Carried, Cascade
 
 
 class EagerRuntime:
@@ -24,11 +20,9 @@ class EagerRuntime:
 
     name = "eager"
 
-    def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, device: torch.device, precision: Precision
-    ) -> None:
+    def __init__(self, network: Cascade, spec: ModelSpec, device: torch.device, precision: Precision) -> None:
         self.device = device
-        self._preprocessing = preprocessing
+        self._channels = [channels(spec, stage) for stage in range(spec.depth)]
         self._dtype: torch.dtype = getattr(torch, precision)
         self._network = fold_norms(network).to(device).to(memory_format=torch.channels_last)
         for module in self._network.modules():
@@ -38,39 +32,8 @@ class EagerRuntime:
                 module.to(self._dtype)
 
     @torch.inference_mode()
-    def low(self, images: Tensor, wide: bool = False) -> LowState:
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         """See ``Runtime``."""
-        assert isinstance(self._network, MSNet)
-        with _threads(wide):
-            halved = halve(images.to(self.device, non_blocking=True).float())
-            return self._network.forward_halved(self._prepare(halved))  # a quarter of the pixels to normalise
-
-    @torch.inference_mode()
-    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:
-        """See ``Runtime``."""
-        assert isinstance(self._network, MSNet)
-        with _threads(wide):
-            return self._network.forward_high(self._prepare(images), low)
-
-    @torch.inference_mode()
-    def single(self, images: Tensor) -> Tensor:
-        """See ``Runtime``."""
-        logits: Tensor = self._network(self._prepare(images))
-        return logits
-
-    def _prepare(self, images: Tensor) -> Tensor:
         on_device = images.to(self.device, non_blocking=True)
-        return normalise(on_device, self._preprocessing).to(self._dtype)
-
-
-@contextmanager
-def _threads(wide: bool) -> Iterator[None]:
-    """Let this thread's operators use every core for a while, if ``wide``."""
-    before = torch.get_num_threads()
-    if wide:
-        torch.set_num_threads(cores())
-    try:
-        yield
-    finally:
-        if wide:
-            torch.set_num_threads(before)
+        prepared = normalise(on_device, self._channels[stage]).to(self._dtype)
+        return self._network.run(stage, prepared, carried)

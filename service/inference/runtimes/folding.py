@@ -7,8 +7,10 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from service.networks.cascade import Cascade
 
-def fold_norms(network: nn.Module) -> nn.Module:
+
+def fold_norms(network: Cascade) -> Cascade:
     """``network`` in evaluation mode, changed in place: each norm that directly follows a convolution is gone.
 
     Modules are taken to run in the order in which they were registered, as in every network here; DenseNet's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import openvino as ov
@@ -13,57 +13,59 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from service.errors import InvalidOption
 from service.images.transforms import Preprocessing
-from service.inference.device import Precision, cores
-from service.inference.runtimes.base import normalise
+from service.inference.device import Precision
+from service.inference.runtimes import INT8_FOLDER, is_quantised
+from service.inference.runtimes.base import channels, normalise
 from service.inference.runtimes.folding import fold_norms
-from service.networks.msnet import LowState, MSNet
-from service.store import ModelSpec, verified
+from service.model_spec import ModelSpec
+from service.networks.cascade import Carried, Cascade
+from service.store import verified
 
 # What is not quantised in an int8 model is computed in float32.
 PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
-INT8_FOLDER = "openvino-int8"
-STAGES = ("low", "high")
 
 # One a process, never given back: OpenVINO's CPU plug-in gives the thread that loads it a stack for signals, and takes
 # it away with itself. Of several, the last may leave that thread with one already freed: the next signal crashes.
 CORE = ov.Core()
 
 
-def convert(network: nn.Module, preprocessing: Preprocessing) -> dict[str, ov.Model]:
-    """Each stage of ``network``, which is taken over: uint8 pixels (B, R, R, 3) in, any B; float32 out."""
+def convert(network: Cascade, spec: ModelSpec) -> list[ov.Model]:
+    """Each stage of ``network``, which is taken over: uint8 pixels (B, r, r, 3) in, any B; float32 out."""
     network = fold_norms(network)
-    crop = preprocessing.crop
-    images = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
-    if not isinstance(network, MSNet):
-        return {"single": _convert(_Single(network, preprocessing), [images])}
-    low = _Low(network, preprocessing)
-    with torch.inference_mode():
-        _, *features = low(images)
-    return {
-        "low": _convert(low, [images]),
-        "high": _convert(_High(network, preprocessing), [images, *features]),
-    }
+    converted, carried = [], ()
+    for index, side in enumerate(spec.resolutions):
+        stage = _Stage(network, index, channels(spec, index))
+        inputs = [torch.zeros(2, side, side, 3, dtype=torch.uint8), *carried]
+        converted.append(_convert(stage, inputs))
+        with torch.inference_mode():
+            _, *carried = stage(*inputs)
+    return converted
 
 
-def quantised(folder: Path, spec: ModelSpec) -> dict[str, ov.Model]:
+def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
     """The int8 stages in a model folder.
 
     Raises:
-        InvalidOption: the model has none.
+        InvalidOption: the model has none, or an earlier version made them, whose first stage halved its input itself.
         BrokenModel: they are not what its spec says.
     """
-    if not spec.files:
+    if not is_quantised(spec):
         raise InvalidOption("precision", "int8", f"another one: {spec.name} has not been quantised (lowfirst quantise)")
     for name, digest in spec.files.items():
         verified(folder, name, digest)
-    return {stage: CORE.read_model(folder / INT8_FOLDER / f"{stage}.xml") for stage in STAGES}
+    models = [CORE.read_model(folder / INT8_FOLDER / f"{stage.name}.xml") for stage in spec.stages]
+    for model, stage in zip(models, spec.stages, strict=True):
+        if model.inputs[0].partial_shape[1].get_length() != stage.resolution:
+            raise InvalidOption(
+                "precision", "int8", f"another one: an earlier version quantised {spec.name} (lowfirst quantise again)"
+            )
+    return models
 
 
 class OpenVINORuntime:
@@ -75,72 +77,58 @@ class OpenVINORuntime:
 
     name = "openvino"
 
-    def __init__(self, models: Mapping[str, ov.Model], precision: Precision, threads: int) -> None:
+    def __init__(self, models: Sequence[ov.Model], precision: Precision, threads: int) -> None:
         self._models = _with_bfloat16_features(models) if precision == "bfloat16" else models
         self._threads = threads
         self._hint = PRECISION_HINTS[precision]
         self._own = threading.local()
-        self._wide = threading.Lock()
-        self._wide_stages: dict[str, Stage] = {}
 
-    def low(self, images: Tensor, wide: bool = False) -> LowState:
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         """See ``Runtime``."""
-        logits, *features = self._run("low", [_pixels(images)], wide)
-        return LowState(logits, tuple(features))
+        logits, *handed_on = self._compiled(stage).run([_pixels(images), *(each.contiguous() for each in carried)])
+        return logits, tuple(handed_on)
 
-    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:
-        """See ``Runtime``."""
-        features = [feature.contiguous() for feature in low.features]
-        return self._run("high", [_pixels(images), *features], wide)[0]
-
-    def single(self, images: Tensor) -> Tensor:
-        """See ``Runtime``."""
-        return self._run("single", [_pixels(images)])[0]
-
-    def _run(self, name: str, inputs: Sequence[Tensor], wide: bool = False) -> list[Tensor]:
-        if not wide:
-            return self._own_stage(name).run(inputs)
-        with self._wide:  # one for all threads: two at a time would not be alone on the machine
-            if name not in self._wide_stages:
-                self._wide_stages[name] = self._compile(name, cores())
-            return self._wide_stages[name].run(inputs)
-
-    def _own_stage(self, name: str) -> Stage:
-        stage: Stage | None = getattr(self._own, name, None)
-        if stage is None:
-            stage = self._compile(name, self._threads)
-            setattr(self._own, name, stage)
-        return stage
-
-    def _compile(self, name: str, threads: int) -> Stage:
-        config = {
-            "INFERENCE_PRECISION_HINT": self._hint,
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,
-        }
-        return Stage(CORE.compile_model(self._models[name], "CPU", config))
+    def _compiled(self, stage: int) -> Compiled:
+        own: dict[int, Compiled] = self._own.__dict__.setdefault("stages", {})
+        if stage not in own:
+            config = {
+                "INFERENCE_PRECISION_HINT": self._hint,
+                "NUM_STREAMS": "1",
+                "INFERENCE_NUM_THREADS": self._threads,
+                "ENABLE_CPU_PINNING": False,
+            }
+            own[stage] = Compiled(CORE.compile_model(self._models[stage], "CPU", config))
+        return own[stage]
 
 
-class Stage:
-    """One compiled pass with one request, used by one thread at a time."""
+class Compiled:
+    """One compiled stage with one request, used by one thread at a time."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._request = compiled.create_infer_request()
-        self._outputs = [
+        self._ports = [
             (tuple(port.partial_shape.get_max_shape())[1:], DTYPES[port.get_element_type().get_type_name()])
             for port in compiled.outputs
         ]
+        self._outputs: dict[int, list[Tensor]] = {}
+        self._rows = 0
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Inputs with B rows each -> outputs with B rows, in fresh memory; nothing else is copied."""
-        outputs = [torch.empty((len(inputs[0]), *shape), dtype=dtype) for shape, dtype in self._outputs]
+        """Inputs with B rows each -> outputs with B rows, overwritten by the next run with B rows; nothing is copied.
+
+        Memory is kept for every B that comes: fresh pages took a fifth of a small stage's time.
+        """
+        rows = len(inputs[0])
         for index, tensor in enumerate(inputs):
             self._request.set_input_tensor(index, _shared(tensor))
-        for index, tensor in enumerate(outputs):
-            self._request.set_output_tensor(index, _shared(tensor))
+        if rows not in self._outputs:
+            self._outputs[rows] = [torch.empty((rows, *shape), dtype=dtype) for shape, dtype in self._ports]
+        if rows != self._rows:
+            for index, tensor in enumerate(self._outputs[rows]):
+                self._request.set_output_tensor(index, _shared(tensor))
+            self._rows = rows
         self._request.infer()
-        return outputs
+        return self._outputs[rows]
 
 
 def _shared(tensor: Tensor) -> ov.Tensor:
@@ -150,68 +138,31 @@ def _shared(tensor: Tensor) -> ov.Tensor:
     return ov.Tensor(tensor.numpy(), shared_memory=True)
 
 
-def _with_bfloat16_features(models: Mapping[str, ov.Model]) -> dict[str, ov.Model]:
+def _with_bfloat16_features(models: Sequence[ov.Model]) -> Sequence[ov.Model]:
     """``models``, which are changed, handing over features as they were computed: half the memory to reorder."""
-    for model in models.values():
+    for model in models:
         ports = PrePostProcessor(model)
         for index in range(1, len(model.outputs)):
             ports.output(index).tensor().set_element_type(ov.Type.bf16)
         for index in range(1, len(model.inputs)):
             ports.input(index).tensor().set_element_type(ov.Type.bf16)
         ports.build()
-    return dict(models)
+    return models
 
 
-class _Low(nn.Module):
-    """uint8 (B, R, R, 3) -> low logits, then each feature map.
+class _Stage(nn.Module):
+    """uint8 (B, r, r, 3) and what the stage before handed on -> logits, then what is handed on."""
 
-    Normalised and halved by one convolution: as operators of their own both took as long as a third of a small network.
-    """
-
-    _weight: Tensor
-    _bias: Tensor
-
-    def __init__(self, network: MSNet, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: Cascade, stage: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         self._network = network
-        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-        self.register_buffer("_weight", torch.diag(1 / (255 * std))[:, :, None, None].expand(3, 3, 2, 2) / 4)
-        self.register_buffer("_bias", -mean / std)
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        images = pixels.to(torch.float32).permute(0, 3, 1, 2)
-        halved = conv2d(images, self._weight, self._bias, stride=2)
-        state = self._network.forward_halved(halved)
-        return state.logits, *state.features
-
-
-class _High(nn.Module):
-    """uint8 (B, R, R, 3) and the feature maps -> high logits."""
-
-    def __init__(self, network: MSNet, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self._network = network
+        self._stage = stage
         self._preprocessing = preprocessing
 
-    def forward(self, pixels: Tensor, *features: Tensor) -> Tensor:
-        return self._network.forward_high(_normal(pixels, self._preprocessing), LowState(pixels, features))
-
-
-class _Single(nn.Module):
-    """uint8 (B, R, R, 3) -> logits."""
-
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self._network = network
-        self._preprocessing = preprocessing
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self._network(_normal(pixels, self._preprocessing))
-        return logits
-
-
-def _normal(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    return normalise(pixels.permute(0, 3, 1, 2), preprocessing)
+    def forward(self, pixels: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        images = normalise(pixels.permute(0, 3, 1, 2), self._preprocessing)
+        logits, handed_on = self._network.run(self._stage, images, carried)
+        return logits, *handed_on
 
 
 def _pixels(images: Tensor) -> Tensor:

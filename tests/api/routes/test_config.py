@@ -1,4 +1,4 @@
-"""The runtime config over HTTP: the threshold in four forms, its floor, its version."""
+"""The runtime config over HTTP: the threshold in five forms, its floor, its version."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 from fastapi import FastAPI
 
 from service.errors import BrokenModel, InvalidOption
+from service.inference.latency import LatencyProfile, LatencyTable
+from service.store import read_spec, write_spec
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +34,8 @@ async def test_the_default_threshold_comes_with_its_predicted_effect(client: htt
         "model": "tiny", "goal": "threshold", "value": 0.65, "threshold": 0.65, "floor": None, "version": 1
     }  # fmt: skip
     assert set(predicted) == {
-        "exit_rate", "mean_mmacs", "accuracy", "agreement", "agreement_at_least", "accuracy_drop_at_most"
+        "exit_rate", "ends", "mean_mmacs", "mean_ms", "single_scale_ms", "saved", "accuracy", "agreement",
+        "agreement_at_least", "accuracy_drop_at_most",
     }  # fmt: skip
     assert response.headers["ETag"] == '"1"'
 
@@ -46,9 +49,16 @@ async def test_the_config_holds_every_threshold(client: httpx.AsyncClient) -> No
 
 
 @pytest.mark.parametrize(
-    ("goal", "value"), [("threshold", 0.5), ("max_mean_mmacs", 3), ("min_agreement", 0.8), ("max_accuracy_drop", 0.1)]
+    ("goal", "value"),
+    [
+        ("threshold", 0.5),
+        ("max_mean_mmacs", 3),
+        ("max_mean_ms", 1000),
+        ("min_agreement", 0.8),
+        ("max_accuracy_drop", 0.1),
+    ],
 )
-async def test_the_threshold_is_asked_for_in_four_ways(fresh: httpx.AsyncClient, goal: str, value: float) -> None:
+async def test_the_threshold_is_asked_for_in_five_ways(fresh: httpx.AsyncClient, goal: str, value: float) -> None:
     response = await fresh.patch(PATH, json={goal: value})
     answer = response.json()
     assert (response.status_code, answer["goal"], answer["value"], answer["version"]) == (200, goal, value, 2)
@@ -58,6 +68,7 @@ async def test_the_threshold_is_asked_for_in_four_ways(fresh: httpx.AsyncClient,
     kept = {
         "threshold": answer["threshold"] == value,
         "max_mean_mmacs": predicted["mean_mmacs"] <= value,
+        "max_mean_ms": predicted["mean_ms"] <= value,
         "min_agreement": predicted["agreement_at_least"] >= value,
         "max_accuracy_drop": predicted["accuracy_drop_at_most"] <= value,
     }
@@ -80,12 +91,64 @@ async def test_thresholds_zero_and_one_predict_all_and_nothing(fresh: httpx.Asyn
     assert none_exits["mean_mmacs"] == pytest.approx(model["low_mmacs"] + model["high_mmacs"])
 
 
-async def test_a_budget_below_the_low_pass_is_refused(
+async def test_a_budget_below_the_first_stage_is_refused(
     client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]]
 ) -> None:
     error = error_of(await client.patch(PATH, json={"max_mean_mmacs": 0.5}), 422, "invalid_field")
     assert (error["field"], error["value"]) == ("max_mean_mmacs", 0.5)
     assert "at least" in error["bound"]
+
+
+async def test_a_budget_of_time_is_kept_by_the_measured_times(
+    make_app: Callable[..., FastAPI], connect: Connect, tmp_path: Path, error_of: Callable[..., dict[str, Any]]
+) -> None:
+    LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.004}), {1: 0.004})).write(tmp_path / "profile.json")
+    async with connect(make_app(profile=tmp_path / "profile.json")) as client:
+        answer = (await client.patch(PATH, json={"max_mean_ms": 3})).json()
+        predicted = answer["predicted"]
+        escalated = 1 - predicted["exit_rate"]
+        assert predicted["mean_ms"] == pytest.approx(1 + 4 * escalated)
+        assert 0 < predicted["mean_ms"] <= 3
+        assert predicted["single_scale_ms"] == pytest.approx(4)
+        assert predicted["saved"] == pytest.approx(1 - predicted["mean_ms"] / 4)
+        curve = (await client.get("/models")).json()["models"][0]["curve"]
+        higher = [point for point in curve if point["threshold"] > answer["threshold"]]
+        assert all(point["mean_ms"] > 3 for point in higher)  # it is the highest
+        none = (await client.patch(PATH, json={"threshold": 1})).json()["predicted"]
+        assert none["saved"] == pytest.approx(-0.25)  # both stages take longer than the single-scale network
+        error = error_of(await client.patch(PATH, json={"max_mean_ms": 0.5}), 422, "invalid_field")
+        assert (error["field"], error["value"]) == ("max_mean_ms", 0.5)
+        assert error["bound"] == "at least 1 ms, the cost of the first stage"
+
+
+async def test_time_saved_is_null_where_the_single_scale_network_was_not_measured(
+    make_app: Callable[..., FastAPI], connect: Connect, tmp_path: Path
+) -> None:
+    LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.004}))).write(tmp_path / "profile.json")
+    async with connect(make_app(profile=tmp_path / "profile.json")) as client:
+        predicted = (await client.get(PATH)).json()["predicted"]
+        spent = (await client.get("/stats")).json()["time"]
+    assert predicted["mean_ms"] > 1
+    assert (predicted["single_scale_ms"], predicted["saved"]) == (None, None)
+    assert (spent["single_scale_ms"], spent["saved"]) == (None, None)
+
+
+async def test_a_goal_that_takes_a_calibration_table_is_refused_without_one(
+    make_app: Callable[..., FastAPI],
+    connect: Connect,
+    tiny_store: Path,
+    tmp_path: Path,
+    error_of: Callable[..., dict[str, Any]],
+) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "store"))
+    folder = store / "tiny" / "1"
+    write_spec(folder, dataclasses.replace(read_spec(folder), calibration=()))
+    async with connect(make_app(model_store=store)) as client:
+        for goal in ("max_mean_ms", "max_mean_mmacs", "min_agreement"):
+            error = error_of(await client.patch(PATH, json={goal: 1}), 422, "invalid_field")
+            assert (error["field"], "no calibration table" in error["bound"]) == (goal, True)
+        assert (await client.get(PATH)).json()["predicted"] is None
+        assert (await client.patch(PATH, json={"threshold": 0.5})).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -101,6 +164,11 @@ async def test_a_budget_below_the_low_pass_is_refused(
         ('{"threshold": null}', "threshold"),
         ('{"threshold": ' + "9" * 400 + "}", "threshold"),
         ('{"max_mean_mmacs": 0}', "max_mean_mmacs"),
+        ('{"max_mean_ms": 0}', "max_mean_ms"),
+        ('{"max_mean_ms": "1"}', "max_mean_ms"),
+        ('{"max_mean_ms": NaN}', "max_mean_ms"),
+        ('{"max_mean_ms": null}', "max_mean_ms"),
+        ('{"max_mean_ms": 1, "max_mean_mmacs": 1}', None),
         ('{"min_agreement": 2}', "min_agreement"),
         ('{"min_agreement": 0.9999}', "min_agreement"),
         ('{"max_accuracy_drop": -0.1}', "max_accuracy_drop"),
@@ -358,7 +426,7 @@ async def test_a_goal_solved_for_a_version_that_was_exchanged_meanwhile_is_a_con
     monkeypatch: pytest.MonkeyPatch,
     error_of: Callable[..., dict[str, Any]],
 ) -> None:
-    monkeypatch.setattr("service.engine.models.FOLLOW_SECONDS", 3600)  # a replica that has not noticed yet
+    monkeypatch.setattr("service.engine.switching.FOLLOW_SECONDS", 3600)  # a replica that has not noticed yet
     app = make_app(model_store=two_versions, model="tiny/1")
     async with connect(app) as client:
         await app.state.parts.config.update(lambda now: dataclasses.replace(now, models={"tiny": 2}))

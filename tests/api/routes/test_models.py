@@ -22,11 +22,29 @@ async def test_a_model_is_listed_with_its_costs_and_its_curve(client: httpx.Asyn
     curve = model.pop("curve")
     assert model == {
         "name": "tiny", "version": 1, "serving": True, "network": spec.architecture.network,
-        "classes": list(spec.classes), "resolution": spec.preprocessing.crop, "low_mmacs": spec.low_mmacs,
-        "high_mmacs": spec.high_mmacs, "default_threshold": 0.65, "dataset": "nothing",
+        "classes": list(spec.classes), "resolution": spec.preprocessing.crop, "low_mmacs": spec.mmacs[0],
+        "high_mmacs": spec.mmacs[1], "stages": [
+            {"name": "low", "resolution": 32, "mmacs": spec.mmacs[0]},
+            {"name": "high", "resolution": 64, "mmacs": spec.mmacs[1]},
+        ], "default_threshold": 0.65, "dataset": "nothing",
         "calibration_images": spec.calibration[0].n,
     }  # fmt: skip
     assert [point["threshold"] for point in curve] == [row.threshold for row in spec.calibration[0].rows]
+
+
+async def test_models_of_any_depth_are_listed_with_their_stages(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], cascades: Path
+) -> None:
+    async with connect(make_app(model_store=cascades, model="deep")) as client:
+        models = {model["name"]: model for model in (await client.get("/models")).json()["models"]}
+    found = {name: [(each["name"], each["resolution"]) for each in models[name]["stages"]] for name in models}
+    assert found == {
+        "deep": [("low", 16), ("middle", 32), ("high", 64)], "single": [("single", 64)],
+        "tiny": [("low", 32), ("high", 64)],
+    }  # fmt: skip
+    assert models["single"]["low_mmacs"] == models["single"]["high_mmacs"] == models["deep"]["stages"][-1]["mmacs"]
+    assert {len(point["ends"]) for point in models["deep"]["curve"]} == {3}
+    assert {point["exit_rate"] for point in models["single"]["curve"]} == {0}
 
 
 async def test_every_version_is_listed_and_one_is_serving(
@@ -48,7 +66,7 @@ async def test_a_model_that_cannot_be_read_does_not_hide_the_others(
     spec = (store / "tiny" / "1" / "model.json").read_text()
     spoiled = {
         "2": "{",
-        "3": spec.replace('"version": 1,', '"version": 3,').replace('"low_mmacs": ', '"low_mmacs": "many", "was": '),
+        "3": spec.replace('"version": 1,', '"version": 3,').replace('"mmacs": ', '"mmacs": "many", "was": '),
         "4": spec.replace('"version": 1,', '"version": 4,').replace('"crop": 64', '"crop": "big"'),
     }
     async with connect(make_app(model_store=store)) as client:

@@ -46,6 +46,14 @@ async def classify_many(
     return [(await client.post("/classify", content=make_jpeg(seed), headers=RAW)).json() for seed in range(count)]
 
 
+async def audited(client: httpx.AsyncClient, count: int) -> dict[str, Any]:
+    """``audit`` of ``/stats`` once so many images are audited: after their answers, when nothing else is to do."""
+    async with asyncio.timeout(30):
+        while (audit := (await client.get("/stats")).json()["audit"])["images"] < count:
+            await asyncio.sleep(0)
+    return dict(audit)
+
+
 async def test_counters_agree_with_what_the_client_counted(
     fresh: httpx.AsyncClient, make_jpeg: Callable[[int], bytes]
 ) -> None:
@@ -84,6 +92,28 @@ async def test_stats_of_an_unused_server_have_every_field(fresh: httpx.AsyncClie
     assert stats["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert stats["queue"] == {"low": 0, "high": 0, "images_in_flight": 0, "bytes_in_flight": 0}
     assert 0 < stats["low_mmacs"] < stats["single_scale_mmacs"]
+    assert stats["time"]["single_scale_ms"] > 0
+    assert stats["time"]["images"] == 0
+    unknown = ("mean_ms", "saved", "cost_per_million", "single_scale_cost_per_million")
+    assert [stats["time"][name] for name in unknown] == [None] * len(unknown)
+
+
+async def test_time_spent_agrees_with_the_counters(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], make_jpeg: Callable[[int], bytes]
+) -> None:
+    async with connect(make_app(cost_per_hour=0.9, cache_entries=100)) as client:
+        await classify_many(client, make_jpeg, 10)
+        await classify_many(client, make_jpeg, 10)  # from the cache, for nothing
+        spent = (await client.get("/stats")).json()["time"]
+        samples = await scrape(client)
+    computed = total(samples, "lowfirst_compute_seconds_sum")
+    single_scale = total(samples, "lowfirst_single_scale_compute_seconds_total", model="tiny/1")
+    assert spent["images"] == 10
+    assert spent["mean_ms"] == pytest.approx(1e3 * computed / 10)
+    assert spent["single_scale_ms"] == pytest.approx(1e3 * single_scale / 10)
+    assert spent["saved"] == pytest.approx(1 - computed / single_scale)
+    assert spent["cost_per_million"] == pytest.approx(0.9 * 1e6 * computed / 10 / 3600)
+    assert spent["single_scale_cost_per_million"] == pytest.approx(0.9 * 1e6 * single_scale / 10 / 3600)
 
 
 async def test_gauges_follow_the_config(fresh: httpx.AsyncClient) -> None:
@@ -104,10 +134,8 @@ async def test_audits_are_told_once_they_ran(
         await client.patch("/config/threshold", json={"threshold": 0})
         answers = await classify_many(client, make_jpeg, 20)
         assert {answer["exit"] for answer in answers} == {"low"}
-        async with asyncio.timeout(30):
-            while total(samples := await scrape(client), "lowfirst_audits_total", model="tiny/1") < 20:
-                await asyncio.sleep(0)  # they come after the answers, when nothing else is to do
-        audit = (await client.get("/stats")).json()["audit"]
+        audit = await audited(client, 20)
+        samples = await scrape(client)
         await client.patch("/config/threshold", json={"threshold": 1})
         nothing_exits = (await client.get("/stats")).json()["audit"]
     disagreements = total(samples, "lowfirst_audit_disagreements_total", model="tiny/1")
@@ -134,9 +162,7 @@ async def test_audits_tell_whether_the_promise_is_kept(
     async with connect(make_app(audit_probability=1)) as client:
         await client.patch("/config/threshold", json={"threshold": 0})
         await classify_many(client, make_jpeg, 20)
-        async with asyncio.timeout(30):
-            while total(await scrape(client), "lowfirst_audits_total", model="tiny/1") < 20:
-                await asyncio.sleep(0)
+        await audited(client, 20)
         await client.patch("/config/threshold", json={"min_agreement": 0})  # every image exits, as before
         audit = (await client.get("/stats")).json()["audit"]
         samples = await scrape(client)

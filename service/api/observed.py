@@ -1,0 +1,180 @@
+"""What this server does, told as of one however many processes it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prometheus_client import generate_latest
+
+from service.engine.admission import Admission
+from service.engine.audit import Audit
+from service.engine.engine import Engine
+from service.engine.models import Models
+from service.engine.prediction import TimeSpent
+from service.engine.recent import CONFIDENCES, PERCENTILES
+from service.errors import NotFound
+from service.metrics import Metrics
+from service.processes.metrics import SharedMetrics
+from service.processes.siblings import Siblings
+
+# How many latencies a process tells of; where it has more, some stand for several.
+POINTS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process did of a model's work.
+
+    Attributes:
+        images, exited, mmacs: since the start: answered; of these before the last stage; computed for all.
+        computed, seconds: since the start: images that were not cached; compute for them.
+        single_scale_seconds: that the single-scale network would take per image; None where it was not measured.
+        per_second: images, in the last minute.
+        latencies: seconds in the last minute, each with how many answers it stands for.
+        effective_threshold, images_in_flight, bytes_in_flight: now. ``waiting``: for each stage, by its name.
+        audited, disagreements, exit_rate, promised: see ``Audit``.
+    """
+
+    images: int
+    exited: float
+    mmacs: float
+    computed: float
+    seconds: float
+    single_scale_seconds: float | None
+    per_second: float
+    latencies: Sequence[tuple[float, float]]
+    effective_threshold: float
+    waiting: Mapping[str, int]
+    images_in_flight: int
+    bytes_in_flight: int
+    audited: int
+    disagreements: int
+    exit_rate: float | None
+    promised: float | None
+
+
+class Observed:
+    """Asks the other processes and adds this one.
+
+    Args:
+        shared: the metrics of all; None where this process is the only one.
+    """
+
+    def __init__(
+        self, models: Models, admission: Admission, metrics: Metrics, siblings: Siblings, shared: SharedMetrics | None
+    ) -> None:
+        self._models = models
+        self._admission = admission
+        self._metrics = metrics
+        self._siblings = siblings
+        self._shared = shared
+        siblings.answer("share", self._told)
+        siblings.answer("sample", self._sampled)
+
+    async def exposition(self) -> bytes:
+        """Every metric, for Prometheus."""
+        if self._shared is None:
+            return generate_latest(self._metrics.registry)
+        others = await self._siblings.others("sample")
+        self._shared.sample()
+        for engine in self._models:
+            if engine.predictor.calibration is not None:
+                audits = [Audit(**told[engine.spec.reference]) for told in others if engine.spec.reference in told]
+                kept = pooled([engine.audit(), *audits]).promise_kept
+                self._metrics.promise_kept.labels(engine.spec.reference).set(float("nan") if kept is None else kept)
+        return self._shared.exposition()
+
+    async def shares(self, engine: Engine) -> list[Share]:
+        """Of every process that serves the same model, this one's first."""
+        others = await self._siblings.others("share", engine.spec.reference)
+        return [self._share(engine), *(Share(**told) for told in others)]
+
+    def _sampled(self, _: Any) -> dict[str, Any]:
+        assert self._shared is not None
+        self._shared.sample()
+        return {engine.spec.reference: asdict(engine.audit()) for engine in self._models}
+
+    def _told(self, reference: str) -> dict[str, Any] | None:
+        try:
+            return asdict(self._share(self._models.find(reference)))
+        except NotFound:  # the others are a moment ahead
+            return None
+
+    def _share(self, engine: Engine) -> Share:
+        summary, audit, spent = engine.recent.summary(), engine.audit(), engine.time_spent()
+        return Share(
+            images=summary.images,
+            exited=summary.images * (summary.exit_rate or 0.0),
+            mmacs=summary.images * (summary.mean_mmacs or 0.0),
+            computed=spent.images,
+            seconds=spent.seconds,
+            single_scale_seconds=spent.single_scale_seconds,
+            per_second=summary.images_per_second,
+            latencies=thinned(summary.seconds),
+            effective_threshold=engine.effective_threshold,
+            waiting=engine.queue_depth(),
+            images_in_flight=self._admission.images,
+            bytes_in_flight=self._admission.bytes,
+            audited=audit.images,
+            disagreements=audit.disagreements,
+            exit_rate=audit.exit_rate,
+            promised=audit.promised,
+        )
+
+
+def thinned(ordered: Sequence[float], most: int = POINTS) -> list[tuple[float, float]]:
+    """At most ``most`` values that stand for ``ordered``, each with how many it stands for.
+
+    The largest half of them are themselves, for the sake of p99; of the others each is the middle of an equal part.
+    """
+    if len(ordered) <= most:
+        return [(seconds, 1) for seconds in ordered]
+    parts = most // 2
+    rest = len(ordered) - (most - parts)
+    middles = [ordered[(2 * i + 1) * rest // (2 * parts)] for i in range(parts)]
+    return [*((seconds, rest / parts) for seconds in middles), *((seconds, 1) for seconds in ordered[rest:])]
+
+
+def pooled(audits: Sequence[Audit], images: Sequence[int] | None = None) -> Audit:
+    """The audits of several processes as those of one; ``images`` that each answered weigh their exit rates."""
+    weights = [min(each, CONFIDENCES) for each in images] if images is not None else [1] * len(audits)
+    first = audits[0]
+    exit_rate = first.exit_rate
+    total = sum(weights)
+    if exit_rate != 0 and total:  # 0: nothing can exit at this threshold, in no process
+        rates = [weight * (audit.exit_rate or 0.0) for weight, audit in zip(weights, audits, strict=True)]
+        exit_rate = sum(rates) / total or None
+    return Audit(
+        images=sum(audit.images for audit in audits),
+        disagreements=sum(audit.disagreements for audit in audits),
+        exit_rate=exit_rate,
+        promised=first.promised,
+    )
+
+
+def audit_of(shares: Sequence[Share]) -> Audit:
+    """Of all shares."""
+    audits = [Audit(each.audited, each.disagreements, each.exit_rate, each.promised) for each in shares]
+    return pooled(audits, [each.images for each in shares])
+
+
+def time_spent(shares: Sequence[Share]) -> TimeSpent:
+    """Compute since the start, of all shares."""
+    return TimeSpent(
+        sum(each.computed for each in shares), sum(each.seconds for each in shares), shares[0].single_scale_seconds
+    )
+
+
+def latency_ms(shares: Iterable[Share]) -> dict[str, float | None]:
+    """Nearest-rank percentiles of all latencies."""
+    ordered = sorted((seconds, weight) for share in shares for seconds, weight in share.latencies)
+    total = sum(weight for _, weight in ordered)
+    found: dict[str, float | None] = {f"p{q}": None for q in PERCENTILES}
+    passed, left = 0.0, list(PERCENTILES)
+    for seconds, weight in ordered:
+        passed += weight
+        while left and passed * 100 >= left[0] * total * (1 - 1e-9):
+            found[f"p{left.pop(0)}"] = 1e3 * seconds
+    return found

@@ -1,0 +1,94 @@
+"""What each threshold did to a set of photographs, counted: part of ``model.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRow:
+    """Counts over the certifying images at one threshold.
+
+    Attributes:
+        threshold: an image exits at the first stage whose confidence is strictly greater.
+        ends: images that end at each stage; they sum to the table's ``n``.
+        disagreements: images that end before the last stage with another answer than the last stage gives.
+        right_last_wrong, wrong_last_right: of these, by who is right; None of images without labels.
+        right: images answered rightly, wherever they end; None of images without labels.
+    """
+
+    threshold: float
+    ends: tuple[int, ...]
+    disagreements: int
+    right_last_wrong: int | None = None
+    wrong_last_right: int | None = None
+    right: int | None = None
+
+    @property
+    def exited(self) -> int:
+        """Images that end before the last stage."""
+        return sum(self.ends[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationTable:
+    """One row per threshold, ascending from 0 to 1, measured with one runtime at one precision on ``n`` images.
+
+    ``default_threshold`` is what suits that runtime and precision; None takes the model's. ``is_labelled``: whether the
+    classes of the images were known.
+    """
+
+    runtime: str
+    precision: str
+    n: int
+    rows: tuple[CalibrationRow, ...]
+    default_threshold: float | None = None
+    is_labelled: bool = True
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], depth: int) -> CalibrationTable:
+        """Read a table of a model of ``depth`` stages. Raises KeyError, TypeError or ValueError."""
+        named = dict(raw)
+        if "is_labelled" not in named:  # of the first format, whose models have at most two stages
+            named["rows"] = [_first_format(row, named["n"]) for row in named["rows"]]
+        rows = tuple(CalibrationRow(**{**row, "ends": tuple(row["ends"])}) for row in named["rows"])
+        table = cls(**{**named, "rows": rows})
+        _check(table, depth)
+        return table
+
+
+def _first_format(row: Mapping[str, Any], n: int) -> dict[str, Any]:
+    return {
+        "threshold": row["threshold"],
+        "ends": (row["exited"], n - row["exited"]),
+        "disagreements": row["disagreements"],
+        "right_last_wrong": row["low_right_high_wrong"],
+        "wrong_last_right": row["low_wrong_high_right"],
+        "right": row["right"],
+    }
+
+
+def _check(table: CalibrationTable, depth: int) -> None:
+    where = f"calibration ({table.runtime} {table.precision})"
+    if not (isinstance(table.n, int) and table.n > 0):
+        raise ValueError(f"{where}: n is {table.n!r}; it must be a whole number above 0")
+    thresholds = [row.threshold for row in table.rows]
+    if not thresholds or thresholds[0] != 0 or thresholds[-1] != 1 or thresholds != sorted(set(thresholds)):
+        raise ValueError(f"{where}: thresholds must rise from 0 to 1")
+    default = table.default_threshold
+    if default is not None and not 0 <= default <= 1:
+        raise ValueError(f"{where}: default_threshold is {default!r}; it must lie between 0 and 1")
+    for row in table.rows:
+        counts = [row.disagreements, row.right_last_wrong, row.wrong_last_right]
+        known = [count for count in counts if count is not None]
+        if (
+            len(row.ends) != depth
+            or sum(row.ends) != table.n
+            or not all(isinstance(count, int) and 0 <= count <= row.exited for count in known)
+            or not all(isinstance(end, int) and end >= 0 for end in row.ends)
+            or not (row.right is None or 0 <= row.right <= table.n)
+            or table.is_labelled == (None in (*counts, row.right))
+        ):
+            raise ValueError(f"{where}: counts at {row.threshold} do not fit {table.n} images and {depth} stages")

@@ -1,0 +1,76 @@
+"""From what the stages said of an image to its answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import cache as memoise
+
+from torch import Tensor
+
+from service.engine.answer import Answer, Ranked, Ranking, Reason
+from service.engine.entry import Entry
+from service.engine.recent import Recent
+from service.metrics import Metrics
+from service.model_spec import ModelSpec
+
+
+class Answering:
+    """Builds the answers of one model, and counts them. In the event loop's thread.
+
+    Attributes:
+        single_scale_seconds: what an image takes of a worker by the single-scale network; 0 where it is not known.
+        computed: images answered, those from the cache left out.
+    """
+
+    def __init__(self, spec: ModelSpec, metrics: Metrics, recent: Recent) -> None:
+        self.single_scale_seconds = 0.0
+        self.computed = 0
+        self._spec = spec
+        self._recent = recent
+        self._names = tuple(stage.name for stage in spec.stages)
+        self._images = memoise(lambda exit_, reason: metrics.images.labels(spec.reference, exit_, reason))
+        self._confidence = metrics.confidence.labels(spec.reference)
+        self._saved_from = metrics.single_scale_compute_seconds.labels(spec.reference)
+
+    def answer(self, entry: Entry, stage: int, reason: Reason, with_passes: bool) -> Answer:
+        """The answer that ``entry`` has from ``stage``."""
+        spec = self._spec
+        top_k = self._ranking(entry.outputs[stage], entry.top_k)
+        answer = Answer(
+            top_k=top_k,
+            stages=self._names,
+            stage=stage,
+            reason=reason,
+            confidences=tuple(entry.confidences[: stage + 1]),  # it may have run on since its deadline
+            threshold=entry.compared_with,
+            mmacs=0.0 if reason == "cached" else spec.mmacs_up_to[stage],
+            degraded=reason in ("deadline", "brownout"),
+            model=spec.name,
+            version=spec.version,
+            config_version=entry.config_version,
+            timing=entry.timing,
+            seconds=time.monotonic() - entry.arrival,
+            passes=self._passes(entry, stage) if with_passes else None,
+        )
+        self._images(answer.exit, reason).inc()
+        self._confidence.observe(answer.confidence)
+        if reason != "cached":
+            self.computed += 1
+            self._saved_from.inc(self.single_scale_seconds)
+        self._recent.add(answer)
+        return answer
+
+    def _passes(self, entry: Entry, stage: int) -> Mapping[str, Ranking | None]:
+        """What the stages up to the answering one say."""
+        return {
+            name: self._ranking(entry.outputs[index], entry.top_k) if index <= stage else None
+            for index, name in enumerate(self._names)
+        }
+
+    def _ranking(self, probabilities: Tensor, top_k: int) -> Ranking:
+        classes = self._spec.classes
+        scores, indices = probabilities.topk(top_k)
+        return tuple(
+            Ranked(classes[index], index, score) for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
+        )

@@ -1,0 +1,324 @@
+"""What a worker does with a batch: one stage over it, then every entry answered, escalated, audited or failed."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from service.engine.answer import Reason
+from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
+from service.engine.decoding import decode_entry
+from service.engine.entry import Entry
+from service.engine.features import FeaturePool
+from service.engine.lanes import Batch, Lanes
+from service.engine.pace import Pace
+from service.engine.recent import Recent
+from service.errors import DeadlinePassed, DeviceFailed, LowfirstError
+from service.images.decode import stack
+from service.inference.exit_rule import confidence
+from service.inference.predictor import Predictor
+from service.log import logger
+from service.metrics import Metrics
+from service.networks.cascade import Carried
+
+# How long a worker decodes images of one batch.
+DECODE_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one stage says of a batch: probabilities (B, K), confidences (B,), what becomes of each entry."""
+
+    probabilities: Tensor
+    confidences: Sequence[float]
+    decisions: Sequence[Decision]
+    is_audited: Sequence[bool]
+    seconds: float
+
+    @property
+    def kept(self) -> list[int]:
+        """Rows whose features are needed again."""
+        return [row for row, each in enumerate(self.decisions) if isinstance(each, Escalate) or self.is_audited[row]]
+
+
+class Executor:
+    """Runs the stages of one predictor on the batches of its lanes. Threads share it.
+
+    Args:
+        lanes: where escalated entries and free slots go.
+        predictor: what runs the stages.
+        pool: where what escalated entries carry is kept.
+        pace: how long batches take.
+        recent: where the outcomes of audits go, in the event loop's thread.
+        metrics: where batches are counted.
+
+    Attributes:
+        policy: how images are decided now; replaced from the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        predictor: Predictor,
+        pool: FeaturePool,
+        pace: Pace,
+        recent: Recent,
+        metrics: Metrics,
+        policy: Policy,
+    ) -> None:
+        self.policy = policy
+        self._lanes = lanes
+        self._predictor = predictor
+        self._pool = pool
+        self._pace = pace
+        self._recent = recent
+        self._metrics = metrics
+        self._model = predictor.spec.reference
+        self._names = [stage.name for stage in predictor.spec.stages]
+
+    def run(self, batch: Batch) -> None:
+        """One batch; every entry of it is answered, or waits for its next stage.
+
+        Raises: what the device raises, if it can run nothing at all any more.
+        """
+        self._note_waits(batch)
+        batch = self._alive(batch)
+        if batch.entries:
+            self._run(batch)
+
+    def probe(self) -> None:
+        """Whether the device can run anything at all. Raises what it raises, or DeviceFailed: no finite numbers."""
+        for logits in self._predictor.answers(self._predictor.noise(1)):
+            if not logits.isfinite().all():
+                raise DeviceFailed("the network gives no finite numbers")
+
+    # before the stage
+
+    def _work(self, batch: Batch) -> str:
+        return "audit" if batch.is_audit else self._names[batch.stage]
+
+    def _note_waits(self, batch: Batch) -> None:
+        self._metrics.batches.labels(self._work(batch), batch.reason).inc()
+        if batch.is_audit:
+            return
+        now = time.monotonic()
+        waits = self._metrics.queue_seconds.labels(self._work(batch))
+        for entry in batch.entries:
+            waited = now - entry.enqueued
+            entry.timing.queue += waited
+            waits.observe(waited)
+
+    def _alive(self, batch: Batch) -> Batch:
+        """What can run of a batch of the first stage: entries with their pixels that somebody waits for."""
+        if batch.stage:
+            return batch
+        in_time = self._without_late(batch.entries)
+        ready = self._decoded(in_time)
+        alive = [entry for entry in ready if not entry.is_dead]
+        self._metrics.dropped.labels(self._names[0]).inc(len(ready) - len(alive))
+        self._lanes.release(batch.slots[len(alive) :])
+        return replace(batch, entries=alive, slots=batch.slots[: len(alive)])
+
+    def _without_late(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those that can still be in time; the others fail before they cost anything."""
+        soonest = time.monotonic() + self._pace.table.seconds(0, 1)
+        in_time = []
+        for entry in entries:
+            if entry.is_dead or entry.deadline is None or entry.deadline >= soonest:
+                in_time.append(entry)  # the dead are counted where they are met next
+            else:
+                self._metrics.dropped.labels("deadline").inc()
+                entry.loop.call_soon_threadsafe(entry.fail, too_late(entry))
+        return in_time
+
+    def _decoded(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Entries with their pixels. Those without are decoded here, for ``DECODE_SECONDS``; then the rest wait again.
+
+        So an image that takes long to decode holds up nobody but the few decoded with it.
+        """
+        ready = [entry for entry in entries if entry.pixels]
+        waiting = [entry for entry in entries if not entry.pixels]
+        began = time.monotonic()
+        for index, entry in enumerate(waiting):
+            if decode_entry(entry, self._predictor.spec, self._metrics):
+                ready.append(entry)
+            if time.monotonic() > began + DECODE_SECONDS:
+                self._wait_again(waiting[index + 1 :])
+                waiting = waiting[: index + 1]
+                break
+        if waiting:
+            self._pace.decoded(len(waiting), time.monotonic() - began)
+        return ready
+
+    def _wait_again(self, entries: Sequence[Entry]) -> None:
+        now = time.monotonic()
+        for entry in entries:
+            entry.enqueued = now
+        self._lanes.push(entries)
+
+    # the stage
+
+    def _run(self, batch: Batch) -> None:
+        """One batch; if it raises, its entries one by one, so that only the one at fault fails.
+
+        Raises: what the device raises, if it can run nothing at all any more; every entry is answered nevertheless.
+        """
+        try:
+            outcome = self._compute(batch)
+        except BaseException as error:
+            is_broken = not isinstance(error, Exception) or self._is_broken()
+            if is_broken or len(batch.entries) == 1:
+                logger.exception("the %s pass failed", self._work(batch))
+                self._abandon(batch, error)
+            if is_broken:
+                raise
+            if len(batch.entries) > 1:
+                self._run_singly(batch)
+            return
+        self._count(batch, outcome.seconds)
+        (self._commit_audit if batch.is_audit else self._commit)(batch, outcome)
+
+    def _compute(self, batch: Batch) -> _Outcome:
+        """May raise; changes no entry, so that the batch can be run again."""
+        stage, entries = batch.stage, batch.entries
+        began = time.monotonic()
+        carried: Carried = self._pool.take(stage - 1, batch.slots) if stage else ()
+        logits, handed_on = self._predictor.run(stage, stack([entry.pixels[stage] for entry in entries]), carried)
+        probabilities = self._predictor.probabilities(stage, logits)
+        confidences = confidence(probabilities).tolist()
+        if not all(map(math.isfinite, confidences)):
+            raise DeviceFailed(f"the {self._names[stage]} pass gave no finite numbers")
+        seconds = time.monotonic() - began
+        decisions = self._decide(batch, confidences)
+        audited = [self._is_audited(batch, decision) for decision in decisions]
+        outcome = _Outcome(probabilities, confidences, decisions, audited, seconds)
+        if outcome.kept:
+            self._pool.put(stage, handed_on, outcome.kept, [batch.slots[row] for row in outcome.kept])
+        return outcome
+
+    def _decide(self, batch: Batch, confidences: Sequence[float]) -> list[Decision]:
+        stage, policy = batch.stage, self.policy
+        if batch.is_audit:
+            return [Exit("escalated", 1.0) if stage == policy.last else Escalate(1.0) for _ in confidences]
+        next_answer_at = time.monotonic()
+        if stage < policy.last:
+            next_answer_at += self._pace.next_answer(stage + 1, self._lanes.depths[stage + 1])
+        return [
+            decide(sure, stage, entry, policy, next_answer_at)
+            for sure, entry in zip(confidences, batch.entries, strict=True)
+        ]
+
+    def _is_audited(self, batch: Batch, decision: Decision) -> bool:
+        return (
+            not batch.is_audit
+            and isinstance(decision, Exit)
+            and decision.reason == "confident"
+            and random.random() < self.policy.audit_probability
+        )
+
+    def _run_singly(self, batch: Batch) -> None:
+        for index, (entry, slot) in enumerate(zip(batch.entries, batch.slots, strict=True)):
+            try:
+                self._run(replace(batch, entries=[entry], slots=[slot]))
+            except BaseException as error:
+                rest = replace(batch, entries=batch.entries[index + 1 :], slots=batch.slots[index + 1 :])
+                self._abandon(rest, error)
+                raise
+
+    def _abandon(self, batch: Batch, error: BaseException) -> None:
+        self._lanes.release(batch.slots)
+        for entry in batch.entries:
+            failure = DeviceFailed(f"the {self._work(batch)} pass failed on this image")  # one each: errors are edited
+            own = type(error)(error.message) if type(error) is DeviceFailed else failure
+            entry.loop.call_soon_threadsafe(entry.fail, own)
+
+    def _is_broken(self) -> bool:
+        try:
+            self.probe()
+        except BaseException:
+            return True
+        return False
+
+    # after the stage
+
+    def _commit(self, batch: Batch, outcome: _Outcome) -> None:
+        """Let every entry have what was found; nothing here raises."""
+        stage, now = batch.stage, time.monotonic()
+        answered: list[tuple[Entry, Reason]] = []
+        escalated: list[Entry] = []
+        unused: list[int] = []
+        for row, (entry, decision) in enumerate(zip(batch.entries, outcome.decisions, strict=True)):
+            entry.slot, entry.enqueued = batch.slots[row], now
+            if isinstance(decision, Drop):
+                self._metrics.dropped.labels("answer" if stage == self.policy.last else "escalation").inc()
+                unused.append(batch.slots[row])
+                continue
+            self._note(entry, row, stage, outcome)
+            if isinstance(decision, Escalate):
+                escalated.append(entry)
+                continue
+            answered.append((entry, decision.reason))
+            if not (outcome.is_audited[row] and self._send_to_audit(stage, entry)):
+                unused.append(batch.slots[row])
+                entry.slot = None
+        if answered:
+            answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
+        self._lanes.escalate(stage, escalated, len(batch.entries), unused)
+
+    def _note(self, entry: Entry, row: int, stage: int, outcome: _Outcome) -> None:
+        decision = outcome.decisions[row]
+        assert not isinstance(decision, Drop)
+        entry.timing.stages.append(outcome.seconds)
+        if stage < self.policy.last or not entry.outputs:
+            entry.confidences.append(outcome.confidences[row])
+            entry.compared_with = decision.threshold
+        entry.outputs.append(outcome.probabilities[row])
+        entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"  # last: it may expire now
+
+    def _send_to_audit(self, stage: int, entry: Entry) -> bool:
+        if self._lanes.audit(stage + 1, entry):
+            return True
+        self._metrics.audits_skipped.inc()
+        return False
+
+    def _commit_audit(self, batch: Batch, outcome: _Outcome) -> None:
+        if batch.stage < self.policy.last:
+            refused = [entry.slot for entry in batch.entries if not self._send_to_audit(batch.stage, entry)]
+            self._lanes.release([slot for slot in refused if slot is not None])
+            return
+        self._lanes.release(batch.slots)
+        for entry, answer in zip(batch.entries, outcome.probabilities.argmax(1).tolist(), strict=True):
+            agreed = answer == int(entry.outputs[-1].argmax())
+            self._metrics.audits.labels(self._model).inc()
+            if not agreed:
+                self._metrics.audit_disagreements.labels(self._model).inc()
+            entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.threshold, agreed)
+
+    def _count(self, batch: Batch, seconds: float) -> None:
+        work, images = self._work(batch), len(batch.entries)
+        self._metrics.compute_seconds.labels(work).observe(seconds)
+        self._metrics.batch_size.labels(work).observe(images)
+        each = round(self._predictor.spec.stages[batch.stage].mmacs * 1e6)
+        self._metrics.multiply_adds.labels(self._model, work).inc(each * images)
+        self._lanes.spent(seconds, batch.is_audit)
+        self._pace.ran(batch.stage, images, seconds)
+
+
+def _resolve(stage: int, answered: Sequence[tuple[Entry, Reason]]) -> None:
+    """In the event loop's thread: all of a batch at one wake-up."""
+    for entry, reason in answered:
+        entry.resolve(stage, reason)
+
+
+def too_late(entry: Entry) -> LowfirstError:
+    """The error of an image whose deadline comes before any answer can."""
+    assert entry.deadline is not None
+    allowed = 1e3 * (entry.deadline - entry.arrival)
+    return DeadlinePassed(
+        f"deadline_ms is {allowed:.0f}; no answer can exist so soon", field="deadline_ms", value=allowed
+    )

@@ -1,0 +1,252 @@
+"""The lanes: each holds the entries that wait for one stage, and worker threads wait for batches of them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service.engine.entry import Entry
+from service.engine.pick import Plan, Release, Waiting, pick
+from service.errors import LowfirstError
+
+# Share of the workers' time that audits get even when there is other work.
+AUDIT_SHARE = 0.01
+
+# How many batches that share looks back on: an idle day earns audits no minutes of their own.
+AUDIT_MEMORY_SECONDS = 60.0
+
+# Full batches of the first stage to have decoded ahead.
+AHEAD = 4
+
+# Weight of the newest batch in the running share of images that escalate.
+NEWEST_BATCH = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Entries for one stage, oldest first, and the feature slots they hold: at the first stage one for each, to use."""
+
+    stage: int
+    reason: Release
+    entries: list[Entry]
+    slots: list[int]
+    is_audit: bool = False
+
+
+class Lanes:
+    """The lanes of one model, shared between threads.
+
+    Args:
+        plan: what the device can do; may be replaced before work comes.
+        slots: images whose features may be kept at a time.
+        audit_backlog: of these, for audits.
+        on_drop: called with the stage of each dead entry that is dropped from its lane.
+
+    Attributes:
+        escalating: share of each stage's images that escalate, lately.
+        seconds: of compute since the start, audits left out.
+    """
+
+    def __init__(
+        self, plan: Plan, slots: int, audit_backlog: int = 0, on_drop: Callable[[int], None] = lambda stage: None
+    ) -> None:
+        self.plan = plan
+        self.escalating = [0.0] * len(plan.sizes)
+        self._free = list(range(slots))
+        self._audit_backlog = audit_backlog
+        self._on_drop = on_drop
+        self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
+        self._audits: list[deque[Entry]] = [deque() for _ in plan.sizes]
+        self._spent, self._spent_on_audits = 0.0, 0.0
+        self.seconds = 0.0
+        self._order = itertools.count()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._room = threading.Condition(lock)
+        self._closed = False
+        self._failure: Callable[[], LowfirstError] | None = None
+
+    def push(self, entries: Sequence[Entry]) -> None:
+        """Let new ``entries`` wait for the first stage; fail them while nothing runs, see ``fail_all``."""
+        with self._changed:
+            if self._failure is None:
+                self._push(0, entries)
+                return
+            failure = self._failure
+        _fail(entries, failure)
+
+    def escalate(self, stage: int, entries: Sequence[Entry], of: int, unused: Sequence[int]) -> None:
+        """Let ``entries`` of a batch of ``of`` at ``stage`` go on to the next with their slots; free ``unused``."""
+        with self._changed:
+            self.escalating[stage] += NEWEST_BATCH * (len(entries) / of - self.escalating[stage])
+            if entries:
+                self._push(stage + 1, entries)
+            self._release(unused)
+
+    def audit(self, stage: int, entry: Entry) -> bool:
+        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do already."""
+        with self._changed:
+            if sum(map(len, self._audits)) >= self._audit_backlog:
+                return False
+            self._audits[stage].append(entry)
+            self._changed.notify()
+            return True
+
+    def wait_for_room(self) -> None:
+        """Wait until the first lane holds less than ``AHEAD`` full batches, so that decoding never starves compute."""
+        with self._room:
+            self._room.wait_for(
+                lambda: self._closed or self._failure is not None or len(self._lanes[0]) < AHEAD * self.plan.sizes[0]
+            )
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Give back feature slots."""
+        with self._changed:
+            self._release(slots)
+
+    def spent(self, seconds: float, is_audit: bool) -> None:
+        """Count the time of a batch, for the audits' share."""
+        with self._changed:
+            self.seconds += 0.0 if is_audit else seconds
+            kept = max(0.0, 1 - seconds / AUDIT_MEMORY_SECONDS)
+            self._spent = kept * self._spent + seconds
+            self._spent_on_audits = kept * self._spent_on_audits + (seconds if is_audit else 0.0)
+
+    def take(self, now: float) -> Batch | None:
+        """The batch that should run now, or None. Never waits."""
+        with self._changed:
+            return self._take(now)
+
+    def wait(self) -> Batch | None:
+        """The next batch, as soon as there is one; None when the lanes are closed and empty."""
+        with self._changed:
+            while True:
+                batch = self._take(time.monotonic())
+                if batch is not None:
+                    return batch
+                if self._closed and not any(self._lanes):
+                    self._changed.notify_all()  # workers that waited for a slot: no release may come to wake them
+                    return None
+                self._changed.wait()
+
+    def close(self) -> None:
+        """Let waiting workers go once the lanes are empty; audits are given up."""
+        with self._changed:
+            self._closed = True
+            for audits in self._audits:
+                self._release([entry.slot for entry in audits if entry.slot is not None])
+                audits.clear()
+            self._audit_backlog = 0
+            self._changed.notify_all()
+            self._room.notify_all()
+
+    def fail_all(self, error: Callable[[], LowfirstError]) -> None:
+        """Fail every entry that waits or comes until ``resume``, each with an ``error`` of its own: nothing runs."""
+        with self._changed:
+            self._failure = error
+            entries = [waiting[2] for lane in self._lanes for waiting in lane]
+            for lane in self._lanes:
+                lane.clear()
+            self._release(_slots(entries))
+            self._room.notify_all()
+            self._changed.notify_all()
+        _fail(entries, error)
+
+    def resume(self) -> None:
+        """Let entries wait again: something runs."""
+        with self._changed:
+            self._failure = None
+
+    @property
+    def free_slots(self) -> int:
+        """Feature slots that nothing holds."""
+        return len(self._free)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Entries waiting for each stage."""
+        return tuple(map(len, self._lanes))
+
+    def oldest(self, stage: int) -> float | None:
+        """Arrival of the oldest entry waiting for ``stage``."""
+        with self._changed:
+            lane = self._lanes[stage]
+            return lane[0][0] if lane else None
+
+    def _push(self, stage: int, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            heapq.heappush(self._lanes[stage], (entry.arrival, next(self._order), entry))
+        self._changed.notify(len(entries))
+
+    def _release(self, slots: Sequence[int]) -> None:
+        if slots:
+            self._free.extend(slots)
+            self._changed.notify(len(slots))
+
+    def _take(self, now: float) -> Batch | None:
+        for stage in range(len(self._lanes)):
+            self._drop_dead(stage)
+        lanes = [_waiting(lane) for lane in self._lanes]
+        picked = pick(now, lanes, len(self._free), self.plan, self.escalating)
+        if picked is None or self._spent_on_audits < AUDIT_SHARE * self._spent:
+            audit = self._take_audit()
+            if audit is not None:
+                return audit
+        if picked is None:
+            return None
+        lane = self._lanes[picked.stage]
+        entries = [heapq.heappop(lane)[2] for _ in range(picked.size)]
+        if picked.stage:
+            return Batch(picked.stage, picked.reason, entries, _slots(entries))
+        self._room.notify_all()
+        return Batch(0, picked.reason, entries, [self._free.pop() for _ in entries])
+
+    def _take_audit(self) -> Batch | None:
+        for stage in reversed(range(len(self._audits))):
+            waiting = self._audits[stage]
+            if waiting:
+                entries = [waiting.popleft() for _ in range(min(len(waiting), self.plan.sizes[stage]))]
+                return Batch(stage, "drained", entries, _slots(entries), is_audit=True)
+        return None
+
+    def _drop_dead(self, stage: int) -> None:
+        """All of them, wherever they stand, so that images nobody waits for take no memory."""
+        lane = self._lanes[stage]
+        alive: list[tuple[float, int, Entry]] = []
+        dead: list[Entry] = []
+        for waiting in lane:  # asked once: the event loop may settle it at any moment
+            if waiting[2].is_dead:
+                dead.append(waiting[2])
+            else:
+                alive.append(waiting)
+        if not dead:
+            return
+        heapq.heapify(alive)
+        self._lanes[stage] = alive
+        self._room.notify_all()
+        self._release(_slots(dead))
+        for _ in dead:
+            self._on_drop(stage)
+
+
+def _fail(entries: Sequence[Entry], error: Callable[[], LowfirstError]) -> None:
+    for entry in entries:
+        entry.loop.call_soon_threadsafe(entry.fail, error())
+
+
+def _slots(entries: Sequence[Entry]) -> list[int]:
+    return [entry.slot for entry in entries if entry.slot is not None]
+
+
+def _waiting(lane: Sequence[tuple[float, int, Entry]]) -> Waiting:
+    if not lane:
+        return Waiting(0)
+    entries = [waiting[2] for waiting in lane]
+    deadlines = [entry.deadline for entry in entries if entry.deadline is not None]
+    return Waiting(len(lane), lane[0][0], min(entry.enqueued for entry in entries), min(deadlines, default=math.inf))

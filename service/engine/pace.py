@@ -1,0 +1,61 @@
+"""How fast the device is now: the latency table, corrected by what batches really take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from service.inference.latency import LatencyTable
+
+# Weight of the newest batch in the running averages.
+NEWEST = 0.1
+
+
+@dataclass(slots=True)
+class Pace:
+    """What images take. Workers update it; a lost update of a running average does no harm.
+
+    Attributes:
+        table: seconds of each stage by batch size, measured on an undisturbed device.
+        sizes: of a full batch at each stage.
+        workers: that share the device.
+        slowdown: running ratio of the seconds that batches take to those that the table predicts.
+        decoding: running mean of seconds to decode one image in a worker; 0 where other threads decode.
+    """
+
+    table: LatencyTable
+    sizes: tuple[int, ...]
+    workers: int = 1
+    slowdown: float = 1.0
+    decoding: float = field(default=0.0)
+
+    def predicted(self, stage: int, size: float) -> float:
+        """Seconds of a batch on an undisturbed device, from its images' bytes on."""
+        return self.table.seconds(stage, size) + (self.decoding * size if stage == 0 else 0.0)
+
+    def image(self, stage: int) -> float:
+        """Seconds an image takes of the whole device at ``stage`` in full batches, as it runs now, with decoding."""
+        size = self.sizes[stage]
+        decoding = self.decoding if stage == 0 else 0.0
+        return (self.slowdown * self.table.seconds(stage, size) / size + decoding) / self.workers
+
+    def next_answer(self, stage: int, waiting: int) -> float:
+        """Seconds to the answer of ``stage`` for an image that comes to its lane now, behind ``waiting`` others."""
+        size = min(waiting + 1, self.sizes[stage])
+        return waiting * self.image(stage) + self.slowdown * self.table.seconds(stage, size)
+
+    def from_stage(self, stage: int, escalating: Sequence[float]) -> float:
+        """Seconds of the whole device for an image from ``stage`` on, if images go on escalating as they did."""
+        seconds, share = 0.0, 1.0
+        for each in range(stage, len(self.sizes)):
+            seconds += share * self.image(each)
+            share *= escalating[each]
+        return seconds
+
+    def ran(self, stage: int, size: int, seconds: float) -> None:
+        """Count a batch."""
+        self.slowdown += NEWEST * (seconds / self.table.seconds(stage, size) - self.slowdown)
+
+    def decoded(self, images: int, seconds: float) -> None:
+        """Count images that a worker decoded."""
+        self.decoding += NEWEST * (seconds / images - self.decoding)

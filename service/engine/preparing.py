@@ -1,0 +1,47 @@
+"""What happens before the first batch: every worker measures the device, then runs each batch size once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from service.engine.limits import Limits
+from service.inference.latency import SIZES, LatencyTable, measure, measure_single
+from service.inference.predictor import Predictor
+
+
+class Preparation:
+    """Measures and warms up one predictor. Threads share it.
+
+    Args:
+        predictor: what runs the stages.
+        single: the single-scale network it stands in for, to be timed beside it; None leaves that out.
+        limits: how large a batch at most.
+    """
+
+    def __init__(self, predictor: Predictor, single: Predictor | None, limits: Limits) -> None:
+        self._predictor = predictor
+        self._single = single
+        self._limits = limits
+
+    def use_one_core(self) -> None:
+        """Let the calling thread compute as a worker does."""
+        if self._predictor.device.type == "cpu":
+            torch.set_num_threads(self._predictor.threads)
+
+    def measure(self) -> LatencyTable:
+        """The latency table, as the calling thread sees it, of sizes that batches may have."""
+        most = min(self._limits.max_batch_size, SIZES[-1])
+        sizes = [*(size for size in SIZES if size < most), most]
+        table = measure(self._predictor, sizes=sizes)
+        return table if self._single is None else measure_single(table, self._single)
+
+    def sizes(self, table: LatencyTable) -> tuple[int, ...]:
+        """How large a full batch of each stage is."""
+        return tuple(table.best_size(stage, self._limits.max_batch_size) for stage in range(self._predictor.depth))
+
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Run every batch size that may come once, so that no request pays for it."""
+        for size in range(max(sizes), 0, -1):
+            self._predictor.answers(self._predictor.noise(size))

@@ -1,0 +1,203 @@
+"""Serving another model without a stop, in every replica at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from service.engine.engine import Engine
+from service.engine.models import Models
+from service.errors import ConfigConflict, InvalidOption
+from service.log import logger
+from service.state.base import ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
+
+# How often the runtime config is looked at for models that another replica was told to serve.
+FOLLOW_SECONDS = 0.2
+
+# How long replicas that prepare a model are waited for: as long as it took here, but not less than this.
+MIN_PATIENCE_SECONDS = 1.0
+
+# How long a model is kept ready that another replica is about to ask for, until it does.
+PREPARED_SECONDS = 60.0
+
+# How long before what could not be served is tried again: its files may yet come.
+RETRY_SECONDS = 10.0
+
+
+class Switching:
+    """Keeps the models that serve in step with the runtime config. All methods in one event loop."""
+
+    def __init__(self, models: Models, config: ConfigStore) -> None:
+        self._models = models
+        self._config = config
+        self._lock = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+        self._prepared: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
+        self._announced = config.foretold  # of which they are
+        self._forget_at = math.inf
+        self._hindrance: str | None = None  # why the last attempt to serve what the config names failed
+
+    @property
+    def hindrance(self) -> str | None:
+        """Why what the config names cannot be served here, and something else is; None where it is served."""
+        return self._hindrance
+
+    async def start(self) -> None:
+        """Serve what the config names already, and follow it from now on."""
+        async with self._lock:
+            await self._catch_up()
+        self._following = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """Follow no more."""
+        if self._following is not None:
+            self._following.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._following
+        await self._forget()
+
+    async def switch(
+        self, reference: str, instead_of: str | None = None, expected_version: int | None = None
+    ) -> Engine:
+        """Serve ``reference`` instead of a model that is served: of that name, or as named, or else the default one.
+
+        The new one is loaded, verified and warmed up beside the old one, whose goal is solved again for it; in other
+        replicas at the same time, so that all change over together. New images then go to the new one, and the old one
+        finishes those that it has.
+
+        Raises:
+            NotFound: no such model in the store, or ``instead_of`` is not served.
+            InvalidOption: it cannot be served, or the goal not be reached with it. Nothing has changed then.
+            ConfigConflict: see ``ConfigStore.update``; or others switched meanwhile.
+        """
+        async with self._lock:
+            if expected_version is not None and expected_version < self._config.current.version:
+                check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
+            follows = await self._catch_up()
+            name, version = self._models.store.locate(reference)
+            old = self._replaced_by(name, instead_of)
+            if (name, version) == old.spec.key and follows:
+                check_expected_version(self._config.current, expected_version)
+                return old
+            before = self._models.applied.served
+            wanted = dict((name, version) if key == old.spec.key else key for key in before)
+            engines = await self._prepare_everywhere(wanted)
+            new = engines[name]
+
+            def change(current: RuntimeConfig) -> RuntimeConfig:
+                if follows and current.served != before:
+                    raise ConfigConflict("the served models were changed meanwhile", field="model", value=reference)
+                kept = {each: asked for each, asked in current.thresholds.items() if each in wanted}
+                asked = current.thresholds.get(old.spec.name, old.asked)
+                return replace(current, models=wanted, thresholds={**kept, name: solved_again(asked, old, new)})
+
+            try:
+                await self._config.update(change, expected_version)
+            except BaseException:
+                await self._discard(engines)
+                raise
+            self._models.adopt(engines)
+            logger.info("serving %s instead of %s", new.spec.reference, old.spec.reference)
+            return new
+
+    def _replaced_by(self, name: str, instead_of: str | None) -> Engine:
+        if instead_of is None:
+            return self._models.named(name) or self._models.find(None)
+        old = self._models.find(instead_of)
+        if self._models.named(name) is not None and name != old.spec.name:
+            raise InvalidOption("model", name, f"one that is not served already, as {name} is beside {old.spec.name}")
+        return old
+
+    async def _prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
+        """Engines of exactly ``wanted`` here, once other replicas have theirs or have been waited for long enough."""
+        await self._config.foretell(wanted)
+        began = time.monotonic()
+        engines = await self._prepare(wanted)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(time.monotonic() - began, MIN_PATIENCE_SECONDS)):
+                await self._config.others_prepared()
+        return engines
+
+    async def _prepare(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
+        """Engines of exactly ``wanted``: those that serve already, and new ones, warmed up. Raises as ``prepare``."""
+        engines: dict[str, Engine] = {}
+        try:
+            for name, version in wanted.items():
+                known = self._models.named(name)
+                if known is None or known.spec.version != version:
+                    known = self._prepared.pop((name, version), None) or await self._models.prepare(f"{name}/{version}")
+                engines[name] = known
+        except BaseException:
+            await self._discard(engines)
+            raise
+        return engines
+
+    async def _discard(self, engines: Mapping[str, Engine]) -> None:
+        """Close those that were prepared and are not to serve."""
+        serving = set(self._models)
+        for engine in engines.values():
+            if engine not in serving:
+                await engine.close()
+
+    # what other replicas were told
+
+    async def _follow(self) -> None:
+        """Serve what the config names once it is changed elsewhere."""
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            async with self._lock:
+                follows = await self._catch_up()
+                await self._prepare_announced()
+            if not follows:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _catch_up(self) -> bool:
+        """Serve what the config names; whether that is so now. The log has each reason why not once."""
+        if self._models.applied.is_newest:
+            self._hindrance = None
+            return True
+        try:
+            self._models.adopt(await self._prepare(self._config.current.models))
+        except Exception as error:
+            if str(error) != self._hindrance:
+                logger.error("what the shared config names cannot be served here: %s", error)
+            self._hindrance = str(error)
+            return False
+        logger.info("serving %s, as the shared config names", ", ".join(each.spec.reference for each in self._models))
+        self._hindrance = None
+        return True
+
+    async def _prepare_announced(self) -> None:
+        """Prepare what another replica is about to ask for; forget it when that does not come."""
+        if self._config.foretold is not self._announced:  # said again, it is another
+            self._announced = self._config.foretold
+            await self._forget()
+            self._forget_at = time.monotonic() + PREPARED_SECONDS
+            for key in set(self._announced.items()) - set(self._models.applied.served):
+                with suppress(Exception):  # once it is asked for, the reason is told
+                    self._prepared[key] = await self._models.prepare("/".join(map(str, key)))
+            await self._config.tell_prepared(self._announced)
+        if time.monotonic() > self._forget_at:
+            await self._forget()
+
+    async def _forget(self) -> None:
+        self._forget_at = math.inf
+        while self._prepared:
+            await self._prepared.popitem()[1].close()
+
+
+def solved_again(asked: ThresholdConfig, old: Engine, new: Engine) -> ThresholdConfig:
+    """What was asked of ``old``, for ``new``. A threshold that was the old one's default becomes the new one's.
+
+    Raises:
+        InvalidOption: the goal cannot be reached with ``new``.
+    """
+    if asked == old.predictor.default_threshold:
+        return new.predictor.default_threshold
+    threshold = new.solve(asked.goal, asked.value)
+    floor = None if asked.floor is None else min(asked.floor, threshold)
+    return replace(asked, threshold=threshold, floor=floor)

@@ -1,0 +1,34 @@
+"""Which format the bytes are of, and the walk over its container."""
+
+from __future__ import annotations
+
+from service.errors import UnsupportedImage
+from service.images.formats import bmp, gif, jpeg, png, webp
+from service.images.formats.picture import Picture
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+
+def read(data: bytes) -> Picture:
+    """What an encoded image is, in one pass over its container: nothing is decoded or inflated.
+
+    Raises:
+        UnsupportedImage: no format that is read.
+        ImageTooLarge: more pixels, scans, segments or chunks than are read.
+        InvalidImage: cut short or corrupt, as far as the container shows.
+    """
+    if data.startswith(jpeg.SIGNATURE):
+        return jpeg.read(data)
+    if data.startswith(png.SIGNATURE):
+        return png.read(data)
+    if webp.is_webp(data):
+        return webp.read(data)
+    if data.startswith(gif.SIGNATURES):
+        return gif.read(data)
+    if data.startswith(bmp.SIGNATURE):
+        return bmp.read(data)
+    raise UnsupportedImage(
+        f"image is {len(data)} bytes of no known format; it must be one of {', '.join(FORMATS)}",
+        field="image",
+        bound=list(FORMATS),
+    )

@@ -1,0 +1,44 @@
+"""The network that a cascade stands in for: its last stage by itself. It is timed, so its weights do not matter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from service.inference.predictor import Predictor
+from service.inference.runtimes import build_runtime
+from service.model_spec import Architecture, ModelSpec
+from service.networks.registry import COMPOSED, backbone_name, build, depth
+
+
+def single_scale(predictor: Predictor) -> Predictor:
+    """A predictor of the single-scale network that the last stage of ``predictor`` is without the stages before it.
+
+    Its weights are random. A model of one stage is its own.
+    """
+    if predictor.depth == 1:
+        return predictor
+    spec = _spec(predictor.spec)
+    precision = "bfloat16" if predictor.precision == "int8" else predictor.precision
+    architecture = spec.architecture
+    network = build(architecture.network, architecture.num_classes, architecture.options)
+    runtime = build_runtime(predictor.runtime, network, spec, predictor.device, precision, predictor.threads)
+    return Predictor(network, spec, predictor.device, precision, runtime, predictor.threads)
+
+
+def _spec(spec: ModelSpec) -> ModelSpec:
+    last, architecture = spec.stages[-1], spec.architecture
+    name, options = architecture.network, dict(architecture.options)
+    if name == COMPOSED:
+        index, _ = options["order"][-1]
+        member: dict[str, Any] = options["members"][index]
+        name, options = member["network"], dict(member["options"])
+    if depth(name) > 1:
+        options.pop("fusion", None)
+    return replace(
+        spec,
+        architecture=Architecture(backbone_name(name), architecture.num_classes, options),
+        preprocessing=replace(spec.preprocessing, crop=last.resolution),
+        stages=(last,),
+        calibration=(),
+    )

@@ -1,0 +1,122 @@
+"""The metrics of several processes as those of one server.
+
+They stand in files that all processes map, by prometheus_client's multiprocess mode: a counter is exact to the last
+image even of a process that was killed, which no snapshots sent now and then could be. That takes some 0.6 us more for
+a counter (0.9 where 0.3) and 1.9 us for a histogram (2.6 where 0.7), about 10 us per image in all.
+What that mode lacks is read when somebody asks: gauges that are functions, and what Python and the system tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from service.metrics import Metrics
+
+Mode = Literal["livesum", "livemax", "livemin"]
+
+# How gauges of the system's and Python's own become one.
+SYSTEM_GAUGES: dict[str, Mode] = {
+    "process_virtual_memory_bytes": "livesum",
+    "process_resident_memory_bytes": "livesum",
+    "process_open_fds": "livesum",
+    "process_max_fds": "livemin",
+    "process_start_time_seconds": "livemin",
+    "python_info": "livemax",
+}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+def keep_in_files(index: int) -> None:
+    """Have this process count in files named after ``index``; one that follows a dead one counts on from there.
+
+    ``PROMETHEUS_MULTIPROC_DIR`` names their folder, since before prometheus_client was imported. Called before any
+    metric is made.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
+
+
+class SharedMetrics(Collector):
+    """All processes' metrics, as ``generate_latest`` takes them; each of them samples first.
+
+    Args:
+        own: of this process, which knows what there is.
+        files: the folder.
+    """
+
+    def __init__(self, own: Metrics, files: Path) -> None:
+        self._own = own
+        self._files = MultiProcessCollector(None, str(files))  # type: ignore[no-untyped-call]
+        self._system = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._system)
+        self._mirrors: dict[str, Gauge | Counter] = {}
+        self._counted: dict[tuple[str, Labels], float] = {}
+
+    def sample(self) -> None:
+        """Write down what is known only by asking this process."""
+        for gauge in self._gauges():
+            for family in gauge.collect():
+                for sample in family.samples:
+                    (gauge.labels(**sample.labels) if sample.labels else gauge).set(sample.value)
+        for family in self._system.collect():
+            for sample in family.samples:
+                self._mirror(family, sample.labels, sample.value)
+
+    def exposition(self) -> bytes:
+        """Everything of every process, for Prometheus."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Each metric; of gauges what this process still has, as files forget nothing."""
+        known = {
+            (sample.name, frozenset(sample.labels.items()))
+            for gauge in self._gauges()
+            for family in gauge.collect()
+            for sample in family.samples
+        }
+        for family in self._files.collect():  # type: ignore[no-untyped-call]
+            if family.type == "gauge" and family.name not in SYSTEM_GAUGES:
+                family.samples = [
+                    sample for sample in family.samples if (sample.name, frozenset(sample.labels.items())) in known
+                ]
+            yield family
+
+    def _gauges(self) -> Iterator[Gauge]:
+        return (metric for metric in vars(self._own).values() if isinstance(metric, Gauge))
+
+    def _mirror(self, family: Metric, labels: dict[str, str], value: float) -> None:
+        """Write a value of the system's into a metric of the same name: a gauge's itself, a counter's growth."""
+        mirror = self._mirrors.get(family.name)
+        if mirror is None:
+            name, told, names = family.name, family.documentation, tuple(labels)
+            mirror = self._mirrors[name] = (
+                Counter(name, told, names, registry=None)
+                if family.type == "counter"
+                else Gauge(name, told, names, registry=None, multiprocess_mode=SYSTEM_GAUGES.get(name, "livemax"))
+            )
+        one = mirror.labels(**labels) if labels else mirror
+        if isinstance(one, Gauge):
+            one.set(value)
+        else:
+            key = (family.name, tuple(labels.items()))
+            one.inc(max(0.0, value - self._counted.get(key, 0.0)))
+            self._counted[key] = value

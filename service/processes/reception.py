@@ -1,0 +1,187 @@
+"""The parent's listeners: it accepts connections and hands each to the process with the fewest."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+
+from service.log import logger
+
+BACKLOG = 2048
+ACCEPTED_AT_ONCE = 64
+
+# How long before another try where no process takes a connection, or this one has no file descriptor left for it.
+AGAIN_SECONDS = 0.01
+OUT_OF_FILES_SECONDS = 1.0
+
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+MAIN, OWN = b"m", b"o"  # which listener a connection came from: the server's, or that of LOWFIRST_METRICS_PORT
+
+
+class Handover:
+    """The way of connections to one process, and how many of them are open there.
+
+    Args:
+        end: of a pair of Unix stream sockets, taken over. A byte goes there with each connection, its listener's; one
+            comes back for each that is closed.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self.connections = 0
+        self.last = 0  # when it got its latest, in connections
+        self._end = end
+        end.setblocking(False)
+        asyncio.get_running_loop().add_reader(end, self._count_closed)
+
+    def give(self, listener: bytes, connection: socket.socket) -> bool:
+        """Hand ``connection`` over, which may be closed then; False where the process is busy or gone."""
+        try:
+            socket.send_fds(self._end, [listener], [connection.fileno()])
+        except OSError:
+            return False
+        self.connections += 1
+        return True
+
+    def end(self) -> None:
+        """Tell the process that no more will come."""
+        with suppress(OSError):
+            self._end.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Once the process is gone."""
+        asyncio.get_running_loop().remove_reader(self._end)
+        self._end.close()
+
+    def _count_closed(self) -> None:
+        try:
+            closed = self._end.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            closed = b""
+        self.connections -= len(closed)
+        if not closed:  # it is gone
+            asyncio.get_running_loop().remove_reader(self._end)
+
+
+class Reception:
+    """Accepts connections while there is somebody to give them to.
+
+    Args:
+        listeners: bound sockets by where they belong; taken over.
+        handovers: to the processes that are ready, or if none is, to those that were.
+    """
+
+    def __init__(
+        self, listeners: Mapping[bytes, Sequence[socket.socket]], handovers: Callable[[], Iterable[Handover]]
+    ) -> None:
+        self._listeners = [(name, each) for name, several in listeners.items() for each in several]
+        self._handovers = handovers
+        self._waiting: deque[tuple[bytes, socket.socket]] = deque()
+        self._given = 0
+        self._is_accepting = False
+
+    def open(self) -> None:
+        """Listen."""
+        for _, listener in self._listeners:
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+        self._resume()
+
+    async def close(self) -> None:
+        """Hand over all that the kernel has accepted, and listen no more."""
+        if self._is_accepting:
+            for name, listener in self._listeners:
+                self._accept(name, listener, most=BACKLOG)
+        self._pause()
+        for _, listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        while self._waiting and any(True for _ in self._handovers()):
+            await asyncio.sleep(AGAIN_SECONDS)
+            self._serve_waiting()
+        for _, connection in self._waiting:
+            connection.close()
+
+    def _accept(self, name: bytes, listener: socket.socket, most: int = ACCEPTED_AT_ONCE) -> None:
+        for _ in range(most):
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in OUT_OF_FILES:
+                    raise
+                logger.error("no connection can be accepted: %s", error)
+                self._pause()
+                asyncio.get_running_loop().call_later(OUT_OF_FILES_SECONDS, self._again)
+                return
+            self._waiting.append((name, connection))
+            self._serve_waiting()
+            if self._waiting:
+                self._pause()
+                asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._again)
+                return
+
+    def _serve_waiting(self) -> None:
+        while self._waiting:
+            name, connection = self._waiting[0]
+            if not self._give(name, connection):
+                return
+            self._waiting.popleft()
+            connection.close()
+
+    def _give(self, name: bytes, connection: socket.socket) -> bool:
+        for handover in sorted(self._handovers(), key=lambda each: (each.connections, each.last)):
+            if handover.give(name, connection):
+                self._given += 1
+                handover.last = self._given
+                return True
+        return False
+
+    def _again(self) -> None:
+        if not self._listeners:
+            return
+        self._serve_waiting()
+        if self._waiting:
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._again)
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        self._is_accepting = True
+        for name, listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, name, listener)
+
+    def _pause(self) -> None:
+        self._is_accepting = False
+        for _, listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+
+
+async def bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to every address of ``host``, as ``asyncio``'s servers are; they do not listen yet.
+
+    They are made for TCP by name: on others asyncio never sets TCP_NODELAY. Raises OSError.
+    """
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    bound = [socket.socket(each.family, each.type, each.proto, socket.dup(each.fileno())) for each in server.sockets]
+    server.close()
+    return bound
+
+
+def received(descriptor: int) -> socket.socket:
+    """A connection that was handed over, as asyncio wants it. Raises OSError: its client has gone already."""
+    connection = socket.socket(fileno=descriptor)
+    try:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,189 @@
+"""Shared state of the processes of one server: their parent holds the config, and each has a line to it.
+
+Whoever changes the config sends what it makes of the version it knows; the parent takes it if no other change came
+between, and answers once every process that hears in time has it. So after the answer all decide by the new threshold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from service.errors import ConfigConflict, StoreUnavailable
+from service.log import logger
+from service.state.base import Change, RuntimeConfig, check_expected_version
+from service.state.encoding import decode_config, encode_config
+from service.state.line import Line, LineClosed
+
+# How often a change is tried again because another came between.
+ATTEMPTS = 20
+
+# How long an answer to a change waits for processes that are too busy to take it over; they do so as soon as they can.
+SPREAD_SECONDS = 1.0
+
+PREFIX = "config."
+
+
+class SharedConfig:
+    """The parent's side: the config, and who follows it. The first process to join brings the config to begin with."""
+
+    def __init__(self) -> None:
+        self._current: RuntimeConfig | None = None
+        self._foretold: Mapping[str, int] = {}
+        self._asker: Line | None = None  # who foretold it
+        self._members: dict[Line, int] = {}
+        self._joined = 0
+
+    async def hear(self, line: Line, kind: str, body: Any) -> Any:
+        """Answer what the process at ``line`` asks; ``kind`` begins with ``PREFIX``."""
+        match kind.removeprefix(PREFIX):
+            case "join":
+                return self._join(line, _decoded(body))
+            case "swap":
+                return await self._swap(line, _decoded(body))
+            case "foretell":
+                self._asker, self._foretold = line, body
+                for other in self._others(line):
+                    other.tell(f"{PREFIX}foretold", body)
+                return len(self._others(line))
+            case "prepared":
+                if self._asker is not None and body == self._foretold:
+                    self._asker.tell(f"{PREFIX}prepared", [body, self._members.get(line, 0)])
+        return None
+
+    def leave(self, line: Line) -> None:
+        """The process at ``line`` has ended."""
+        self._members.pop(line, None)
+        if self._asker is line:
+            self._asker = None
+
+    def _join(self, line: Line, start: RuntimeConfig) -> str:
+        self._joined += 1
+        self._members[line] = self._joined
+        if self._current is None:
+            self._current = start
+        return _encoded(self._current)
+
+    async def _swap(self, line: Line, after: RuntimeConfig) -> dict[str, Any]:
+        assert self._current is not None
+        taken = after.version == self._current.version + 1
+        if taken:
+            self._current = after
+            told = [self._tell(other, after) for other in self._others(line)]
+            await asyncio.gather(*told)
+        return {"taken": taken, "config": _encoded(self._current)}
+
+    async def _tell(self, other: Line, config: RuntimeConfig) -> None:
+        with suppress(LineClosed, TimeoutError):
+            async with asyncio.timeout(SPREAD_SECONDS):
+                await other.ask(f"{PREFIX}changed", _encoded(config))
+
+    def _others(self, line: Line) -> list[Line]:
+        return [other for other in self._members if other is not line]
+
+
+class LocalConfigStore:
+    """The runtime config of all processes of one server, as one of them sees it.
+
+    Args:
+        line: to the parent, which hands ``hear`` what the parent tells; opened and closed by who made it.
+        start: in force until the store is started, and for all if no process joined before.
+    """
+
+    is_invalid = False
+
+    def __init__(self, line: Line, start: RuntimeConfig) -> None:
+        self._line = line
+        self._current = start
+        self._lock = asyncio.Lock()
+        self._is_told = False  # of a change
+        self._foretold: Mapping[str, int] = {}
+        self._asked: Mapping[str, int] = {}  # what was foretold from here,
+        self._others = 0  # how many heard it,
+        self._prepared: asyncio.Queue[int] = asyncio.Queue()  # and which of them have prepared it
+
+    @property
+    def current(self) -> RuntimeConfig:
+        """The newest config known here."""
+        return self._current
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the parent lives."""
+        return self._line.is_open
+
+    @property
+    def foretold(self) -> Mapping[str, int]:
+        """See ``ConfigStore.foretold``."""
+        return self._foretold
+
+    async def hear(self, kind: str, body: Any) -> None:
+        """Take over what the parent tells; ``kind`` begins with ``PREFIX``."""
+        match kind.removeprefix(PREFIX):
+            case "changed":
+                self._is_told = True
+                self._apply(_decoded(body))
+            case "foretold":
+                self._foretold = body
+            case "prepared":
+                models, sender = body
+                if models == self._asked:
+                    self._prepared.put_nowait(sender)
+
+    async def start(self) -> None:
+        """Take over what the parent holds, and follow it."""
+        with suppress(LineClosed):
+            held = _decoded(await self._line.ask(f"{PREFIX}join", _encoded(self._current)))
+            if not self._is_told:  # else what is known here is newer
+                self._current = held
+
+    async def foretell(self, models: Mapping[str, int]) -> None:
+        """See ``ConfigStore.foretell``."""
+        self._asked, self._prepared, self._others = dict(models), asyncio.Queue(), 0
+        with suppress(LineClosed):
+            self._others = await self._line.ask(f"{PREFIX}foretell", self._asked)
+
+    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+        """See ``ConfigStore.tell_prepared``."""
+        self._line.tell(f"{PREFIX}prepared", dict(models))
+
+    async def others_prepared(self) -> None:
+        """See ``ConfigStore.others_prepared``."""
+        ready: set[int] = set()
+        while len(ready) < self._others:
+            ready.add(await self._prepared.get())
+
+    async def close(self) -> None:
+        """See ``ConfigStore.close``. The line stays: others speak over it."""
+
+    async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
+        """See ``ConfigStore.update``. A change that another one came between is made again on top of that."""
+        async with self._lock:
+            for _ in range(ATTEMPTS):
+                before = self._current
+                check_expected_version(before, expected_version)
+                after = replace(change(before), version=before.version + 1)
+                try:
+                    answer = await self._line.ask(f"{PREFIX}swap", _encoded(after))
+                except LineClosed as error:
+                    raise StoreUnavailable("the process that holds the config is gone") from error
+                self._apply(_decoded(answer["config"]))
+                if answer["taken"]:
+                    return after
+        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
+
+    def _apply(self, config: RuntimeConfig) -> None:
+        if config.version > self._current.version:
+            logger.debug("the shared config has version %d", config.version)
+            self._current = config
+
+
+def _encoded(config: RuntimeConfig) -> str:
+    return encode_config(config).decode()
+
+
+def _decoded(text: str) -> RuntimeConfig:
+    return decode_config(text.encode())
