@@ -34,7 +34,6 @@ from loadtest.contenders.work import MAX_BATCH_SIZE, Job, Work
 from loadtest.ratios import Cost
 from loadtest.servers import ROOT
 from service.images.decode import stack
-from service.inference.exit_rule import probabilities
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
 from service.store import ModelStore
 
@@ -180,18 +179,16 @@ def _batch_cost(work: Work, photographs: Sequence[bytes]) -> tuple[tuple[float, 
 
     Seconds of the processor, which a busy machine does not stretch.
     """
-    predictor, temperature = work.predictor, work.predictor.spec.temperature.low
+    predictor = work.predictor
     began = time.process_time()
-    batch = stack([work.decode(data) for data in photographs])
+    images = [work.decode(data) for data in photographs]
     decoded = low = time.process_time()
-    if predictor.is_multi_scale:
-        state = predictor.low(batch)
-        unsure = len(work.unsure(probabilities(state.logits, temperature)))
+    answers, carried = work.first(images)
+    unsure = len(photographs)
+    if predictor.depth > 1:
+        unsure = len(work.unsure(answers))
         low = time.process_time()
-        predictor.high(batch, state)
-    else:
-        unsure = len(photographs)
-        predictor.single(batch)
+        predictor.run(1, stack([sizes[1] for sizes in images]), carried)
     return (decoded - began, low - decoded, time.process_time() - low), unsure
 
 

@@ -195,8 +195,8 @@ def _accuracy(photographs: Photographs, predictor: Predictor) -> list[Answers]:
             targets = torch.tensor([each.target for each in batch])
             ms += [each.ms for each in batch]
             for way, kept in enumerate(passes):
-                low, high = predictor.heads(stack([each.squares[way] for each in batch]))
-                kept.append(Passes(low.float().cpu(), high.float().cpu(), targets))
+                logits = predictor.answers_to(stack([each.squares[way] for each in batch]))
+                kept.append(Passes(tuple(found.float() for found in logits), targets))
     return [
         _answers(name, kept, predictor, median(each[way] for each in ms))
         for way, (name, kept) in enumerate(zip(("in full", "reduced"), passes, strict=True))
@@ -215,13 +215,11 @@ def _enlarge(path: Path, target: int, preprocessing: Preprocessing) -> Enlarged:
 
 
 def _answers(decoded: str, batches: Sequence[Passes], predictor: Predictor, ms: float) -> Answers:
-    low_logits, high_logits, targets = (
-        torch.cat([getattr(batch, name) for batch in batches]) for name in ("low", "high", "targets")
-    )
-    passes = Passes(low_logits, high_logits, targets)
-    answers = passes.answers(predictor.spec.temperature)
+    logits = tuple(map(torch.cat, zip(*(batch.logits for batch in batches), strict=True)))
+    passes = Passes(logits, torch.cat([batch.targets for batch in batches]))
+    answers = passes.answers(predictor.spec.temperatures)
     threshold = predictor.spec.start_threshold(predictor.runtime, predictor.precision)
-    return Answers(decoded, float(answers.high_right.mean()), answers.accuracy(threshold), ms)
+    return Answers(decoded, float(answers.right[:, -1].mean()), answers.accuracy(threshold), ms)
 
 
 def _speed_table(speeds: Sequence[Speed], preprocessing: Preprocessing) -> Table:

@@ -38,13 +38,13 @@ import service.engine.decoding as decoding
 from loadtest import bodies
 from loadtest.load import closed
 from loadtest.servers import free_port
+from service.engine.answer import Ask
 from service.engine.engine import Engine
-from service.engine.entry import Ask
 from service.engine.limits import Limits
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
-from service.networks.msnet import LowState
+from service.networks.cascade import Carried
 from service.settings import SHIPPED_MODEL, Settings
 from service.state.base import RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore
@@ -58,16 +58,12 @@ CONNECTIONS = 16
 class NoOp(Predictor):
     """A predictor whose passes cost nothing."""
 
-    def low(self, images: Tensor, wide: bool = False) -> LowState:  # noqa: ARG002
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:  # noqa: ARG002
         """Ready-made logits, sure for ``EXITED`` of the rows, and a small feature."""
         rows = len(images)
         logits = torch.zeros(rows, len(self.spec.classes))
         logits[: round(rows * EXITED), 0] = 20.0
-        return LowState(logits, (torch.zeros(rows, FEATURES),))
-
-    def high(self, images: Tensor, low: LowState, wide: bool = False) -> Tensor:  # noqa: ARG002
-        """The low logits again."""
-        return low.logits
+        return logits, () if stage == self.depth - 1 else (torch.zeros(rows, FEATURES),)
 
 
 @dataclass(frozen=True, slots=True)

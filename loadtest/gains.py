@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,11 +32,14 @@ import service.inference.runtimes.openvino as openvino
 from service.evaluation.throughput import rate, together
 from service.images.transforms import Preprocessing
 from service.inference.device import Precision, choose_precision, cores
-from service.inference.runtimes.base import Runtime, normalise
+from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime
-from service.inference.runtimes.openvino import CORE, PRECISION_HINTS, OpenVINORuntime, Stage, convert
+from service.inference.runtimes.openvino import CORE, PRECISION_HINTS, Compiled, OpenVINORuntime, convert
+from service.model_spec import Architecture, ModelSpec
+from service.networks.cascade import Cascade
 from service.networks.mobilenet import DepthwiseConv2d
-from service.networks.registry import build
+from service.networks.registry import build, resolutions, stage_names
+from service.stages import StageSpec
 
 CPU = torch.device("cpu")
 NETWORKS = {"MS-ResNet-18 128/256": ("ms_resnet18", 256), "MS-MobileNetV1-0.5 96/192": ("ms_mobilenet_v1_050", 192)}
@@ -85,7 +89,7 @@ def _gain(network: str, what: str, before: Measure, after: Measure, rounds: int)
 
 
 def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]:
-    preprocessing = Preprocessing.at(resolution)
+    spec = _spec(name, resolution)
     fast = choose_precision("auto", CPU)
     all_cores = cores()
 
@@ -94,22 +98,18 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
         return lambda: sum(together(workers, threads, lambda: BATCH * rate(step(runtime, resolution), SECONDS)))
 
     def eager_runtime(precision: Precision) -> Runtime:
-        return EagerRuntime(_network(name), preprocessing, CPU, precision)
+        return EagerRuntime(_network(name), spec, CPU, precision)
 
     with _replaced(eager, "fold_norms", lambda network: network):
         unfolded = eager_runtime(fast)
     plain, exact = eager_runtime(fast), eager_runtime("float32")
-    vino = OpenVINORuntime(convert(_network(name), preprocessing), fast, threads=1)
-    shared = _SharedStreams(convert(_network(name), preprocessing), fast, threads=1)
+    vino = OpenVINORuntime(convert(_network(name), spec), fast, threads=1)
+    shared = _SharedStreams(convert(_network(name), spec), fast, threads=1)
     yield f"eager: float32 -> {fast}", cascade(exact), cascade(plain)
     yield f"eager {fast}: norms folded", cascade(unfolded), cascade(plain)
     yield f"eager {fast}: one worker of all cores -> one a core", cascade(plain, 1, all_cores), cascade(plain)
     yield f"{fast}: eager -> OpenVINO", cascade(plain), cascade(vino)
-    yield (
-        f"OpenVINO {fast}: low input by operators, float32 features -> by one convolution, {fast}",
-        (cascade(_operators(name, preprocessing, fast))),
-        cascade(vino),
-    )
+    yield f"OpenVINO {fast}: float32 features -> {fast}", cascade(_float32_features(name, spec, fast)), cascade(vino)
     yield f"OpenVINO {fast}: streams of one model -> one model a worker", cascade(shared), cascade(vino)
     yield f"eager {fast}: escalating in each batch -> batched again", cascade(plain), cascade(plain, rebatch=True)
     yield f"OpenVINO {fast}: escalating in each batch -> batched again", cascade(vino), cascade(vino, rebatch=True)
@@ -118,7 +118,7 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
         yield f"training, {fast}: strided depthwise gradients -> strided after", trained(True), trained(False)
 
 
-def _network(name: str) -> nn.Module:
+def _network(name: str) -> Cascade:
     torch.manual_seed(0)
     return build(name, 10, {}).eval()
 
@@ -133,38 +133,45 @@ def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
         setattr(owner, name, kept)
 
 
+def _spec(name: str, resolution: int) -> ModelSpec:
+    sides = resolutions(name, resolution)
+    stages = tuple(StageSpec(each, side, float(side)) for each, side in zip(stage_names(name), sides, strict=True))
+    labels = tuple(map(str, range(10)))
+    return ModelSpec(name, 1, Architecture(name, 10), labels, labels, Preprocessing.at(resolution), stages, "")
+
+
 def _pixels(resolution: int) -> Tensor:
     return torch.randint(0, 256, (BATCH, resolution, resolution, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
 def _inside(runtime: Runtime, resolution: int) -> Callable[[], object]:
     """Every batch escalates its own unsure images."""
-    images = _pixels(resolution)
+    low, high = _pixels(resolution // 2), _pixels(resolution)
     counts = _escalated_counts()
 
     def step() -> None:
-        state = runtime.low(images)
+        _, carried = runtime.run(0, low, ())
         rows = torch.arange(next(counts))
-        runtime.high(images[rows], state.rows(rows))
+        runtime.run(1, high[rows], tuple(each[rows] for each in carried))
 
     return step
 
 
 def _rebatched(runtime: Runtime, resolution: int) -> Callable[[], object]:
     """Unsure images of several batches wait until a batch of them is full."""
-    images = _pixels(resolution)
+    low, high = _pixels(resolution // 2), _pixels(resolution)
     counts = _escalated_counts()
     waiting = 0
 
     def step() -> None:
         nonlocal waiting
-        state = runtime.low(images)
+        _, carried = runtime.run(0, low, ())
         rows = torch.arange(next(counts))
-        state.rows(rows)
+        tuple(each[rows] for each in carried)
         waiting += len(rows)
         if waiting >= BATCH:
             waiting -= BATCH
-            runtime.high(images, state)
+            runtime.run(1, high, carried)
 
     return step
 
@@ -175,38 +182,31 @@ def _escalated_counts() -> Iterator[int]:
         yield max(1, int(random.binomial(BATCH, ESCALATED)))
 
 
-def _operators(name: str, preprocessing: Preprocessing, precision: Precision) -> OpenVINORuntime:
-    """OpenVINO with the low pass as the network has it, and features handed over in float32."""
-
-    def in_operators(low: openvino._Low, pixels: Tensor) -> tuple[Tensor, ...]:
-        images = normalise(pixels.permute(0, 3, 1, 2), preprocessing)
-        state = low._network.forward_low(images)
-        return state.logits, *state.features
-
-    with _replaced(openvino._Low, "forward", in_operators):
-        models = convert(_network(name), preprocessing)
+def _float32_features(name: str, spec: ModelSpec, precision: Precision) -> OpenVINORuntime:
+    """OpenVINO with features handed over in float32."""
     with _replaced(openvino, "_with_bfloat16_features", lambda models: models):
-        return OpenVINORuntime(models, precision, threads=1)
+        return OpenVINORuntime(convert(_network(name), spec), precision, threads=1)
 
 
 class _SharedStreams(OpenVINORuntime):
     """One compiled model with a stream for each core, called by all threads."""
 
-    def _own_stage(self, name: str) -> Stage:
-        stage: Stage | None = getattr(self._own, name, None)
-        if stage is None:
-            with self._wide:
-                if not hasattr(self, f"_shared_{name}"):
+    _compiling = threading.Lock()
+
+    def _compiled(self, stage: int) -> Compiled:
+        own: dict[int, Compiled] = self._own.__dict__.setdefault("stages", {})
+        if stage not in own:
+            with self._compiling:
+                if not hasattr(self, f"_shared_{stage}"):
                     config = {
                         "INFERENCE_PRECISION_HINT": PRECISION_HINTS[choose_precision("auto", CPU)],
                         "NUM_STREAMS": str(cores()),
                         "INFERENCE_NUM_THREADS": cores(),
                         "ENABLE_CPU_PINNING": False,
                     }
-                    setattr(self, f"_shared_{name}", CORE.compile_model(self._models[name], "CPU", config))
-            stage = Stage(getattr(self, f"_shared_{name}"))
-            setattr(self._own, name, stage)
-        return stage
+                    setattr(self, f"_shared_{stage}", CORE.compile_model(self._models[stage], "CPU", config))
+            own[stage] = Compiled(getattr(self, f"_shared_{stage}"))
+        return own[stage]
 
 
 def _training_step(name: str, resolution: int, precision: Precision, strided: bool) -> Measure:

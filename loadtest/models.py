@@ -17,10 +17,11 @@ from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.model_spec import Architecture, ModelSpec
 from service.networks.backbone import Backbone
+from service.networks.cascade import Cascade
 from service.networks.cost import cost
-from service.networks.msnet import MSNet
-from service.networks.registry import build
+from service.networks.registry import build, resolutions, stage_names
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
+from service.stages import StageSpec
 from service.store import ModelStore, read_spec, write_spec, write_weights
 
 CLASSES = 10
@@ -101,7 +102,7 @@ def _untrained(name: str, preprocessing: Preprocessing, store: Path, photographs
     network = build(name, CLASSES)
     images = stack([decode(data, preprocessing) for data in photographs])
     _fit(network, normalise(images[:: -(-len(images) // FITTED)], preprocessing))
-    costs = cost(name, CLASSES, preprocessing.crop)
+    costs, sides = cost(name, CLASSES, preprocessing.crop), resolutions(name, preprocessing.crop)
     labels = tuple(f"class {index}" for index in range(CLASSES))
     spec = ModelSpec(
         name=folder.parent.name,
@@ -110,21 +111,21 @@ def _untrained(name: str, preprocessing: Preprocessing, store: Path, photographs
         classes=labels,
         class_folders=labels,
         preprocessing=preprocessing,
-        low_mmacs=costs.low_mmacs,
-        high_mmacs=costs.high_mmacs,
+        stages=tuple(map(StageSpec, stage_names(name), sides, costs)),
         weights_sha256=write_weights(folder, network.state_dict()),
         dataset="nothing: its weights are as initialised",
     )
     write_spec(folder, spec)
-    if isinstance(network, MSNet):
+    if network.depth > 1:
         predictor = Predictor.load(folder, "cpu")
-        sure = [confidence(probabilities(predictor.low(part).logits, 1.0)) for part in torch.split(images, FITTED)]
+        parts = torch.split(images, FITTED)
+        sure = [confidence(probabilities(predictor.answers_to(part)[0], 1.0)) for part in parts]
         write_spec(folder, replace(spec, default_threshold=threshold_for(torch.cat(sure).tolist(), EXIT_RATE)))
     return folder
 
 
 @torch.no_grad()
-def _fit(network: MSNet | Backbone, images: Tensor) -> None:
+def _fit(network: Cascade, images: Tensor) -> None:
     """Give the network norm statistics and classifiers that fit the photographs, so that its answers differ."""
     network.train()
     for module in network.modules():
@@ -132,12 +133,9 @@ def _fit(network: MSNet | Backbone, images: Tensor) -> None:
             module.momentum = None  # its statistics become those of what is seen
     network(images)
     network.eval()
-    if isinstance(network, MSNet):
-        low, high = network(images)
-        _spread(network.low.classifier, low)
-        _spread(network.high.classifier, high)
-    else:
-        _spread(network.classifier, network(images))
+    backbones = [module for module in network.modules() if isinstance(module, Backbone)]
+    for backbone, logits in zip(backbones, network(images), strict=True):
+        _spread(backbone.classifier, logits)
 
 
 def _spread(classifier: nn.Module, logits: Tensor) -> None:

@@ -37,11 +37,10 @@ def _run(predictor: Predictor, picture: Path) -> tuple[str, bool]:
     spec = predictor.spec
     assert spec.default_threshold is not None
     images = decode(picture.read_bytes(), spec.preprocessing).unsqueeze(0)
-    low = predictor.low(images)
-    sure = confidence(probabilities(low.logits, spec.temperature.low)).item()
+    first, last = predictor.answers_to(images)
+    sure = confidence(probabilities(first, spec.temperatures[0])).item()
     exited = exits(sure, spec.default_threshold)
-    logits = low.logits if exited else predictor.high(images, low)
-    return spec.classes[int(logits.argmax())], exited
+    return spec.classes[int((first if exited else last).argmax())], exited
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.stem)

@@ -12,9 +12,8 @@ from typing import Annotated
 
 import litserve
 from fastapi import Body
-from torch import Tensor
 
-from loadtest.contenders.work import MAX_BATCH_SIZE, Answer, Job, Work
+from loadtest.contenders.work import MAX_BATCH_SIZE, Answer, Job, Sizes, Work
 
 BATCH_TIMEOUT_SECONDS = 0.002
 
@@ -26,15 +25,15 @@ class Classifier(litserve.LitAPI):
         """Once in each worker process."""
         self._work = Work(Job.from_environment())
 
-    def decode_request(self, request: Annotated[bytes, Body()]) -> Tensor:
+    def decode_request(self, request: Annotated[bytes, Body()]) -> Sizes:
         """One image, in the worker process: the raw body."""
         return self._work.decode(request)
 
-    def batch(self, inputs: list[Tensor]) -> list[Tensor]:
+    def batch(self, inputs: list[Sizes]) -> list[Sizes]:
         """``Work`` stacks them."""
         return inputs
 
-    def predict(self, inputs: list[Tensor]) -> list[Answer]:
+    def predict(self, inputs: list[Sizes]) -> list[Answer]:
         """One batch."""
         return self._work.answer(inputs)
 

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from service.images.decode import decode, stack
+from service.images.sizes import in_sizes
 from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
+from service.networks.cascade import Carried
 
 Kind = Literal["single", "cascade"]
+Sizes = tuple[Tensor, ...]  # one image, uint8 (3, r, r) for each stage
 Answer = dict[str, str | float]  # {"label": …, "score": …}
 
 VARIABLE = "LOADTEST_JOB"
@@ -29,7 +32,7 @@ class Job:
     """What a contender is to serve. It reaches the contender's processes as JSON in one environment variable.
 
     Attributes:
-        folder: of the model: multi-scale for a cascade, else single-scale.
+        folder: of the model: of several stages for a cascade, else single-scale.
         precision, runtime: of ``Predictor``. A cascade has the threshold that the model starts with under them.
         port: on 127.0.0.1, where it listens.
         workers: processes that run the network, one a core.
@@ -60,33 +63,33 @@ class Work:
         self._spec = self.predictor.spec
         self._threshold = self._spec.start_threshold(self.predictor.runtime, self.predictor.precision)
 
-    def decode(self, data: bytes) -> Tensor:
-        """An encoded photograph -> uint8 (3, R, R)."""
-        return decode(data, self._spec.preprocessing)
+    def decode(self, data: bytes) -> Sizes:
+        """An encoded photograph -> uint8 (3, r, r) for each stage."""
+        return in_sizes(decode(data, self._spec.preprocessing), self._spec.resolutions)
 
     @torch.inference_mode()
-    def answer(self, images: Sequence[Tensor]) -> list[Answer]:
+    def answer(self, images: Sequence[Sizes]) -> list[Answer]:
         """Decoded photographs, run as one batch -> their answers, in order."""
-        batch = stack(images)
-        if self.predictor.is_multi_scale:
-            answers = self._cascade(batch)
-        else:
-            answers = probabilities(self.predictor.single(batch), 1.0)
+        answers, carried = self.first(images)
+        rows = torch.arange(len(images))
+        for stage in range(1, self._spec.depth):
+            unsure = self.unsure(answers[rows])
+            if not len(unsure):
+                break
+            rows, carried = rows[unsure], tuple(each[unsure] for each in carried)
+            logits, carried = self.predictor.run(stage, stack([images[row][stage] for row in rows.tolist()]), carried)
+            answers[rows] = probabilities(logits, self._spec.temperatures[stage])
         scores, best = answers.max(dim=1)
         return [
             {"label": self._spec.classes[index], "score": score}
             for index, score in zip(best.tolist(), scores.tolist(), strict=True)
         ]
 
-    def unsure(self, low: Tensor) -> Tensor:
-        """The low pass's probabilities (B, K) -> rows that the high pass is to run for, int64."""
-        return (confidence(low) <= self._threshold).nonzero().flatten()
+    def first(self, images: Sequence[Sizes]) -> tuple[Tensor, Carried]:
+        """What the first stage says of decoded photographs, (B, K), and hands on."""
+        logits, carried = self.predictor.run(0, stack([sizes[0] for sizes in images]), ())
+        return probabilities(logits, self._spec.temperatures[0]), carried
 
-    def _cascade(self, batch: Tensor) -> Tensor:
-        state = self.predictor.low(batch)
-        answers = probabilities(state.logits, self._spec.temperature.low)
-        unsure = self.unsure(answers)
-        if len(unsure):
-            high = self.predictor.high(batch[unsure], state.rows(unsure))
-            answers[unsure] = probabilities(high, self._spec.temperature.high)
-        return answers
+    def unsure(self, answers: Tensor) -> Tensor:
+        """A stage's probabilities (B, K) -> rows that the next stage is to run for, int64."""
+        return (confidence(answers) <= self._threshold).nonzero().flatten()

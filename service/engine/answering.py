@@ -42,8 +42,8 @@ class Answering:
             stages=self._names,
             stage=stage,
             reason=reason,
-            confidences=tuple(entry.confidences),
-            threshold=entry.threshold,
+            confidences=tuple(entry.confidences[: stage + 1]),  # it may have run on since its deadline
+            threshold=entry.compared_with,
             mmacs=0.0 if reason == "cached" else spec.mmacs_up_to[stage],
             degraded=reason in ("deadline", "brownout"),
             model=spec.name,
@@ -54,7 +54,7 @@ class Answering:
             passes=self._passes(entry, stage) if with_passes else None,
         )
         self._images(answer.exit, reason).inc()
-        self._confidence.observe(entry.confidence)
+        self._confidence.observe(answer.confidence)
         if reason != "cached":
             self.computed += 1
             self._saved_from.inc(self.single_scale_seconds)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 import torch
 
 from service.engine.entry import Entry
-from service.inference.exit_rule import exits
+from service.inference.exit_rule import end_stage
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.state.base import CachedOutputs, ResultCache
@@ -48,14 +48,13 @@ class CachedAnswers:
             return None  # of another model
         threshold = entry.threshold if entry.is_fixed else min(entry.threshold, lowered)
         last = self._depth - 1
-        for stage, output in enumerate(outputs):
-            if stage < last or not stage:
-                entry.confidences.append(max(output))
-            if stage == last or exits(entry.confidence, threshold):
-                entry.outputs = [torch.tensor(each) for each in outputs[: stage + 1]]
-                entry.threshold = threshold
-                return stage
-        return None
+        confidences = [max(output) for output in outputs[: max(last, 1)]]
+        stage = min(end_stage(confidences, threshold), last)
+        if stage >= len(outputs):
+            return None
+        entry.outputs = [torch.tensor(output) for output in outputs[: stage + 1]]
+        entry.confidences, entry.compared_with = confidences[: stage + 1], threshold
+        return stage
 
     async def remember(self, key: str, entry: Entry) -> None:
         """Keep what the stages said of ``entry``."""

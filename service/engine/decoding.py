@@ -30,6 +30,7 @@ def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics) -> bool:
         failure = DeviceFailed("decoding failed on this image")
         entry.loop.call_soon_threadsafe(entry.fail, failure)
         return False
+    entry.body = None
     entry.timing.decode = time.monotonic() - began
     metrics.decode_seconds.observe(entry.timing.decode)
     return True

@@ -22,9 +22,10 @@ from service.engine.decoding import decode_entry
 from service.engine.entry import Entry
 from service.engine.executor import Executor, too_late
 from service.engine.features import FeaturePool
-from service.engine.lanes import Lanes, Plan
+from service.engine.lanes import Lanes
 from service.engine.limits import Limits
 from service.engine.pace import Pace
+from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, predict, solve
 from service.engine.preparing import Preparation
 from service.engine.recent import Recent
@@ -68,7 +69,7 @@ class Engine:
         self.predictor = predictor
         self.spec = spec
         self.recent = Recent()
-        self._names = tuple(stage.name for stage in spec.stages)
+        self._names = names = tuple(stage.name for stage in spec.stages)
         self._config = config
         self._metrics = metrics
         self._limits = limits
@@ -81,7 +82,7 @@ class Engine:
             Plan(sizes),
             limits.feature_slots,
             audit_backlog=limits.feature_slots // AUDIT_SLOTS,
-            on_drop=lambda stage: metrics.dropped.labels(self._names[stage]).inc(),
+            on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
         )
         self._policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
         self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, self._policy)
@@ -119,8 +120,6 @@ class Engine:
         self._running = False
         if self._steering is not None:
             self._steering.cancel()
-        if not self._workers.alive:  # nobody makes the room that decoders wait for
-            self._lanes.close()
         if self._decoders is not None:
             await asyncio.to_thread(self._decoders.shutdown)
         self._lanes.close()
@@ -208,7 +207,7 @@ class Engine:
                 self._push(entry)
             else:
                 self._decoders.submit(self._decode_ahead, entry)
-            return await entry.future
+            return await entry.answered()
         finally:
             entry.body = None  # it may still stand in the decoders' queue, and counts as in flight no more
             self._waiting.discard(entry)
@@ -218,7 +217,9 @@ class Engine:
     def _expire_at(self, entry: Entry, deadline: float) -> asyncio.TimerHandle:
         """Have it expire then. Raises DeadlinePassed: no answer can be there in time, by what is queued now."""
         now = time.monotonic()
-        soonest = now + self._limits.workers * self._pace.image(0) + self._wait_of_first_stage()
+        soonest = now + self._pace.table.seconds(0, 1)
+        if self._waiting:  # else nothing may run that shows that the device is no longer slow
+            soonest = now + self._limits.workers * self._pace.image(0) + self._wait_of_first_stage()
         if deadline < soonest:
             self._metrics.dropped.labels("deadline").inc()
             raise too_late(entry)

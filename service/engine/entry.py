@@ -17,17 +17,18 @@ class Entry:
     """One image in the engine. Threads fill it in; its future is resolved in the event loop's thread alone, once.
 
     Attributes:
-        threshold, config_version: in force when it arrived; the threshold, once decided, what it was compared with.
+        threshold, config_version: in force when it arrived.
         is_fixed: whether the request named the threshold, so that overload does not lower it.
         arrival, deadline: absolute, on the clock of ``time.monotonic``.
-        future: of the stage that answers, and why it does.
+        future: of the stage that answers, and why it does; None once it failed, see ``failure``.
         body: the encoded image until it is decoded, or nobody waits for it any more.
         pixels: uint8 (3, r, r) for each stage, once decoded.
         slot: of the feature pool, which it holds while it is escalated or audited.
         outputs: probabilities (K,) of each stage that ran.
         confidences: of each stage that ran and could end it early; of a single stage its own.
-        reason: why its latest output is given, should its deadline come.
-        audited_above: where it is audited: images of what confidence may have been, too.
+        compared_with: what the latest of them was compared with: the threshold, or what overload lowered it to.
+        latest: the latest stage that ran, and why its output is given, should its deadline come.
+        failure: why there is no answer. Not in the future: whoever raises it would be part of a cycle.
         enqueued: when it entered the lane it is in.
     """
 
@@ -37,15 +38,16 @@ class Entry:
     arrival: float
     deadline: float | None
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[tuple[int, Reason]]
+    future: asyncio.Future[tuple[int, Reason] | None]
     is_fixed: bool = False
     body: bytes | None = None
     pixels: tuple[Tensor, ...] = ()
     slot: int | None = None
     outputs: list[Tensor] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
-    reason: Reason = "deadline"
-    audited_above: float = 0.0
+    compared_with: float = 0.0
+    latest: tuple[int, Reason] | None = None
+    failure: LowfirstError | None = None
     enqueued: float = 0.0
     timing: Timing = field(default_factory=Timing)
 
@@ -67,12 +69,24 @@ class Entry:
     def fail(self, error: LowfirstError) -> None:
         """Fail it, unless it is dead. In the event loop's thread."""
         if not self.future.done():
-            self.future.set_exception(error)
+            self.failure = error
+            self.future.set_result(None)
+
+    async def answered(self) -> tuple[int, Reason]:
+        """Wait for the stage that answers, and why it does. Raises its failure. Once."""
+        if (answered := await self.future) is not None:
+            return answered
+        raise self._take_failure()
+
+    def _take_failure(self) -> LowfirstError:
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
 
     def expire(self) -> None:
         """The deadline has come: the latest output if there is one, else an error. In the event loop's thread."""
-        if self.outputs:
-            self.resolve(len(self.outputs) - 1, self.reason)
+        if self.latest is not None:
+            self.resolve(*self.latest)
             return
         waited = time.monotonic() - self.arrival
         self.fail(

@@ -126,12 +126,12 @@ class Executor:
 
     def _without_late(self, entries: Sequence[Entry]) -> list[Entry]:
         """Those that can still be in time; the others fail before they cost anything."""
-        soonest = time.monotonic() + self._pace.predicted(0, 1)
+        soonest = time.monotonic() + self._pace.table.seconds(0, 1)
         in_time = []
         for entry in entries:
-            if entry.deadline is None or entry.deadline >= soonest:
-                in_time.append(entry)
-            elif not entry.is_dead:
+            if entry.is_dead or entry.deadline is None or entry.deadline >= soonest:
+                in_time.append(entry)  # the dead are counted where they are met next
+            else:
                 self._metrics.dropped.labels("deadline").inc()
                 entry.loop.call_soon_threadsafe(entry.fail, too_late(entry))
         return in_time
@@ -240,7 +240,7 @@ class Executor:
     def _is_broken(self) -> bool:
         try:
             self.probe()
-        except Exception:
+        except BaseException:
             return True
         return False
 
@@ -274,12 +274,11 @@ class Executor:
         decision = outcome.decisions[row]
         assert not isinstance(decision, Drop)
         entry.timing.stages.append(outcome.seconds)
-        entry.reason = decision.reason if isinstance(decision, Exit) else "deadline"
         if stage < self.policy.last or not entry.outputs:
             entry.confidences.append(outcome.confidences[row])
-            entry.audited_above = entry.threshold  # overload lowers it for what exits, not for what is audited
-            entry.threshold = decision.threshold
+            entry.compared_with = decision.threshold
         entry.outputs.append(outcome.probabilities[row])
+        entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"  # last: it may expire now
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
         if self._lanes.audit(stage + 1, entry):
@@ -298,7 +297,7 @@ class Executor:
             self._metrics.audits.labels(self._model).inc()
             if not agreed:
                 self._metrics.audit_disagreements.labels(self._model).inc()
-            entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.audited_above, agreed)
+            entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.threshold, agreed)
 
     def _count(self, batch: Batch, seconds: float) -> None:
         work, images = self._work(batch), len(batch.entries)

@@ -1,8 +1,4 @@
-"""Which batch runs next.
-
-A lane holds the entries that wait for one stage. ``pick`` decides, a pure function of time and lanes; ``Lanes`` keeps
-them, and lets worker threads wait for its decisions.
-"""
+"""The lanes: each holds the entries that wait for one stage, and worker threads wait for batches of them."""
 
 from __future__ import annotations
 
@@ -14,16 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from service.engine.entry import Entry
+from service.engine.pick import Plan, Release, Waiting, pick
 from service.errors import LowfirstError
-
-# Why a batch was released: it is full, nothing else waits, or no more feature slots are free.
-Release = Literal["full", "drained", "slots"]
-
-# How long new images may overtake escalated ones for the sake of a fuller batch, in full batches of the stage before.
-PATIENCE = 4
 
 # Share of the workers' time that audits get even when there is other work.
 AUDIT_SHARE = 0.01
@@ -36,88 +26,6 @@ AHEAD = 4
 
 # Weight of the newest batch in the running share of images that escalate.
 NEWEST_BATCH = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is known of the device: the largest batch worth running at each stage, and seconds of one by its size."""
-
-    sizes: tuple[int, ...]
-    seconds: Callable[[int, float], float] = lambda stage, size: 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """The next batch: ``size`` oldest entries of a lane."""
-
-    stage: int
-    size: int
-    reason: Release
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A lane as ``pick`` sees it; times are absolute, infinite where there is none.
-
-    Attributes:
-        size: entries.
-        oldest: when the oldest one's request arrived.
-        since: when the one that waits longest in this lane came into it.
-        deadline: the nearest.
-    """
-
-    size: int
-    oldest: float = math.inf
-    since: float = math.inf
-    deadline: float = math.inf
-
-
-def pick(now: float, lanes: Sequence[Waiting], free_slots: int, plan: Plan, escalating: Sequence[float]) -> Pick | None:
-    """The next batch, or None when none may start.
-
-    The lane whose oldest image arrived first goes first, so an escalated image, always older than what arrives
-    behind it, never starves, and neither does a new one: everything older than it is finite. Escalated images may
-    be overtaken where a fuller batch pays, see ``_should_fill``, for a bounded time. Greedy: an idle worker never
-    waits. A batch of the first stage starts only as large as the free feature slots, since all of it may escalate;
-    slots are held by escalated entries and a few audits, which need none to run, so there is no deadlock.
-
-    Args:
-        escalating: share of each stage's images that escalate, lately.
-    """
-    sizes = [min(lane.size, most) for lane, most in zip(lanes, plan.sizes, strict=True)]
-    sizes[0] = min(sizes[0], free_slots)
-    ready = [stage for stage, size in enumerate(sizes) if size]
-    if not ready:
-        return None
-    stage = min(ready, key=lambda each: (lanes[each].oldest, -each))
-    while stage and sizes[stage - 1] and _should_fill(now, stage, lanes, sizes, plan, escalating):
-        stage -= 1
-    if sizes[stage] == plan.sizes[stage]:
-        return Pick(stage, sizes[stage], "full")
-    return Pick(stage, sizes[stage], "drained" if sizes[stage] == lanes[stage].size else "slots")
-
-
-def _should_fill(
-    now: float, stage: int, lanes: Sequence[Waiting], sizes: Sequence[int], plan: Plan, escalating: Sequence[float]
-) -> bool:
-    """Whether the stage before should run before ``stage`` does, to escalate more to its batch.
-
-    It should if the compute that one larger batch saves, for everybody who waits, is worth more than the delay
-    of those that could run now, unless one of them would miss its deadline or has waited long.
-    """
-    lane, most, before = lanes[stage], plan.sizes[stage], stage - 1
-    if lane.size >= most:
-        return False
-    delay = plan.seconds(before, sizes[before])
-    more = escalating[before] * sizes[before]
-    full = min(lane.size + more, most)
-    together = plan.seconds(stage, full) + plan.seconds(stage, lane.size + more - full)
-    if now + delay + together > lane.deadline:
-        return False
-    if now + delay - lane.since > PATIENCE * plan.seconds(before, plan.sizes[before]):
-        return False
-    saved = plan.seconds(stage, lane.size) + plan.seconds(stage, more) - together
-    return saved * (lane.size + lanes[before].size) > delay * lane.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +70,16 @@ class Lanes:
         self._changed = threading.Condition(lock)
         self._room = threading.Condition(lock)
         self._closed = False
-        self._error: LowfirstError | None = None
+        self._failure: Callable[[], LowfirstError] | None = None
 
     def push(self, entries: Sequence[Entry]) -> None:
-        """Let new ``entries`` wait for the first stage."""
+        """Let new ``entries`` wait for the first stage; fail them while nothing runs, see ``fail_all``."""
         with self._changed:
-            self._push(0, entries)
+            if self._failure is None:
+                self._push(0, entries)
+                return
+            failure = self._failure
+        _fail(entries, failure)
 
     def escalate(self, stage: int, entries: Sequence[Entry], of: int, unused: Sequence[int]) -> None:
         """Let ``entries`` of a batch of ``of`` at ``stage`` go on to the next with their slots; free ``unused``."""
@@ -189,7 +101,9 @@ class Lanes:
     def wait_for_room(self) -> None:
         """Wait until the first lane holds less than ``AHEAD`` full batches, so that decoding never starves compute."""
         with self._room:
-            self._room.wait_for(lambda: self._closed or len(self._lanes[0]) < AHEAD * self.plan.sizes[0])
+            self._room.wait_for(
+                lambda: self._closed or self._failure is not None or len(self._lanes[0]) < AHEAD * self.plan.sizes[0]
+            )
 
     def release(self, slots: Sequence[int]) -> None:
         """Give back feature slots."""
@@ -233,11 +147,21 @@ class Lanes:
             self._room.notify_all()
 
     def fail_all(self, error: Callable[[], LowfirstError]) -> None:
-        """Fail every entry that waits, each with an ``error`` of its own: nothing runs any more."""
+        """Fail every entry that waits or comes until ``resume``, each with an ``error`` of its own: nothing runs."""
         with self._changed:
+            self._failure = error
             entries = [waiting[2] for lane in self._lanes for waiting in lane]
-        for entry in entries:
-            entry.loop.call_soon_threadsafe(entry.fail, error())
+            for lane in self._lanes:
+                lane.clear()
+            self._release(_slots(entries))
+            self._room.notify_all()
+            self._changed.notify_all()
+        _fail(entries, error)
+
+    def resume(self) -> None:
+        """Let entries wait again: something runs."""
+        with self._changed:
+            self._failure = None
 
     @property
     def free_slots(self) -> int:
@@ -309,6 +233,11 @@ class Lanes:
         self._release(_slots(dead))
         for _ in dead:
             self._on_drop(stage)
+
+
+def _fail(entries: Sequence[Entry], error: Callable[[], LowfirstError]) -> None:
+    for entry in entries:
+        entry.loop.call_soon_threadsafe(entry.fail, error())
 
 
 def _slots(entries: Sequence[Entry]) -> list[int]:

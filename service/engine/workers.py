@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from functools import partial
 
 from service.engine.executor import Executor
-from service.engine.lanes import Lanes, Plan
+from service.engine.lanes import Lanes
 from service.engine.pace import Pace
+from service.engine.pick import Plan
 from service.engine.preparing import Preparation
 from service.errors import DeviceFailed
 from service.inference.latency import LatencyTable
@@ -30,12 +31,12 @@ class Workers:
         count: how many threads.
 
     Attributes:
-        failure: what ended the latest worker that failed; None while all run.
+        failure: what ended the latest worker that failed, in words; None while all run.
         alive: threads that pull batches.
     """
 
     def __init__(self, lanes: Lanes, executor: Executor, preparation: Preparation, pace: Pace, count: int) -> None:
-        self.failure: BaseException | None = None
+        self.failure: str | None = None
         self.alive = 0
         self._lanes = lanes
         self._executor = executor
@@ -136,7 +137,7 @@ class Workers:
                 del batch  # or its images live on while this thread waits
         except BaseException as error:
             logger.critical("a worker failed", exc_info=error)
-            self._ended(error)
+            self._ended(str(error) or type(error).__name__)  # not itself: its traceback holds whatever ran
             self._spawn(partial(self._next_life, FIRST_RETRY))
         else:
             self._ended(None)
@@ -144,17 +145,16 @@ class Workers:
     def _began(self) -> None:
         with self._lock:
             self.alive += 1
+            self._lanes.resume()
             if self.alive == self._count and self.failure is not None:
                 logger.info("the device runs again")
                 self.failure = None
 
-    def _ended(self, error: BaseException | None) -> None:
+    def _ended(self, failure: str | None) -> None:
         with self._lock:
             self.alive -= 1
-            left = self.alive
-            if error is not None:
-                self.failure = error
-        if error is not None and not left:  # nobody is left to run what waits
-            self._lanes.fail_all(lambda: DeviceFailed("the device failed"))
-            if self._stopping.is_set():
-                self._lanes.close()
+            if failure is None:
+                return
+            self.failure = failure
+            if not self.alive:  # nobody is left to run what waits
+                self._lanes.fail_all(partial(DeviceFailed, "the device failed"))

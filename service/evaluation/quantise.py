@@ -44,7 +44,7 @@ def quantise(
     """
     if not (find_spec("nncf") and find_spec("openvino")):
         raise InvalidOption("precision", "int8", "another one, or: pip install 'lowfirst[int8]'")
-    from service.inference.runtimes.openvino import INT8_FOLDER
+    from service.inference.runtimes import INT8_FOLDER
 
     spec = read_spec(folder)
     if spec.default_threshold is None:
@@ -85,7 +85,7 @@ def quantise(
 
 def _others(files: Mapping[str, str]) -> dict[str, str]:
     """All but the int8 stages."""
-    from service.inference.runtimes.openvino import INT8_FOLDER
+    from service.inference.runtimes import INT8_FOLDER
 
     return {name: digest for name, digest in files.items() if not name.startswith(f"{INT8_FOLDER}/")}
 
@@ -95,7 +95,8 @@ def _write(folder: Path, spec: ModelSpec, photographs: Photographs, workers: int
     import nncf
     import openvino as ov
 
-    from service.inference.runtimes.openvino import INT8_FOLDER, OpenVINORuntime, convert
+    from service.inference.runtimes import INT8_FOLDER
+    from service.inference.runtimes.openvino import OpenVINORuntime, convert
 
     models = convert(load_network(folder, spec), spec)
     runtime = OpenVINORuntime(models, "float32", threads=1)

@@ -17,8 +17,14 @@ LOW, HIGH = 0.004, 0.016  # seconds an image
 THRESHOLD, FLOOR = 0.8, 0.1
 EVENLY = [i / 200 for i in range(200)]  # confidences
 
-IDLE = Load(0, 0, LOW, HIGH)
-SWAMPED = Load(10_000, 0, LOW, HIGH)
+
+def load_of(undecided: int, escalated: int) -> Load:
+    """Of a model of two stages."""
+    return Load(undecided, LOW, HIGH, escalated * HIGH)
+
+
+IDLE = load_of(0, 0)
+SWAMPED = load_of(10_000, 0)
 
 loads = st.builds(Load, st.integers(0, 300), st.integers(0, 100), st.floats(1e-5, 0.1), st.floats(1e-5, 0.1))
 confidences = st.lists(st.floats(0, 1) | st.sampled_from([0.25, 0.5, 0.75]), max_size=60)
@@ -31,8 +37,8 @@ def steer(load: Load, sure: list[float] = EVENLY, threshold: float = THRESHOLD, 
 
 def sustainable(load: Load) -> float:
     """The share of undecided images that may escalate: what is left of the target, by what their high passes take."""
-    left = ROOM * TARGET - load.undecided * load.low_seconds - load.escalated * load.high_seconds
-    wanted = load.undecided * load.high_seconds
+    left = ROOM * TARGET - load.undecided * load.first_seconds - load.escalated_seconds
+    wanted = load.undecided * load.later_seconds
     return min(1.0, max(0.0, left) / wanted) if wanted else float(left > 0)
 
 
@@ -48,14 +54,14 @@ def test_threshold_without_a_floor_never_moves(load: Load, sure: list[float], th
 
 def test_threshold_stays_while_there_is_little_to_do() -> None:
     assert steer(IDLE) == THRESHOLD
-    assert steer(Load(3, 2, LOW, HIGH)) == THRESHOLD
+    assert steer(load_of(3, 2)) == THRESHOLD
 
 
 def test_threshold_stays_while_nothing_is_known_of_confidences() -> None:
     assert steer(SWAMPED, []) == THRESHOLD
 
 
-@pytest.mark.parametrize("load", [SWAMPED, Load(1, 10_000, LOW, HIGH), Load(0, 10_000, LOW, HIGH)])
+@pytest.mark.parametrize("load", [SWAMPED, load_of(1, 10_000), load_of(0, 10_000)])
 def test_overload_beyond_all_help_brings_the_floor(load: Load) -> None:
     assert steer(load) == FLOOR
 
@@ -76,14 +82,14 @@ def test_no_more_images_escalate_than_can_be_done_in_time(load: Load, sure: list
 
 
 def test_images_that_are_all_alike_do_not_all_escalate() -> None:
-    load = Load(50, 0, LOW, HIGH)
+    load = load_of(50, 0)
     assert 0 < sustainable(load) < 1
     assert escalating(steer(load, [0.5] * 100), [0.5] * 100) == 0
 
 
 @given(undecided=st.integers(1, 300), escalated=st.integers(0, 20))
 def test_threshold_falls_no_further_than_it_must(undecided: int, escalated: int) -> None:
-    load = Load(undecided, escalated, LOW, HIGH)
+    load = load_of(undecided, escalated)
     lowered = steer(load, floor=0.0)
     asked = escalating(THRESHOLD, EVENLY)
     assert escalating(lowered, EVENLY) >= min(asked, sustainable(load)) - 2 / len(EVENLY)
@@ -91,8 +97,8 @@ def test_threshold_falls_no_further_than_it_must(undecided: int, escalated: int)
 
 def test_more_to_do_never_raises_the_threshold() -> None:
     for loads in (
-        [Load(undecided, 0, LOW, HIGH) for undecided in range(100)],
-        [Load(10, escalated, LOW, HIGH) for escalated in range(40)],
+        [load_of(undecided, 0) for undecided in range(100)],
+        [load_of(10, escalated) for escalated in range(40)],
     ):
         lowered = [steer(load) for load in loads]
         assert lowered == sorted(lowered, reverse=True)
@@ -161,7 +167,7 @@ class Loop:
         seen: deque[float] = deque(EVENLY, maxlen=1024)
         threshold, free, now = THRESHOLD, 0.0, 0.0
         while now < end or undecided or escalated:
-            load = Load(len(undecided), len(escalated), LOW, HIGH)
+            load = load_of(len(undecided), len(escalated))
             threshold = self.steered[now] = brown_out.steer(now, load, list(seen), THRESHOLD, FLOOR)
             now += self.PERIOD
             while arrivals and arrivals[0] < now:

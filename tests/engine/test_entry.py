@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from service.engine.entry import Entry, Reason
+from service.engine.answer import Reason
+from service.engine.entry import Entry
 from service.errors import DeadlinePassed, DeviceFailed
 
 
@@ -22,23 +22,23 @@ def entry() -> Iterator[Entry]:
 
 def test_first_answer_stands(entry: Entry) -> None:
     assert not entry.is_dead
-    entry.resolve("low", "confident")
-    entry.resolve("high", "escalated")
+    entry.resolve(0, "confident")
+    entry.resolve(1, "escalated")
     entry.fail(DeviceFailed("too late"))
     entry.expire()
     assert entry.is_dead
-    assert entry.future.result() == ("low", "confident")
+    assert entry.future.result() == (0, "confident")
 
 
 def test_first_error_stands(entry: Entry) -> None:
     entry.fail(DeviceFailed("broken"))
-    entry.resolve("high", "escalated")
-    assert isinstance(entry.future.exception(), DeviceFailed)
+    entry.resolve(1, "escalated")
+    assert isinstance(entry.failure, DeviceFailed)
 
 
 def test_entry_whose_client_left_takes_no_answer(entry: Entry) -> None:
     entry.future.cancel()
-    entry.resolve("low", "confident")
+    entry.resolve(0, "confident")
     entry.fail(DeviceFailed("too late"))
     entry.expire()
     assert entry.future.cancelled()
@@ -48,17 +48,23 @@ def test_deadline_before_any_answer_is_an_error_that_tells_the_wait(entry: Entry
     entry.arrival -= 0.25
     entry.expire()
     with pytest.raises(DeadlinePassed, match=r"after 2\d\d ms|after [3-9]\d\d ms|after \d{4,} ms"):
-        entry.future.result()
+        entry.loop.run_until_complete(entry.answered())
 
 
-def test_deadline_of_an_unsure_image_gives_its_low_answer(entry: Entry) -> None:
-    entry.confidence, entry.low = 0.4, torch.tensor([0.4, 0.3, 0.3])
+def test_deadline_of_an_unsure_image_gives_its_latest_answer(entry: Entry) -> None:
+    entry.latest = (0, "deadline")
     entry.expire()
-    assert entry.future.result() == ("low", "deadline")
+    assert entry.future.result() == (0, "deadline")
 
 
 @pytest.mark.parametrize("reason", ["confident", "brownout"])
 def test_deadline_after_the_decision_leaves_its_reason(entry: Entry, reason: Reason) -> None:
-    entry.low, entry.low_reason = torch.tensor([0.6, 0.2, 0.2]), reason
+    entry.latest = (0, reason)
     entry.expire()
-    assert entry.future.result() == ("low", reason)
+    assert entry.future.result() == (0, reason)
+
+
+def test_deadline_between_later_stages_gives_the_latest_answer(entry: Entry) -> None:
+    entry.latest = (1, "deadline")
+    entry.expire()
+    assert entry.future.result() == (1, "deadline")

@@ -18,15 +18,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
+from service.engine.answer import Answer, Ask
 from service.engine.applied import first_config
-from service.engine.entry import Answer, Ask
 from service.engine.limits import Limits
 from service.engine.models import Models
-from service.errors import Busy, ConfigConflict, InvalidOption, NotFound
-from service.inference.latency import LatencyTable
+from service.engine.switching import Switching
+from service.errors import ConfigConflict, InvalidOption, NotFound
+from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
-from service.networks.msnet import LowState
+from service.model_spec import ModelSpec
+from service.networks.cascade import Carried
 from service.state.base import ThresholdConfig
 from service.state.memory import MemoryConfigStore
 from service.store import WEIGHTS, ModelStore, read_spec, write_spec
@@ -34,7 +36,7 @@ from service.store import WEIGHTS, ModelStore, read_spec, write_spec
 pytestmark = pytest.mark.anyio
 
 TIMEOUT = 30
-PROFILE = LatencyTable({1: 0.001}, {1: 0.002})
+PROFILE = LatencyTable(({1: 0.001}, {1: 0.002}))
 DEFAULTS = {"tiny/1": 0.65, "tiny/2": 0.4, "other/1": 0.8, "broken/1": 0.5}
 
 
@@ -62,11 +64,11 @@ class Held(Predictor):
         self.free.set()
         self.arrived = threading.Event()
 
-    def low(self, images: Tensor, wide: bool = False) -> LowState:
-        if not self.free.is_set():
+    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
+        if not stage and not self.free.is_set():
             self.arrived.set()
             assert self.free.wait(TIMEOUT)
-        return super().low(images, wide)
+        return super().run(stage, images, carried)
 
 
 def load(folder: Path) -> Predictor:
@@ -85,6 +87,7 @@ class Replica:
     """Models that serve, and what they were given."""
 
     models: Models
+    switching: Switching
     config: MemoryConfigStore
     registry: CollectorRegistry
 
@@ -115,12 +118,16 @@ async def serving(
     predictors = [load(store.find(reference)) for reference in references or ("tiny/1",)]
     config = config or MemoryConfigStore(first_config(predictors))
     registry = CollectorRegistry()
-    models = Models(predictors, store, load, config, None, Metrics(registry), Limits(**{"max_batch_size": 4, **limits}))
+    bounds = Limits(**{"max_batch_size": 4, **limits})
+    models = Models(predictors, store, load, config, None, Metrics(registry), bounds, LatencyProfile(PROFILE))
+    switching = Switching(models, config)
     del predictors  # or the models that are replaced live on here
-    await asyncio.wait_for(models.start(PROFILE), TIMEOUT)
+    await asyncio.wait_for(models.start(), TIMEOUT)
+    await asyncio.wait_for(switching.start(), TIMEOUT)
     try:
-        yield Replica(models, config, registry)
+        yield Replica(models, switching, config, registry)
     finally:
+        await asyncio.wait_for(switching.close(), TIMEOUT)
         await asyncio.wait_for(models.close(), TIMEOUT)
 
 
@@ -154,7 +161,7 @@ async def test_first_model_is_the_default_and_others_have_their_names(store: Mod
 async def test_newer_version_takes_the_place_of_its_own_name(store: ModelStore, jpeg: bytes) -> None:
     async with serving(store, "other/1", "tiny/1") as replica:
         before = replica.config.current.version
-        engine = await replica.models.switch("tiny")
+        engine = await replica.switching.switch("tiny")
         assert engine.spec.reference == "tiny/2"
         assert replica.served() == ["other/1", "tiny/2"]
         assert replica.config.current.models == {"other": 1, "tiny": 2}
@@ -165,34 +172,34 @@ async def test_newer_version_takes_the_place_of_its_own_name(store: ModelStore, 
 
 async def test_another_name_takes_the_place_of_the_default_or_of_the_one_that_is_named(store: ModelStore) -> None:
     async with serving(store, "tiny/1") as replica:
-        await replica.models.switch("other")
+        await replica.switching.switch("other")
         assert replica.served() == ["other/1"]
         assert set(replica.config.current.thresholds) == {"other"}
     async with serving(store, "other/1", "tiny/1") as replica:
-        with pytest.raises(InvalidOption, match="served already, beside tiny"):
-            await replica.models.switch("other", instead_of="tiny")
+        with pytest.raises(InvalidOption, match="not served already, as other is beside tiny"):
+            await replica.switching.switch("other", instead_of="tiny")
         with pytest.raises(NotFound):
-            await replica.models.switch("other", instead_of="huge")
+            await replica.switching.switch("other", instead_of="huge")
         assert replica.served() == ["other/1", "tiny/1"]
 
 
 async def test_what_serves_already_changes_nothing(store: ModelStore) -> None:
     async with serving(store) as replica:
         before = replica.config.current
-        assert (await replica.models.switch("tiny/1")).spec.reference == "tiny/1"
+        assert (await replica.switching.switch("tiny/1")).spec.reference == "tiny/1"
         assert replica.config.current is before
 
 
 async def test_default_threshold_becomes_the_new_models_default_and_another_is_kept(store: ModelStore) -> None:
     async with serving(store) as replica:
-        await replica.models.switch("other")
+        await replica.switching.switch("other")
         assert replica.config.current.thresholds["other"].threshold == 0.8
         await replica.ask(0.5)
-        await replica.models.switch("tiny/2")
+        await replica.switching.switch("tiny/2")
         assert replica.config.current.thresholds["tiny"] == ThresholdConfig("threshold", 0.5, 0.5)
 
 
-async def test_goal_is_solved_anew_with_the_new_models_table(store: ModelStore, tmp_path: Path) -> None:
+async def test_goal_is_solved_again_with_the_new_models_table(store: ModelStore, tmp_path: Path) -> None:
     shutil.copytree(store.root / "tiny", tmp_path / "tiny")
     folder = tmp_path / "tiny" / "2"
     spec = read_spec(folder)
@@ -203,7 +210,7 @@ async def test_goal_is_solved_anew_with_the_new_models_table(store: ModelStore, 
         solved = old.solve("min_agreement", 0.9)
         asked = ThresholdConfig("min_agreement", 0.9, solved, floor=solved)
         await replica.config.update(lambda now: dataclasses.replace(now, thresholds={"tiny": asked}))
-        new = await replica.models.switch("tiny/2")
+        new = await replica.switching.switch("tiny/2")
         assert solved > 0 == new.asked.threshold
         assert new.asked == ThresholdConfig("min_agreement", 0.9, 0.0, floor=0.0)
 
@@ -224,23 +231,28 @@ async def test_what_cannot_be_served_changes_nothing_and_says_why(
     async with serving(store) as replica:
         before = replica.config.current
         with pytest.raises(error, match=why):
-            await replica.models.switch(reference)
+            await replica.switching.switch(reference)
         assert replica.config.current is before
         assert replica.served() == ["tiny/1"]
         assert (await replica.classify(jpeg)).model == "tiny"
 
 
+def _dearer(spec: ModelSpec) -> ModelSpec:
+    stages = tuple(dataclasses.replace(stage, mmacs=1e6 * stage.mmacs) for stage in spec.stages)
+    return dataclasses.replace(spec, stages=stages)
+
+
 async def test_goal_that_the_new_model_cannot_reach_changes_nothing(store: ModelStore, tmp_path: Path) -> None:
     shutil.copytree(store.root / "tiny", tmp_path / "tiny")
     folder = tmp_path / "tiny" / "2"
-    write_spec(folder, dataclasses.replace(read_spec(folder), low_mmacs=1e6, high_mmacs=4e6))
+    write_spec(folder, _dearer(read_spec(folder)))
     async with serving(ModelStore(tmp_path), "tiny/1") as replica:
         old = next(iter(replica.models)).predictor
-        budget = old.spec.mean_mmacs(0.5)
+        budget = old.spec.mean_mmacs((0.5, 0.5))
         asked = ThresholdConfig("max_mean_mmacs", budget, old.solve("max_mean_mmacs", budget))
         await replica.config.update(lambda now: dataclasses.replace(now, thresholds={"tiny": asked}))
         with pytest.raises(InvalidOption, match="max_mean_mmacs"):
-            await replica.models.switch("tiny/2")
+            await replica.switching.switch("tiny/2")
         assert replica.served() == ["tiny/1"]
 
 
@@ -248,7 +260,7 @@ async def test_switch_of_a_config_that_changed_is_a_conflict(store: ModelStore) 
     async with serving(store) as replica:
         for expected in (replica.config.current.version + 1, replica.config.current.version - 1):
             with pytest.raises(ConfigConflict):
-                await replica.models.switch("other", expected_version=expected)
+                await replica.switching.switch("other", expected_version=expected)
         assert replica.served() == ["tiny/1"]
 
 
@@ -258,7 +270,7 @@ async def test_image_is_answered_by_the_model_it_came_to(store: ModelStore, jpeg
         old.free.clear()
         waiting = [asyncio.create_task(replica.classify(jpeg)) for _ in range(3)]
         assert await asyncio.to_thread(old.arrived.wait, TIMEOUT)
-        await replica.models.switch("other")
+        await replica.switching.switch("other")
         assert (await replica.classify(jpeg)).model == "other"
         assert not any(task.done() for task in waiting)
         old.free.set()
@@ -274,7 +286,7 @@ async def test_metrics_tell_what_the_table_foretells(store: ModelStore) -> None:
         effect = calibration.predict(0.5)
         assert replica.metric("expected_exit_rate", model="tiny/1") == effect.exit_rate
         assert replica.metric("promised_agreement", model="tiny/1") == effect.agreement_at_least
-        await replica.models.switch("other")
+        await replica.switching.switch("other")
         assert replica.metric("expected_exit_rate", model="tiny/1") is None
 
 
@@ -286,7 +298,7 @@ async def test_what_was_replaced_leaves_nothing_behind(store: ModelStore, jpeg: 
         assert its_own
         await replica.classify(jpeg)
         assert replica.metric("threshold", model="tiny/1") == 0.65
-        await replica.models.switch("other")
+        await replica.switching.switch("other")
         assert replica.metric("threshold", model="tiny/1") is None
         assert replica.metric("threshold", model="other/1") == 0.8
         await until(lambda: not its_own & workers())
@@ -309,7 +321,7 @@ async def test_every_image_is_answered_while_models_are_exchanged(store: ModelSt
 
         clients = [asyncio.create_task(client()) for _ in range(8)]
         for reference in ("tiny/2", "other", "tiny/1", "tiny/2", "tiny/1", "other"):
-            await replica.models.switch(reference)
+            await replica.switching.switch(reference)
             seen = len(answered)
             await until(lambda seen=seen: len(answered) > seen + 8)  # type: ignore[misc]
         done.set()
@@ -319,7 +331,7 @@ async def test_every_image_is_answered_while_models_are_exchanged(store: ModelSt
 
 async def test_switches_at_the_same_time_are_made_one_after_the_other(store: ModelStore) -> None:
     async with serving(store) as replica:
-        await asyncio.gather(*(replica.models.switch(reference) for reference in ("tiny/2", "other", "tiny/1")))
+        await asyncio.gather(*(replica.switching.switch(reference) for reference in ("tiny/2", "other", "tiny/1")))
         assert replica.served() == ["tiny/1"]
         assert replica.config.current.version == 4
 
@@ -330,7 +342,7 @@ async def test_switches_at_the_same_time_are_made_one_after_the_other(store: Mod
 async def test_replica_serves_what_another_was_told_to(store: ModelStore, jpeg: bytes) -> None:
     async with serving(store) as one, serving(store, config=one.config) as other:
         await one.ask(0.3)
-        await one.models.switch("tiny/2")
+        await one.switching.switch("tiny/2")
         await until(lambda: other.served() == ["tiny/2"])
         answers = [await replica.classify(jpeg) for replica in (one, other)]
         assert {(answer.version, answer.threshold, answer.config_version) for answer in answers} == {(2, 0.3, 3)}
@@ -382,10 +394,10 @@ async def test_who_foretold_is_told_once_it_is_prepared_or_cannot_be(
 async def test_a_model_changes_once_the_other_replicas_are_prepared(
     store: ModelStore, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.engine.models.MIN_PATIENCE_SECONDS", TIMEOUT)
+    monkeypatch.setattr("service.engine.switching.MIN_PATIENCE_SECONDS", TIMEOUT)
     config = Shared(store)
     async with serving(store, config=config) as replica:
-        switching = asyncio.create_task(replica.models.switch("tiny/2"))
+        switching = asyncio.create_task(replica.switching.switch("tiny/2"))
         await asyncio.wait_for(config.waited_for.wait(), TIMEOUT)
         assert (await replica.classify(jpeg)).version == 1
         assert not switching.done()
@@ -397,23 +409,23 @@ async def test_a_model_changes_once_the_other_replicas_are_prepared(
 async def test_a_replica_that_was_lost_is_not_waited_for_for_ever(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.engine.models.MIN_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.switching.MIN_PATIENCE_SECONDS", 0.0)
     async with serving(store, config=Shared(store)) as replica:
-        await asyncio.wait_for(replica.models.switch("tiny/2"), TIMEOUT)
+        await asyncio.wait_for(replica.switching.switch("tiny/2"), TIMEOUT)
         assert replica.served() == ["tiny/2"]
 
 
 async def test_what_is_not_asked_for_after_all_is_forgotten(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.models.FORESEEN_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.switching.PREPARED_SECONDS", 0.0)
     others = workers()
     async with serving(store) as replica:
         first = workers() - others
         for foretold in ({"tiny": 2}, {"broken": 1}, {"nowhere": 9}, {"tiny": 2}):
             replica.config.foretold = foretold
-            await until(lambda foretold=foretold: replica.models._foretold is foretold)  # type: ignore[misc]
+            await until(lambda foretold=foretold: replica.switching._announced is foretold)  # type: ignore[misc]
             await until(lambda: workers() - others == first)
         assert replica.served() == ["tiny/1"]
-        assert not replica.models.is_hindered
+        assert not replica.switching.hindrance
 
 
 async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep(
@@ -423,7 +435,7 @@ async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep
         await replica.ask(0.3)
         await until(lambda: replica.models.config.version == 2)
         await replica.name({"broken": 1})
-        await until(lambda: replica.models.is_hindered)
+        await until(lambda: replica.switching.hindrance is not None)
         assert caplog.text.count("cannot be served here") == 1
         await replica.config.update(  # solved for another version, were there one
             lambda now: dataclasses.replace(now, thresholds={"tiny": ThresholdConfig("threshold", 0.9, 0.9)})
@@ -431,10 +443,9 @@ async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep
         assert replica.served() == ["tiny/1"]
         answer = await replica.classify(jpeg)
         assert (answer.model, answer.threshold, answer.config_version) == ("tiny", 0.3, 2)
-        assert replica.metric("config_version") == 2
         await replica.name({"tiny": 2})
         await until(lambda: replica.served() == ["tiny/2"])
-        assert not replica.models.is_hindered
+        assert not replica.switching.hindrance
         assert (await replica.classify(jpeg)).config_version == 5
 
 
@@ -445,12 +456,12 @@ async def test_what_nobody_can_serve_is_overruled_by_what_is_asked_for(
     async with serving(store, "tiny/1", "other/1") as replica:
         await replica.ask(0.3)
         await replica.name({"broken": 1})
-        await until(lambda: replica.models.is_hindered)
-        await replica.models.switch(reference)
+        await until(lambda: replica.switching.hindrance is not None)
+        await replica.switching.switch(reference)
         assert replica.config.current.served == (("tiny", int(reference[-1])), ("other", 1))
         answer = await replica.classify(jpeg)
         assert (answer.version, answer.threshold, answer.config_version) == (int(reference[-1]), 0.3, 4)
-        await until(lambda: not replica.models.is_hindered)
+        await until(lambda: not replica.switching.hindrance)
 
 
 async def test_default_model_is_the_one_that_the_shared_config_names_first(store: ModelStore, jpeg: bytes) -> None:
@@ -465,17 +476,6 @@ async def test_default_model_is_the_one_that_the_shared_config_names_first(store
 
 
 # work in flight
-
-
-async def test_image_beyond_the_limit_of_all_models_is_told_to_come_back(store: ModelStore) -> None:
-    async with serving(store, "tiny/1", "other/1", max_images_in_flight=2) as replica:
-        admit = replica.models.admission.admit
-        with admit(images=1), admit(images=1):
-            with pytest.raises(Busy) as busy, admit(images=1):
-                pytest.fail("admitted")
-            assert (busy.value.retry_after_seconds, busy.value.bound) == (1, 2)
-            assert replica.metric("images_in_flight") == 2
-        assert replica.metric("rejected_total", reason="images") == 1
 
 
 async def test_queues_of_all_models_are_counted_together(store: ModelStore, jpeg: bytes) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from service.engine import recent as recent_module
-from service.engine.entry import Answer, Reason, Timing
+from service.engine.answer import Answer, Reason, Timing
 from service.engine.recent import WINDOW_SECONDS, Recent
-from service.inference.latency import Stage
 
 
 class Clock:
@@ -30,9 +29,12 @@ def recent(clock: Clock) -> Recent:
     return Recent(clock)
 
 
-def answer(exit_: Stage = "low", confidence: float = 0.9, mmacs: float = 10.0, seconds: float = 0.1) -> Answer:
+def answer(exit_: str = "low", confidence: float = 0.9, mmacs: float = 10.0, seconds: float = 0.1) -> Answer:
     reason: Reason = "confident" if exit_ == "low" else "escalated"
-    return Answer((), exit_, reason, confidence, 0.5, mmacs, False, "tiny", 1, 1, Timing(), seconds)
+    stages = ("low", "high")
+    return Answer(
+        (), stages, stages.index(exit_), reason, (confidence,), 0.5, mmacs, False, "tiny", 1, 1, Timing(), seconds
+    )
 
 
 def test_nothing_is_known_before_the_first_answer(recent: Recent) -> None:

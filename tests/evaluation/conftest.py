@@ -47,5 +47,5 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def calibrated(trained: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained run, calibrated; tests that write copy it."""
     out = Path(shutil.copytree(trained, tmp_path_factory.mktemp("calibrated") / "run"))
-    calibrate(out, shapes, "cpu", workers=0)
+    calibrate(out, shapes, device="cpu", workers=0)
     return out

@@ -274,4 +274,4 @@ def test_folder_without_a_run_is_not_found(shapes: Path, tmp_path: Path) -> None
 
 def test_unknown_device_is_named(run: Path, shapes: Path) -> None:
     with pytest.raises(InvalidOption, match="device is 'abacus'"):
-        calibrate(run, shapes, "abacus")
+        calibrate(run, shapes, device="abacus")

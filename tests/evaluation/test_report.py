@@ -25,7 +25,7 @@ from service.inference.predictor import Predictor
 from service.model_spec import Architecture
 from service.networks.cost import cost
 from service.networks.registry import names, reference_resolution
-from service.stages import Temperature
+from service.stages import StageSpec
 from service.store import ModelStore, read_spec, read_weights, write_spec, write_weights
 from service.training.data import find
 from service.training.run_folder import LOG
@@ -85,7 +85,8 @@ def runs(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             architecture=Architecture(BASE, 3),
             preprocessing=Preprocessing.at(size),
             weights_sha256=write_weights(folder, own),
-            temperature=Temperature(),
+            stages=(StageSpec("single", size, spec.mmacs[0 if name == "low" else 1]),),
+            files={},
             default_threshold=None,
             calibration=(),
         )
@@ -139,7 +140,7 @@ def test_partner_is_the_run_trained_most_alike_and_what_differs_is_said(group: G
 
 
 def test_cost_is_told_of_the_network_that_a_run_is_compared_with(group: Group) -> None:
-    full = cost(BASE, 3, SIZE).high_mmacs
+    full = cost(BASE, 3, SIZE)[-1]
     assert [group.base_mmacs(index) for index in group.runs] == pytest.approx([full] * 3)
 
 
@@ -173,10 +174,10 @@ def test_baselines_are_there_at_the_cost_of_each_size(group: Group) -> None:
     assert single == [("32", (1,)), ("32", (2,)), ("64", (2,))]
     (averaged,) = [row for row in rows if row.kind == "averaged"]
     assert averaged.pixels == "32 + 64"
-    assert averaged.mmacs == pytest.approx(sum(cost(BASE, 3, size).high_mmacs for size in (32, 64)))
+    assert averaged.mmacs == pytest.approx(sum(cost(BASE, 3, size)[-1] for size in (32, 64)))
     assert {row.runs for row in rows if row.kind == "naive cascade"} == {(1, 2)}
     for size in (32, 64):
-        budget = cost(BASE, 3, size).high_mmacs
+        budget = cost(BASE, 3, size)[-1]
         for kind in ("naive cascade", "multi-scale"):
             assert any(row.mmacs <= budget + 1e-9 for row in rows if row.kind == kind)
 
@@ -191,7 +192,7 @@ def test_single_scale_run_is_the_right_network_at_the_right_size(
     group: Group, runs: dict[str, Path], shapes: Path
 ) -> None:
     passes = run_passes(Predictor.load(runs["high"], "cpu", "float32"), find(shapes, "val"), 0)
-    assert group.accuracy(2, 64)[1] == (passes.high.argmax(1) == passes.targets).double().mean().item()
+    assert group.accuracy(2, 64)[1] == (passes.logits[-1].argmax(1) == passes.targets).double().mean().item()
 
 
 def test_verdict_needs_its_baselines(group: Group) -> None:
@@ -347,9 +348,9 @@ def test_the_papers_costs_are_those_of_the_networks() -> None:
     assert {name for group in paper.TABLES.values() for name in group} == single
     for name in single:
         full = cost(f"ms_{name}", 1000, reference_resolution(name))
-        assert paper.HIGH_MMACS[name] == pytest.approx(full.high_mmacs, abs=0.6)
+        assert paper.HIGH_MMACS[name] == pytest.approx(full[-1], abs=0.6)
         for row in paper.ROWS[name]:
             if row.kind == "single-scale":
-                assert row.mmacs == pytest.approx(cost(name, 1000, int(row.pixels)).high_mmacs, abs=0.8)
+                assert row.mmacs == pytest.approx(cost(name, 1000, int(row.pixels))[-1], abs=0.8)
             if row.exit_rate is not None:  # it follows from the costs, but for their rounding
-                assert row.exit_rate == pytest.approx(100 * (1 - (row.mmacs - full.low_mmacs) / full.high_mmacs), abs=2)
+                assert row.exit_rate == pytest.approx(100 * (1 - (row.mmacs - full[0]) / full[-1]), abs=2)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,9 +241,7 @@ def test_share_outside_0_and_1_is_refused(goal: Goal, value: float) -> None:
 
 
 def test_budget_below_the_low_pass_is_refused_with_its_cost() -> None:
-    with pytest.raises(
-        InvalidOption, match="at least 10 million multiply-adds, the cost of the first"
-    ) as caught:
+    with pytest.raises(InvalidOption, match="at least 10 million multiply-adds, the cost of the first") as caught:
         _calibration(n=100).solve("max_mean_mmacs", 9.99)
     assert caught.value.status == 422
 
@@ -271,7 +270,7 @@ def test_the_promise_is_what_was_asked_or_else_what_the_table_certifies() -> Non
     assert calibration.promise(ThresholdConfig("threshold", solved, solved)) == certified >= 0.9
 
 
-def _three(seed: int, n: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], ...]:
+def _three(seed: int, n: int) -> tuple[Any, Any, Any]:
     """Confidences (n, 2), answers (n, 3) and targets of three stages, each better than the one before."""
     random = np.random.default_rng(seed)
     targets = random.integers(0, 4, n)

@@ -34,7 +34,7 @@ from service.training.options import TrainOptions
 
 train(TrainOptions("ms_mobilenet_v1_025", data, out, resolution=64, epochs=1, batch_size=16, calibration_share=0.3,
                    device="cpu", precision="float32", workers=0))
-calibrate(out, data, "cpu", workers=0)
+calibrate(out, data, device="cpu", workers=0)
 print(evaluate(Predictor.load(out, "cpu", "float32"), data, workers=0).images)
 """
 

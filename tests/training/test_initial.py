@@ -170,8 +170,8 @@ def test_torchvisions_weights_start_both_networks(
     assert isinstance(network, MSNet)
     for key, tensor in from_torchvision(name, theirs).items():
         if not _is_classifier(key):
-            assert torch.equal(network.low.state_dict()[key], tensor)
-            assert torch.equal(network.high.state_dict()[key], tensor)
+            assert torch.equal(network.backbone(0).state_dict()[key], tensor)
+            assert torch.equal(network.backbone(1).state_dict()[key], tensor)
     assert _same(_weights(network, of_classifiers=True), fresh)
 
 
@@ -184,7 +184,7 @@ def test_file_of_torchvisions_weights_starts_every_copy(
     (torch.save if file.endswith("pth") else save_file)(theirs, tmp_path / file)
     network = build(name, 3)
     initialise_from(network, make_options(network=name, init=str(tmp_path / file)), None)
-    copies = [network.low, network.high] if isinstance(network, MSNet) else [network]
+    copies = [network.backbone(0), network.backbone(1)] if isinstance(network, MSNet) else [network]
     expected = from_torchvision("mobilenet_v3_small", theirs)
     for copy in copies:
         state = copy.state_dict()
@@ -208,7 +208,7 @@ def test_installed_weights_start_efficientnet_lite0(make_options: MakeOptions) -
     network = build("ms_efficientnet_lite0", 3)
     initialise_from(network, make_options(network="ms_efficientnet_lite0", init=LITE0), None)
     assert isinstance(network, MSNet)
-    for copy in (network.low, network.high):
+    for copy in (network.backbone(0), network.backbone(1)):
         state = copy.state_dict()
         assert _same(pretrained("efficientnet_lite0", 3, LITE0), state)
 

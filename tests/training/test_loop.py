@@ -19,7 +19,7 @@ from service.inference.predictor import Predictor
 from service.store import read_spec
 from service.training.loop import Progress, train
 from service.training.options import TrainOptions
-from service.training.run_folder import CHECKPOINT
+from service.training.run_folder import CHECKPOINT, EpochLog
 
 MakeOptions = Callable[..., TrainOptions]
 
@@ -47,7 +47,7 @@ def test_run_folder_says_what_the_model_is_and_how_it_was_trained(make_options: 
     assert spec.classes == ("a disc", "a box", "a hat")
     assert spec.class_folders == ("circle", "square", "triangle")
     assert spec.preprocessing.crop == 64
-    assert 0 < spec.low_mmacs < spec.high_mmacs
+    assert 0 < spec.mmacs[0] < spec.mmacs[1]
     assert spec.recipe["seed"] == 0
     assert (spec.training["train_images"], spec.training["calibration_images"]) == (51, 21)
     assert {"torch", "torchvision", "python", "seconds", "device", "precision"} <= set(spec.training)
@@ -164,22 +164,30 @@ def test_single_scale_network_trains_too(make_options: MakeOptions) -> None:
     options = make_options(network="mobilenet_v1_025", epochs=1)
     finished = train(options)
     (line,) = finished.log
-    assert math.isnan(line.low_accuracy)
-    assert math.isnan(line.held_out_low_accuracy)
-    assert 0 <= line.held_out_high_accuracy <= 1
-    assert finished.spec.low_mmacs == 0
-    assert not Predictor.load(options.out, "cpu", "float32").is_multi_scale
+    assert 0 <= line.held_out["single"] <= 1
+    assert math.isnan(line.columns()["held_out_low_accuracy"])  # the columns that logs have always had
+    assert line.columns()["held_out_high_accuracy"] == line.held_out["single"]
+    assert EpochLog.of_columns(line.columns(), ("single",)) == line
+    assert Predictor.load(options.out, "cpu", "float32").depth == 1
+
+
+def test_three_scales_train_and_log_each(make_options: MakeOptions) -> None:
+    options = make_options(network="ms3_mobilenet_v1_025", resolution=128, epochs=1)
+    (line,) = train(options).log
+    assert list(line.accuracy) == list(line.held_out) == ["low", "middle", "high"]
+    assert EpochLog.of_columns(line.columns(), ("low", "middle", "high")) == line
+    assert Predictor.load(options.out, "cpu", "float32").spec.resolutions == (32, 64, 128)
 
 
 def test_fusion_is_kept_with_the_model(make_options: MakeOptions) -> None:
     options = make_options(epochs=1, network_options={"fusion": "after_relu"})
     assert train(options).spec.architecture.options == {"fusion": "after_relu"}
-    assert Predictor.load(options.out, "cpu", "float32").is_multi_scale
+    assert Predictor.load(options.out, "cpu", "float32").depth == 2
 
 
 def test_nothing_held_out_is_allowed(make_options: MakeOptions) -> None:
     finished = train(make_options(epochs=1, calibration_share=0))
-    assert math.isnan(finished.log[0].held_out_high_accuracy)
+    assert math.isnan(finished.log[0].held_out["high"])
     assert finished.spec.training["calibration_images"] == 0
 
 
@@ -226,5 +234,4 @@ def test_trained_network_answers_from_its_run_folder(make_options: MakeOptions, 
     predictor = Predictor.load(options.out, "cpu", "float32")
     data = (shapes / "val" / "circle" / "00.jpg").read_bytes()
     images = decode(data, predictor.spec.preprocessing).unsqueeze(0)
-    low = predictor.low(images)
-    assert low.logits.shape == predictor.high(images, low).shape == (1, 3)
+    assert [logits.shape for logits in predictor.answers_to(images)] == [(1, 3)] * 2

@@ -109,7 +109,7 @@ def test_resuming_a_finished_run_changes_nothing(run: TrainOptions) -> None:
 
 
 def test_resuming_a_finished_run_keeps_its_calibration(run: TrainOptions) -> None:
-    calibrated = calibrate(run.out, run.data, "cpu", workers=0)
+    calibrated = calibrate(run.out, run.data, device="cpu", workers=0)
     assert train(run, resume=True).spec == calibrated
     assert read_spec(run.out) == calibrated
 

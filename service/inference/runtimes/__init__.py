@@ -17,6 +17,9 @@ from service.networks.cascade import Cascade
 
 RUNTIMES = ("eager", "openvino", "cuda")
 
+# Of a model folder: where its int8 stages are.
+INT8_FOLDER = "openvino-int8"
+
 # OpenVINO tells its vendor that it was imported, and from where, unless this package is missing. A server asks no
 # other host.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -42,13 +45,18 @@ def choose_runtime(name: str, device: torch.device) -> str:
     return name
 
 
+def is_quantised(spec: ModelSpec) -> bool:
+    """Whether the model has int8 stages."""
+    return any(name.startswith(f"{INT8_FOLDER}/") for name in spec.files)
+
+
 def available(device: torch.device, spec: ModelSpec) -> list[tuple[str, Precision]]:
     """Every (runtime, precision) that a model may be served with on ``device``; the reference, eager float32, first.
     A quantised one in int8, too, last."""
     fastest = choose_runtime("auto", device)
     precisions = dict.fromkeys(("float32", choose_precision("auto", device)))
     pairs = [(runtime, precision) for runtime in dict.fromkeys(("eager", fastest)) for precision in precisions]
-    return [*pairs, ("openvino", "int8")] if spec.files and fastest == "openvino" else pairs
+    return [*pairs, ("openvino", "int8")] if is_quantised(spec) and fastest == "openvino" else pairs
 
 
 def build_runtime(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from service.errors import InvalidOption
 from service.images.transforms import Preprocessing
 from service.inference.device import Precision
+from service.inference.runtimes import INT8_FOLDER, is_quantised
 from service.inference.runtimes.base import channels, normalise
 from service.inference.runtimes.folding import fold_norms
 from service.model_spec import ModelSpec
@@ -28,7 +29,6 @@ PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
-INT8_FOLDER = "openvino-int8"
 
 # One a process, never given back: OpenVINO's CPU plug-in gives the thread that loads it a stack for signals, and takes
 # it away with itself. Of several, the last may leave that thread with one already freed: the next signal crashes.
@@ -55,10 +55,9 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
         InvalidOption: the model has none, or an earlier version made them, whose first stage halved its input itself.
         BrokenModel: they are not what its spec says.
     """
-    own = {name: digest for name, digest in spec.files.items() if name.startswith(f"{INT8_FOLDER}/")}
-    if not own:
+    if not is_quantised(spec):
         raise InvalidOption("precision", "int8", f"another one: {spec.name} has not been quantised (lowfirst quantise)")
-    for name, digest in own.items():
+    for name, digest in spec.files.items():
         verified(folder, name, digest)
     models = [CORE.read_model(folder / INT8_FOLDER / f"{stage.name}.xml") for stage in spec.stages]
     for model, stage in zip(models, spec.stages, strict=True):

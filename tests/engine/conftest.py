@@ -1,0 +1,74 @@
+"""The tiny models of one, two and three stages, and what each says of a few images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from service.engine import executor
+from service.images.decode import decode
+from service.inference.predictor import Predictor
+from tests.engine.serving import TIMEOUT, Case, Direct
+
+IMAGES = 40
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _patient_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine splits no batch for want of time to decode it."""
+    monkeypatch.setattr(executor, "DECODE_SECONDS", TIMEOUT)
+
+
+@pytest.fixture(scope="session")
+def cases(stores: Mapping[int, Path], make_jpeg: Callable[[int], bytes]) -> dict[int, Case]:
+    """By the number of stages."""
+    return {depth: _case(root / "tiny" / "1", make_jpeg) for depth, root in stores.items()}
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda depth: f"{depth}-stage")
+def case(cases: dict[int, Case], request: pytest.FixtureRequest) -> Case:
+    """Of each number of stages."""
+    return cases[request.param]
+
+
+@pytest.fixture(params=[2, 3], ids=lambda depth: f"{depth}-stage")
+def cascade(cases: dict[int, Case], request: pytest.FixtureRequest) -> Case:
+    """Of each number of stages that lets images exit."""
+    return cases[request.param]
+
+
+@pytest.fixture
+def two(cases: dict[int, Case]) -> Case:
+    """Of two stages, for what has nothing to do with how many there are."""
+    return cases[2]
+
+
+def _case(folder: Path, make_jpeg: Callable[[int], bytes]) -> Case:
+    predictor = Predictor.load(folder, "cpu", "float32")
+    images = [_direct(predictor, make_jpeg(seed)) for seed in range(IMAGES)]
+    spec = predictor.spec
+    names = tuple(stage.name for stage in spec.stages)
+    return Case(folder, names, spec.mmacs, images, _middle(images))
+
+
+def _direct(predictor: Predictor, body: bytes) -> Direct:
+    logits = predictor.answers_to(decode(body, predictor.spec.preprocessing)[None])
+    return Direct(body, tuple(predictor.probabilities(stage, each)[0] for stage, each in enumerate(logits)))
+
+
+def _middle(images: list[Direct]) -> float:
+    sure = sorted(confidence for image in images for confidence in image.confidences)
+    if not sure:
+        return 0.5
+    sure = sure[len(sure) // 4 : -len(sure) // 4]
+    gap, below = max((above - below, below) for below, above in itertools.pairwise(sure))
+    assert gap > 1e-3
+    return below + gap / 2
