@@ -23,7 +23,7 @@ from service.training.run_folder import CHECKPOINT, EpochLog
 
 MakeOptions = Callable[..., TrainOptions]
 
-FILES = ["checkpoint.pt", "log.csv", "model.json", "options.json", "weights.safetensors"]
+FILES = ["checkpoint.pt", "log.csv", "model.json", "options.json", "trained_on.bin", "weights.safetensors"]
 
 
 def test_training_lowers_the_loss_and_fills_the_run_folder(make_options: MakeOptions) -> None:
