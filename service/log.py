@@ -1,8 +1,13 @@
-"""Logging to standard error, one line an event: text, or JSON for machines."""
+"""Logging to standard error, one line an event: text, or JSON for machines. Nobody waits for whoever reads it."""
 
 from __future__ import annotations
 
 import logging
+import os
+import queue
+import sys
+import threading
+from contextlib import suppress
 from contextvars import ContextVar
 
 logger = logging.getLogger("lowfirst")
@@ -14,6 +19,12 @@ TEXT = "%(asctime)s %(levelname)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(message)s %(name)s"
 OTHERS = ("uvicorn", "asyncio", "opentelemetry", "py.warnings")
 
+# Lines that may wait to be written while nobody reads; later ones are lost, and counted.
+MOST_WAITING = 10_000
+
+# How long a process that ends waits for what is not yet written.
+FLUSH_SECONDS = 1.0
+
 
 def configure(level: str, log_format: str = "text") -> None:
     """Send log lines to standard error: this project's of ``level`` and above, and warnings of the libraries.
@@ -23,7 +34,7 @@ def configure(level: str, log_format: str = "text") -> None:
         log_format: text, or json: an object a line with ``time``, ``level``, ``message``, ``logger``; ``request_id``
             while a request is answered; ``exc_info``; and what a line gives as ``extra``.
     """
-    handler = logging.StreamHandler()
+    handler = BackgroundHandler(sys.stderr.fileno())
     handler.setFormatter(_json() if log_format == "json" else logging.Formatter(TEXT, defaults={"request_id": "-"}))
     handler.addFilter(_name_request)
     for each in (logger, *map(logging.getLogger, OTHERS)):
@@ -31,6 +42,60 @@ def configure(level: str, log_format: str = "text") -> None:
         each.propagate = False
     logger.setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+class BackgroundHandler(logging.Handler):
+    """Writes in a thread of its own: a pipe that nobody reads is full soon, and would stop whoever logs.
+
+    The descriptor is written to directly. A thread that held the lock of ``sys.stderr`` for good would keep the
+    process from ending.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._waiting: queue.Queue[str | threading.Event] = queue.Queue(MOST_WAITING)
+        self._lost = 0
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by ``logging``, one thread at a time."""
+        try:
+            self._waiting.put_nowait(self.format(record))
+        except queue.Full:
+            self._lost += 1
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until all is written, for at most ``FLUSH_SECONDS``. ``logging`` calls it when the process ends."""
+        written = threading.Event()
+        with suppress(queue.Full):
+            self._waiting.put_nowait(written)
+            written.wait(FLUSH_SECONDS)
+
+    def _write_all(self) -> None:
+        while True:
+            line = self._waiting.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            self._write(line)
+            if self._lost:
+                self._write(self.format(self._tell_lost()))
+
+    def _tell_lost(self) -> logging.LogRecord:
+        self.acquire()
+        lost, self._lost = self._lost, 0
+        self.release()
+        message = "%d lines of this log are lost: it was not read as fast as it was written"
+        return logging.LogRecord(logger.name, logging.WARNING, __file__, 0, message, (lost,), None)
+
+    def _write(self, line: str) -> None:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        with suppress(OSError):  # whoever read it is gone
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
 
 def _json() -> logging.Formatter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -40,6 +41,21 @@ def serve_child(
     for each in (signal.SIGTERM, signal.SIGINT):  # sent to a whole group: the parent sees to it
         signal.signal(each, signal.SIG_IGN)
     configure(settings.log_level, settings.log_format)
+    try:
+        _serve(settings, index, count, words, handover, files, own_address)
+    finally:
+        logging.shutdown()  # nobody else calls it in a process that was forked
+
+
+def _serve(
+    settings: Settings,
+    index: int,
+    count: int,
+    words: socket.socket,
+    handover: socket.socket,
+    files: Path,
+    own_address: str,
+) -> None:
     keep_in_files(index)
     if has_hung_up(words):
         return

@@ -50,7 +50,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     init: Annotated[
         str | None,
-        typer.Option(help="Start from a model of the store, a run folder, a .safetensors file, or torchvision."),
+        typer.Option(
+            help="Start from a model of the store, a run folder, a weights file (.safetensors or torchvision's .pth), "
+            "or ImageNet weights: torchvision, efficientnet-lite0."
+        ),
     ] = None,
     class_names: Annotated[Path | None, typer.Option(help="JSON file: class folder -> label.")] = None,
     dataset: Annotated[

@@ -133,8 +133,10 @@ class Calibration:
             costs: of each stage alone, in ``unit``.
 
         Raises:
-            InvalidOption: even the first stage costs more.
+            InvalidOption: even the first stage costs more, or ``budget`` is no finite number.
         """
+        if not math.isfinite(budget):
+            raise InvalidOption(goal, budget, "a finite number")
         if budget < costs[0]:
             raise InvalidOption(goal, budget, f"at least {costs[0]:.4g} {unit}, the cost of the first stage")
         n, totals = self.table.n, np.array(up_to_each(costs))

@@ -43,7 +43,7 @@ class TrainOptions:
         ema_epochs: time constant of the weight average, in epochs; 0 switches it off.
         calibration_share: share of each class held out of training for calibration.
         seed: of initial weights, order, crops and the held-out split.
-        init: start from a store's model, a weights file, or ``torchvision``; None is from scratch.
+        init: start from a store's model, a weights file, ``torchvision`` or ``efficientnet-lite0``; None: from scratch.
         class_names: JSON file, folder name -> label; None labels with the folders' names.
         dataset: what the model card calls the data; None takes the folder's name.
         network_options: see ``networks.registry.build``.

@@ -19,14 +19,14 @@ EVENLY = [i / 200 for i in range(200)]  # confidences
 
 
 def load_of(undecided: int, escalated: int) -> Load:
-    """Of a model of two stages."""
     return Load(undecided, LOW, HIGH, escalated * HIGH)
 
 
 IDLE = load_of(0, 0)
 SWAMPED = load_of(10_000, 0)
+SECONDS = st.floats(1e-5, 0.1)
 
-loads = st.builds(Load, st.integers(0, 300), st.integers(0, 100), st.floats(1e-5, 0.1), st.floats(1e-5, 0.1))
+loads = st.builds(Load, st.integers(0, 300), SECONDS, SECONDS | st.just(0.0), st.floats(0, 2))
 confidences = st.lists(st.floats(0, 1) | st.sampled_from([0.25, 0.5, 0.75]), max_size=60)
 
 
@@ -36,7 +36,7 @@ def steer(load: Load, sure: list[float] = EVENLY, threshold: float = THRESHOLD, 
 
 
 def sustainable(load: Load) -> float:
-    """The share of undecided images that may escalate: what is left of the target, by what their high passes take."""
+    """The share of undecided images that may escalate: what is left of the target, by what their later stages take."""
     left = ROOM * TARGET - load.undecided * load.first_seconds - load.escalated_seconds
     wanted = load.undecided * load.later_seconds
     return min(1.0, max(0.0, left) / wanted) if wanted else float(left > 0)

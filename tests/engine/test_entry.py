@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from service.engine.answer import Reason
 from service.engine.entry import Entry
-from service.errors import DeadlinePassed, DeviceFailed
+from service.errors import DeadlinePassed, DeviceFailed, LowfirstError
 
 
 @pytest.fixture
-def entry() -> Iterator[Entry]:
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
-    yield Entry(0.5, 1, 1, time.monotonic(), None, loop, loop.create_future())
+    yield loop
     loop.close()
+
+
+@pytest.fixture
+def entry(loop: asyncio.AbstractEventLoop) -> Entry:
+    return Entry(0.5, 1, 1, time.monotonic(), None, loop, loop.create_future())
+
+
+def answer(entry: Entry) -> tuple[int, Reason]:
+    return entry.loop.run_until_complete(entry.answered())
 
 
 def test_first_answer_stands(entry: Entry) -> None:
@@ -27,13 +38,15 @@ def test_first_answer_stands(entry: Entry) -> None:
     entry.fail(DeviceFailed("too late"))
     entry.expire()
     assert entry.is_dead
-    assert entry.future.result() == (0, "confident")
+    assert answer(entry) == (0, "confident")
 
 
 def test_first_error_stands(entry: Entry) -> None:
     entry.fail(DeviceFailed("broken"))
     entry.resolve(1, "escalated")
-    assert isinstance(entry.failure, DeviceFailed)
+    entry.fail(DeviceFailed("again"))
+    with pytest.raises(DeviceFailed, match="broken"):
+        answer(entry)
 
 
 def test_entry_whose_client_left_takes_no_answer(entry: Entry) -> None:
@@ -48,23 +61,31 @@ def test_deadline_before_any_answer_is_an_error_that_tells_the_wait(entry: Entry
     entry.arrival -= 0.25
     entry.expire()
     with pytest.raises(DeadlinePassed, match=r"after 2\d\d ms|after [3-9]\d\d ms|after \d{4,} ms"):
-        entry.loop.run_until_complete(entry.answered())
+        answer(entry)
 
 
-def test_deadline_of_an_unsure_image_gives_its_latest_answer(entry: Entry) -> None:
-    entry.latest = (0, "deadline")
+@pytest.mark.parametrize("latest", [(0, "deadline"), (0, "brownout"), (1, "confident"), (2, "escalated")])
+def test_deadline_gives_the_latest_output_for_the_reason_it_has(entry: Entry, latest: tuple[int, Reason]) -> None:
+    entry.latest = latest
     entry.expire()
-    assert entry.future.result() == (0, "deadline")
+    assert answer(entry) == latest
 
 
-@pytest.mark.parametrize("reason", ["confident", "brownout"])
-def test_deadline_after_the_decision_leaves_its_reason(entry: Entry, reason: Reason) -> None:
-    entry.latest = (0, reason)
-    entry.expire()
-    assert entry.future.result() == (0, reason)
+def test_raised_failure_keeps_nothing_alive(entry: Entry) -> None:
+    entry.fail(DeviceFailed("broken"))
+    gone = weakref.ref(entry.future)
 
+    def fail() -> LowfirstError | None:
+        try:
+            answer(entry)
+        except LowfirstError as error:
+            return error
+        return None
 
-def test_deadline_between_later_stages_gives_the_latest_answer(entry: Entry) -> None:
-    entry.latest = (1, "deadline")
-    entry.expire()
-    assert entry.future.result() == (1, "deadline")
+    gc.disable()
+    try:
+        assert isinstance(fail(), DeviceFailed)
+        entry.future = entry.loop.create_future()
+        assert gone() is None
+    finally:
+        gc.enable()

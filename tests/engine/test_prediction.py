@@ -1,98 +1,100 @@
-"""What a threshold does in milliseconds: the calibration table's shares times the latency table's seconds."""
+"""What a threshold will do on this machine, in shares and in milliseconds, and the threshold for so many of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import dataclasses
+import math
 
 import pytest
 
 from service.engine.prediction import TimeSpent, predict, solve
 from service.errors import InvalidOption
+from service.inference.calibration import Calibration
 from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
+from tests.engine.serving import Case, load
 
-SECONDS = (0.001, 0.003, 0.005)
-SINGLE = {1: 0.004}
-
-
-@pytest.fixture(params=[1, 2, 3], ids=lambda depth: f"{depth} stages")
-def predictor(request: pytest.FixtureRequest, stores: Mapping[int, Path]) -> Predictor:
-    """Of a model of so many stages."""
-    return Predictor.load(stores[request.param] / "tiny" / "1", "cpu", "float32")
+SECONDS = (0.002, 0.010, 0.040)  # of each stage alone
 
 
-def table(predictor: Predictor, single: Mapping[int, float] = SINGLE) -> LatencyTable:
-    """Stages that take 1, 3 and 5 ms."""
-    return LatencyTable(tuple({1: seconds} for seconds in SECONDS[: predictor.depth]), single)
+def table_of(case: Case, single: float | None = 0.03) -> LatencyTable:
+    return LatencyTable(
+        tuple({1: seconds, 4: 4 * seconds} for seconds in SECONDS[: case.depth]),
+        {} if single is None else {1: single, 4: 4 * single},
+    )
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.65, 0.9, 1.0])
-def test_mean_time_is_that_of_the_stages_up_to_where_images_end(predictor: Predictor, threshold: float) -> None:
-    prediction = predict(predictor, table(predictor), 1, threshold)
-    assert prediction.effect is not None
-    up_to = [sum(SECONDS[: stage + 1]) for stage in range(predictor.depth)]
-    expected = sum(share * seconds for share, seconds in zip(prediction.effect.ends, up_to, strict=True))
-    assert prediction.time.mean_seconds == pytest.approx(expected)
-    assert prediction.time.single_scale_seconds == 0.004
-    assert prediction.time.saved == pytest.approx(1 - expected / 0.004)
-
-
-def test_batches_of_the_best_size_are_reckoned_with(predictor: Predictor) -> None:
-    batches = LatencyTable(({1: 0.010, 8: 0.016},) * predictor.depth, {1: 0.010, 8: 0.024})
-    whole = predict(predictor, batches, 8, 1.0).time
-    assert whole.mean_seconds == pytest.approx(0.002 * predictor.depth)
-    assert whole.single_scale_seconds == pytest.approx(0.003)
-    alone = predict(predictor, batches, 1, 1.0).time
-    assert alone.mean_seconds == pytest.approx(0.010 * predictor.depth)
-
-
-def test_without_a_calibration_table_no_time_is_predicted(predictor: Predictor) -> None:
+def uncalibrated(case: Case) -> Predictor:
+    predictor = load(case)
     predictor.calibration = None
-    prediction = predict(predictor, table(predictor), 1, 0.5)
-    assert prediction.effect is None
-    assert (prediction.time.mean_seconds, prediction.time.saved) == (None, None)
-    assert prediction.time.single_scale_seconds == 0.004
+    return predictor
 
 
-def test_where_the_single_scale_network_was_not_measured_nothing_is_said_to_be_saved(predictor: Predictor) -> None:
-    time = predict(predictor, table(predictor, {}), 1, 0.5).time
-    assert time.mean_seconds is not None
-    assert (time.single_scale_seconds, time.saved) == (None, None)
-
-
-@pytest.mark.parametrize("budget", [1.0, 1.5, 2.5, 4.0, 100.0])
-def test_budget_gives_the_highest_threshold_that_keeps_it(predictor: Predictor, budget: float) -> None:
-    times = table(predictor)
-    threshold = solve(predictor, times, 1, "max_mean_ms", budget)
-    assert 1e3 * (predict(predictor, times, 1, threshold).time.mean_seconds or 0) <= budget + 1e-9
+def calibration(predictor: Predictor) -> Calibration:
     assert predictor.calibration is not None
-    for row in predictor.calibration.table.rows:
-        if row.threshold > threshold:
-            assert 1e3 * (predict(predictor, times, 1, row.threshold).time.mean_seconds or 0) > budget
+    return predictor.calibration
 
 
-def test_budget_below_the_first_stage_is_refused(predictor: Predictor) -> None:
-    with pytest.raises(InvalidOption, match=r"max_mean_ms is 0\.9; it must be at least 1 ms, the cost of the first"):
-        solve(predictor, table(predictor), 1, "max_mean_ms", 0.9)
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.77, 1.0])
+def test_time_of_an_image_follows_from_where_images_end(case: Case, threshold: float) -> None:
+    predictor = load(case)
+    found = predict(predictor, table_of(case), 4, threshold)
+    effect = calibration(predictor).predict(threshold)
+    assert found.effect == effect
+    seconds = sum(share * sum(SECONDS[: stage + 1]) for stage, share in enumerate(effect.ends))
+    assert found.time.mean_seconds == pytest.approx(seconds)
+    assert found.time.saved == pytest.approx(1 - seconds / 0.03)
 
 
-def test_budget_needs_a_calibration_table(predictor: Predictor) -> None:
-    predictor.calibration = None
-    with pytest.raises(InvalidOption, match="the model has no calibration table"):
-        solve(predictor, table(predictor), 1, "max_mean_ms", 2)
-    assert solve(predictor, table(predictor), 1, "threshold", 0.5) == 0.5
+def test_nothing_is_predicted_without_a_table_and_nothing_saved_without_a_single_scale_network(case: Case) -> None:
+    found = predict(uncalibrated(case), table_of(case), 4, 0.5)
+    assert (found.effect, found.time.mean_seconds, found.time.saved) == (None, None, None)
+    assert predict(load(case), table_of(case, single=None), 4, 0.5).time.saved is None
 
 
-def test_other_goals_do_not_look_at_times(predictor: Predictor) -> None:
-    calibration = predictor.calibration
-    assert calibration is not None
-    budget = calibration.mmacs[0] * 1.5
-    for goal, value in (("threshold", 0.3), ("min_agreement", 0.8), ("max_mean_mmacs", budget)):
-        assert solve(predictor, table(predictor), 1, goal, value) == calibration.solve(goal, value)  # type: ignore[arg-type]
+def test_cascade_that_costs_more_saves_less_than_nothing(case: Case) -> None:
+    assert (predict(load(case), table_of(case, single=0.001), 4, 1.0).time.saved or 0) < 0
 
 
-def test_cost_of_a_million_images_is_their_time_at_an_hours_price() -> None:
-    assert TimeSpent.cost_per_million(0.0036, 2.0) == pytest.approx(2.0)  # 3,600 s
-    assert TimeSpent.cost_per_million(None, 2.0) is None
-    assert TimeSpent.cost_per_million(0.0036, None) is None
+def test_highest_threshold_within_so_many_milliseconds(cascade: Case) -> None:
+    predictor, table = load(cascade), table_of(cascade)
+    thresholds = [row.threshold for row in calibration(predictor).table.rows]
+
+    def mean_ms(threshold: float) -> float:
+        return 1e3 * (predict(predictor, table, 4, threshold).time.mean_seconds or math.inf)
+
+    for budget in (2.0, 3.0, 5.0, 9.0, 100.0):
+        solved = solve(predictor, table, 4, "max_mean_ms", budget)
+        assert solved == max(threshold for threshold in thresholds if mean_ms(threshold) <= budget + 1e-9)
+
+
+def test_less_than_the_first_stage_takes_cannot_be_had(case: Case) -> None:
+    with pytest.raises(InvalidOption, match=r"max_mean_ms is 1\.9; it must be at least 2 ms"):
+        solve(load(case), table_of(case), 4, "max_mean_ms", 1.9)
+
+
+@pytest.mark.parametrize("budget", [math.nan, -math.inf])
+def test_no_number_of_milliseconds_is_refused(case: Case, budget: float) -> None:
+    with pytest.raises(InvalidOption, match="max_mean_ms"):
+        solve(load(case), table_of(case), 4, "max_mean_ms", budget)
+
+
+def test_milliseconds_need_a_calibration_table(case: Case) -> None:
+    with pytest.raises(InvalidOption, match="no calibration table"):
+        solve(uncalibrated(case), table_of(case), 4, "max_mean_ms", 9.0)
+    assert solve(uncalibrated(case), table_of(case), 4, "threshold", 0.3) == 0.3
+
+
+def test_other_goals_are_the_calibration_tables(case: Case) -> None:
+    predictor = load(case)
+    budget = sum(case.mmacs)
+    solved = solve(predictor, table_of(case), 4, "max_mean_mmacs", budget)
+    assert solved == predictor.solve("max_mean_mmacs", budget)
+
+
+def test_time_spent_is_of_all_images_together() -> None:
+    spent = TimeSpent(images=8, seconds=2.0, single_scale_seconds=0.5)
+    assert (spent.mean_seconds, spent.saved) == (0.25, 0.5)
+    assert dataclasses.replace(spent, images=0).saved is None
+    assert TimeSpent.cost_per_million(0.25, 3.6) == pytest.approx(250.0)
+    assert TimeSpent.cost_per_million(None, 3.6) is TimeSpent.cost_per_million(0.25, None) is None

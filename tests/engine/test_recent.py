@@ -29,12 +29,11 @@ def recent(clock: Clock) -> Recent:
     return Recent(clock)
 
 
-def answer(exit_: str = "low", confidence: float = 0.9, mmacs: float = 10.0, seconds: float = 0.1) -> Answer:
-    reason: Reason = "confident" if exit_ == "low" else "escalated"
-    stages = ("low", "high")
-    return Answer(
-        (), stages, stages.index(exit_), reason, (confidence,), 0.5, mmacs, False, "tiny", 1, 1, Timing(), seconds
-    )
+def answer(*confidences: float, stage: int = 0, mmacs: float = 10.0, seconds: float = 0.1) -> Answer:
+    """Of a model of three stages, which ended at ``stage``."""
+    reason: Reason = "escalated" if stage == 2 else "confident"
+    names = ("low", "middle", "high")
+    return Answer((), names, stage, reason, confidences or (0.9,), 0.5, mmacs, False, "tiny", 1, 1, Timing(), seconds)
 
 
 def test_nothing_is_known_before_the_first_answer(recent: Recent) -> None:
@@ -46,10 +45,10 @@ def test_nothing_is_known_before_the_first_answer(recent: Recent) -> None:
 
 
 def test_totals_are_of_all_answers(recent: Recent, clock: Clock) -> None:
-    recent.add(answer("low", mmacs=10))
+    recent.add(answer(mmacs=10))
     clock.now += 10 * WINDOW_SECONDS
-    recent.add(answer("high", mmacs=50))
-    recent.add(answer("low", mmacs=0))
+    recent.add(answer(stage=2, mmacs=50))
+    recent.add(answer(stage=1, mmacs=0))
     summary = recent.summary()
     assert (summary.images, summary.exit_rate, summary.mean_mmacs) == (3, 2 / 3, 20)
 
@@ -90,24 +89,42 @@ def test_percentiles_are_by_nearest_rank(recent: Recent) -> None:
 
 def test_exit_rate_at_a_threshold_counts_what_is_strictly_above(recent: Recent) -> None:
     for confidence in (0.2, 0.5, 0.5, 0.8):
-        recent.add(answer(confidence=confidence))
+        recent.add(answer(confidence))
     assert recent.exit_rate_at(0.5) == (1 / 4, 4)
     assert recent.exit_rate_at(0.0) == (1.0, 4)
     assert recent.exit_rate_at(1.0) == (0.0, 4)
+
+
+def test_image_that_a_later_stage_is_sure_of_exits_too(recent: Recent) -> None:
+    for confidences in ((0.9,), (0.3, 0.8), (0.3, 0.4)):
+        recent.add(answer(*confidences))
+    assert recent.exit_rate_at(0.5) == (2 / 3, 3)
+    assert recent.confidences(3) == [0.3, 0.3, 0.9]  # the first stage's
+
+
+def test_mean_cost_at_a_threshold_is_of_where_the_latest_images_would_end(recent: Recent) -> None:
+    mmacs = (1.0, 10.0, 100.0)
+    assert recent.mean_mmacs_at(0.5, mmacs) is None
+    for confidences in ((0.9,), (0.3, 0.8), (0.3, 0.4)):
+        recent.add(answer(*confidences))
+    assert recent.mean_mmacs_at(0.5, mmacs) == pytest.approx((1 + 11 + 111) / 3)
+    assert recent.mean_mmacs_at(0.0, mmacs) == pytest.approx(1)
+    assert recent.mean_mmacs_at(0.85, mmacs) == pytest.approx((1 + 111 + 111) / 3)
+    assert recent.mean_mmacs_at(0.95, mmacs) == pytest.approx((11 + 111 + 111) / 3)  # the first ends at the next
 
 
 def test_exit_rate_is_of_the_latest_confidences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent_module, "CONFIDENCES", 3)
     recent = Recent()
     for confidence in (0.9, 0.9, 0.1, 0.1, 0.9):
-        recent.add(answer(confidence=confidence))
+        recent.add(answer(confidence))
     assert recent.exit_rate_at(0.5) == (1 / 3, 3)
 
 
 def test_latest_confidences_are_as_many_as_asked_for_or_known(recent: Recent) -> None:
     assert recent.confidences(5) == []
     for confidence in (0.1, 0.2, 0.3):
-        recent.add(answer(confidence=confidence))
+        recent.add(answer(confidence))
     assert sorted(recent.confidences(2)) == [0.2, 0.3]
     assert sorted(recent.confidences(9)) == [0.1, 0.2, 0.3]
 
