@@ -144,7 +144,7 @@ def test_a_classification_ranks_the_labels(
         for text, ranked in zip(row, alone(server, image)["top_k"], strict=False):
             score, index, label = text.split(":")
             assert (int(index), label) == (ranked["index"], ranked["label"])
-            assert float(score) == pytest.approx(ranked["score"], abs=1e-5)
+            assert float(score) == pytest.approx(ranked["score"], abs=1e-4)  # batches of other sizes round otherwise
 
 
 @pytest.mark.parametrize(("threshold", "exit_"), [(0, "low"), (1, "high")])
