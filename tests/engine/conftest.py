@@ -17,7 +17,7 @@ from service.store import ModelStore, read_spec, write_spec
 from tests.engine.replicas import write_store
 from tests.engine.serving import TIMEOUT, Case, Direct
 
-IMAGES = 40
+IMAGES = 24
 
 
 @pytest.fixture
