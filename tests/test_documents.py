@@ -10,6 +10,7 @@ import pytest
 
 from service.api.dependencies import Parts
 from service.app import create_app
+from service.networks.registry import BACKBONES
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,11 @@ def test_document_lists_every_setting_with_its_default(name: str) -> None:
     row = next(line for line in text.splitlines() if line.startswith(f"| `LOWFIRST_{name.upper()}` "))
     default = Settings.model_fields[name].default
     assert {None: "unset", (): "none"}.get(default, str(default)) in row or name == "model_store"
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_document_lists_every_base_network_with_its_time(name: str) -> None:
+    assert f"\n| {name} | " in (ROOT / "docs/networks.md").read_text()
 
 
 def test_readme_tree_names_what_is_there() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 
 from service.engine.engine import Engine
@@ -58,8 +57,9 @@ class EngineGauges:
             metrics.promised_agreement,
             metrics.promise_kept,
         ):
-            with suppress(KeyError):  # of a model without a calibration table
-                gauge.remove(engine.spec.reference)
+            series = gauge.labels(engine.spec.reference)
+            series.set_function(lambda: math.nan)  # a series and what it is read from stay in a cycle
+            gauge.remove(engine.spec.reference)
 
     def _queue_depth(self, name: str) -> int:
         return sum(engine.queue_depth().get(name, 0) for engine in self._engines)

@@ -37,6 +37,10 @@ class Preparation:
         table = measure(self._predictor, sizes=sizes)
         return table if self._single is None else measure_single(table, self._single)
 
+    def free_single(self) -> None:
+        """The single-scale network has been measured, and is needed no more: a second network's memory."""
+        self._single = None
+
     def sizes(self, table: LatencyTable) -> tuple[int, ...]:
         """How large a full batch of each stage is."""
         return tuple(table.best_size(stage, self._limits.max_batch_size) for stage in range(self._predictor.depth))

@@ -59,6 +59,7 @@ class Workers:
             self._spawn(partial(self._first_life, profile, measured, warmed))
         try:
             self._plan(LatencyTable.mean([future.result() for future in tables]))
+            self._preparation.free_single()
             self._planned.set()
             for future in warm:
                 future.result()

@@ -71,7 +71,11 @@ class TrainOptions:
     calibration_share: Annotated[float, Option("Share of each class held out for calibration.", 0, 0.5)] = 0.1
     seed: Annotated[int, Option("Of weights, order, crops and the held-out split.", 0, 2**32 - 1)] = 0
     init: Annotated[
-        str | None, Option("Start from a model of the store, a run folder, a .safetensors file, or torchvision.")
+        str | None,
+        Option(
+            "Start from a model of the store, a run folder, a weights file (.safetensors or torchvision's .pth), or "
+            "ImageNet weights: torchvision, efficientnet-lite0."
+        ),
     ] = None
     class_names: Annotated[Path | None, Option("JSON file: class folder -> label.")] = None
     dataset: Annotated[str | None, Option("What the model card calls the data. Default: its folder.")] = None

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -81,6 +82,15 @@ def _in_log(accuracies: Mapping[str, float]) -> dict[str, float]:
 
 
 CHECKPOINT_KEYS = {"network", "optimiser", "average", "log", "unreadable"}
+
+
+def _line(columns: Mapping[str, float], stages: Sequence[str]) -> EpochLog:
+    """Raises ValueError: not the columns of this version."""
+    with suppress(KeyError):
+        line = EpochLog.of_columns(columns, stages)
+        if set(line.columns()) == set(columns):
+            return line
+    raise ValueError("another version of lowfirst wrote it")
 
 
 class RunFolder:
@@ -192,7 +202,7 @@ class RunFolder:
             saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             if not saved.keys() >= CHECKPOINT_KEYS:
                 raise ValueError("another version of lowfirst wrote it")
-            saved["log"] = [EpochLog.of_columns(line, stages) for line in saved["log"]]
+            saved["log"] = [_line(line, stages) for line in saved["log"]]
         except (
             ValueError, RuntimeError, EOFError, OSError, AttributeError, LookupError, TypeError, UnpicklingError,
             BadZipFile,

@@ -74,7 +74,7 @@ def test_architectures_are_listed_as_a_table(lowfirst: Lowfirst) -> None:
     header, *lines = printed.splitlines()
     assert header.split() == ["network", "params", "M", "pixels", "low", "M", "high", "M"]
     assert [line.split()[0] for line in lines[: len(BACKBONES)]] == list(BACKBONES)
-    assert "NAME trains at one scale, ms_NAME at two" in printed
+    assert "NAME trains at one scale; ms_NAME at two" in printed
 
 
 def test_empty_store_is_said_to_be_empty(lowfirst: Lowfirst, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ ERRORS = {
         "option is 'fusion'; it must be KEY=VALUE",
     ),
     "train resume nothing": (["train", "resnet18", "--data", "{data}", "--out", "x", "--resume"], "x holds no run to"),
-    "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "nowhere holds no model"),
+    "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "model is 'nowhere'; "),
     "evaluate no model": (["evaluate", "nobody", "--data", "x"], "model is 'nobody'; "),
     "report no model": (["report", "nobody", "--data", "x", "--out", "y"], "model is 'nobody'; "),
     "publish no run": (["publish", "nowhere", "--name", "x"], "nowhere holds no model"),

@@ -144,7 +144,7 @@ def test_a_classification_ranks_the_labels(
         for text, ranked in zip(row, alone(server, image)["top_k"], strict=False):
             score, index, label = text.split(":")
             assert (int(index), label) == (ranked["index"], ranked["label"])
-            assert float(score) == pytest.approx(ranked["score"], abs=1e-5)
+            assert float(score) == pytest.approx(ranked["score"], abs=1e-4)  # batches of other sizes round otherwise
 
 
 @pytest.mark.parametrize(("threshold", "exit_"), [(0, "low"), (1, "high")])
@@ -158,7 +158,7 @@ def test_a_threshold_holds_for_its_request(
 
 @pytest.mark.parametrize("deadline", [{"parameters": {"deadline_ms": 1e-6}}, {"timeout": 1}])
 def test_a_deadline_already_past_is_told(triton: InferenceServerClient, jpeg: bytes, deadline: dict[str, Any]) -> None:
-    with pytest.raises(InferenceServerException, match="deadline passed") as raised:
+    with pytest.raises(InferenceServerException, match="no answer can exist so soon") as raised:
         triton.infer("tiny", [tensor([jpeg])], **deadline)
     assert raised.value.status() == "504"
 

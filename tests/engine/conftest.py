@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 from service.engine import executor
 from service.images.decode import decode
 from service.inference.predictor import Predictor
+from service.store import ModelStore, read_spec, write_spec
+from tests.engine.replicas import write_store
 from tests.engine.serving import TIMEOUT, Case, Direct
 
-IMAGES = 40
+IMAGES = 24
 
 
 @pytest.fixture
@@ -49,6 +53,28 @@ def cascade(cases: dict[int, Case], request: pytest.FixtureRequest) -> Case:
 def two(cases: dict[int, Case]) -> Case:
     """Of two stages, for what has nothing to do with how many there are."""
     return cases[2]
+
+
+@pytest.fixture(scope="session")
+def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """See ``replicas.write_store``."""
+    return write_store(tiny_store, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def mixed(stores: Mapping[int, Path], tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """``deep1/1``, ``deep2/1`` and ``deep3/1``, of so many stages."""
+    root = tmp_path_factory.mktemp("mixed")
+    for depth, tiny in stores.items():
+        folder = root / f"deep{depth}" / "1"
+        shutil.copytree(tiny / "tiny" / "1", folder)
+        write_spec(folder, dataclasses.replace(read_spec(folder), name=f"deep{depth}"))
+    return ModelStore(root)
+
+
+@pytest.fixture(scope="session")
+def jpeg(make_jpeg: Callable[[int], bytes]) -> bytes:
+    return make_jpeg(7)
 
 
 def _case(folder: Path, make_jpeg: Callable[[int], bytes]) -> Case:

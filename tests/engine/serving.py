@@ -22,6 +22,7 @@ from torch import Tensor
 
 from service.engine.answer import Answer, Ask
 from service.engine.engine import Engine
+from service.engine.entry import Entry
 from service.engine.limits import Limits
 from service.inference.exit_rule import end_stage
 from service.inference.latency import LatencyTable
@@ -302,3 +303,7 @@ async def without_collector() -> AsyncIterator[None]:
     finally:
         logging.disable(logging.NOTSET)
         gc.enable()
+
+
+def entries_alive() -> int:
+    return sum(type(thing) is Entry for thing in gc.get_objects())

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
-import time
 
 import pytest
 
 from service.engine.answer import Answer
-from service.engine.entry import Entry
-from service.errors import DeadlinePassed, DeviceFailed, InvalidImage
-from service.inference.latency import LatencyTable
+from service.errors import DeviceFailed, InvalidImage
 from tests.engine.serving import (
     WHITE,
     Case,
     Gate,
     assert_answers,
+    entries_alive,
     leave,
     one_after_another,
     outcomes,
     refusing_white_at,
     serving,
     until,
-    without_collector,
 )
 
 pytestmark = pytest.mark.anyio
@@ -220,147 +216,3 @@ async def test_many_clients_that_leave_at_once_leave_nothing_behind(cascade: Cas
         await until(lambda: sum(server.dropped().values()) == len(cascade.images))
         await server.all_slots_free()
         await until(lambda: gc.collect() >= 0 and not entries_alive())
-
-
-# deadlines
-
-
-async def test_deadline_that_passed_on_arrival_is_refused_at_once(case: Case) -> None:
-    async with serving(case) as server:
-        server.gate(0)
-        with pytest.raises(DeadlinePassed, match="deadline_ms is 1000; no answer can exist so soon") as refused:
-            await server.classify(case.images[0].body, arrival=time.monotonic() - 5, deadline=1.0)
-        assert (refused.value.field, refused.value.value) == ("deadline_ms", pytest.approx(1000))
-        assert server.dropped() == {"deadline": 1}
-        assert server.count("decode_seconds_count") == 0
-
-
-async def test_deadline_that_what_is_queued_rules_out_is_refused_at_once(case: Case) -> None:
-    slow = LatencyTable(({1: 50.0},) * case.depth)
-    async with serving(case, 0.0, profile=slow, max_batch_size=1) as server:
-        gate = server.gate(0)
-        body = case.images[0].body
-        tasks = await server.behind(gate, [body] * 4)
-        for deadline in (49.0, 120.0):
-            with pytest.raises(DeadlinePassed, match="no answer can exist so soon"):
-                await server.classify(body, deadline=deadline)
-        gate.open()
-        await outcomes([*tasks, server.start(body, deadline=1000.0)])
-
-
-async def test_machine_that_was_slow_once_does_not_refuse_deadlines_for_ever(case: Case) -> None:
-    """Nothing else comes that would show that it no longer is."""
-    async with serving(case, 0.0) as server:
-        server.engine._pace.slowdown = server.engine._pace.decoding = 1e9
-        answer = await server.classify(case.images[0].body, deadline=100.0)
-        assert answer.stage == 0
-
-
-async def test_deadline_before_the_first_stage_is_an_error(case: Case) -> None:
-    async with serving(case) as server:
-        gate = server.gate(0)
-        first = server.start(case.images[0].body)
-        await gate.arrival()
-        with pytest.raises(DeadlinePassed, match="before any answer existed"):
-            await server.classify(case.images[1].body, deadline=0.3)
-        gate.open()
-        await first
-        await until(lambda: sum(server.dropped().values()) == 1)
-
-
-async def test_deadline_while_waiting_for_the_next_stage_gives_the_answer_that_is_there(cascade: Case) -> None:
-    async with serving(cascade, 1.0) as server:
-        gate = server.gate(0)
-        image = cascade.images[0]
-        escalated, older = await server.escalate_behind(gate, image.body, deadline=1.5)
-        answer = await escalated  # while the only worker stands before the gate
-        assert (answer.stage, answer.reason, answer.degraded) == (0, "deadline", True)
-        assert answer.mmacs == cascade.mmacs[0]
-        assert answer.top_k[0].score == pytest.approx(image.outputs[0].max().item(), rel=1e-3)
-        gate.open()
-        await older
-        assert server.dropped() == {cascade.names[1]: 1}
-        assert server.answered(0, "deadline") == 1
-
-
-async def test_deadline_during_a_later_stage_gives_the_answer_before_it(cascade: Case) -> None:
-    async with serving(cascade, 1.0) as server:
-        gate = server.gate(cascade.last)
-        answer = await server.classify(cascade.images[0].body, deadline=1.5)
-        assert (answer.stage, answer.reason, answer.degraded) == (cascade.last - 1, "deadline", True)
-        assert len(answer.confidences) == cascade.last
-        gate.open()
-        await server.all_slots_free()
-
-
-async def test_far_deadline_changes_nothing(case: Case) -> None:
-    async with serving(case, 1.0) as server:
-        answer = await server.classify(case.images[0].body, deadline=1000.0)
-        assert (answer.stage, answer.degraded) == (case.last, False)
-
-
-# limits and memory
-
-
-@pytest.mark.parametrize("slots", [1, 3])
-async def test_few_feature_slots_slow_down_and_stop_nothing(case: Case, slots: int) -> None:
-    async with serving(case, 1.0, workers=3, feature_slots=slots) as server:
-        answers = await outcomes([server.start(image.body) for image in case.images])
-        for answer, image in zip(answers, case.images, strict=True):
-            assert_answers(answer, case, image, 1.0)
-
-
-async def test_every_slot_comes_back_whatever_became_of_its_image(case: Case) -> None:
-    async with serving(case, case.middle, feature_slots=3, workers=2, audit_probability=0.5) as server:
-        server.predictor.before = refusing_white_at(case.last)
-        bodies = [WHITE if i % 5 == 0 else image.body for i, image in enumerate(case.images)]
-        tasks = [server.start(body, deadline=0.05 if i % 7 == 0 else None) for i, body in enumerate(bodies)]
-        for task in tasks[3::11]:
-            task.cancel()
-        await outcomes(tasks)
-        await server.all_slots_free()
-
-
-async def test_images_are_let_go_at_once_answered_or_not(case: Case) -> None:
-    async with serving(case, case.middle, workers=2) as server:
-        server.predictor.before = refusing_white_at(case.last)
-        bodies = [*(image.body for image in case.images), b"no image", WHITE]
-        async with without_collector():
-            tasks = [server.start(body, deadline=1000.0) for body in bodies]
-            await asyncio.wait(tasks)
-            assert sum(task.exception() is not None for task in tasks) >= 1
-            tasks.clear()
-            await until(lambda: not entries_alive())
-
-
-def entries_alive() -> int:
-    return sum(type(thing) is Entry for thing in gc.get_objects())
-
-
-async def test_features_are_counted_from_escalation_to_the_answer(cascade: Case) -> None:
-    async with serving(cascade, 1.0) as server:
-        assert server.engine.feature_bytes == 0
-        gate = server.gate(1)
-        task = server.start(cascade.images[0].body)
-        await gate.arrival()
-        assert server.engine.feature_bytes > 0
-        gate.open()
-        await task
-        await until(lambda: server.engine.feature_bytes == 0)
-
-
-async def test_features_of_images_that_exit_are_not_kept(case: Case) -> None:
-    async with serving(case, 0.0) as server:
-        await outcomes([server.start(image.body) for image in case.images])
-        await until(lambda: server.engine.feature_bytes == 0)
-
-
-async def test_features_of_an_image_whose_client_left_are_let_go(cascade: Case) -> None:
-    async with serving(cascade, 1.0) as server:
-        gate = server.gate(0)
-        escalated, older = await server.escalate_behind(gate, cascade.images[0].body)
-        assert server.engine.feature_bytes > 0
-        await leave(escalated)
-        gate.open()
-        await older
-        await until(lambda: server.engine.feature_bytes == 0)

@@ -76,8 +76,9 @@ async def test_engine_that_cannot_warm_up_says_why_and_leaves_no_thread(two: Cas
 
 async def test_network_that_gives_no_finite_numbers_is_not_started(case: Case) -> None:
     predictor = load(case)
+    limits = Limits(max_batch_size=1)
     predictor.after = lambda stage, logits: logits / 0 if stage == case.last else logits
-    engine = Engine(predictor, MemoryConfigStore(start_config(0.5)), None, Metrics(CollectorRegistry()), Limits())
+    engine = Engine(predictor, MemoryConfigStore(start_config(0.5)), None, Metrics(CollectorRegistry()), limits)
     with pytest.raises(DeviceFailed, match="no finite numbers"):
         await in_time(engine.start(profile_of(case.depth)))
 

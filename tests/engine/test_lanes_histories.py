@@ -29,8 +29,8 @@ SIZE = 3
 class World:
     """Lanes, a decision, and workers that run whenever they are told to; time moves when it is told to."""
 
-    def __init__(self, depth: int, slots: int = SLOTS, size: int = SIZE) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop, depth: int, slots: int = SLOTS, size: int = SIZE) -> None:
+        self.loop = loop
         self.slots = slots
         self.dropped: list[int] = []
         self.lanes = Lanes(timed(*[size] * depth), slots, BACKLOG, on_drop=self.dropped.append)
@@ -40,9 +40,6 @@ class World:
         self.audits: list[Entry] = []
         self.runs: list[tuple[int, bool, int]] = []
         self.now = 10.0
-
-    def close(self) -> None:
-        self.loop.close()
 
     # what happens to images
 
@@ -142,7 +139,7 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(depth=st.integers(1, 3))
     def begin(self, depth: int) -> None:
-        self.world = World(depth)
+        self.world = World(asyncio.new_event_loop(), depth)
         self.is_broken = self.is_closed = False
 
     @rule(ages=st.lists(st.integers(0, 9).map(float), min_size=1, max_size=4), patience=st.none() | st.floats(0, 120))
@@ -206,7 +203,7 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "world"):
             self.world.finish_all()
-            self.world.close()
+            self.world.loop.close()
 
 
 Histories.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -214,6 +211,13 @@ TestHistories: Any = Histories.TestCase
 
 
 # all interleavings of a few images
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
 
 
 STEPS = ("start", "sure", "unsure", "leave", "fail")
@@ -225,10 +229,12 @@ def histories(length: int) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
-def test_every_interleaving_of_a_few_images_ends_each_of_them_once(depth: int, images: int) -> None:
+def test_every_interleaving_of_a_few_images_ends_each_of_them_once(
+    loop: asyncio.AbstractEventLoop, depth: int, images: int
+) -> None:
     """Workers take, answer, escalate or fail batches of at most two with three slots; a client leaves in between."""
     for history in histories(5):
-        world = World(depth, slots=3, size=2)
+        world = World(loop, depth, slots=3, size=2)
         world.arrive([float(age) for age in range(images)])
         for step in history:
             if step == "start":
@@ -241,4 +247,3 @@ def test_every_interleaving_of_a_few_images_ends_each_of_them_once(depth: int, i
                 world.finish(world.running[-1], [0.9 if step == "sure" else 0.1] * 2)
             world.check_account()
         world.finish_all()
-        world.close()

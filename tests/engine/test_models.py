@@ -1,153 +1,22 @@
-"""Models are exchanged while they serve: no image is lost, what was asked is kept, what is broken changes nothing."""
+"""Several models serve beside each other, each by its name; what is replaced leaves nothing behind."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import gc
-import shutil
-import threading
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
-from torch import Tensor
 
-from service.engine.answer import Answer, Ask
-from service.engine.applied import first_config
-from service.engine.limits import Limits
-from service.engine.models import Models
-from service.engine.switching import Switching
-from service.errors import ConfigConflict, InvalidOption, NotFound
-from service.inference.latency import LatencyProfile, LatencyTable
-from service.inference.predictor import Predictor
-from service.metrics import Metrics
-from service.model_spec import ModelSpec
-from service.networks.cascade import Carried
-from service.state.base import ThresholdConfig
-from service.state.memory import MemoryConfigStore
-from service.store import WEIGHTS, ModelStore, read_spec, write_spec
+from service.errors import DeviceFailed, InvalidOption, NotFound
+from service.store import ModelStore
+from tests.engine.replicas import Held, serving_models, workers
+from tests.engine.serving import TIMEOUT, until, without_collector
 
 pytestmark = pytest.mark.anyio
 
-TIMEOUT = 30
-PROFILE = LatencyTable(({1: 0.001}, {1: 0.002}))
-DEFAULTS = {"tiny/1": 0.65, "tiny/2": 0.4, "other/1": 0.8, "broken/1": 0.5}
-
-
-@pytest.fixture(scope="session")
-def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
-    """The tiny model under three names, each with a default of its own, and once with weights that were changed."""
-    root = tmp_path_factory.mktemp("models")
-    for reference, threshold in DEFAULTS.items():
-        folder = root / reference
-        shutil.copytree(tiny_store / "tiny" / "1", folder)
-        name, _, version = reference.partition("/")
-        spec = dataclasses.replace(read_spec(folder), name=name, version=int(version), default_threshold=threshold)
-        write_spec(folder, spec)
-    weights = root / "broken" / "1" / WEIGHTS
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    return ModelStore(root)
-
-
-class Held(Predictor):
-    """Stops every low pass while it is not ``free``."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.free = threading.Event()
-        self.free.set()
-        self.arrived = threading.Event()
-
-    def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
-        if not stage and not self.free.is_set():
-            self.arrived.set()
-            assert self.free.wait(TIMEOUT)
-        return super().run(stage, images, carried)
-
-
-def load(folder: Path) -> Predictor:
-    return Held.load(folder, "cpu", "float32")
-
-
-def held(replica: Replica) -> Held:
-    """Of the default model."""
-    predictor = next(iter(replica.models)).predictor
-    assert isinstance(predictor, Held)
-    return predictor
-
-
-@dataclasses.dataclass
-class Replica:
-    """Models that serve, and what they were given."""
-
-    models: Models
-    switching: Switching
-    config: MemoryConfigStore
-    registry: CollectorRegistry
-
-    def served(self) -> list[str]:
-        return [engine.spec.reference for engine in self.models]
-
-    async def ask(self, threshold: float) -> None:
-        """Change the default model's threshold."""
-        name = next(iter(self.models)).spec.name
-        asked = ThresholdConfig("threshold", threshold, threshold)
-        await self.config.update(lambda now: dataclasses.replace(now, thresholds={**now.thresholds, name: asked}))
-
-    async def name(self, models: dict[str, int]) -> None:
-        """Change which models are to be served, as another replica would."""
-        await self.config.update(lambda now: dataclasses.replace(now, models=models))
-
-    async def classify(self, body: bytes, reference: str | None = None) -> Answer:
-        return await self.models.find(reference).classify(body, Ask(arrival=time.monotonic()))
-
-    def metric(self, name: str, **labels: str) -> float | None:
-        return self.registry.get_sample_value(f"lowfirst_{name}", labels)
-
-
-@asynccontextmanager
-async def serving(
-    store: ModelStore, *references: str, config: MemoryConfigStore | None = None, **limits: int
-) -> AsyncIterator[Replica]:
-    predictors = [load(store.find(reference)) for reference in references or ("tiny/1",)]
-    config = config or MemoryConfigStore(first_config(predictors))
-    registry = CollectorRegistry()
-    bounds = Limits(**{"max_batch_size": 4, **limits})
-    models = Models(predictors, store, load, config, None, Metrics(registry), bounds, LatencyProfile(PROFILE))
-    switching = Switching(models, config)
-    del predictors  # or the models that are replaced live on here
-    await asyncio.wait_for(models.start(), TIMEOUT)
-    await asyncio.wait_for(switching.start(), TIMEOUT)
-    try:
-        yield Replica(models, switching, config, registry)
-    finally:
-        await asyncio.wait_for(switching.close(), TIMEOUT)
-        await asyncio.wait_for(models.close(), TIMEOUT)
-
-
-def workers() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("worker-")}
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while not reached():
-            await asyncio.sleep(0.005)
-
-
-@pytest.fixture(scope="session")
-def jpeg(make_jpeg: Callable[[int], bytes]) -> bytes:
-    return make_jpeg(7)
-
 
 async def test_first_model_is_the_default_and_others_have_their_names(store: ModelStore, jpeg: bytes) -> None:
-    async with serving(store, "tiny/1", "other/1") as replica:
+    async with serving_models(store, "tiny/1", "other/1") as replica:
         assert replica.served() == ["tiny/1", "other/1"]
         answers = [await replica.classify(jpeg, name) for name in (None, "tiny", "other", "other/1")]
         assert [(answer.model, answer.threshold) for answer in answers] == [
@@ -158,118 +27,12 @@ async def test_first_model_is_the_default_and_others_have_their_names(store: Mod
                 await replica.classify(jpeg, unknown)
 
 
-async def test_newer_version_takes_the_place_of_its_own_name(store: ModelStore, jpeg: bytes) -> None:
-    async with serving(store, "other/1", "tiny/1") as replica:
-        before = replica.config.current.version
-        engine = await replica.switching.switch("tiny")
-        assert engine.spec.reference == "tiny/2"
-        assert replica.served() == ["other/1", "tiny/2"]
-        assert replica.config.current.models == {"other": 1, "tiny": 2}
-        assert replica.models.config.version == replica.config.current.version == before + 1
-        answer = await replica.classify(jpeg, "tiny")
-        assert (answer.version, answer.config_version) == (2, before + 1)
-
-
-async def test_another_name_takes_the_place_of_the_default_or_of_the_one_that_is_named(store: ModelStore) -> None:
-    async with serving(store, "tiny/1") as replica:
-        await replica.switching.switch("other")
-        assert replica.served() == ["other/1"]
-        assert set(replica.config.current.thresholds) == {"other"}
-    async with serving(store, "other/1", "tiny/1") as replica:
-        with pytest.raises(InvalidOption, match="not served already, as other is beside tiny"):
-            await replica.switching.switch("other", instead_of="tiny")
-        with pytest.raises(NotFound):
-            await replica.switching.switch("other", instead_of="huge")
-        assert replica.served() == ["other/1", "tiny/1"]
-
-
-async def test_what_serves_already_changes_nothing(store: ModelStore) -> None:
-    async with serving(store) as replica:
-        before = replica.config.current
-        assert (await replica.switching.switch("tiny/1")).spec.reference == "tiny/1"
-        assert replica.config.current is before
-
-
-async def test_default_threshold_becomes_the_new_models_default_and_another_is_kept(store: ModelStore) -> None:
-    async with serving(store) as replica:
-        await replica.switching.switch("other")
-        assert replica.config.current.thresholds["other"].threshold == 0.8
-        await replica.ask(0.5)
-        await replica.switching.switch("tiny/2")
-        assert replica.config.current.thresholds["tiny"] == ThresholdConfig("threshold", 0.5, 0.5)
-
-
-async def test_goal_is_solved_again_with_the_new_models_table(store: ModelStore, tmp_path: Path) -> None:
-    shutil.copytree(store.root / "tiny", tmp_path / "tiny")
-    folder = tmp_path / "tiny" / "2"
-    spec = read_spec(folder)
-    rows = tuple(dataclasses.replace(row, disagreements=0) for row in spec.calibration[0].rows)
-    write_spec(folder, dataclasses.replace(spec, calibration=(dataclasses.replace(spec.calibration[0], rows=rows),)))
-    async with serving(ModelStore(tmp_path), "tiny/1") as replica:
-        old = next(iter(replica.models)).predictor
-        solved = old.solve("min_agreement", 0.9)
-        asked = ThresholdConfig("min_agreement", 0.9, solved, floor=solved)
-        await replica.config.update(lambda now: dataclasses.replace(now, thresholds={"tiny": asked}))
-        new = await replica.switching.switch("tiny/2")
-        assert solved > 0 == new.asked.threshold
-        assert new.asked == ThresholdConfig("min_agreement", 0.9, 0.0, floor=0.0)
-
-
-@pytest.mark.parametrize(
-    ("reference", "error", "why"),
-    [
-        ("broken", InvalidOption, "SHA-256|sha256|digest|hash"),
-        ("huge", NotFound, "huge"),
-        ("tiny/9", NotFound, "tiny/9"),
-        ("../tiny", InvalidOption, "name of lower-case letters"),
-        ("tiny/../../x", NotFound, "versions"),
-    ],
-)
-async def test_what_cannot_be_served_changes_nothing_and_says_why(
-    store: ModelStore, jpeg: bytes, reference: str, error: type[Exception], why: str
-) -> None:
-    async with serving(store) as replica:
-        before = replica.config.current
-        with pytest.raises(error, match=why):
-            await replica.switching.switch(reference)
-        assert replica.config.current is before
-        assert replica.served() == ["tiny/1"]
-        assert (await replica.classify(jpeg)).model == "tiny"
-
-
-def _dearer(spec: ModelSpec) -> ModelSpec:
-    stages = tuple(dataclasses.replace(stage, mmacs=1e6 * stage.mmacs) for stage in spec.stages)
-    return dataclasses.replace(spec, stages=stages)
-
-
-async def test_goal_that_the_new_model_cannot_reach_changes_nothing(store: ModelStore, tmp_path: Path) -> None:
-    shutil.copytree(store.root / "tiny", tmp_path / "tiny")
-    folder = tmp_path / "tiny" / "2"
-    write_spec(folder, _dearer(read_spec(folder)))
-    async with serving(ModelStore(tmp_path), "tiny/1") as replica:
-        old = next(iter(replica.models)).predictor
-        budget = old.spec.mean_mmacs((0.5, 0.5))
-        asked = ThresholdConfig("max_mean_mmacs", budget, old.solve("max_mean_mmacs", budget))
-        await replica.config.update(lambda now: dataclasses.replace(now, thresholds={"tiny": asked}))
-        with pytest.raises(InvalidOption, match="max_mean_mmacs"):
-            await replica.switching.switch("tiny/2")
-        assert replica.served() == ["tiny/1"]
-
-
-async def test_switch_of_a_config_that_changed_is_a_conflict(store: ModelStore) -> None:
-    async with serving(store) as replica:
-        for expected in (replica.config.current.version + 1, replica.config.current.version - 1):
-            with pytest.raises(ConfigConflict):
-                await replica.switching.switch("other", expected_version=expected)
-        assert replica.served() == ["tiny/1"]
-
-
 async def test_image_is_answered_by_the_model_it_came_to(store: ModelStore, jpeg: bytes) -> None:
-    async with serving(store) as replica:
-        old = held(replica)
+    async with serving_models(store) as replica:
+        old = replica.held()
         old.free.clear()
         waiting = [asyncio.create_task(replica.classify(jpeg)) for _ in range(3)]
-        assert await asyncio.to_thread(old.arrived.wait, TIMEOUT)
+        await old.hold()
         await replica.switching.switch("other")
         assert (await replica.classify(jpeg)).model == "other"
         assert not any(task.done() for task in waiting)
@@ -278,10 +41,10 @@ async def test_image_is_answered_by_the_model_it_came_to(store: ModelStore, jpeg
         assert {(answer.model, answer.threshold, answer.config_version) for answer in answers} == {("tiny", 0.65, 1)}
 
 
-async def test_metrics_tell_what_the_table_foretells(store: ModelStore) -> None:
-    async with serving(store) as replica:
+async def test_metrics_tell_what_the_table_predicts(store: ModelStore) -> None:
+    async with serving_models(store) as replica:
         await replica.ask(0.5)
-        calibration = held(replica).calibration
+        calibration = replica.held().calibration
         assert calibration is not None
         effect = calibration.predict(0.5)
         assert replica.metric("expected_exit_rate", model="tiny/1") == effect.exit_rate
@@ -290,10 +53,10 @@ async def test_metrics_tell_what_the_table_foretells(store: ModelStore) -> None:
         assert replica.metric("expected_exit_rate", model="tiny/1") is None
 
 
-async def test_what_was_replaced_leaves_nothing_behind(store: ModelStore, jpeg: bytes) -> None:
+async def test_what_was_replaced_leaves_nothing_behind_though_no_collector_runs(store: ModelStore, jpeg: bytes) -> None:
     others = workers()  # other tests' servers may still run
-    async with serving(store) as replica:
-        gone = weakref.ref(held(replica))
+    async with without_collector(), serving_models(store) as replica:
+        gone = weakref.ref(replica.held())
         its_own = workers() - others
         assert its_own
         await replica.classify(jpeg)
@@ -302,194 +65,57 @@ async def test_what_was_replaced_leaves_nothing_behind(store: ModelStore, jpeg: 
         assert replica.metric("threshold", model="tiny/1") is None
         assert replica.metric("threshold", model="other/1") == 0.8
         await until(lambda: not its_own & workers())
-
-        def is_gone() -> bool:
-            gc.collect()
-            return gone() is None
-
-        await until(is_gone)
-
-
-async def test_every_image_is_answered_while_models_are_exchanged(store: ModelStore, jpeg: bytes) -> None:
-    async with serving(store, workers=2) as replica:
-        done = asyncio.Event()
-        answered: list[Answer] = []
-
-        async def client() -> None:
-            while not done.is_set():
-                answered.append(await replica.classify(jpeg))
-
-        clients = [asyncio.create_task(client()) for _ in range(8)]
-        for reference in ("tiny/2", "other", "tiny/1", "tiny/2", "tiny/1", "other"):
-            await replica.switching.switch(reference)
-            seen = len(answered)
-            await until(lambda seen=seen: len(answered) > seen + 8)  # type: ignore[misc]
-        done.set()
-        await asyncio.wait_for(asyncio.gather(*clients), TIMEOUT)
-        assert {(answer.model, answer.version) for answer in answered} == {("tiny", 1), ("tiny", 2), ("other", 1)}
-
-
-async def test_switches_at_the_same_time_are_made_one_after_the_other(store: ModelStore) -> None:
-    async with serving(store) as replica:
-        await asyncio.gather(*(replica.switching.switch(reference) for reference in ("tiny/2", "other", "tiny/1")))
-        assert replica.served() == ["tiny/1"]
-        assert replica.config.current.version == 4
-
-
-# what another replica was told
-
-
-async def test_replica_serves_what_another_was_told_to(store: ModelStore, jpeg: bytes) -> None:
-    async with serving(store) as one, serving(store, config=one.config) as other:
-        await one.ask(0.3)
-        await one.switching.switch("tiny/2")
-        await until(lambda: other.served() == ["tiny/2"])
-        answers = [await replica.classify(jpeg) for replica in (one, other)]
-        assert {(answer.version, answer.threshold, answer.config_version) for answer in answers} == {(2, 0.3, 3)}
-
-
-async def test_what_another_replica_will_ask_for_is_prepared_before_it_does(store: ModelStore, jpeg: bytes) -> None:
-    others = workers()  # other tests' servers may still run
-    async with serving(store) as replica:
-        first = workers() - others
-        replica.config.foretold = {"tiny": 2}
-        await until(lambda: bool(workers() - others - first))
-        await replica.classify(jpeg)
-        assert replica.served() == ["tiny/1"]
-        ready = workers() - others - first
-        await replica.name({"tiny": 2})
-        await until(lambda: replica.served() == ["tiny/2"])
-        await until(lambda: not first & workers())
-        assert workers() - others == ready  # no other was started for it
-
-
-class Shared(MemoryConfigStore):
-    """Stands for a config that another replica shares, which is not prepared until ``other`` is set."""
-
-    def __init__(self, store: ModelStore) -> None:
-        super().__init__(first_config([load(store.find("tiny/1"))]))
-        self.told = asyncio.Event()
-        self.waited_for = asyncio.Event()
-        self.other = asyncio.Event()
-
-    async def tell_prepared(self, models: Mapping[str, int]) -> None:
-        assert models == self.foretold
-        self.told.set()
-
-    async def others_prepared(self) -> None:
-        self.waited_for.set()
-        await self.other.wait()
-
-
-@pytest.mark.parametrize("foretold", [{"tiny": 2}, {"tiny": 1}, {"broken": 1}])
-async def test_who_foretold_is_told_once_it_is_prepared_or_cannot_be(
-    store: ModelStore, foretold: dict[str, int]
-) -> None:
-    config = Shared(store)
-    async with serving(store, config=config):
-        config.foretold = foretold
-        await asyncio.wait_for(config.told.wait(), TIMEOUT)
-
-
-async def test_a_model_changes_once_the_other_replicas_are_prepared(
-    store: ModelStore, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.engine.switching.MIN_PATIENCE_SECONDS", TIMEOUT)
-    config = Shared(store)
-    async with serving(store, config=config) as replica:
-        switching = asyncio.create_task(replica.switching.switch("tiny/2"))
-        await asyncio.wait_for(config.waited_for.wait(), TIMEOUT)
-        assert (await replica.classify(jpeg)).version == 1
-        assert not switching.done()
-        config.other.set()
-        await asyncio.wait_for(switching, TIMEOUT)
-        assert (await replica.classify(jpeg)).version == 2
-
-
-async def test_a_replica_that_was_lost_is_not_waited_for_for_ever(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.engine.switching.MIN_PATIENCE_SECONDS", 0.0)
-    async with serving(store, config=Shared(store)) as replica:
-        await asyncio.wait_for(replica.switching.switch("tiny/2"), TIMEOUT)
-        assert replica.served() == ["tiny/2"]
-
-
-async def test_what_is_not_asked_for_after_all_is_forgotten(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.switching.PREPARED_SECONDS", 0.0)
-    others = workers()
-    async with serving(store) as replica:
-        first = workers() - others
-        for foretold in ({"tiny": 2}, {"broken": 1}, {"nowhere": 9}, {"tiny": 2}):
-            replica.config.foretold = foretold
-            await until(lambda foretold=foretold: replica.switching._announced is foretold)  # type: ignore[misc]
-            await until(lambda: workers() - others == first)
-        assert replica.served() == ["tiny/1"]
-        assert not replica.switching.hindrance
-
-
-async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep(
-    store: ModelStore, jpeg: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with serving(store) as replica:
-        await replica.ask(0.3)
-        await until(lambda: replica.models.config.version == 2)
-        await replica.name({"broken": 1})
-        await until(lambda: replica.switching.hindrance is not None)
-        assert caplog.text.count("cannot be served here") == 1
-        await replica.config.update(  # solved for another version, were there one
-            lambda now: dataclasses.replace(now, thresholds={"tiny": ThresholdConfig("threshold", 0.9, 0.9)})
-        )
-        assert replica.served() == ["tiny/1"]
-        answer = await replica.classify(jpeg)
-        assert (answer.model, answer.threshold, answer.config_version) == ("tiny", 0.3, 2)
-        await replica.name({"tiny": 2})
-        await until(lambda: replica.served() == ["tiny/2"])
-        assert not replica.switching.hindrance
-        assert (await replica.classify(jpeg)).config_version == 5
-
-
-@pytest.mark.parametrize("reference", ["tiny/1", "tiny/2"])
-async def test_what_nobody_can_serve_is_overruled_by_what_is_asked_for(
-    store: ModelStore, jpeg: bytes, reference: str
-) -> None:
-    async with serving(store, "tiny/1", "other/1") as replica:
-        await replica.ask(0.3)
-        await replica.name({"broken": 1})
-        await until(lambda: replica.switching.hindrance is not None)
-        await replica.switching.switch(reference)
-        assert replica.config.current.served == (("tiny", int(reference[-1])), ("other", 1))
-        answer = await replica.classify(jpeg)
-        assert (answer.version, answer.threshold, answer.config_version) == (int(reference[-1]), 0.3, 4)
-        await until(lambda: not replica.switching.hindrance)
-
-
-async def test_default_model_is_the_one_that_the_shared_config_names_first(store: ModelStore, jpeg: bytes) -> None:
-    async with (
-        serving(store, "tiny/1", "other/1") as one,
-        serving(store, "other/1", "tiny/1", config=one.config) as two,
-    ):
-        assert two.served() == one.served() == ["tiny/1", "other/1"]
-        await one.name({"other": 1, "tiny": 1})
-        await until(lambda: one.served() == two.served() == ["other/1", "tiny/1"])
-        assert (await two.classify(jpeg)).model == "other"
-
-
-# work in flight
+        await until(lambda: gone() is None)
 
 
 async def test_queues_of_all_models_are_counted_together(store: ModelStore, jpeg: bytes) -> None:
-    async with serving(store, "tiny/1", "other/1", max_batch_size=1) as replica:
-        predictors = [engine.predictor for engine in replica.models]
+    async with serving_models(store, "tiny/1", "other/1", max_batch_size=1) as replica:
+        predictors = [replica.held("tiny"), replica.held("other")]
         tasks = []
         for predictor in predictors:
-            assert isinstance(predictor, Held)
             predictor.free.clear()
             tasks += [asyncio.create_task(replica.classify(jpeg, predictor.spec.name)) for _ in range(3)]
-            assert await asyncio.to_thread(predictor.arrived.wait, TIMEOUT)
+            await predictor.hold()
         await until(lambda: replica.metric("queue_depth", stage="low") == 4)
         assert (replica.metric("queued_seconds", stage="low") or 0) > 0
+        assert replica.models.queued_seconds() > 0
         for predictor in predictors:
-            assert isinstance(predictor, Held)
             predictor.free.set()
         await asyncio.wait_for(asyncio.gather(*tasks), TIMEOUT)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_models_of_other_depths_serve_beside_each_other(mixed: ModelStore, jpeg: bytes, depth: int) -> None:
+    async with serving_models(mixed, "deep2/1", f"deep{depth}/1") as replica:
+        for each in (2, depth):
+            answer = await replica.classify(jpeg, f"deep{each}")
+            assert len(answer.stages) == each
+        stages = {name for engine in replica.models for name in engine.queue_depth()}
+        assert stages == {"low", "high", "single" if depth == 1 else "middle"}
+        for stage in stages:
+            assert replica.metric("queue_depth", stage=stage) == replica.metric("queued_seconds", stage=stage) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_model_is_replaced_by_one_of_another_depth(mixed: ModelStore, jpeg: bytes, depth: int) -> None:
+    async with serving_models(mixed, "deep2/1") as replica:
+        await replica.switching.switch(f"deep{depth}")
+        assert len((await replica.classify(jpeg)).stages) == depth
+        assert replica.metric("queue_depth", stage="low") == 0
+
+
+async def test_model_that_the_device_cannot_run_is_not_prepared(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving_models(store) as replica:
+        monkeypatch.setattr(Held, "run", _fail)
+        before = workers()
+        with pytest.raises(DeviceFailed, match="tiny/2 cannot be warmed up: no stage 0"):
+            await replica.models.prepare("tiny/2")
+        with pytest.raises(InvalidOption, match="one that can be served"):
+            await replica.models.prepare("broken")
+        assert workers() == before
+
+
+def _fail(predictor: Held, stage: int, *given: object) -> None:
+    raise RuntimeError(f"no stage {stage} of {predictor.spec.reference} for {len(given)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -20,18 +21,20 @@ from service.engine.preparing import Preparation
 from service.engine.recent import Recent
 from service.engine.workers import Workers
 from service.inference.latency import LatencyTable
+from service.inference.predictor import Predictor
+from service.inference.single_scale import single_scale
 from service.metrics import Metrics
 from tests.engine.serving import Case, Watched, in_time, load, threads_since
 
 pytestmark = pytest.mark.anyio
 
 
-def workers_of(predictor: Watched, count: int = 2) -> tuple[Workers, Lanes, Pace]:
+def workers_of(predictor: Watched, count: int = 2, single: Predictor | None = None) -> tuple[Workers, Lanes, Pace]:
     depth = predictor.depth
     lanes, pace = Lanes(Plan((4,) * depth), 8), Pace(LatencyTable(({1: 1.0},) * depth), (4,) * depth, count)
     policy, metrics = Policy(depth - 1), Metrics(CollectorRegistry())
     executor = Executor(lanes, predictor, FeaturePool(8), pace, Recent(), metrics, policy)
-    preparation = Preparation(predictor, None, Limits(max_batch_size=4, workers=count))
+    preparation = Preparation(predictor, single, Limits(max_batch_size=4, workers=count))
     return Workers(lanes, executor, preparation, pace, count), lanes, pace
 
 
@@ -53,6 +56,20 @@ async def test_workers_take_the_times_they_are_given_and_the_batch_sizes_that_fo
         lanes.close()
         await in_time(asyncio.to_thread(workers.join))
     assert workers.alive == 0
+
+
+async def test_single_scale_network_is_measured_and_let_go(case: Case) -> None:
+    single = single_scale(load(case))
+    gone = weakref.ref(single)
+    workers, lanes, pace = workers_of(load(case), count=1, single=single)
+    del single
+    await in_time(asyncio.to_thread(workers.start))
+    try:
+        assert pace.table.single
+        assert gone() is None
+    finally:
+        lanes.close()
+        await in_time(asyncio.to_thread(workers.join))
 
 
 async def test_failed_warm_up_is_told_and_leaves_no_thread(case: Case) -> None:

@@ -326,8 +326,8 @@ def test_weights_whose_digest_differs_are_named(run: Path, shapes: Path, tmp_pat
 
 def test_run_of_another_format_is_named(run: Path, shapes: Path, tmp_path: Path) -> None:
     path = run / "model.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(BrokenModel, match=r"model\.json cannot be read: .*format is 9; this version reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 9'))
+    with pytest.raises(BrokenModel, match=r"model\.json cannot be read: .*format is 9; this version reads up to 2"):
         report([run], shapes, tmp_path / "out")
 
 
@@ -343,8 +343,8 @@ def test_nowhere_is_no_run(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_the_papers_costs_are_those_of_the_networks() -> None:
-    single = {name for name in names() if not name.startswith("ms_")}
-    assert set(paper.ROWS) == set(paper.HIGH_MMACS) == single
+    single = set(paper.ROWS)
+    assert set(paper.HIGH_MMACS) == single <= set(names())
     assert {name for group in paper.TABLES.values() for name in group} == single
     for name in single:
         full = cost(f"ms_{name}", 1000, reference_resolution(name))

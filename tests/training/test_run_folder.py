@@ -96,9 +96,7 @@ def test_resuming_may_change_places(run: TrainOptions, shapes: Path, tmp_path: P
 def test_resuming_with_other_photographs_is_an_error(run: TrainOptions, shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "fewer")
     (tmp_path / "fewer" / "train" / "circle" / "00.jpg").unlink()
-    with pytest.raises(
-        DataError, match="makes 14 photographs to train on that were not trained on before"
-    ):
+    with pytest.raises(DataError, match="makes 14 photographs to train on that were not trained on before"):
         train(dataclasses.replace(run, data=tmp_path / "fewer"), resume=True)
 
 
