@@ -47,4 +47,4 @@ def test_few_epochs_from_the_shipped_model_tell_ones_own_classes_apart(photograp
     )  # fmt: skip
     measured = json.loads(_lowfirst("evaluate", run, "--data", photographs, "--workers", 0, "--json"))
     assert measured["images"] == len(SUBJECTS) * len(VAL)
-    assert measured["high_accuracy"] >= 0.9
+    assert measured["stages"]["high"] >= 0.9

@@ -118,7 +118,7 @@ def find_unlabelled(folder: Path, classes: Sequence[str] = ()) -> Photographs:
     within = {path.relative_to(folder).parts[:-1] for path in paths}
     if classes and all(set(parts) & set(classes) for parts in within):
         raise DataError(
-            f"{folder} has its photographs in class folders of the model: they are labelled, leave out --unlabelled",
+            f"{folder} holds the model's classes: leave out --unlabelled, so that the labels are used",
             field="unlabelled",
             value=str(folder),
         )

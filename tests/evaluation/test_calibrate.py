@@ -46,6 +46,12 @@ def _change(run: Path, **changed: object) -> ModelSpec:
     return spec
 
 
+def _forget(run: Path) -> None:
+    """Make it a run of an earlier version, which kept no contents."""
+    (run / TRAINED_ON).unlink()
+    _change(run, files={})
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 8.0])
 def test_fitting_recovers_the_temperature_that_answers_were_drawn_with(temperature: float) -> None:
     torch.manual_seed(0)
@@ -174,7 +180,7 @@ def test_tables_of_another_device_are_kept_unless_temperatures_have_changed(
 def test_photographs_added_since_training_are_an_error_where_none_is_known_by_its_contents(
     run: Path, shapes: Path, tmp_path: Path
 ) -> None:
-    (run / TRAINED_ON).unlink()  # a run of an earlier version
+    _forget(run)
     more = tmp_path / "more"
     shutil.copytree(shapes, more)
     shutil.copy(more / "val" / "circle" / "00.jpg", more / "train" / "circle" / "new.jpg")
@@ -221,14 +227,14 @@ def test_unlabelled_photographs_certify_agreement_alone(run: Path, shapes: Path,
 
 @pytest.mark.parametrize(("share", "held_out"), [(0, 0), (0.1, 6)])
 def test_too_few_held_out_photographs_are_an_error(run: Path, shapes: Path, share: float, held_out: int) -> None:
-    (run / TRAINED_ON).unlink()
+    _forget(run)
     _change(run, recipe={**read_spec(run).recipe, "calibration_share": share})
     with pytest.raises(DataError, match=f"{held_out} photographs that were held out of training; .* at least 20"):
         calibrate(run, shapes, device="cpu", workers=0)
 
 
 def test_run_of_another_version_is_named_with_what_it_does_not_say(run: Path, shapes: Path) -> None:
-    (run / TRAINED_ON).unlink()
+    _forget(run)
     _change(run, recipe={"seed": 0}, code_version="0.0.7")
     with pytest.raises(DataError, match=r"of run run, which lowfirst 0\.0\.7 wrote, says .* 'calibration_share'"):
         calibrate(run, shapes, device="cpu", workers=0)
@@ -275,3 +281,22 @@ def test_folder_without_a_run_is_not_found(shapes: Path, tmp_path: Path) -> None
 def test_unknown_device_is_named(run: Path, shapes: Path) -> None:
     with pytest.raises(InvalidOption, match="device is 'abacus'"):
         calibrate(run, shapes, device="abacus")
+
+
+def test_few_photographs_are_warned_of(run: Path, shapes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calibrate(run, shapes, device="cpu", workers=0)
+    assert "10 photographs certify: even if all stages agree on all of them, no agreement over 74.1 %" in caplog.text
+
+
+def test_unfinished_run_is_warned_of(run: Path, shapes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calibrate(run, shapes, device="cpu", workers=0)
+    assert "epochs" not in caplog.text
+    _change(run, training={**read_spec(run).training, "epochs_done": 3})
+    calibrate(run, shapes, device="cpu", workers=0)
+    assert "run run was trained for 3 of its 4 epochs: `lowfirst train … --resume` makes it another" in caplog.text
+
+
+def test_list_of_what_was_trained_on_that_is_gone_lets_nothing_certify(run: Path, shapes: Path) -> None:
+    (run / TRAINED_ON).unlink()
+    with pytest.raises(BrokenModel, match=r"trained_on\.bin is missing"):
+        calibrate(run, shapes, device="cpu", workers=0)

@@ -220,7 +220,7 @@ def test_unlabelled_photographs_are_found_at_any_depth(lay: Lay) -> None:
 @pytest.mark.parametrize("names", [["a/1.jpg", "b/2.jpg"], ["train/a/1.jpg", "val/b/2.jpg"]])
 def test_labelled_photographs_are_not_taken_as_unlabelled(lay: Lay, names: list[str]) -> None:
     root = lay(*names)
-    with pytest.raises(DataError, match="they are labelled, leave out --unlabelled"):
+    with pytest.raises(DataError, match="holds the model's classes: leave out --unlabelled"):
         find_unlabelled(root, ("a", "b"))
     assert len(find_unlabelled(root, ("cat", "dog"))) == 2
 
