@@ -217,10 +217,11 @@ def _check(spec: ModelSpec) -> None:
     if not (isinstance(pixels.crop, int) and isinstance(pixels.resize, int) and 0 < pixels.crop <= pixels.resize):
         raise ValueError(f"preprocessing: crop is {pixels.crop!r}; it must be 1 to resize, which is {pixels.resize!r}")
     _check_channels("preprocessing", pixels.mean, pixels.std)
-    _check_stages(spec.stages, pixels.crop)
+    _check_stages(spec.stages, pixels)
 
 
-def _check_stages(stages: Sequence[StageSpec], crop: int) -> None:
+def _check_stages(stages: Sequence[StageSpec], pixels: Preprocessing) -> None:
+    crop = pixels.crop
     names = [stage.name for stage in stages]
     if not stages or len(set(names)) != len(names):
         raise ValueError("stages must be at least one, each with a name of its own")
@@ -236,8 +237,8 @@ def _check_stages(stages: Sequence[StageSpec], crop: int) -> None:
         for name, value in (("mmacs", stage.mmacs), ("temperature", stage.temperature)):
             if not _is_positive(value):
                 raise ValueError(f"stage {stage.name}: {name} is {value!r}; it must be a number above 0")
-        if stage.mean is not None and stage.std is not None:
-            _check_channels(f"stage {stage.name}", stage.mean, stage.std)
+        own = (pixels.mean if stage.mean is None else stage.mean, pixels.std if stage.std is None else stage.std)
+        _check_channels(f"stage {stage.name}", *own)
     if max(stage.resolution for stage in stages) != crop:
         raise ValueError(f"stages: the largest resolution must be the crop, {crop}")
     for before, after in pairwise(stages):

@@ -197,6 +197,8 @@ FIRST_ROW: Path_ = ("calibration", 0, "rows", 0)
         (("stages", 0, "mmacs"), True, "stage low: mmacs is True"),
         (("stages", 2, "temperature"), 0, "stage high: temperature is 0"),
         (("stages", 1, "std"), [0.25, 0.25, 0], "stage middle: std is"),
+        (("stages", 0, "std"), [0.25, 0, 0.25], "stage low: std is"),
+        (("stages", 0, "mean"), [0.1], "stage low: mean is"),
         (("stages", 1, "mmacs"), 1.25, "middle costs 1.25 million multiply-adds, not more than low before it"),
         (("stages", 2, "mmacs"), 2.0, "high costs 2 million multiply-adds, not more than middle before it with 2.5"),
         # thresholds and tables

@@ -22,6 +22,7 @@ from service.inference.predictor import load_network
 from service.networks.msnet import MSNet
 
 PAGE, NUMBERS, TEMPLATE = "index.html", "report.json", "report.html"
+OTHERS = "Networks that the paper does not have"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,19 @@ def _finite(verdict: Verdict) -> dict[str, Any]:
 
 
 def _groups(runs: Sequence[Run], bench: Bench) -> list[Group]:
-    """By base network, in the order of the paper's tables."""
-    order = [name for names in paper.TABLES.values() for name in names]
-    found = sorted({run.backbone for run in runs}, key=order.index)
+    """By base network, in the order of the paper's tables; those that it does not have come last, by name."""
+    known = [name for names in paper.TABLES.values() for name in names]
+    found = {run.backbone for run in runs}
     return [
-        Group(name, {index: run for index, run in enumerate(runs) if run.backbone == name}, bench) for name in found
+        Group(name, {index: run for index, run in enumerate(runs) if run.backbone == name}, bench)
+        for name in (*(name for name in known if name in found), *sorted(found - set(known)))
     ]
+
+
+def _tables(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
+    """Base networks by the title that they stand under: the paper's tables, and one for all that it does not have."""
+    others = tuple(group.backbone for group in groups if group.backbone not in paper.ROWS)
+    return {**paper.TABLES, OTHERS: others}
 
 
 def _section(group: Group, bench: Bench, out: Path) -> Section:
@@ -191,7 +199,7 @@ def _render(
     return environment.get_template(TEMPLATE).render(
         runs=runs,
         by_backbone={section.backbone: section for section in sections},
-        tables=paper.TABLES,
+        tables=_tables(groups),
         paper_rows=paper.ROWS,
         paper_high=paper.HIGH_MMACS,
         base_mmacs=measure,

@@ -96,9 +96,9 @@ class TrainOptions:
 
         if self.network not in names():
             raise InvalidOption("network", self.network, f"one of {', '.join(names())}")
+        resolutions(self.network, self.resolution)
         if self.resolution % 2:
             raise InvalidOption("resolution", self.resolution, "even")
-        resolutions(self.network, self.resolution)
         for name, option in described().items():
             value = getattr(self, name)
             option.check(name, value)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
 from service.model_spec import Architecture
 from service.networks.cost import cost
-from service.networks.registry import names, reference_resolution
+from service.networks.registry import build, names, reference_resolution
 from service.stages import StageSpec
 from service.store import ModelStore, read_spec, read_weights, write_spec, write_weights
 from service.training.data import find
@@ -252,6 +252,34 @@ def test_model_of_the_store_is_reported_and_left_as_it_is(tiny_store: Path, make
     assert "tiny/1" in page.text
     assert set(folder.rglob("*")) == before
     assert list((tmp_path / "out" / "logits" / "tiny" / "1").iterdir())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_model_of_any_number_of_stages_is_reported(
+    stores: Mapping[int, Path], make_classes: Path, tmp_path: Path, depth: int
+) -> None:
+    page = _report([stores[depth] / "tiny" / "1"], make_classes, tmp_path / "out")
+    (table,) = json.loads((page.folder / "report.json").read_text())["tables"]
+    sizes = "/".join(map(str, read_spec(stores[depth] / "tiny" / "1").resolutions))
+    assert sizes in {row["pixels"] for row in table["rows"]}
+    assert len(table["verdicts"]) == (depth > 1)
+    assert ("The naive cascade takes" in page.text) == (depth > 1)
+
+
+def test_network_that_the_paper_does_not_have_is_reported(
+    stores: Mapping[int, Path], make_classes: Path, tmp_path: Path
+) -> None:
+    name = "efficientnet_lite0"
+    spec = dataclasses.replace(
+        read_spec(stores[1] / "tiny" / "1"),
+        architecture=Architecture(name, 4),
+        stages=(StageSpec("single", SIZE, cost(name, 4, SIZE)[0]),),
+        weights_sha256=write_weights(tmp_path, build(name, 4).state_dict()),
+    )
+    write_spec(tmp_path, spec)
+    page = _report([tmp_path], make_classes, tmp_path / "out")
+    assert f"<h3>{name}</h3>" in page.text
+    assert "The paper's, on ImageNet" not in page.text
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ MakeOptions = Callable[..., TrainOptions]
         ("schedule", "linear", "one of cosine, step"),
         ("precision", "int8", "one of auto, float32, bfloat16"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
-        ("resolution", 97, "even"),
+        ("resolution", 97, "divisible by 2: ms_mobilenet_v1_025 has 2 scales"),
         ("resolution", 62, "between 64 and 1024"),
         ("resolution", 1026, "between 64 and 1024"),
         ("epochs", 0, "between 1 and 10000"),
@@ -59,6 +59,21 @@ def test_name_that_is_no_utf_8_is_an_error(make_options: MakeOptions, field: str
 @pytest.mark.parametrize("name", TrainOptions.__dataclass_fields__)
 def test_every_option_says_what_it_is_for(name: str) -> None:
     assert described()[name].help.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("network", "resolution", "bound"),
+    [
+        ("mobilenet_v1_025", 97, "even"),
+        ("ms_mobilenet_v1_025", 97, "divisible by 2"),
+        ("ms3_mobilenet_v1_025", 98, "divisible by 4"),
+    ],
+)
+def test_resolution_that_a_stage_cannot_have_is_named(
+    make_options: MakeOptions, network: str, resolution: int, bound: str
+) -> None:
+    with pytest.raises(InvalidOption, match=f"resolution is {resolution}; it must be {bound}"):
+        make_options(network=network, resolution=resolution)
 
 
 @pytest.mark.parametrize("resolution", [64, 66, 96, 98, 192, 224, 256, 1024])
