@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from service.images.decode import resize, stack
+from service.images.pixels import Pixels
 
 
 def in_sizes(crops: Tensor, resolutions: Sequence[int]) -> tuple[Tensor, ...]:
@@ -28,8 +29,38 @@ def _in_size(crop: Tensor, side: int) -> Tensor:
     if side == whole:
         return crop
     pixels = np.ascontiguousarray(crop.permute(1, 2, 0).numpy())
-    if whole % side:
-        smaller = np.ascontiguousarray(resize(pixels, side))
-    else:
-        smaller = np.array(Image.fromarray(pixels).reduce(whole // side))
-    return torch.from_numpy(smaller.transpose(2, 0, 1))
+    smaller = resize(pixels, side) if whole % side else _means(pixels, whole // side)
+    return torch.from_numpy(np.ascontiguousarray(smaller).transpose(2, 0, 1))
+
+
+def _means(pixels: Pixels, factor: int) -> Pixels:
+    """Over ``factor`` x ``factor`` pixels, halves rounded to the even value: (S, S, 3) -> (S / factor, S / factor, 3).
+
+    Rounded up, as Pillow's ``reduce`` does, halved photographs are an eighth of a value too bright. Sums run over whole
+    rows and every column, of which one in ``factor`` is kept: so NumPy adds long runs of memory.
+    """
+    side, count = len(pixels) // factor, factor * factor
+    lines = pixels.reshape(len(pixels), -1)
+    rows: Any = lines[0::factor].astype(np.uint16 if factor <= 16 else np.uint32)
+    for offset in range(1, factor):
+        rows += lines[offset::factor]
+    width = rows.shape[1] - 3 * (factor - 1)
+    sums = rows[:, :width].copy()
+    for offset in range(1, factor):
+        sums += rows[:, 3 * offset : 3 * offset + width]
+    means = np.empty(lines[0::factor].shape, np.uint8)
+    means[:, :width] = _rounded(sums, count)
+    return means.reshape(side, side, factor, 3)[:, :, 0]
+
+
+def _rounded(sums: Any, count: int) -> Any:
+    """``sums / count``, whole numbers."""
+    if count & (count - 1):
+        return np.rint(sums / count)
+    shift = count.bit_length() - 1
+    is_odd = sums >> shift
+    is_odd &= 1
+    sums += is_odd
+    sums += count // 2 - 1
+    sums >>= shift
+    return sums
