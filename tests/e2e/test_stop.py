@@ -29,7 +29,7 @@ def begin(opened: socket.socket, client: httpx.Client, jpeg: bytes) -> None:
     opened.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n")
     opened.sendall(f"Content-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg[:100])
     end = time.monotonic() + TIMEOUT
-    while client.get("/stats").json()["queue"]["images_in_flight"] == 0:
+    while client.get("/stats").json()["queue"]["bytes_in_flight"] == 0:
         assert time.monotonic() < end
 
 
