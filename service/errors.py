@@ -15,6 +15,7 @@
     ├── RequestTimeout        408   a request that did not arrive in time
     ├── ConfigConflict        412   the runtime config changed since it was read
     ├── Busy                  429   a limit on work in flight is reached
+    │   └── TooManyConnections 503  more are open than are served
     ├── HeadTooLarge          431   a request's head has more bytes than the limit
     ├── ClientLeft            499   nobody is there any more to read the answer
     ├── StoreUnavailable      503   the shared state does not answer
@@ -160,6 +161,21 @@ class Busy(LowfirstError):
     def __init__(self, message: str, *, retry_after_seconds: int = 1, **named: Any) -> None:
         super().__init__(message, **named)
         self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyConnections(Busy):
+    """More connections are open than the limit; this one is closed."""
+
+    status = 503
+    code = "too_many_connections"
+
+    def __init__(self, connections: int, limit: float) -> None:
+        super().__init__(
+            f"{connections} connections are open; the limit is {limit}",
+            field="connections",
+            value=connections,
+            bound=limit,
+        )
 
 
 class HeadTooLarge(LowfirstError):

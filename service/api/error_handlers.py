@@ -78,11 +78,13 @@ async def own(request: Request, error: Exception) -> JSONResponse:
 
 
 def refusal(error: LowfirstError, metrics: Metrics) -> JSONResponse:
-    """The answer to a request that no app saw, because its head could not be read. It is counted here."""
+    """The answer to a request that no app will see; its connection is closed. It is counted here."""
     id_ = new_id().decode()
     metrics.requests.labels(UNKNOWN_ROUTE, error.status).inc()
     body = ErrorAnswer(error=detail(error, id_))
-    return JSONResponse(body.model_dump(), error.status, {HEADER.decode(): id_, **_headers(error)})
+    return JSONResponse(
+        body.model_dump(), error.status, {HEADER.decode(): id_, **_headers(error), "Connection": "close"}
+    )
 
 
 def _headers(error: LowfirstError) -> dict[str, str]:

@@ -7,8 +7,8 @@ from functools import partial
 
 from starlette.requests import Request
 
-from service.api.connection import connection_of
 from service.api.dependencies import parts_of
+from service.api.exchange import exchange_of
 from service.engine.arriving import Body
 from service.errors import BadRequest, ClientLeft, ImageTooLarge, RequestTimeout, UnsupportedBody
 
@@ -79,9 +79,9 @@ async def _has_more(request: Request, chunks: list[bytes]) -> bool:
     message = await request.receive()
     if message["type"] == "http.disconnect":
         raise ClientLeft
-    connection = connection_of(request)
-    if connection is not None and connection.broken is not None:
-        raise connection.broken
+    exchange = exchange_of(request.scope)
+    if exchange is not None and exchange.broken is not None:
+        raise exchange.broken
     chunks.append(message.get("body", b""))
     return bool(message.get("more_body", False))
 

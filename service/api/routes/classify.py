@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from service.api import answers, bodies
 from service.api.answers import Fields, fields_of
 from service.api.classifying import ask_of, classify_image, most_images
-from service.api.connection import unless_client_leaves
 from service.api.dependencies import Parts, parts_of
 from service.api.direct import DirectRoute
 from service.api.error_handlers import detail
+from service.api.exchange import unless_client_leaves
 from service.api.receiving import read
 from service.api.request_context import request_id
 from service.api.schemas import BatchAnswer, BatchError, ClassifyAnswer, ClassifyQuery, JsonImage

@@ -14,9 +14,9 @@ from pydantic.json_schema import SkipJsonSchema
 import service
 from service.api import receiving, tensors
 from service.api.classifying import ask_of, classify_image, most_images
-from service.api.connection import unless_client_leaves
 from service.api.dependencies import Injected, Parts, parts_of
 from service.api.direct import DirectRoute
+from service.api.exchange import unless_client_leaves
 from service.api.protocol_schemas import (
     InferAnswer,
     InferRequest,

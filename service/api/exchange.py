@@ -1,4 +1,4 @@
-"""A client's connection: what is known of it beyond what ASGI tells, and what happens once the client is gone."""
+"""One request and its answer: what is known beyond what ASGI tells, and what happens once the client is gone."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from service.errors import ClientLeft, LowfirstError
 
-EXTENSION = "lowfirst.connection"  # in the scope's `extensions`, where `service.cli.http_protocol` serves
+EXTENSION = "lowfirst.exchange"  # in the scope's `extensions`, where `service.cli.http_protocol` serves
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Connection:
-    """One, which answers one request at a time.
+class Exchange:
+    """Of a request, while it is answered.
 
     Attributes:
-        on_leave: called when the client is gone, unless it is None.
-        broken: what came of the latest request's body before it stopped to be HTTP; the body ends there.
+        on_leave: called once the client is gone, unless it is None.
+        broken: why the rest of the body is no HTTP. For ASGI the body ends there.
     """
 
     on_leave: Callable[[], None] | None = None
     broken: LowfirstError | None = None
 
 
-def connection_of(request: Request) -> Connection | None:
-    """What is known of a request's connection; None where a server of another kind has it."""
-    found: Connection | None = request.scope.get("extensions", {}).get(EXTENSION)
+def exchange_of(scope: Scope) -> Exchange | None:
+    """That of a request; None where a server of another kind has its connection."""
+    found: Exchange | None = scope.get("extensions", {}).get(EXTENSION)
     return found
 
 
@@ -62,21 +63,25 @@ async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
 
 @contextmanager
 def _watched(request: Request, leave: Callable[[], None]) -> Iterator[None]:
-    """Have ``leave`` called once the client is gone: by the connection itself, else by a task that waits for it."""
-    connection = connection_of(request)
-    if connection is not None:
-        connection.on_leave = leave
+    """Have ``leave`` called once the client is gone: by its connection itself, else by a task that waits for it."""
+    exchange = exchange_of(request.scope)
+    if exchange is not None:
+        exchange.on_leave = leave
         try:
             yield
         finally:
-            connection.on_leave = None
+            exchange.on_leave = None
         return
+
+    def told(_: asyncio.Task[None]) -> None:
+        leave()
+
     waiting = asyncio.ensure_future(_client_left(request))
-    waiting.add_done_callback(_told := lambda _: leave())
+    waiting.add_done_callback(told)
     try:
         yield
     finally:
-        waiting.remove_done_callback(_told)
+        waiting.remove_done_callback(told)
         waiting.cancel()
 
 
