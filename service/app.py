@@ -23,6 +23,7 @@ from prometheus_client import (
 import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
+from service.api.direct import Direct
 from service.api.observed import Observed
 from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
@@ -94,6 +95,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     )
     app.state.parts = parts
     app.state.own_port = own_port
+    app.add_middleware(Direct, routes=classify.router.routes)
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
         keys.document(app, allowed)

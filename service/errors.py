@@ -15,7 +15,9 @@
     ├── RequestTimeout        408   a request that did not arrive in time
     ├── ConfigConflict        412   the runtime config changed since it was read
     ├── Busy                  429   a limit on work in flight is reached
+    │   └── TooManyConnections 503  more are open than are served
     ├── HeadTooLarge          431   a request's head has more bytes than the limit
+    ├── ClientLeft            499   nobody is there any more to read the answer
     ├── StoreUnavailable      503   the shared state does not answer
     ├── Draining              503   the server is stopping, or not ready yet
     ├── DeadlinePassed        504   before any answer existed
@@ -27,7 +29,8 @@ Each class knows its HTTP status and its stable ``code``. A message names the fi
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 
 class LowfirstError(Exception):
@@ -42,6 +45,18 @@ class LowfirstError(Exception):
         self.field = field
         self.value = value
         self.bound = bound
+
+    def about(self, what: str) -> Self:
+        """The same error told of ``what``; another object, as others may hold this one."""
+        told = copy(self)
+        told.message = f"{what}: {self.message}"
+        told.args = (told.message,)
+        return told
+
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))  # constructors differ
+        vars(twin).update(vars(self))
+        return twin
 
 
 class InvalidOption(LowfirstError):
@@ -148,11 +163,36 @@ class Busy(LowfirstError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class TooManyConnections(Busy):
+    """More connections are open than the limit; this one is closed."""
+
+    status = 503
+    code = "too_many_connections"
+
+    def __init__(self, connections: int, limit: float) -> None:
+        super().__init__(
+            f"{connections} connections are open; the limit is {limit}",
+            field="connections",
+            value=connections,
+            bound=limit,
+        )
+
+
 class HeadTooLarge(LowfirstError):
     """A request's head has more bytes than are read; its connection is closed."""
 
     status = 431
     code = "head_too_large"
+
+
+class ClientLeft(LowfirstError):
+    """The client is gone: before its body was complete, or while it waited. Status 499 is nginx's; it is counted."""
+
+    status = 499
+    code = "client_left"
+
+    def __init__(self) -> None:
+        super().__init__("the client left before it was answered")
 
 
 class StoreUnavailable(LowfirstError):

@@ -96,6 +96,11 @@ class Settings(BaseSettings):
         description="What an hour of one worker (a core or a GPU) costs, in any currency: `/stats` tells it per "
         "million images.",
     )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="Connections open at once; beyond: 503. Default: what the limit on descriptors leaves room for.",
+    )
     max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
     max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")
     feature_slots: int = Field(128, ge=1, description="Images whose features may wait for the next stage.")

@@ -1,8 +1,7 @@
-"""What requests carry: images out of bodies, bounded while they are read, and the fields of queries."""
+"""What requests carry: images out of bodies, and the fields of JSON and of queries."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +10,22 @@ from typing import TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from service.api.dependencies import parts_of
 from service.api.schemas import JsonImage
-from service.errors import BadRequest, ImageTooLarge, InvalidOption, RequestTimeout, UnsupportedBody
+from service.errors import BadRequest, InvalidOption, UnsupportedBody
 
 RAW = ("application/octet-stream",)
 MULTIPART = "multipart/form-data"
 MAX_OTHER_PARTS = 16
-MAX_DIGITS = 18
 MAX_PART_HEAD = 8192
-SLOWEST = 64 * 1024  # bytes a second that give a large body more time, so that 64 MiB may come over a slow line
 VERBATIM = (b"binary", b"8bit", b"7bit")
 FORMS = "image/*, application/octet-stream, multipart/form-data with a part `image`, or application/json"
 FIELD = "image"
-IDENTITY = "identity"
+
+# Values in a JSON body, and objects and arrays that may be nested in it. Each of a million unknown keys would become an
+# error of a kilobyte, and each comma an element.
+MAX_JSON_VALUES = 256
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -34,71 +33,6 @@ Schema = TypeVar("Schema", bound=BaseModel)
 def content_type(request: Request) -> str:
     """The media type of the body, without parameters, in lower case."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def whole_number(text: str) -> int | None:
-    """The number that a header's digits are; None if they are none, or more than anything here can count."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
-
-
-def announced_bytes(request: Request, limit: int) -> int:
-    """How many bytes the body may take: as announced, or ``limit`` when nothing is.
-
-    Raises:
-        ImageTooLarge: more are announced than ``limit``.
-        BadRequest: the header is no number.
-    """
-    header = request.headers.get("content-length")
-    if header is None:
-        return limit
-    announced = whole_number(header)
-    if announced is None:
-        raise BadRequest(f"Content-Length is {header!r}; it must be a number", field="Content-Length", value=header)
-    if announced > limit:
-        raise _too_large(announced, limit)
-    return announced
-
-
-async def read(request: Request, limit: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        UnsupportedBody: it is compressed, which could grow beyond any limit and would gain an image nothing.
-        ImageTooLarge: it exceeds ``limit`` bytes, as soon as it does.
-        RequestTimeout: it is not complete in time (``receive_timeout_seconds``).
-        BadRequest: the client left before it was complete.
-    """
-    encoding = request.headers.get("content-encoding", IDENTITY)
-    if encoding.lower() != IDENTITY:
-        raise UnsupportedBody(
-            f"Content-Encoding is {encoding!r}; it must be {IDENTITY}",
-            field="Content-Encoding",
-            value=encoding,
-            bound=IDENTITY,
-        )
-    chunks: list[bytes] = []
-    size = 0
-    seconds = parts_of(request).settings.receive_timeout_seconds
-    ends = asyncio.get_running_loop().time() + seconds
-    try:
-        async with asyncio.timeout_at(ends) as timeout:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise _too_large(size, limit)
-                chunks.append(chunk)
-                if size > SLOWEST:
-                    timeout.reschedule(ends + size / SLOWEST)
-    except ClientDisconnect as error:
-        raise BadRequest("the body ended before it was complete") from error
-    except TimeoutError as error:
-        raise RequestTimeout(
-            f"{size} bytes of the body came in time; it had {seconds:g} seconds and one more for each {SLOWEST} bytes",
-            field="body",
-            value=size,
-            bound=seconds,
-        ) from error
-    return b"".join(chunks)
 
 
 def one_image(request: Request, body: bytes) -> bytes:
@@ -141,10 +75,30 @@ def many_images(request: Request, body: bytes, most: int) -> list[bytes]:
     return images
 
 
-def parse(schema: type[Schema], body: bytes) -> Schema:
-    """A JSON body. Raises RequestValidationError: broken JSON, answered with 400, or a wrong field, with 422."""
+def parse(schema: type[Schema], body: bytes, most_values: int = MAX_JSON_VALUES) -> Schema:
+    """A JSON body.
+
+    Raises:
+        InvalidOption: more than ``most_values`` values. BadRequest: more arrays or objects than that. Nothing is made
+            of them.
+        RequestValidationError: broken JSON, answered with 400, or a wrong field, with 422.
+    """
+    if _has_more(body, b",", most_values):
+        raise InvalidOption("values", f"more than {most_values}", f"at most {most_values} in the JSON")
+    if _has_more(body, b"[", most_values) or _has_more(body, b"{", most_values):
+        raise BadRequest(f"the JSON has more than {most_values} arrays or objects")
     with _validation():
         return schema.model_validate_json(body)
+
+
+def _has_more(body: bytes, sign: bytes, most: int) -> bool:
+    """Whether ``sign`` stands in ``body`` more than ``most`` times. As fast as memory where it does not."""
+    at = -1
+    for _ in range(most + 1):
+        at = body.find(sign, at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 def query(request: Request, schema: type[Schema]) -> Schema:
@@ -155,11 +109,11 @@ def query(request: Request, schema: type[Schema]) -> Schema:
 
 @contextmanager
 def _validation() -> Iterator[None]:
-    """Pydantic's errors as FastAPI's."""
+    """Pydantic's first error as FastAPI's."""
     try:
         yield
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
+        raise RequestValidationError(error.errors()[:1]) from error
 
 
 def _parts(body: bytes, boundary: bytes, most: int) -> list[tuple[str, bytes]]:
@@ -211,7 +165,3 @@ def unsupported(given: str, expected: str) -> UnsupportedBody:
         value=given,
         bound=expected,
     )
-
-
-def _too_large(size: int, limit: int) -> ImageTooLarge:
-    return ImageTooLarge(f"the body has {size} bytes; the limit is {limit}", field="body", value=size, bound=limit)

@@ -1,35 +1,14 @@
-"""What every route that classifies images shares: how it is handed its request, its bounds, what it asks."""
+"""What every route that classifies images shares: its bounds, and what it asks."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
-
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
+from starlette.requests import Request
 
 from service.api.dependencies import Parts
 from service.api.request_context import arrival
 from service.engine.answer import Answer, Ask
 from service.engine.engine import Engine
 from service.errors import BadRequest, ImageTooLarge, LowfirstError
-
-CLIENT_CLOSED_REQUEST = 499  # nginx's code for an answer that nobody reads
-
-T = TypeVar("T")
-
-
-class DirectRoute(APIRoute):
-    """A route whose endpoint is given the request as it is.
-
-    FastAPI documents its parameters but does not solve them, which took longer than all of ours together.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
 
 
 def ask_of(
@@ -83,32 +62,3 @@ def _check_size(image: bytes, limit: int) -> None:
         )
     if not image:
         raise BadRequest("image has 0 bytes", field="image", value=0)
-
-
-async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T | None:
-    """What ``work`` gives, or None as soon as the client is gone: then its images are dropped where they stand."""
-    working = asyncio.current_task()
-    assert working is not None
-    has_left = False
-
-    def leave(_: asyncio.Task[None]) -> None:
-        nonlocal has_left
-        has_left = True
-        working.cancel()
-
-    leaving = asyncio.ensure_future(_client_left(request))
-    leaving.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not has_left or working.uncancel():  # somebody else cancelled
-            raise
-        return None
-    finally:
-        leaving.remove_done_callback(leave)
-        leaving.cancel()
-
-
-async def _client_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from service.api.protocol_schemas import ProtocolError
 from service.api.request_context import HEADER, UNKNOWN_ROUTE, new_id, request_id
@@ -25,9 +26,16 @@ PROTOCOL_RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": Prot
 
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every error in the one shape; unknown ones are ``RequestContext``'s."""
-    app.add_exception_handler(LowfirstError, own)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """The answer to one of ``KNOWN``."""
+    for kind, handler in _HANDLERS.items():
+        if isinstance(error, kind):
+            return await handler(request, error)
+    raise error
 
 
 def detail(error: LowfirstError, id_: str) -> ErrorDetail:
@@ -70,11 +78,13 @@ async def own(request: Request, error: Exception) -> JSONResponse:
 
 
 def refusal(error: LowfirstError, metrics: Metrics) -> JSONResponse:
-    """The answer to a request that no app saw, because its head could not be read. It is counted here."""
+    """The answer to a request that no app will see; its connection is closed. It is counted here."""
     id_ = new_id().decode()
     metrics.requests.labels(UNKNOWN_ROUTE, error.status).inc()
     body = ErrorAnswer(error=detail(error, id_))
-    return JSONResponse(body.model_dump(), error.status, {HEADER.decode(): id_})
+    return JSONResponse(
+        body.model_dump(), error.status, {HEADER.decode(): id_, **_headers(error), "Connection": "close"}
+    )
 
 
 def _headers(error: LowfirstError) -> dict[str, str]:
@@ -132,3 +142,11 @@ async def unknown(request: Request, error: Exception) -> JSONResponse:
     id_ = request_id(request)
     logger.error("request %s failed", id_, exc_info=error)
     return _respond(request, 500, ErrorDetail(code="internal", message="internal error", request_id=id_))
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    LowfirstError: own,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+}
+KNOWN = tuple(_HANDLERS)

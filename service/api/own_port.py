@@ -58,7 +58,12 @@ class OwnPort:
         self._listener, self.address = bind_own(host, port)
         self._server = _Beside(
             uvicorn.Config(
-                app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_SECONDS
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=CLOSE_SECONDS,
             )
         )
 

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import cache as memoise
 from random import getrandbits
 
 from starlette.requests import Request
@@ -35,7 +36,8 @@ class RequestContext:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, on_error: Respond, on_stop: Respond) -> None:
         self.app = app
-        self.metrics = metrics
+        self._requests = memoise(metrics.requests.labels)  # of few routes and codes
+        self._seconds = memoise(metrics.request_seconds.labels)
         self.on_error = on_error
         self.on_stop = on_stop
 
@@ -73,8 +75,8 @@ class RequestContext:
         finally:
             seconds = time.monotonic() - arrival
             route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
-            self.metrics.requests.labels(route, code).inc()
-            self.metrics.request_seconds.labels(route).observe(seconds)
+            self._requests(route, code).inc()
+            self._seconds(route).observe(seconds)
             if logger.isEnabledFor(logging.DEBUG):
                 _log(scope["method"], route, code, seconds)
 

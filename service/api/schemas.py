@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from service.engine.answer import Answer, Ranked, Reason
+from service.engine.answer import Reason
 from service.engine.prediction import TimeSpent
 from service.errors import InvalidOption
 from service.inference.calibration import Effect
@@ -60,11 +60,6 @@ class RankedLabel(BaseModel):
     index: int
     score: float
 
-    @classmethod
-    def all_of(cls, ranked: tuple[Ranked, ...]) -> list[RankedLabel]:
-        """The engine's ranking as a body."""
-        return [cls(label=r.label, index=r.index, score=r.score) for r in ranked]
-
 
 class ModelName(BaseModel):
     """A model of the store."""
@@ -74,7 +69,7 @@ class ModelName(BaseModel):
 
 
 class ClassifyAnswer(BaseModel):
-    """The answer to one image."""
+    """The answer to one image: see ``service.api.answers``."""
 
     label: str
     score: float
@@ -96,42 +91,6 @@ class ClassifyAnswer(BaseModel):
     passes: dict[str, list[RankedLabel] | None] | None = Field(
         None, description="With `?passes=true`: what each stage says, by its name; null of one that did not run."
     )
-
-    @property
-    def server_timing(self) -> str:
-        """The same as a ``Server-Timing`` header (W3C), for browsers and tracing proxies."""
-        return ", ".join(f"{name};dur={spent:.2f}" for name, spent in self.timing_ms.items())
-
-    @classmethod
-    def of(cls, answer: Answer, request_id: str) -> ClassifyAnswer:
-        """The engine's answer as a body."""
-        best, passes = answer.top_k[0], answer.passes
-        return cls(
-            label=best.label,
-            score=best.score,
-            top_k=RankedLabel.all_of(answer.top_k),
-            exit=answer.exit,
-            reason=answer.reason,
-            confidence=answer.confidence,
-            threshold=answer.threshold,
-            mmacs=answer.mmacs,
-            degraded=answer.degraded,
-            cached=answer.cached,
-            model=ModelName(name=answer.model, version=answer.version),
-            config_version=answer.config_version,
-            request_id=request_id,
-            timing_ms=_timing_ms(answer),
-            passes=None
-            if passes is None
-            else {name: None if said is None else RankedLabel.all_of(said) for name, said in passes.items()},
-        )
-
-
-def _timing_ms(answer: Answer) -> dict[str, float]:
-    timing = answer.timing
-    ran = {name: 1e3 * seconds for name, seconds in zip(answer.stages, timing.stages, strict=False)}
-    stages = {name: ran.get(name, 0.0) for name in answer.stages}
-    return {"decode": 1e3 * timing.decode, "queue": 1e3 * timing.queue, **stages, "total": 1e3 * answer.seconds}
 
 
 class ErrorDetail(BaseModel):

@@ -28,6 +28,7 @@ from service.api.protocol_schemas import (
     RequestedOutput,
     RequestParameters,
 )
+from service.api.receiving import whole_number
 from service.engine.answer import Answer
 from service.errors import BadRequest, InvalidOption
 
@@ -35,9 +36,6 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
 LENGTH = struct.Struct("<I")
 FORMATS = {"BOOL": "?", "FP32": "f", "FP64": "d", "INT64": "q"}
-
-# Values in the JSON of a request, beside two for each image. A body of commas would be parsed into gigabytes.
-MAX_JSON_VALUES = 256
 
 
 def read(request: Request, body: bytes, most: int) -> tuple[InferRequest, list[bytes]]:
@@ -47,17 +45,14 @@ def read(request: Request, body: bytes, most: int) -> tuple[InferRequest, list[b
 
     Raises:
         BadRequest: lengths that do not fit the body; no base64.
-        InvalidOption: a shape that does not fit the images; an output that cannot be given as it is wanted.
+        InvalidOption: a shape that does not fit the images; an output that cannot be given as it is wanted; too much.
         RequestValidationError: broken JSON, or a wrong field.
     """
     length = _json_length(request, body)
     if length == 0:
         return _raw_request(), [body]
     head, tail = body[:length], body[length:]
-    values = head.count(b",")
-    if values > MAX_JSON_VALUES + 2 * most:
-        raise InvalidOption("values", values, f"at most {MAX_JSON_VALUES + 2 * most} in the JSON")
-    asked = bodies.parse(InferRequest, head)
+    asked = bodies.parse(InferRequest, head, bodies.MAX_JSON_VALUES + 2 * most)
     for index, output in enumerate(asked.outputs or ()):
         if output.name != PROBABILITIES and output.parameters is not None and output.parameters.classification:
             raise InvalidOption(
@@ -89,7 +84,7 @@ def _json_length(request: Request, body: bytes) -> int:
     header = request.headers.get(JSON_LENGTH)
     if header is None:
         return len(body)
-    length = bodies.whole_number(header)
+    length = whole_number(header)
     if length is None or length > len(body):
         raise BadRequest(
             f"{JSON_LENGTH} is {header!r}; it must be a number up to {len(body)}, the bytes of the body",

@@ -38,7 +38,7 @@ def classify(
 async def _classify(
     settings: Settings, photographs: list[Path], threshold: float | None, top_k: int
 ) -> list[dict[str, Any]]:
-    from service.api.schemas import ClassifyAnswer
+    from service.api.answers import fields_of
     from service.app import build_parts
     from service.engine.answer import Ask
 
@@ -49,8 +49,9 @@ async def _classify(
         for path in photographs:
             try:
                 ask = Ask(arrival=time.monotonic(), threshold=threshold, top_k=top_k)
-                answer = ClassifyAnswer.of(await models.find(None).classify(path.read_bytes(), ask), "")
-                answers.append({"file": str(path), **answer.model_dump(exclude={"request_id", "config_version"})})
+                fields = fields_of(await models.find(None).classify(path.read_bytes(), ask), "")
+                del fields["request_id"], fields["config_version"]  # of servers
+                answers.append({"file": str(path), **fields})
             except (LowfirstError, OSError) as error:
                 answers.append({"file": str(path), "error": str(error)})
     finally:

@@ -15,18 +15,26 @@ from starlette.types import ASGIApp
 
 from service.api.dependencies import Parts
 from service.api.error_handlers import refusal
-from service.cli.http_protocol import http_protocol
+from service.cli.descriptors import most_connections
+from service.cli.http_protocol import Terms, http_protocol
 from service.log import logger
 from service.settings import Settings
 
 
-def http_config(app: ASGIApp, settings: Settings, parts: Parts, **protocol: Any) -> uvicorn.Config:
-    """How ``app`` is served; ``protocol`` is for ``http_protocol``."""
+def http_config(app: ASGIApp, settings: Settings, parts: Parts, **more: Any) -> uvicorn.Config:
+    """How ``app`` is served; ``more`` is for the protocol's ``Terms``."""
+    terms = Terms(
+        settings.receive_timeout_seconds,
+        partial(refusal, metrics=parts.metrics),
+        max_connections=most_connections(settings.max_connections),
+        **more,
+    )
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=http_protocol(settings.receive_timeout_seconds, partial(refusal, metrics=parts.metrics), **protocol),
+        http=http_protocol(terms),
+        ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -1,38 +1,68 @@
-"""uvicorn's HTTP, with what it lacks: a bound on the bytes and on the time of a request's head."""
+"""uvicorn's HTTP, with what it lacks: bounds on heads and connections, and an answer for whoever still waits for one.
+
+It subclasses what uvicorn keeps to itself: this file alone does, and its tests fail where uvicorn changes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import httptools
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import BadRequest, HeadTooLarge, LowfirstError, RequestTimeout
+from service.api.exchange import EXTENSION, Exchange, exchange_of
+from service.cli.head import MAX_HEAD_BYTES, refusal_of, too_large
+from service.errors import BadRequest, LowfirstError, RequestTimeout, TooManyConnections
+from service.log import logger
 
-MAX_HEAD_BYTES = 32 * 1024
-AROUND_HEADER = len(b": \r\n")
+# Connections beyond the bound that are told so, with 503. Further ones are closed without a word.
+SURPLUS = 64
+WARN_SECONDS = 10.0
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+PROBE_SECONDS = 0.25
 
 Refuse = Callable[[LowfirstError], Response]
 
 
-def http_protocol(
-    head_seconds: float,
-    refuse: Refuse,
-    is_leaving: Callable[[], bool] = lambda: False,
-    on_close: Callable[[], None] = lambda: None,
-) -> Any:
-    """What ``uvicorn.Config(http=...)`` takes.
+@dataclass(slots=True)
+class Terms:
+    """What the connections of a server share.
 
-    Args:
+    Attributes:
         head_seconds: how long a request's head may take to arrive.
         refuse: gives the answer to a request that no route will see.
         is_leaving: asked at each request whether its connection closes after the answer, which tells the client so.
-        on_close: told once of each connection that is closed, or is HTTP's no more.
+        on_close: told once of each connection that is closed.
+        max_connections: open at once; requests over further ones are refused.
+        warned: when the log was told of such, on the clock of ``time.monotonic``.
     """
-    return partial(BoundedHttp, head_seconds=head_seconds, refuse=refuse, is_leaving=is_leaving, on_close=on_close)
+
+    head_seconds: float
+    refuse: Refuse
+    is_leaving: Callable[[], bool] = lambda: False
+    on_close: Callable[[], None] = lambda: None
+    max_connections: float = math.inf
+    warned: float = -math.inf
+
+    def warn(self) -> None:
+        """Tell the log that there are too many connections, unless it was told a moment ago."""
+        now = time.monotonic()
+        if now - self.warned > WARN_SECONDS:
+            self.warned = now
+            logger.warning("%d connections are open, the most: further ones are answered 503", self.max_connections)
+
+
+def http_protocol(terms: Terms) -> Any:
+    """What ``uvicorn.Config(http=...)`` takes."""
+    return partial(BoundedHttp, terms=terms)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -42,98 +72,195 @@ class BoundedHttp(HttpToolsProtocol):
     it. Between requests uvicorn's own keep-alive timer runs.
     """
 
-    def __init__(
-        self,
-        *given: Any,
-        head_seconds: float,
-        refuse: Refuse,
-        is_leaving: Callable[[], bool],
-        on_close: Callable[[], None],
-        **named: Any,
-    ) -> None:
+    def __init__(self, *given: Any, terms: Terms, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._head_seconds = head_seconds
-        self._refusal_to = refuse
-        self._is_leaving = is_leaving
-        self._on_close = on_close
+        self.ws_protocol_class = None  # no route takes web sockets
+        self._terms = terms
         self._refusal: LowfirstError | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._probing: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None  # the cycle is the latest request's, which may have to wait
+        self._is_surplus = False
+        self._is_deaf = False  # what still comes cannot be read as HTTP
         self._in_head = False
+        self._in_body = False
         self._pending = 0  # bytes received since the parser last gave a whole head or part of a body
         self._received = 0  # bytes of the latest piece
 
+    # called by the event loop
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by the event loop."""
+        """A client connected."""
         super().connection_made(transport)
-        self._start_timer()
+        excess = len(self.connections) - self._terms.max_connections
+        if excess > 0:
+            self._terms.warn()
+            self._is_surplus = True
+        if excess > SURPLUS:
+            transport.abort()
+        else:
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop."""
+        """The client is gone, or was sent away."""
         self._stop_timer()
+        if self._probing is not None:
+            self._probing.cancel()
         super().connection_lost(exc)
-        self._on_close()
-
-    def handle_websocket_upgrade(self) -> None:
-        """Called where a client asks for a web socket, which no route takes: another protocol refuses it."""
-        super().handle_websocket_upgrade()
-        self._on_close()
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+            exchange = exchange_of(running.scope)  # type: ignore[arg-type]
+            if exchange is not None and exchange.on_leave is not None:
+                exchange.on_leave()
+        self._terms.on_close()
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
+        """The client sent something."""
+        if self._is_deaf:
+            return
+        self._unset_keepalive_if_required()
         self._received = len(data)
         self._pending += self._received
-        super().data_received(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._fail(self._refusal or BadRequest("the request is no HTTP that can be read"))
+            return
         if self.transport.is_closing():
             return
         if self._pending > MAX_HEAD_BYTES:
-            self._refuse(_too_large(self._pending))
+            self._fail(too_large(self._pending))
         elif self._timer is None and (self._in_head or not self._is_answering):
             self._start_timer()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client will send no more. It gets the answers to what it sent before, if the last of that is whole."""
+        if not self._is_answering or self._in_body:
+            return False
+        self.cycle.keep_alive = False
+        self._probe()
+        return True
+
+    # called by the parser
+
     def on_message_begin(self) -> None:
-        """Called by the parser."""
+        """A request begins."""
         super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: Exchange()}  # type: ignore[dict-item]
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser. What follows a body (a trailer) is no header, and not kept."""
+        """A header. What follows a body (a trailer) is none, and not kept."""
         if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Called by the parser."""
+        """The head is whole. One that asks for an upgrade is read again without that: see ``_feed``."""
         self._in_head = False
         self._stop_timer()
-        if max(self._pending, self._received) > MAX_HEAD_BYTES:  # of which bodies may be the most
-            size = len(self.url) + sum(len(name) + len(value) + AROUND_HEADER for name, value in self.headers)
-            if size > MAX_HEAD_BYTES:
-                self._refusal = _too_large(size)
-                raise self._refusal  # the parser ends with an error of its own: see send_400_response
+        self._refusal = self._refusal_of_head()
+        if self._refusal is not None:
+            raise self._refusal  # the parser ends with an error of its own
         self._pending = 0
+        if self.parser.should_upgrade():
+            return
+        self._in_body = True
         super().on_headers_complete()
-        if self.cycle is not None and self._is_leaving():
+        if self._terms.is_leaving():
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Called by the parser, for each piece."""
+        """A piece of the body."""
         self._pending = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Called by the parser."""
+        """The request is whole."""
         self._pending = 0
-        super().on_message_complete()
+        if self._in_body:
+            self._in_body = False
+            super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Called where the parser failed."""
-        self._refuse(self._refusal or BadRequest("the request is no HTTP that can be read"))
+    # called by uvicorn
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    # ours
 
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _feed(self, data: bytes) -> None:
+        """Have the parser read. An upgrade is not offered, so that a request that asks for one is read as any other.
+
+        The parser would take what follows such a head for another protocol: it is given the head again, without that.
+        """
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+                lines = [method + b" " + self.url + b" HTTP/" + version]
+                lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                self.parser.feed_data(b"\r\n".join(lines) + b"\r\n\r\n")
+
+    def _refusal_of_head(self) -> LowfirstError | None:
+        most = self._terms.max_connections
+        if self._is_surplus and len(self.connections) > most:
+            return TooManyConnections(len(self.connections), most)
+        received = max(self._pending, self._received)
+        parser = self.parser
+        return refusal_of(parser.get_method(), self.url, parser.get_http_version(), self.headers, received)
+
+    def _fail(self, error: LowfirstError) -> None:
+        """Read no further. Who is being answered gets that answer, then the connection is closed.
+
+        A request whose body is at fault is answered by its route, which reads ``error`` in the body's place.
+        """
+        self._is_deaf = True
+        if not self._is_answering:
+            if not self._in_body:  # else it was answered before it was whole
+                self._write(self._terms.refuse(error))
+            self.transport.close()
+            return
+        self.cycle.keep_alive = False
+        if self._in_body:
+            exchange = exchange_of(self.cycle.scope)  # type: ignore[arg-type]
+            assert exchange is not None
+            exchange.broken = error
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+
+    def _write(self, response: Response) -> None:
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        self.transport.write(STATUS_LINE[response.status_code] + b"".join(lines) + b"\r\n" + bytes(response.body))
+
+    def _probe(self) -> None:
+        """Send what any client passes over, now and then until there is an answer.
+
+        One that closed its connection, and one that only sends no more, look alike until something is sent to them:
+        the system of the former refuses it, which is told as ``connection_lost``.
+        """
+        running = self._running
+        if running is None or running.response_started:
+            return
+        if running.scope["http_version"] == "1.1":
+            self.transport.write(CONTINUE)
+            self._probing = self.loop.call_later(PROBE_SECONDS, self._probe)
+
     def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(self._head_seconds, self._timed_out)
+        self._timer = self.loop.call_later(self._terms.head_seconds, self._timed_out)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -145,26 +272,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._is_answering:  # a pipelined request's head: the keep-alive timer will run after the answer
             return
         if self._in_head:
-            self._refuse(
-                RequestTimeout(f"the request's head did not come in {self._head_seconds:g} seconds", field="head")
-            )
+            seconds = self._terms.head_seconds
+            self._fail(RequestTimeout(f"the request's head did not come in {seconds:g} seconds", field="head"))
         else:
             self.transport.close()
-
-    def _refuse(self, error: LowfirstError) -> None:
-        """Close, and say why unless an answer to an earlier request is under way."""
-        if not self._is_answering:
-            response = self._refusal_to(error)
-            headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
-            lines = [name + b": " + value + b"\r\n" for name, value in headers]
-            self.transport.write(STATUS_LINE[response.status_code] + b"".join(lines) + b"\r\n" + bytes(response.body))
-        self.transport.close()
-
-
-def _too_large(size: int) -> HeadTooLarge:
-    return HeadTooLarge(
-        f"the request's head has {size} bytes or more; the limit is {MAX_HEAD_BYTES}",
-        field="head",
-        value=size,
-        bound=MAX_HEAD_BYTES,
-    )

@@ -1,4 +1,4 @@
-"""How much work may be in flight. What is beyond is turned away before its body is read."""
+"""How much work may be in flight. Bytes count once they are here, and images once they are whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from service.engine.arriving import Arriving, Body
 from service.errors import Busy
 
 # Images in flight that are accepted however long the device takes for them.
@@ -14,6 +15,8 @@ ALWAYS = 16
 
 class Admission:
     """Counts of work in flight, used from the event loop's thread alone.
+
+    A body that is whole is admitted before others that are not: these are given up where their bytes are needed.
 
     Args:
         max_images, max_bytes: limits over all requests.
@@ -34,35 +37,75 @@ class Admission:
         self.max_bytes = max_bytes
         self.max_seconds = max_seconds
         self.images = 0
-        self.bytes = 0
+        self._whole_bytes = 0
+        self._arriving = Arriving()
         self._wait_seconds = wait_seconds
         self._on_reject = on_reject
 
-    @contextmanager
-    def admit(self, *, images: int = 0, size: int = 0, held: int = 0) -> Iterator[None]:
-        """Hold room for ``images`` and ``size`` bytes for as long as the block runs.
+    @property
+    def bytes(self) -> int:
+        """Of all bodies, whole or not."""
+        return self._whole_bytes + self._arriving.bytes
 
-        ``held`` images have room already, and are turned away with these.
+    def check(self) -> None:
+        """Raises Busy: there is no room now for even one image. Asked before a body is read."""
+        self._check(1, 1)
+
+    @contextmanager
+    def admit(self, *, images: int, size: int = 0) -> Iterator[None]:
+        """Hold room for ``images`` of whole bodies of ``size`` bytes for as long as the block runs.
 
         Raises:
             Busy: a limit is reached; nothing is held.
         """
-        if self.images + images > self.max_images:
-            raise self._busy(images + held, "images", "in_flight", self.images, self.max_images)
-        if self.bytes and self.bytes + size > self.max_bytes:  # one body alone is bounded elsewhere
-            raise self._busy(images + held, "bytes", "in_flight", self.bytes, self.max_bytes)
-        if self.images >= ALWAYS and (seconds := self._wait_seconds()) > self.max_seconds:
-            raise self._busy(images + held, "seconds", "queued", round(seconds, 3), self.max_seconds)
+        self._check(images, size)
+        self._make_room(size)
         self.images += images
-        self.bytes += size
+        self._whole_bytes += size
         try:
             yield
         finally:
             self.images -= images
-            self.bytes -= size
+            self._whole_bytes -= size
+
+    @contextmanager
+    def arriving(self, body: Body) -> Iterator[None]:
+        """Hold room for what ``arrived`` tells of ``body`` until the block ends: it is whole, or given up."""
+        try:
+            yield
+        finally:
+            self._arriving.remove(body)
+
+    def arrived(self, body: Body, size: int) -> None:
+        """So many more bytes of ``body`` are here, and it is not whole yet.
+
+        Raises:
+            Busy: there is no room, and it is the one to be given up; or was already.
+        """
+        if body.refusal is None:
+            self._arriving.add(body, size)
+        if self.bytes > self.max_bytes and body.size < self.bytes:  # one body alone is bounded elsewhere
+            self._make_room(0)
+        if body.refusal is not None:
+            raise body.refusal
+
+    def _check(self, images: int, size: int) -> None:
+        if self.images + images > self.max_images:
+            raise self._busy(images, "images", "in_flight", self.images, self.max_images)
+        if self._whole_bytes and self._whole_bytes + size > self.max_bytes:  # one body alone is bounded elsewhere
+            raise self._busy(images, "bytes", "in_flight", self._whole_bytes, self.max_bytes)
+        if self.images >= ALWAYS and (seconds := self._wait_seconds()) > self.max_seconds:
+            raise self._busy(images, "seconds", "queued", round(seconds, 3), self.max_seconds)
+
+    def _make_room(self, size: int) -> None:
+        """Give up bodies that are not whole until there is room for so many bytes, or there are none."""
+        while self.bytes + size > self.max_bytes and (body := self._arriving.first_to_give_up()) is not None:
+            body.refusal = self._busy(1, "bytes", "in_flight", self.bytes, self.max_bytes)
+            self._arriving.remove(body)
+            body.stop()
 
     def _busy(self, images: int, what: str, where: str, value: float, bound: float) -> Busy:
-        self._on_reject(what, max(1, images))
+        self._on_reject(what, images)
         return Busy(
             f"{value} {what} are {where.replace('_', ' ')}; the limit is {bound}",
             retry_after_seconds=max(1, math.ceil(self._wait_seconds())),

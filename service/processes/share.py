@@ -50,6 +50,7 @@ def share(settings: Settings, index: int, count: int) -> Settings:
             "processes": 1,
             "workers": settings.workers and of(settings.workers),
             "decode_threads": settings.decode_threads and of(settings.decode_threads),
+            "max_connections": settings.max_connections and of(settings.max_connections),
             "max_images_in_flight": of(settings.max_images_in_flight, settings.max_batch_images),
             "max_bytes_in_flight": of(settings.max_bytes_in_flight, settings.max_batch_bytes),
             "feature_slots": of(settings.feature_slots),

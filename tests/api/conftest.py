@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
+from tests.api.both_ways import BothWays, routed
 
 MakeApp = Callable[..., FastAPI]
 Connect = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -60,8 +61,13 @@ def connect() -> Connect:
 
 @pytest.fixture(scope="session")
 async def client(make_app: MakeApp, connect: Connect) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of one app for all tests that change nothing."""
-    async with connect(make_app()) as client:
+    """A client of one app for all tests that change nothing; it sees to it that both ways give the same answers."""
+    app, twin = make_app(), routed(make_app())
+    async with (
+        connect(app),
+        connect(twin),
+        httpx.AsyncClient(transport=BothWays(app, twin), base_url="http://test") as client,
+    ):
         yield client
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -100,6 +101,54 @@ async def test_json_of_another_shape_names_the_field(
 ) -> None:
     response = await client.post("/classify", content=body, headers={"Content-Type": "application/json"})
     assert error_of(response, 422, "invalid_field")["field"] == field
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/classify"),
+        ("PATCH", "/config/threshold"),
+        ("PATCH", "/config/model"),
+        ("POST", "/v2/models/tiny/infer"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{" + b'"":1,' * 600 + b'"":1}', 422, "invalid_field"),
+        (b'{"image":[' + b"0," * 600 + b"0]}", 422, "invalid_field"),
+        (b'{"a":' * 600 + b"1" + b"}" * 600, 400, "bad_request"),
+        (b"[" * 4000, 400, "bad_request"),
+    ],
+    ids=["keys", "elements", "depth", "no end"],
+)
+async def test_json_of_too_many_parts_is_refused_before_anything_is_made_of_it(
+    client: httpx.AsyncClient,
+    error_of: Callable[..., dict[str, Any]],
+    method: str,
+    path: str,
+    body: bytes,
+    status: int,
+    code: str,
+) -> None:
+    response = await client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+    assert len(response.content) < 500
+    if path.startswith("/v2"):
+        assert response.status_code == status
+    else:
+        error_of(response, status, code)
+
+
+@pytest.mark.anyio
+async def test_json_of_a_million_keys_takes_no_memory(client: httpx.AsyncClient) -> None:
+    body = b"{" + b'"0":1,' * 2_000_000 + b'"0":1}'
+    tracemalloc.start()
+    response = await client.post("/classify", content=body, headers={"Content-Type": "application/json"})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert response.status_code == 422
+    assert peak < 3 * len(body)
 
 
 @pytest.mark.anyio

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.cli.http_protocol import MAX_HEAD_BYTES
+from service.cli.head import MAX_HEAD_BYTES
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]

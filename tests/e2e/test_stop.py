@@ -28,8 +28,13 @@ def begin(opened: socket.socket, client: httpx.Client, jpeg: bytes) -> None:
     """Send the head and half the body of a request, and wait until it is accepted."""
     opened.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n")
     opened.sendall(f"Content-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg[:100])
+    wait_until_received(client)
+
+
+def wait_until_received(client: httpx.Client) -> None:
+    """Until a part of a body is there."""
     end = time.monotonic() + TIMEOUT
-    while client.get("/stats").json()["queue"]["images_in_flight"] == 0:
+    while client.get("/stats").json()["queue"]["bytes_in_flight"] == 0:
         assert time.monotonic() < end
 
 
@@ -53,6 +58,19 @@ def test_sigterm_finishes_what_was_accepted_and_succeeds(serve: Serve, jpeg: byt
         process.send_signal(signal.SIGTERM)
         wait_until_closed(idle, client)
         assert process.poll() is None
+        assert finish(accepted, jpeg).startswith(b"HTTP/1.1 200 ")
+    assert process.wait(TIMEOUT) == 0
+
+
+def test_sigterm_finishes_a_request_that_asked_for_an_upgrade(serve: Serve, jpeg: bytes) -> None:
+    process, client = serve(drain_delay_seconds="0.1")
+    with connection(client) as accepted, connection(client) as idle:
+        accepted.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n")
+        accepted.sendall(b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n")
+        accepted.sendall(f"Content-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg[:100])
+        wait_until_received(client)
+        process.send_signal(signal.SIGTERM)
+        wait_until_closed(idle, client)
         assert finish(accepted, jpeg).startswith(b"HTTP/1.1 200 ")
     assert process.wait(TIMEOUT) == 0
 

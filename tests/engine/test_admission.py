@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.admission import ALWAYS, Admission
+from service.engine.arriving import Body
 from service.errors import Busy
 
 
@@ -68,10 +69,14 @@ def test_image_behind_too_much_work_is_busy_unless_few_are_in_flight() -> None:
             assert admission.images == ALWAYS + 1
 
 
-def test_rest_of_a_batch_request_is_admitted_by_images_alone() -> None:
-    admission = Admission(max_images=4, max_bytes=100)
-    with admission.admit(images=1, size=100), admission.admit(images=3):
-        assert (admission.images, admission.bytes) == (4, 100)
+def test_check_says_whether_one_image_would_have_room_and_holds_nothing() -> None:
+    admission = Admission(max_images=1, max_bytes=100)
+    admission.check()
+    with admission.admit(images=1, size=30), pytest.raises(Busy, match="1 images are in flight"):
+        admission.check()
+    with admission.admit(images=0, size=100), pytest.raises(Busy, match="100 bytes are in flight"):
+        admission.check()
+    admission.check()
 
 
 @pytest.mark.parametrize(("waits", "retry"), [(0.0, 1), (0.2, 1), (2.0, 2), (2.1, 3)])
@@ -85,11 +90,11 @@ def test_retry_after_is_the_wait_in_whole_seconds_at_least_one(waits: float, ret
 def test_rejections_are_told_by_limit_with_the_images_turned_away() -> None:
     told: list[tuple[str, int]] = []
     admission = Admission(max_images=1, max_bytes=10, on_reject=lambda reason, images: told.append((reason, images)))
-    with admission.admit(size=5):
-        for wanted in ({"images": 2}, {"images": 1, "size": 6}, {"size": 6}, {"images": 3, "held": 1}):
+    with admission.admit(images=0, size=5):
+        for wanted in ({"images": 2}, {"images": 1, "size": 6}):
             with pytest.raises(Busy), admission.admit(**wanted):
                 pytest.fail("admitted")
-    assert told == [("images", 2), ("bytes", 1), ("bytes", 1), ("images", 4)]
+    assert told == [("images", 2), ("bytes", 1)]
 
 
 @settings(deadline=None)
@@ -109,3 +114,69 @@ def test_limits_hold_whatever_is_asked(wanted: list[tuple[int, int]]) -> None:
     for room in held:
         room.__exit__(None, None, None)
     assert (admission.images, admission.bytes) == (0, 0)
+
+
+class Upload:
+    """A body on its way, and whether its reader was stopped."""
+
+    def __init__(self, admission: Admission, address: str, size: int) -> None:
+        self.was_stopped = False
+        self.body = Body(address, self._stop)
+        self._room = admission.arriving(self.body)
+        self._room.__enter__()
+        admission.arrived(self.body, size)
+
+    def end(self) -> None:
+        """It is whole, or its reader gave up."""
+        self._room.__exit__(None, None, None)
+
+    def _stop(self) -> None:
+        self.was_stopped = True
+
+
+def test_bytes_of_a_body_count_as_they_come_and_take_no_place() -> None:
+    admission = Admission(max_images=1, max_bytes=100)
+    upload = Upload(admission, "a", 30)
+    admission.arrived(upload.body, 20)
+    assert (admission.images, admission.bytes) == (0, 50)
+    upload.end()
+    assert admission.bytes == 0
+
+
+def test_whole_body_takes_the_room_of_those_that_are_not() -> None:
+    told: list[tuple[str, int]] = []
+    admission = Admission(9, 100, on_reject=lambda reason, images: told.append((reason, images)))
+    first, second = Upload(admission, "a", 40), Upload(admission, "a", 40)
+    with admission.admit(images=1, size=50):
+        assert (first.was_stopped, second.was_stopped) == (True, False)
+        assert first.body.refusal is not None
+        assert (first.body.refusal.field, first.body.refusal.value) == ("bytes_in_flight", 80)
+        assert admission.bytes == 90
+    assert told == [("bytes", 1)]
+    first.end()
+    second.end()
+    assert admission.bytes == 0
+
+
+def test_address_that_holds_the_most_gives_up_its_oldest_body() -> None:
+    admission = Admission(max_images=9, max_bytes=100)
+    modest = Upload(admission, "modest", 20)
+    greedy = [Upload(admission, "greedy", 40), Upload(admission, "greedy", 30)]
+    late = Upload(admission, "late", 25)
+    assert [upload.was_stopped for upload in (modest, *greedy, late)] == [False, True, False, False]
+    assert admission.bytes == 75
+
+
+def test_body_that_has_to_make_room_for_others_is_told_at_once() -> None:
+    admission = Admission(max_images=9, max_bytes=100)
+    with admission.admit(images=1, size=60):
+        with pytest.raises(Busy, match="110 bytes are in flight"):
+            Upload(admission, "a", 50)
+        assert admission.bytes == 60
+
+
+def test_body_that_is_alone_may_grow_beyond_the_limit() -> None:
+    admission = Admission(max_images=9, max_bytes=100)
+    upload = Upload(admission, "a", 90)
+    admission.arrived(upload.body, 90)
+    assert (admission.bytes, upload.was_stopped) == (180, False)

@@ -7,17 +7,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from service.api import bodies
-from service.api.classifying import (
-    CLIENT_CLOSED_REQUEST,
-    DirectRoute,
-    ask_of,
-    classify_image,
-    most_images,
-    unless_client_leaves,
-)
+from service.api import answers, bodies
+from service.api.answers import Fields, fields_of
+from service.api.classifying import ask_of, classify_image, most_images
 from service.api.dependencies import Parts, parts_of
+from service.api.direct import DirectRoute
 from service.api.error_handlers import detail
+from service.api.exchange import unless_client_leaves
+from service.api.receiving import read
 from service.api.request_context import request_id
 from service.api.schemas import BatchAnswer, BatchError, ClassifyAnswer, ClassifyQuery, JsonImage
 from service.engine.answer import Ask
@@ -74,11 +71,12 @@ async def classify(request: Request) -> Response:
     """
     parts = parts_of(request)
     model, ask = _ask(request, parts)
-    limit = _body_limit(request, parts.settings.max_image_bytes)
-    with parts.admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
-        image = bodies.one_image(request, await bodies.read(request, limit))
-        answer = await unless_client_leaves(request, _classify(parts, model, image, ask, request_id(request)))
-    return _json(answer)
+    parts.admission.check()
+    image = bodies.one_image(request, await read(request, _body_limit(request, parts.settings.max_image_bytes)))
+    with parts.admission.admit(images=1, size=len(image)):
+        return answers.one(
+            await unless_client_leaves(request, _classify(parts, model, image, ask, request_id(request)))
+        )
 
 
 @router.post("/classify/batch", response_model=BatchAnswer, openapi_extra=MANY_IMAGES)
@@ -89,29 +87,26 @@ async def classify_batch(request: Request) -> Response:
     """
     parts = parts_of(request)
     model, ask = _ask(request, parts)
-    limit = parts.settings.max_batch_bytes
+    parts.admission.check()
+    body = await read(request, parts.settings.max_batch_bytes)
+    images = bodies.many_images(request, body, most_images(parts))
     id_ = request_id(request)
-    admission = parts.admission
-    with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
-        images = bodies.many_images(request, await bodies.read(request, limit), most_images(parts))
-        with admission.admit(images=len(images) - 1, held=1):
-            results = await unless_client_leaves(
-                request, asyncio.gather(*(_classify_or_error(parts, model, image, ask, id_) for image in images))
-            )
-    return _json(None if results is None else BatchAnswer(results=results))
+    with parts.admission.admit(images=len(images), size=len(body)):
+        results = await unless_client_leaves(
+            request, asyncio.gather(*(_classify_or_error(parts, model, image, ask, id_) for image in images))
+        )
+    return answers.json_response({"results": results})
 
 
-async def _classify(parts: Parts, model: str | None, image: bytes, ask: Ask, id_: str) -> ClassifyAnswer:
-    return ClassifyAnswer.of(await classify_image(parts, parts.models.find(model), image, ask), id_)
+async def _classify(parts: Parts, model: str | None, image: bytes, ask: Ask, id_: str) -> Fields:
+    return fields_of(await classify_image(parts, parts.models.find(model), image, ask), id_)
 
 
-async def _classify_or_error(
-    parts: Parts, model: str | None, image: bytes, ask: Ask, id_: str
-) -> ClassifyAnswer | BatchError:
+async def _classify_or_error(parts: Parts, model: str | None, image: bytes, ask: Ask, id_: str) -> Fields:
     try:
         return await _classify(parts, model, image, ask, id_)
     except LowfirstError as error:
-        return BatchError(error=detail(error, id_), status=error.status)
+        return BatchError(error=detail(error, id_), status=error.status).model_dump()
 
 
 def _ask(request: Request, parts: Parts) -> tuple[str | None, Ask]:
@@ -130,10 +125,3 @@ def _body_limit(request: Request, image_limit: int) -> int:
     if kind == "application/json":
         return image_limit * 4 // 3 + 1024
     return image_limit + 1024 if kind == bodies.MULTIPART else image_limit
-
-
-def _json(answer: ClassifyAnswer | BatchAnswer | None) -> Response:
-    if answer is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = {"Server-Timing": answer.server_timing} if isinstance(answer, ClassifyAnswer) else None
-    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)

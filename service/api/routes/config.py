@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
-from service.api import bodies
+from service.api import bodies, receiving
 from service.api.dependencies import Injected, Parts
 from service.api.schemas import (
     ConfigAnswer,
@@ -56,7 +56,7 @@ def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
         kind = bodies.content_type(request)
         if kind != "application/json":
             raise bodies.unsupported(kind, "application/json")
-        return bodies.parse(schema, await bodies.read(request, MAX_PATCH_BYTES))
+        return bodies.parse(schema, await receiving.read(request, MAX_PATCH_BYTES))
 
     return read
 
@@ -187,7 +187,7 @@ def _version(if_match: str | None) -> int | None:
     if if_match is None or if_match.strip() == "*":
         return None
     bare = if_match.strip().removeprefix("W/").strip('"')
-    version = bodies.whole_number(bare)
+    version = receiving.whole_number(bare)
     if version is None:
         raise BadRequest(f"If-Match is {if_match[:100]!r}; it must be a version", field="If-Match", value=if_match)
     return version

@@ -12,16 +12,11 @@ from fastapi import APIRouter, Body, Depends, Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
 import service
-from service.api import bodies, tensors
-from service.api.classifying import (
-    CLIENT_CLOSED_REQUEST,
-    DirectRoute,
-    ask_of,
-    classify_image,
-    most_images,
-    unless_client_leaves,
-)
+from service.api import receiving, tensors
+from service.api.classifying import ask_of, classify_image, most_images
 from service.api.dependencies import Injected, Parts, parts_of
+from service.api.direct import DirectRoute
+from service.api.exchange import unless_client_leaves
 from service.api.protocol_schemas import (
     InferAnswer,
     InferRequest,
@@ -136,15 +131,14 @@ async def infer(request: Request) -> Response:
     parts = parts_of(request)
     named = request.path_params["model"], request.path_params.get("version")
     _served(parts, *named)
-    limit = parts.settings.max_batch_bytes
-    admission = parts.admission
-    with admission.admit(images=1, size=bodies.announced_bytes(request, limit)):
-        asked, images = tensors.read(request, await bodies.read(request, limit), most_images(parts))
-        engine = _served(parts, *named)  # once for all images: they may have been exchanged while the body came
-        ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
-        with admission.admit(images=len(images) - 1, held=1):
-            answers = await unless_client_leaves(request, _classify_all(parts, engine, images, ask))
-    return Response(status_code=CLIENT_CLOSED_REQUEST) if answers is None else tensors.answer(asked, answers)
+    parts.admission.check()
+    body = await receiving.read(request, parts.settings.max_batch_bytes)
+    asked, images = tensors.read(request, body, most_images(parts))
+    engine = _served(parts, *named)  # once for all images: they may have been exchanged while the body came
+    ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
+    with parts.admission.admit(images=len(images), size=len(body)):
+        answers = await unless_client_leaves(request, _classify_all(parts, engine, images, ask))
+    return tensors.answer(asked, answers)
 
 
 for _path, _named in ((MODEL, _model), (VERSION, _version)):
@@ -172,8 +166,7 @@ async def _classify(parts: Parts, engine: Engine, index: int, image: bytes, ask:
     try:
         return await classify_image(parts, engine, image, ask)
     except LowfirstError as error:
-        error.message = f"image {index}: {error.message}"
-        raise
+        raise error.about(f"image {index}") from error
 
 
 def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int) -> Ask:

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.api.classifying import DirectRoute
+from service.api.direct import DirectRoute
 from service.api.routes import classify, inference_protocol
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,25 @@
+"""How many connections the system lets a process have."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+
+# Descriptors of a process that serves: more are of no use to it.
+WANTED = 65_536
+
+# Of them, those that are no connection's: connections that are refused, files, sockets to Redis and other processes.
+RESERVED = 192
+
+
+def most_connections(asked: int | None) -> int:
+    """``asked``, or as many as fit where that is None or more. The limit on descriptors is raised as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # a sandbox may forbid it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    fit = WANTED if soft == resource.RLIM_INFINITY else soft
+    fit = max(1, fit - RESERVED)
+    return fit if asked is None else min(asked, fit)
