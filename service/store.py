@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,24 @@ class ModelStore:
     def next_version(self, name: str) -> int:
         """One more than any version of model ``name``, half-written ones too."""
         return max((version for version, _ in self._folders(name)), default=0) + 1
+
+    @contextmanager
+    def new_version(self, name: str) -> Iterator[tuple[int, Path]]:
+        """A version of model ``name`` to be written: its number and its empty folder. What fails leaves nothing behind.
+
+        Raises:
+            InvalidOption: ``name`` cannot be a model's name.
+        """
+        version = self.next_version(name)
+        folder = self.root / name / str(version)
+        folder.mkdir(parents=True)
+        try:
+            yield version, folder
+        except BaseException:
+            shutil.rmtree(folder)
+            with suppress(OSError):  # other versions are there
+                folder.parent.rmdir()
+            raise
 
     def _folders(self, name: str) -> list[tuple[int, Path]]:
         folder = self.root / _checked(name)

@@ -101,7 +101,7 @@ def write_tiny(folder: Path, network_name: str, make_jpeg: MakeJpeg) -> None:
                 parameter.mul_(20)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
+                module.momentum = 0.9985  # not 1: a norm of hardly any variance would amplify rounding
         seen = normalise(torch.stack([decode(make_jpeg(2000 + i), PREPROCESSING) for i in range(64)]), PREPROCESSING)
         network.train()(seen)  # norm statistics that fit what the tests send
     stages = zip(

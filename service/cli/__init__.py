@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from service.cli import bench, calibrate, classify, deploy, evaluate, models, publish, quantise, report, serve, train
+from service.cli import (
+    bench,
+    calibrate,
+    classify,
+    compose,
+    deploy,
+    evaluate,
+    models,
+    publish,
+    quantise,
+    report,
+    serve,
+    train,
+)
 from service.cli.console import errors
 from service.errors import LowfirstError
 
@@ -17,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image classification that spends compute only where an image needs it.",
 )
-for command in (serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, models, bench):
+for command in (
+    serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, compose, models, bench,
+):  # fmt: skip
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))
 
 

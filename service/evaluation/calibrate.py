@@ -19,6 +19,7 @@ from service.inference.predictor import Predictor
 from service.inference.runtimes import available
 from service.log import logger
 from service.model_spec import ModelSpec
+from service.networks.registry import COMPOSED
 from service.store import read_spec, write_spec
 from service.training.data import MIN_HELD_OUT, Photographs, find, find_unlabelled, halve, hold_out
 from service.training.summary import few_to_certify
@@ -172,6 +173,12 @@ def photographs_for(spec: ModelSpec, folder: Path, data: Path, split: str | None
     if split:
         logger.warning("%s does not know what it was trained on: make sure that it was none of %s", spec.title, split)
         return _enough(found, data)
+    if spec.architecture.network == COMPOSED and "calibration_share" not in spec.recipe:
+        raise DataError(
+            f"what the models of {spec.title} held out is not the same: pass photographs that none of them was trained "
+            "on, with --split NAME",
+            field="split",
+        )
     return held_out(spec, data)
 
 

@@ -282,20 +282,20 @@ class Group:
         pairs = {index: pair for pair, index in self.pairs.items()}
         for index, run in self.multi.items():
             cascade = self.cascade(index)
-            pixels = "/".join(map(str, run.spec.resolutions))
             if index in pairs:
-                naive = self.naive(pairs[index])
+                naive, pixels = self.naive(pairs[index]), "/".join(str(self.runs[i].resolution) for i in pairs[index])
                 rows += [_row("naive cascade", pixels, naive, t, pairs[index]) for t in self._thresholds(run, naive)]
             default = self.default(index)
             thresholds = sorted({*self._thresholds(run, cascade), *([] if default is None else [default])})
-            rows += [_row("multi-scale", pixels, cascade, t, (index,), t == default) for t in thresholds]
+            kind, pixels = "composed" if run.is_composed else "multi-scale", "/".join(map(str, run.spec.resolutions))
+            rows += [_row(kind, pixels, cascade, t, (index,), t == default) for t in thresholds]
         return rows
 
     def _thresholds(self, run: Run, cascade: Cascade) -> list[float]:
         """The highest thresholds that cost no more than the base network at sizes from half to full."""
-        of = run.spec.architecture
-        options = {name: value for name, value in of.options.items() if name != "fusion"}
-        budgets = [cost(self.backbone, of.num_classes, size, options)[-1] for size in _between(run.resolution)]
+        options = {name: value for name, value in run.last_network[1].items() if name != "fusion"}
+        sizes = _between(run.resolution)
+        budgets = [cost(self.backbone, len(run.spec.classes), size, options)[-1] for size in sizes]
         takes = {threshold: cascade.at(threshold)[1] for threshold in THRESHOLDS}
         return sorted({max((t for t in THRESHOLDS if takes[t] <= budget + 1e-9), default=0.0) for budget in budgets})
 

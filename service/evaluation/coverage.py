@@ -1,4 +1,4 @@
-"""Whether promises are kept: how probable it is, calibrated anew, that a certified threshold breaks its own."""
+"""Whether promises are kept: how probable it is, calibrated again, that a certified threshold breaks its own."""
 
 from __future__ import annotations
 

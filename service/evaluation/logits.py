@@ -29,8 +29,16 @@ def predictor_at(folder: Path, spec: ModelSpec, resolution: int, device: str, pr
     where = choose_device(device)
     sides = [stage.resolution * resolution // spec.preprocessing.crop for stage in spec.stages]
     stages = tuple(dataclasses.replace(stage, resolution=side) for stage, side in zip(spec.stages, sides, strict=True))
-    tested = dataclasses.replace(spec, preprocessing=Preprocessing.at(resolution), stages=stages)
+    tested = dataclasses.replace(spec, preprocessing=_at(spec.preprocessing, resolution), stages=stages)
     return Predictor(load_network(folder, spec), tested, where, choose_precision(precision, where))
+
+
+def _at(preprocessing: Preprocessing, resolution: int) -> Preprocessing:
+    """The same at another size."""
+    if preprocessing == Preprocessing.at(preprocessing.crop):
+        return Preprocessing.at(resolution)
+    resize = round(resolution * preprocessing.resize / preprocessing.crop)
+    return dataclasses.replace(preprocessing, resize=resize, crop=resolution)
 
 
 def kept_passes(
@@ -53,7 +61,7 @@ def kept_passes(
         digest.update(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     name = f"{spec.preprocessing.crop}-{predictor.precision}-{digest.hexdigest()[:16]}.npz"
     path = cache / name
-    passes = _read(path)
+    passes = _read(path, predictor.depth)
     if passes is None:
         passes = run_passes(predictor, photographs, workers, on_batch)
         with contextlib.suppress(OSError):  # it is only a cache
@@ -63,14 +71,12 @@ def kept_passes(
     return passes
 
 
-def _read(path: Path) -> Passes | None:
-    """None where nothing is kept, or nothing that can be read."""
+def _read(path: Path, depth: int) -> Passes | None:
+    """None where nothing is kept, or nothing that can be read. Files of earlier versions have two stages by name."""
     try:
         with path.open("rb") as file, np.load(file) as kept:
-            stages = sum(name.startswith("logits") for name in kept)
-            logits = tuple(torch.from_numpy(kept[f"logits{stage}"]).float() for stage in range(stages))
-            if not logits:
-                return None
+            names = [f"logits{stage}" for stage in range(depth)] if "logits0" in kept else ["low", "high"][-depth:]
+            logits = tuple(torch.from_numpy(kept[name]).float() for name in names)
             return Passes(logits, torch.from_numpy(kept["targets"]), tuple(kept["unreadable"].tolist()))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

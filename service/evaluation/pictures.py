@@ -50,8 +50,9 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
     """Of the first multi-scale run, and the single-scale run beside it."""
     chosen: list[Run] = []
     missing = ""
-    if group.multi:
-        run = next(iter(group.multi.values()))
+    scales = [run for run in group.multi.values() if not run.is_composed]
+    if scales:
+        run = scales[0]
         single = group.high_run(run)
         chosen = [*([] if single is None else [group.runs[single]]), run]
         if single is None:
@@ -59,6 +60,10 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
     elif group.single:
         chosen = [next(iter(group.single.values()))]
         missing = f"A run of ms_{group.backbone} would add the maps of L and H."
+    if not chosen:
+        return Picked(
+            None, "Figure 1", _takes(group, max(run.resolution for run in group.runs.values()), "to show its maps")
+        )
     found: dict[str, Spectrum] = {}
     for run in chosen:
         found |= spectra(load_network(run.folder, run.spec).eval(), sample(run, bench))  # type: ignore[arg-type]
@@ -69,7 +74,7 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
     low = (
         " L's map is doubled as H receives it, which leaves nothing at Nyquist's frequency; H's own is taken before "
         "L is added."
-        if group.multi
+        if scales
         else ""
     )
     return Picked(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +38,14 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
     if evaluation.split == "train" or not evaluation.is_of(spec):
         reason = "was evaluated on train/" if evaluation.split == "train" else "has changed since it was evaluated"
         raise DataError(f"{run} {reason}: run `lowfirst evaluate {run} --data DIR` again")
-    published = dataclasses.replace(spec, name=name, version=store.next_version(name))
-    folder = store.root / name / str(published.version)
-    folder.mkdir(parents=True)
-    try:
+    with store.new_version(name) as (version, folder):
+        published = dataclasses.replace(spec, name=name, version=version)
         for file in (WEIGHTS, *spec.files):
             (folder / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(run / file, folder / file)
         (folder / CARD).write_text(card(published, evaluation))
         draw_curve(published, evaluation, folder / CURVE)
         write_spec(folder, published)  # last: it is what makes the folder a model
-    except BaseException:
-        shutil.rmtree(folder)
-        with suppress(OSError):  # other versions are there
-            folder.parent.rmdir()
-        raise
     return published
 
 

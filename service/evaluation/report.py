@@ -146,7 +146,7 @@ def _section(group: Group, bench: Bench, out: Path) -> Section:
         group.rows(),
         group.seeds(),
         [group.verdict(index) for index in group.multi],
-        handovers={run.name: _handover(run, bench) for run in group.multi.values()},
+        handovers={run.name: blocks for run in group.multi.values() if (blocks := _handover(run, bench))},
         pictures=pictures(group, bench, out),
         promises={run.name: (_certified(group, i), _promises(group, i)) for i, run in group.multi.items()},
     )
@@ -154,8 +154,7 @@ def _section(group: Group, bench: Bench, out: Path) -> Section:
 
 def _handover(run: Run, bench: Bench) -> list[Handover]:
     network = load_network(run.folder, run.spec).eval()
-    assert isinstance(network, MSNet)
-    return handover(network, sample(run, bench))
+    return handover(network, sample(run, bench)) if isinstance(network, MSNet) else []
 
 
 def _certified(group: Group, index: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.errors import BrokenModel, DataError
 from service.model_spec import SPEC, ModelSpec
-from service.networks.registry import backbone_name, names
+from service.networks.registry import COMPOSED, backbone_name, names
 from service.store import read_spec
 from service.training.run_folder import LOG
 
@@ -43,9 +43,23 @@ class Run:
         return self.spec.depth > 1
 
     @property
+    def is_composed(self) -> bool:
+        """Whether it is finished models, one after another."""
+        return self.spec.architecture.network == COMPOSED
+
+    @property
+    def last_network(self) -> tuple[str, Mapping[str, Any]]:
+        """The network that its last stage belongs to, and that one's options."""
+        of = self.spec.architecture
+        if not self.is_composed:
+            return of.network, of.options
+        member, _ = of.options["order"][-1]
+        return of.options["members"][member]["network"], of.options["members"][member]["options"]
+
+    @property
     def backbone(self) -> str:
-        """Its base network."""
-        return backbone_name(self.spec.architecture.network)
+        """Its base network: its last stage's."""
+        return backbone_name(self.last_network[0])
 
     @property
     def resolution(self) -> int:
@@ -75,7 +89,7 @@ class Run:
         """Raises NotFound or BrokenModel (see ``store``, and a network that is not known); DataError: a log of another
         version."""
         spec = read_spec(folder)
-        if spec.architecture.network not in names():
+        if spec.architecture.network not in (*names(), COMPOSED):
             raise BrokenModel(
                 f"{folder / SPEC} has the network {spec.architecture.network!r}, which this version of lowfirst lacks",
                 field="runs",
@@ -116,7 +130,9 @@ def check_same_classes(runs: Sequence[Run]) -> None:
 
 
 def differences(run: Run, single: Run) -> list[str]:
-    """Training options that differ between a multi-scale run and a single-scale one, and need not."""
+    """Training options that differ between a run of several stages and a single-scale one, and need not."""
+    if run.is_composed:  # it was not trained
+        return []
     one, other = run.recipe, single.recipe
     options = sorted({*one, *other} - OWN_OPTIONS)
     return [
@@ -127,6 +143,8 @@ def differences(run: Run, single: Run) -> list[str]:
 
 
 def _log(folder: Path, spec: ModelSpec) -> str:
+    if "composed_of" in spec.recipe:
+        return f"composed of {', '.join(each['model'] for each in spec.recipe['composed_of'])}, not trained"
     training, path = spec.training, folder / LOG
     said = f"{training.get('epochs_done', '?')} epochs, {training.get('train_images', '?')} photographs"
     if "seconds" in training:

@@ -22,7 +22,10 @@ from service.training.options import TrainOptions
 
 Lowfirst = Callable[..., Any]
 
-COMMANDS = ("serve", "deploy", "classify", "train", "calibrate", "evaluate", "report", "publish", "models")
+COMMANDS = (
+    "serve", "deploy", "classify", "train", "calibrate", "quantise", "evaluate", "report", "publish", "compose",
+    "models", "bench",
+)  # fmt: skip
 QUICK = ("--resolution", "64", "--epochs", "1", "--device", "cpu", "--precision", "float32", "--workers", "0")
 
 # Whatever started the tests may have told its children to ignore the interrupt.
@@ -118,10 +121,18 @@ ERRORS = {
         "option is 'fusion'; it must be KEY=VALUE",
     ),
     "train resume nothing": (["train", "resnet18", "--data", "{data}", "--out", "x", "--resume"], "x holds no run to"),
-    "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "model is 'nowhere'; "),
+    "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "model is 'nowhere'; it is no run folder, and"),
     "evaluate no model": (["evaluate", "nobody", "--data", "x"], "model is 'nobody'; "),
     "report no model": (["report", "nobody", "--data", "x", "--out", "y"], "model is 'nobody'; "),
     "publish no run": (["publish", "nowhere", "--name", "x"], "nowhere holds no model"),
+    "compose no model": (["compose", "x", "--stage", "nobody"], "model is 'nobody'; it is no run folder, and "),
+    "compose no pixels": (["compose", "x", "--stage", "a@big"], "stage is 'a@big'; it must be MODEL or MODEL@PIXELS"),
+    "compose 0 pixels": (["compose", "x", "--stage", "a@0"], "stage is 'a@0'; it must be MODEL or MODEL@PIXELS"),
+    "compose no name": (["compose", "X", "--stage", "nobody"], "model is 'nobody'; "),
+    "calibrate both": (
+        ["calibrate", "x", "--data", "x", "--unlabelled", "--split", "val"],
+        "split is 'val'; it must be left out: --unlabelled takes every photograph",
+    ),
     "classify no model": (["classify", "--model", "nobody", "x.jpg"], "model is 'nobody'; "),
     "classify a path": (["classify", "--model", "../tiny", "x.jpg"], "model is '..'; it must be a name of"),
 }

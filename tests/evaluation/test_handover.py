@@ -14,16 +14,17 @@ from service.networks.registry import build
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def _network(fusion: str) -> MSNet:
+def _network(fusion: str, prefix: str = "ms_") -> MSNet:
     torch.manual_seed(0)
-    network = build("ms_mobilenet_v1_025", 4, {"fusion": fusion}).eval()
+    network = build(f"{prefix}mobilenet_v1_025", 4, {"fusion": fusion}).eval()
     assert isinstance(network, MSNet)
     return network
 
 
+@pytest.mark.parametrize("prefix", ["ms_", "ms3_"])
 @pytest.mark.parametrize(("fusion", "blocks"), [("before_relu", 5), ("after_relu", 4)])
-def test_every_sum_of_maps_is_told(fusion: str, blocks: int) -> None:
-    found = handover(_network(fusion), [IMAGES[:2], IMAGES[2:]])
+def test_every_sum_of_maps_is_told(fusion: str, blocks: int, prefix: str) -> None:
+    found = handover(_network(fusion, prefix), [IMAGES[:2], IMAGES[2:]])
     assert len(found) == blocks
     assert all(0 < each.share < 1 and -1 <= each.correlation <= 1 for each in found)
 

@@ -1,8 +1,9 @@
-"""Logits are kept for what they are of, and computed anew for anything else."""
+"""Logits are kept for what they are of, and computed again for anything else."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,26 @@ def test_kept_logits_are_those_of_an_ordinary_pass(run: Path, photographs: Photo
     assert all(torch.equal(*both) for both in zip(passes.logits, expected.logits, strict=True))
 
 
+def test_what_an_earlier_version_kept_of_two_stages_is_read(
+    run: Path, photographs: Photographs, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    passes = kept_passes(_at(run, 64), photographs, cache, 0)
+    (file,) = cache.iterdir()
+    low, high = (logits.numpy() + 1 for logits in passes.logits)
+    np.savez(file, low=low, high=high, targets=passes.targets.numpy(), unreadable=np.array([], dtype=np.str_))
+    again = kept_passes(_at(run, 64), photographs, cache, 0)
+    assert all(torch.equal(now, was + 1) for now, was in zip(again.logits, passes.logits, strict=True))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_every_stage_is_kept(stores: Mapping[int, Path], photographs: Photographs, tmp_path: Path, depth: int) -> None:
+    folder = stores[depth] / "tiny" / "1"
+    first, second = (kept_passes(_at(folder, 64), photographs, tmp_path, 0) for _ in range(2))
+    assert len(first.logits) == len(second.logits) == depth
+    assert all(torch.equal(*both) for both in zip(first.logits, second.logits, strict=True))
+
+
 def test_other_sizes_weights_and_photographs_are_other_logits(
     run: Path, photographs: Photographs, tmp_path: Path
 ) -> None:
@@ -71,7 +92,7 @@ def test_unreadable_files_are_remembered(run: Path, photographs: Photographs, tm
         assert len(passes) == len(photographs) - 1
 
 
-def test_spoiled_cache_is_written_anew(run: Path, photographs: Photographs, tmp_path: Path) -> None:
+def test_spoiled_cache_is_written_again(run: Path, photographs: Photographs, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     expected = kept_passes(_at(run, 64), photographs, cache, 0)
     (file,) = cache.iterdir()

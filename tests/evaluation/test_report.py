@@ -16,6 +16,7 @@ from PIL import Image
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.evaluation import paper
 from service.evaluation.comparison import Bench, Group
+from service.evaluation.compose import Part, compose
 from service.evaluation.evaluate import evaluate
 from service.evaluation.passes import run_passes
 from service.evaluation.report import report
@@ -24,7 +25,7 @@ from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
 from service.model_spec import Architecture
 from service.networks.cost import cost
-from service.networks.registry import build, names, reference_resolution
+from service.networks.registry import build, names, reference_resolution, resolutions, stage_names
 from service.stages import StageSpec
 from service.store import ModelStore, read_spec, read_weights, write_spec, write_weights
 from service.training.data import find
@@ -382,3 +383,47 @@ def test_the_papers_costs_are_those_of_the_networks() -> None:
                 assert row.mmacs == pytest.approx(cost(name, 1000, int(row.pixels))[-1], abs=0.8)
             if row.exit_rate is not None:  # it follows from the costs, but for their rounding
                 assert row.exit_rate == pytest.approx(100 * (1 - (row.mmacs - full[0]) / full[-1]), abs=2)
+
+
+def _untrained(folder: Path, network: str, run: Path) -> Path:
+    """A run of ``network`` that was not trained, of the classes of ``run``."""
+    folder.mkdir(parents=True)
+    spec = read_spec(run)
+    stages = zip(stage_names(network), resolutions(network, SIZE), cost(network, 3, SIZE), strict=True)
+    untrained = dataclasses.replace(
+        spec,
+        name=folder.name,
+        architecture=Architecture(network, 3),
+        stages=tuple(StageSpec(*stage) for stage in stages),
+        weights_sha256=write_weights(folder, build(network, 3).state_dict()),
+        default_threshold=None,
+        calibration=(),
+        files={},
+    )
+    write_spec(folder, untrained)
+    return folder
+
+
+def test_three_scales_stand_beside_two(runs: dict[str, Path], shapes: Path, tmp_path: Path) -> None:
+    deep = _untrained(tmp_path / "deep", f"ms3_{BASE}", runs["multi"])
+    page = _report([*runs.values(), deep], shapes, tmp_path / "out")
+    assert "<td>16/32/64</td>" in page.text
+    assert {"reliability-deep.png", "contact-sheet-deep.png"} <= set(page.images)
+    (table,) = json.loads((page.folder / "report.json").read_text())["tables"]
+    assert {row["pixels"] for row in table["rows"] if row["kind"] == "naive cascade"} == {"32/64"}
+
+
+def test_composed_cascade_stands_beside_the_network_that_has_to_beat_it(
+    runs: dict[str, Path], shapes: Path, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path / "store")
+    compose([Part("low", runs["low"]), Part("high", runs["high"])], store, "naive")
+    page = _report([*runs.values(), store.find("naive")], shapes, tmp_path / "out")
+    assert "composed of run low, run high, not trained" in page.text
+    (table,) = json.loads((page.folder / "report.json").read_text())["tables"]
+    composed = [row for row in table["rows"] if row["kind"] == "composed"]
+    assert {row["pixels"] for row in composed} == {"32/64"}
+    first, last = (cost(BASE, 3, size)[0] for size in (32, 64))
+    assert all(row["mmacs"] == pytest.approx(first + (1 - row["exit_rate"]) * last) for row in composed)
+    alone = _report([store.find("naive")], shapes, tmp_path / "alone")
+    assert f"lowfirst train {BASE} --resolution 64" in alone.text

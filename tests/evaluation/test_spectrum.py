@@ -59,6 +59,17 @@ def test_maps_are_what_the_network_adds_up(images: torch.Tensor, fusion: str) ->
         assert found[name].magnitude == pytest.approx((magnitude / magnitude.sum()).numpy(), rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("fusion", ["before_relu", "after_relu"])
+def test_of_three_scales_the_last_two_are_shown(images: torch.Tensor, fusion: str) -> None:
+    torch.manual_seed(1)
+    network = build("ms3_mobilenet_v1_025", 4, {"fusion": fusion}).eval()
+    assert isinstance(network, MSNet)
+    found = spectra(network, iter([images]))
+    assert set(found) == {LOW, OWN, SUM}
+    assert {spectrum.magnitude.shape for spectrum in found.values()} == {(4, 4)}
+    assert found[LOW].magnitude[0] == pytest.approx(0, abs=1e-6)  # doubled
+
+
 def test_doubling_leaves_nothing_at_the_highest_frequency(images: torch.Tensor) -> None:
     found = spectra(build("ms_mobilenet_v1_025", 4).eval(), iter([images]))[LOW].magnitude  # type: ignore[arg-type]
     assert found.shape == (4, 4)

@@ -48,6 +48,14 @@ def test_low_head_learns_from_the_high_one_and_not_the_other_way_round() -> None
     torch.testing.assert_close(high.grad, known - right)
 
 
+def test_every_head_learns_from_the_last_and_weighs_the_same() -> None:
+    torch.manual_seed(0)
+    heads, targets = tuple(torch.randn(3, 5, requires_grad=True) for _ in range(3)), torch.tensor([0, 1, 2])
+    pairs = sum(loss((head, heads[-1]), targets, distillation=0.7) for head in heads[:-1])
+    once = loss((heads[-1],), targets)
+    torch.testing.assert_close(loss(heads, targets, distillation=0.7), pairs - once)
+
+
 def test_one_head_has_nothing_to_learn_from_itself() -> None:
     logits, targets = torch.randn(3, 5), torch.tensor([0, 1, 2])
     assert torch.equal(loss((logits,), targets, distillation=1.0), loss((logits,), targets))

@@ -17,7 +17,7 @@ from service.evaluation.calibrate import calibrate
 from service.store import read_spec
 from service.training.loop import train
 from service.training.options import TrainOptions
-from service.training.run_folder import CHECKPOINT, LOG, OPTIONS
+from service.training.run_folder import CHECKPOINT, LOG, OPTIONS, EpochLog
 
 MakeOptions = Callable[..., TrainOptions]
 
@@ -199,6 +199,19 @@ def test_broken_model_in_a_resumed_run_is_named(run: TrainOptions) -> None:
     (run.out / "model.json").write_text("{")
     with pytest.raises(BrokenModel, match=r"model\.json cannot be read"):
         train(run, resume=True)
+
+
+def test_line_that_an_earlier_version_wrote_is_read_and_written_as_it_was() -> None:
+    line = {
+        "epoch": 1, "resolution": 64, "learning_rate": 0.1, "loss": 2.0, "low_accuracy": 0.2, "high_accuracy": 0.3,
+        "held_out_low_accuracy": 0.4, "held_out_high_accuracy": 0.5, "images_per_second": 9.0, "seconds": 1.0,
+        "waited": 0.0, "unreadable": 0,
+    }  # fmt: skip
+    known = EpochLog.of_columns(line, ("low", "high"))
+    assert known.accuracy == {"low": 0.2, "high": 0.3}
+    assert known.held_out == {"low": 0.4, "high": 0.5}
+    assert list(known.columns().items()) == list(line.items())
+    assert EpochLog.of_columns(line, ("single",)).accuracy == {"single": 0.3}
 
 
 def test_options_are_readable_json(run: TrainOptions) -> None:
