@@ -86,6 +86,7 @@ def test_card_says_what_it_is_not_for(reference: str) -> None:
     assert "Any picture at all gets one of these labels" in (SHIPPED_STORE / reference / "README.md").read_text()
 
 
+@pytest.mark.timeout(600)  # 3,925 photographs, every stage: a bound on a hang, not on the speed
 @pytest.mark.parametrize("reference", SHIPPED)
 def test_validation_photographs_give_what_the_card_says(reference: str, imagenette: Path) -> None:
     folder = SHIPPED_STORE / reference

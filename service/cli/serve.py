@@ -42,6 +42,7 @@ def serve(
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see docs/settings.md."""
     given = {"host": host, "port": port, "model": model, "processes": processes}
     settings = load_settings({name: value for name, value in given.items() if value is not None})
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
     configure(settings.log_level, settings.log_format)
     count = settings.processes
     if count == "auto":

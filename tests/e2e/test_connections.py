@@ -8,10 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import Any
 
 import httpx
 import pytest
+
+from tests.e2e.sockets import connection, counted, last_answer, next_status, rest
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
@@ -20,25 +21,6 @@ RAW = {"Content-Type": "image/jpeg"}
 TIMEOUT = 60
 MOST = 8
 POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-
-
-def connection(client: httpx.Client) -> socket.socket:
-    """A bare connection to the client's server."""
-    return socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=TIMEOUT)
-
-
-def last_answer(opened: socket.socket) -> tuple[int, dict[str, Any]]:
-    """The status and the error of what the server says before it hangs up."""
-    head, _, body = b"".join(iter(lambda: opened.recv(65536), b"")).partition(b"\r\n\r\n")
-    assert b"connection: close" in head.lower()
-    error: dict[str, Any] = json.loads(body)["error"]
-    return int(head.split()[1]), error
-
-
-def counted(client: httpx.Client, route: str, code: int) -> float:
-    """So many requests as ``/metrics`` tells."""
-    wanted = f'lowfirst_requests_total{{code="{code}",route="{route}"}} '
-    return sum(float(line.split()[-1]) for line in client.get("/metrics").text.splitlines() if line.startswith(wanted))
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -64,14 +46,14 @@ def test_connection_beyond_the_bound_is_told_so(serve: Serve) -> None:
         idle = [stack.enter_context(closing(connection(client))) for _ in range(MOST)]
         for each in idle:  # that it is taken
             each.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert each.recv(12) == b"HTTP/1.1 200"
+            assert next_status(each) == 200
         response = refused(client)
         assert response is not None
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["bound"]) == (503, "too_many_connections", MOST)
         assert (response.headers["Retry-After"], response.headers["Connection"]) == ("1", "close")
         idle[0].sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b"200 OK" in idle[0].recv(65536)  # those that were there before go on
+        assert next_status(idle[0]) == 200  # those that were there before go on
     until(lambda: refused(client) is None)
     assert process.poll() is None
 
@@ -100,7 +82,7 @@ def test_image_of_a_half_closed_client_is_classified(server: Server, jpeg: bytes
     with closing(connection(server[1])) as opened:
         opened.sendall(POST + f"Content-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg)
         opened.shutdown(socket.SHUT_WR)
-        told = b"".join(iter(lambda: opened.recv(65536), b""))
+        told = rest(opened)
     assert b"HTTP/1.1 200 OK" in told
     assert "label" in json.loads(told.rpartition(b"\r\n\r\n")[2])
 

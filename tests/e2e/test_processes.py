@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.conftest import RedisServer
+from tests.e2e.sockets import connection, rest
 from tests.e2e.under_load import RAW, TIMEOUT, until
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
@@ -60,16 +61,16 @@ def counted(client: httpx.Client, name: str) -> float:
 
 def half_sent(client: httpx.Client, jpeg: bytes) -> socket.socket:
     """A connection with a request whose head and half of whose body are sent."""
-    opened = socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=TIMEOUT)
+    opened = connection(client)
     opened.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n")
     opened.sendall(f"Content-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg[:100])
     return opened
 
 
-def rest(opened: socket.socket, jpeg: bytes) -> bytes:
+def finish(opened: socket.socket, jpeg: bytes) -> bytes:
     """Send the other half; the answer, until the server hangs up."""
     opened.sendall(jpeg[100:])
-    return b"".join(iter(lambda: opened.recv(65536), b""))
+    return rest(opened)
 
 
 def half_received(client: httpx.Client) -> int:
@@ -208,13 +209,13 @@ def test_sigterm_finishes_what_every_process_accepted(serve: Serve, jpeg: bytes)
     until(lambda: half_received(client) == 8)
     serving = children(process)
     process.send_signal(signal.SIGTERM)
-    late = socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=TIMEOUT)
+    late = connection(client)
     assert late.recv(1) == b""  # nothing was asked over it: it is closed once the listener is
     late.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=TIMEOUT)
+        connection(client)
     assert process.poll() is None
-    assert [rest(each, jpeg)[:13] for each in opened] == [b"HTTP/1.1 200 "] * 8
+    assert [finish(each, jpeg)[:13] for each in opened] == [b"HTTP/1.1 200 "] * 8
     assert process.wait(TIMEOUT) == 0
     assert all(map(is_gone, serving))
     for each in opened:
@@ -230,7 +231,7 @@ def test_sigterm_drains_first_and_a_second_one_stops_now(serve: Serve, jpeg: byt
         answer = client.post("/classify", content=jpeg, headers=RAW)
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         process.send_signal(signal.SIGTERM)
-        assert rest(accepted, jpeg).startswith(b"HTTP/1.1 200 ")
+        assert finish(accepted, jpeg).startswith(b"HTTP/1.1 200 ")
     assert process.wait(TIMEOUT) == -signal.SIGTERM
 
 
@@ -248,7 +249,7 @@ def test_without_their_parent_the_processes_finish_and_end(serve: Serve, jpeg: b
         serving = children(process)
         process.kill()
         process.wait()
-        assert rest(accepted, jpeg).startswith(b"HTTP/1.1 200 ")
+        assert finish(accepted, jpeg).startswith(b"HTTP/1.1 200 ")
         until(lambda: all(map(is_gone, serving)))
 
 

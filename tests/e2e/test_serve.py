@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 
 from service.cli import app as command_line
 from service.inference.latency import LatencyProfile, LatencyTable
+from tests.e2e.sockets import connection
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
@@ -24,11 +24,6 @@ Serve = Callable[..., Server]
 RAW = {"Content-Type": "image/jpeg"}
 MIB = 1024 * 1024
 TIMEOUT = 60
-
-
-def connection(client: httpx.Client) -> socket.socket:
-    """A bare connection to the client's server."""
-    return socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=TIMEOUT)
 
 
 def head(length: int) -> bytes:

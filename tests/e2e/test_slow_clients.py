@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from select import select
-from typing import Any
 
 import httpx
 import pytest
 
 from service.cli.head import MAX_HEAD_BYTES
+from tests.e2e.sockets import counted, last_answer, next_status
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
@@ -39,15 +38,6 @@ def connect(client: httpx.Client) -> Iterator[Callable[[], socket.socket]]:
         yield lambda: opened.enter_context(closing(socket.create_connection(address, timeout=TIMEOUT)))
 
 
-def last_answer(opened: socket.socket) -> tuple[int, dict[str, Any]]:
-    """The status and the error of what the server says before it hangs up."""
-    head, _, body = b"".join(iter(lambda: opened.recv(65536), b"")).partition(b"\r\n\r\n")
-    assert b"connection: close" in head.lower()
-    error: dict[str, Any] = json.loads(body)["error"]
-    assert f"x-request-id: {error['request_id']}".encode() in head.lower()
-    return int(head.split()[1]), error
-
-
 def flood(opened: socket.socket, piece: bytes) -> None:
     """Send ``piece`` again and again until the server hangs up."""
     end = time.monotonic() + TIMEOUT
@@ -57,12 +47,6 @@ def flood(opened: socket.socket, piece: bytes) -> None:
     except (BrokenPipeError, ConnectionResetError):
         return
     pytest.fail("the server goes on reading")
-
-
-def counted(client: httpx.Client, route: str, code: int) -> float:
-    """So many requests as ``/metrics`` tells."""
-    wanted = f'lowfirst_requests_total{{code="{code}",route="{route}"}} '
-    return sum(float(line.split()[-1]) for line in client.get("/metrics").text.splitlines() if line.startswith(wanted))
 
 
 def test_clients_whose_bodies_stall_do_not_keep_others_out(
@@ -104,7 +88,7 @@ def test_a_head_that_stalls_is_given_up(client: httpx.Client, connect: Callable[
     first, second = connect(), connect()
     first.sendall(POST)
     second.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert b"200 OK" in second.recv(65536)
+    assert next_status(second) == 200
     second.sendall(b"GET /hea")  # on a connection that was of use before
     for opened in (first, second):
         status, error = last_answer(opened)

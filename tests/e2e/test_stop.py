@@ -12,16 +12,13 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from tests.e2e.sockets import connection, rest
+
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
 
 RAW = {"Content-Type": "image/jpeg"}
 TIMEOUT = 60
-
-
-def connection(client: httpx.Client) -> socket.socket:
-    """A bare connection to the client's server."""
-    return socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=TIMEOUT)
 
 
 def begin(opened: socket.socket, client: httpx.Client, jpeg: bytes) -> None:
@@ -41,7 +38,7 @@ def wait_until_received(client: httpx.Client) -> None:
 def finish(opened: socket.socket, jpeg: bytes) -> bytes:
     """Send the other half, and read the answer until the server closes the connection."""
     opened.sendall(jpeg[100:])
-    return b"".join(iter(lambda: opened.recv(65536), b""))
+    return rest(opened)
 
 
 def wait_until_closed(idle: socket.socket, client: httpx.Client) -> None:
@@ -101,7 +98,7 @@ def test_sigint_stops_at_once_and_gives_up_what_never_ends(serve: Serve, jpeg: b
     with connection(client) as accepted:
         begin(accepted, client, jpeg)
         process.send_signal(signal.SIGINT)
-        answer = b"".join(iter(lambda: accepted.recv(65536), b""))
+        answer = rest(accepted)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "unavailable"
         assert process.wait(TIMEOUT) == 128 + signal.SIGINT
