@@ -27,6 +27,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `loadtest` is not installed
 
 from loadtest import bodies, models
+from loadtest.contenders.registry import PEERS
 from loadtest.course import CONNECTIONS, Course
 from loadtest.load import ToolFailed, ToolMissing, tool
 from loadtest.machine import machine
@@ -81,7 +82,9 @@ def main(
     count: Annotated[int, typer.Option(min=10, help="Photographs, spread over the classes.")] = 300,
     out: Annotated[Path, typer.Option(help="Folder for results.json, the plot and logs.")] = Path("runs/bench"),
     only: Annotated[list[Section] | None, typer.Option(help="Sections; may be repeated. Unset: all.")] = None,
-    network: Annotated[list[Network] | None, typer.Option(help="May be repeated. Unset: both.")] = None,
+    network: Annotated[list[Network] | None, typer.Option(help="May be repeated. Unset: all.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="May be repeated. Unset: all that are installed.")] = None,
+    connections: Annotated[int, typer.Option(min=1, help="At saturation.")] = CONNECTIONS,
     runtime: Annotated[str, typer.Option(help="Of all contenders but in section defaults.")] = "auto",
     precision: Annotated[str, typer.Option(help="Likewise; auto: bfloat16 where it is fast.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1)] = 3,
@@ -97,6 +100,9 @@ def main(
     networks = tuple(each for each in Network if not network or each in network)
     if quick:
         networks, rounds, seconds = (Network.mobilenet,), 1, min(seconds, 2)
+    unknown = sorted(set(peer or ()) - set(PEERS))
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(PEERS)}", param_hint="--peer")
     try:
         for name in ("wrk", "k6"):
             tool(name)
@@ -108,6 +114,8 @@ def main(
             course = Course(
                 models={model.network: model for model in made},
                 networks=networks,
+                peers=tuple(each for each in PEERS if not peer or each in peer),
+                connections=connections,
                 raw=bodies.raw(photographs, Path(folder)),
                 multipart=bodies.multipart(photographs, Path(folder)),
                 data=data,
@@ -175,7 +183,7 @@ def _conditions(course: Course) -> dict[str, object]:
         "photographs": len(course.raw.offsets),
         "rounds": course.rounds,
         "seconds": course.seconds,
-        "connections": CONNECTIONS,
+        "connections": course.connections,
     }
 
 

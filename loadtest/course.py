@@ -32,6 +32,8 @@ class Course:
     Attributes:
         models: by network.
         networks: those to measure, where a section has no network of its own.
+        peers: those to compare with.
+        connections: at saturation.
         raw, multipart: the photographs as bodies.
         data, count: where they came from, for processes that read them again.
         out: folder of results and logs.
@@ -44,6 +46,8 @@ class Course:
 
     models: Mapping[Network, Model]
     networks: tuple[Network, ...]
+    peers: tuple[str, ...]
+    connections: int
     raw: Bodies
     multipart: Bodies
     data: Path | None
@@ -78,12 +82,12 @@ class Course:
             launch.command, launch.environment, launch.url, bodies.read()[0], bodies.content_type, log
         ) as server:
             self._check(server, launch.job, bodies)
-            closed(server.url, bodies, CONNECTIONS, self.seconds / 4)
+            closed(server.url, bodies, self.connections, self.seconds / 4)
             yield server
 
-    def drive(self, contender: Contender, server: Server, connections: int = CONNECTIONS) -> Closed:
+    def drive(self, contender: Contender, server: Server, connections: int | None = None) -> Closed:
         """The section's load on a warm server."""
-        return closed(server.url, self.bodies(contender), connections, self.seconds)
+        return closed(server.url, self.bodies(contender), connections or self.connections, self.seconds)
 
     def bare_loop(self, contender: Contender, network: Network) -> BareLoop:
         """The contender's work with no server around it, in a process of its own."""

@@ -20,7 +20,7 @@ from service.networks.backbone import Backbone
 from service.networks.cascade import Cascade
 from service.networks.cost import cost
 from service.networks.registry import build, resolutions, stage_names
-from service.settings import SHIPPED_MODEL, SHIPPED_STORE
+from service.settings import SHIPPED_STORE
 from service.stages import StageSpec
 from service.store import ModelStore, read_spec, write_spec, write_weights
 
@@ -38,10 +38,14 @@ LOGIT_DEVIATION = 2.0
 
 
 class Network(StrEnum):
-    """What is served."""
+    """What is served: shipped models, and an untrained ResNet-18 at 128 and 256 pixels."""
 
     resnet18 = "resnet18"
+    shipped_resnet18 = "shipped_resnet18"
     mobilenet = "mobilenet"
+
+
+SHIPPED = {Network.shipped_resnet18: "imagenette-resnet18", Network.mobilenet: "imagenette-mobilenet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,10 @@ class Model:
 def make(network: Network, store: Path, photographs: Sequence[bytes]) -> Model:
     """The model of ``network``; what is untrained of it is written into ``store``.
 
-    ResNet-18 gets the threshold at which ``EXIT_RATE`` of the photographs exit, MobileNet its shipped one.
+    The untrained one gets the threshold at which ``EXIT_RATE`` of the photographs exit, shipped ones have their own.
     """
-    if network is Network.mobilenet:
-        cascade = ModelStore(SHIPPED_STORE).find(SHIPPED_MODEL)
+    if network in SHIPPED:
+        cascade = ModelStore(SHIPPED_STORE).find(SHIPPED[network])
         spec = read_spec(cascade)
         name = spec.architecture.network.removeprefix("ms_")
         single = _untrained(name, spec.preprocessing, store, photographs)
@@ -96,7 +100,7 @@ def threshold_for(confidences: Sequence[float], exit_rate: float) -> float:
 
 def _untrained(name: str, preprocessing: Preprocessing, store: Path, photographs: Sequence[bytes]) -> Path:
     """A model of network ``name``; a cascade's default threshold lets ``EXIT_RATE`` of the photographs exit."""
-    folder = store / f"untrained-{name.replace('_', '-')}" / "1"
+    folder = store / f"untrained-{name.replace('_', '-')}-{preprocessing.crop}" / "1"
     folder.mkdir(parents=True)
     torch.manual_seed(SEED)
     network = build(name, CLASSES)

@@ -80,19 +80,22 @@ class Contender:
         name: ``lowfirst``, or one of ``PEERS``.
         kind: lowfirst has the cascade.
         precision, runtime: of ``Predictor``; ``auto`` leaves lowfirst at its defaults.
+        processes: of lowfirst.
     """
 
     name: str
     kind: Kind
     precision: str
     runtime: str
+    processes: str = "auto"
 
     @property
     def label(self) -> str:
         """For tables."""
         if self.name != LOWFIRST:
             return f"{self.name}, {self.kind}"
-        return LOWFIRST if self.runtime == "auto" else f"{LOWFIRST}, {self.runtime}"
+        parts = [LOWFIRST, *([self.runtime] if self.runtime != "auto" else [])]
+        return ", ".join(parts + (["one process"] if self.processes == "1" else []))
 
     @property
     def takes_multipart(self) -> bool:
@@ -118,6 +121,7 @@ class Contender:
             "port": job.port,
             "precision": self.precision,
             "runtime": self.runtime,
+            "processes": self.processes,
             "drain_delay_seconds": 0,
             **settings,
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loadtest.bare_loop import BareLoop
-from loadtest.contenders.registry import LOWFIRST, PEERS, Contender
+from loadtest.contenders.registry import LOWFIRST, Contender
 from loadtest.contenders.work import Kind
 from loadtest.course import Course
 from loadtest.load import Closed
@@ -99,12 +99,12 @@ def contenders(course: Course, group: Group) -> list[Contender]:
     """
     if group == "defaults":
         ours = [Contender(LOWFIRST, "cascade", "auto", runtime) for runtime in ("auto", "eager")]
-        names = list(PEERS)[:1] if course.quick else list(PEERS)
+        names = course.peers[:1] if course.quick else course.peers
         peers = [Contender(name, "single", "float32", "eager") for name in names]
     else:
         kinds: list[Kind] = ["cascade"] if course.quick else ["cascade", "single"]
-        ours = [Contender(LOWFIRST, "cascade", course.precision, course.runtime)]
-        peers = [Contender(name, kind, course.precision, course.runtime) for kind in kinds for name in PEERS]
+        ours = [Contender(LOWFIRST, "cascade", course.precision, course.runtime, each) for each in ("auto", "1")]
+        peers = [Contender(name, kind, course.precision, course.runtime) for kind in kinds for name in course.peers]
     return ours + [peer for peer in peers if peer.is_installed]
 
 
