@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from openvino import CompiledModel, Model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from service.images.transforms import Preprocessing
 from service.inference.device import Precision, choose_precision, cores
 from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime
-from service.inference.runtimes.openvino import CORE, PRECISION_HINTS, Compiled, OpenVINORuntime, convert
+from service.inference.runtimes.openvino import OpenVINORuntime, convert
 from service.model_spec import Architecture, ModelSpec
 from service.networks.cascade import Cascade
 from service.networks.mobilenet import DepthwiseConv2d
@@ -191,22 +192,17 @@ def _float32_features(name: str, spec: ModelSpec, precision: Precision) -> OpenV
 class _SharedStreams(OpenVINORuntime):
     """One compiled model with a stream for each core, called by all threads."""
 
-    _compiling = threading.Lock()
+    def __init__(self, models: Sequence[Model], precision: Precision, threads: int) -> None:
+        super().__init__(models, precision, threads)
+        self._config |= {"NUM_STREAMS": str(cores()), "INFERENCE_NUM_THREADS": cores()}
+        self._compiling = threading.Lock()
+        self._shared: dict[tuple[int, int], CompiledModel] = {}
 
-    def _compiled(self, stage: int) -> Compiled:
-        own: dict[int, Compiled] = self._own.__dict__.setdefault("stages", {})
-        if stage not in own:
-            with self._compiling:
-                if not hasattr(self, f"_shared_{stage}"):
-                    config = {
-                        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[choose_precision("auto", CPU)],
-                        "NUM_STREAMS": str(cores()),
-                        "INFERENCE_NUM_THREADS": cores(),
-                        "ENABLE_CPU_PINNING": False,
-                    }
-                    setattr(self, f"_shared_{stage}", CORE.compile_model(self._models[stage], "CPU", config))
-            own[stage] = Compiled(getattr(self, f"_shared_{stage}"))
-        return own[stage]
+    def _compile(self, stage: int, size: int) -> CompiledModel:
+        with self._compiling:
+            if (stage, size) not in self._shared:
+                self._shared[stage, size] = super()._compile(stage, size)
+            return self._shared[stage, size]
 
 
 def _training_step(name: str, resolution: int, precision: Precision, strided: bool) -> Measure:

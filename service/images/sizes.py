@@ -36,25 +36,39 @@ def _in_size(crop: Tensor, side: int) -> Tensor:
 def _means(pixels: Pixels, factor: int) -> Pixels:
     """Over ``factor`` x ``factor`` pixels, halves rounded to the even value: (S, S, 3) -> (S / factor, S / factor, 3).
 
-    Rounded up, as Pillow's ``reduce`` does, halved photographs are an eighth of a value too bright. Sums run over whole
-    rows and every column, of which one in ``factor`` is kept: so NumPy adds long runs of memory.
+    Rounded up, as Pillow's ``reduce`` does, halved photographs are an eighth of a value too bright. All pixels are
+    added to their neighbours, and then one in ``factor`` is kept: so NumPy adds long runs of memory.
     """
     side, count = len(pixels) // factor, factor * factor
-    lines = pixels.reshape(len(pixels), -1)
-    rows: Any = lines[0::factor].astype(np.uint16 if factor <= 16 else np.uint32)
-    for offset in range(1, factor):
-        rows += lines[offset::factor]
-    width = rows.shape[1] - 3 * (factor - 1)
-    sums = rows[:, :width].copy()
-    for offset in range(1, factor):
-        sums += rows[:, 3 * offset : 3 * offset + width]
-    means = np.empty(lines[0::factor].shape, np.uint8)
-    means[:, :width] = _rounded(sums, count)
-    return means.reshape(side, side, factor, 3)[:, :, 0]
+    lines = pixels.reshape(side, factor, -1)
+    rows = np.add(lines[:, 0], lines[:, 1], dtype=np.uint16 if factor <= 16 else np.uint32)
+    for offset in range(2, factor):
+        rows += lines[:, offset]
+    flat = rows.reshape(-1)
+    width = flat.size - 3 * (factor - 1)
+    sums = np.empty_like(flat)
+    np.add(flat[:width], flat[3 : 3 + width], out=sums[:width])
+    for offset in range(2, factor):
+        sums[:width] += flat[3 * offset : 3 * offset + width]
+    means: Pixels = _rounded(_every(sums, factor), count).astype(np.uint8)
+    return means.reshape(side, side, 3)
+
+
+def _every(values: Any, factor: int) -> Any:
+    """The first of each ``factor`` pixels of three values: (3 * factor * n,) -> (3 * n,).
+
+    Four values are copied at once, of which the next copy overwrites the last: a third of the time of three.
+    """
+    n, value = values.size // (3 * factor), values.itemsize
+    kept = np.empty(3 * n + 1, values.dtype)
+    four = np.dtype((np.void, 4 * value)) if value > 2 else np.dtype(np.uint64)
+    source = np.ndarray((n,), four, values, strides=(3 * factor * value,))
+    np.ndarray((n,), four, kept, strides=(3 * value,))[...] = source
+    return kept[:-1]
 
 
 def _rounded(sums: Any, count: int) -> Any:
-    """``sums / count``, whole numbers."""
+    """``sums / count``, whole numbers; ``sums`` is overwritten."""
     if count & (count - 1):
         return np.rint(sums / count)
     shift = count.bit_length() - 1

@@ -24,7 +24,7 @@ def test_an_untrained_cascade_lets_65_of_100_exit(tmp_path: Path, photographs: l
     assert len(work.unsure(low)) == pytest.approx(7, abs=1)  # of 20; batches of another size round otherwise
     assert len(set(low.argmax(1).tolist())) > 1
     assert model.store == tmp_path
-    assert model.reference == "untrained-ms-resnet18/1"
+    assert model.reference == "untrained-ms-resnet18-256/1"
 
 
 def test_the_shipped_model_has_a_single_scale_twin(tmp_path: Path, photographs: list[bytes]) -> None:
