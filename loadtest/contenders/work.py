@@ -62,6 +62,8 @@ class Work:
         self.predictor = Predictor.load(Path(job.folder), "cpu", job.precision, runtime=job.runtime)
         self._spec = self.predictor.spec
         self._threshold = self._spec.start_threshold(self.predictor.runtime, self.predictor.precision)
+        for size in range(MAX_BATCH_SIZE, 0, -1):  # or the first batches of some sizes would choose their kernels
+            self.predictor.answers(self.predictor.noise(size))
 
     def decode(self, data: bytes) -> Sizes:
         """An encoded photograph -> uint8 (3, r, r) for each stage."""

@@ -311,7 +311,7 @@ class Engine:
     def _steer(self) -> None:
         """Every ``STEERING_SECONDS``, in the event loop's thread: what overload does to the threshold."""
         config = self.asked
-        confidences = self.recent.confidences(STEERING_CONFIDENCES)
+        confidences = self.recent.confidences(STEERING_CONFIDENCES) if config.floor is not None else ()
         lowered = self._brown_out.steer(time.monotonic(), self._load(), confidences, config.threshold, config.floor)
         self._policy = replace(self._policy, lowered=lowered if lowered < config.threshold else math.inf)
         self._executor.policy = self._policy

@@ -130,10 +130,12 @@ class CompiledStage:
                 torch.empty((rows, *port.partial_shape.get_max_shape()[1:]), dtype=DTYPES[type_name(port)])
                 for port in self._ports
             ]
-            self._pieces.clear()  # they write into the memory that was
+            for piece in self._pieces.values():
+                piece.write_to(self._outputs)
         first = 0
         for size in in_pieces(rows):
-            self._piece(size).run(first, [tensor[first : first + size] for tensor in inputs])
+            part = inputs if size == rows else [tensor[first : first + size] for tensor in inputs]
+            self._piece(size).run(first, part)
             first += size
         return [output[:rows] for output in self._outputs]
 
@@ -149,8 +151,12 @@ class _Piece:
     def __init__(self, request: ov.InferRequest, size: int, outputs: Sequence[Tensor]) -> None:
         self._request = request
         self._size = size
+        self.write_to(outputs)
+
+    def write_to(self, outputs: Sequence[Tensor]) -> None:
+        """Write there from now on."""
         self._outputs = outputs
-        self._first: int | None = None
+        self._first: int | None = None  # row that the request writes to
         self._rooms: dict[int, list[ov.Tensor]] = {}
 
     def run(self, first: int, inputs: Sequence[Tensor]) -> None:
