@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import InvalidOption
 
 SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
-SHIPPED_MODEL = "imagenette-mobilenet"
+SHIPPED_MODEL = "imagenette-resnet18"
 
 MIB = 1024 * 1024
 MOST_PROCESSES = 256

@@ -214,7 +214,7 @@ class ThresholdPatch(_Strict):
 class ModelPatch(_Strict):
     """Which model to serve."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "imagenette-mobilenet/2"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "imagenette-resnet18/1"}]})
 
     model: str = Field(
         description="Of the store: name (its newest version) or name/version.",

@@ -196,7 +196,7 @@ def test_the_example_of_the_documents_runs(server: Server) -> None:
     assert example
     address = server[1].base_url
     code = example[1].replace("localhost:8000", f"{address.host}:{address.port}")
-    code = code.replace("imagenette-mobilenet", "tiny")
+    code = code.replace("imagenette-resnet18", "tiny")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d:\d:(ant|bee|cat|dog)", done.stdout)

@@ -29,6 +29,7 @@ EXAMPLES = {
     "golf-ball.jpg": ("golf ball", 3),
     "parachute.jpg": ("parachute", 5),
     "parachute-2.jpg": ("parachute", 4),
+    "parachute-3.jpg": ("far parachute", 9),
 }
 
 
@@ -100,6 +101,16 @@ def parachute(random: Random) -> Image.Image:
     )
     pen.line((foot[0] - 4, foot[1] + 2 * size, foot[0] - size, foot[1] + 4 * size), fill=(30, 28, 30), width=10)
     pen.line((foot[0] + 4, foot[1] + 2 * size, foot[0] + size, foot[1] + 4 * size), fill=(30, 28, 30), width=10)
+    return picture
+
+
+def far_parachute(random: Random) -> Image.Image:
+    """A parachute far away: small in a wide sky, which takes a closer look."""
+    near = parachute(random)
+    width, height = near.size
+    sky = np.asarray(near)[: 16 * SCALE].reshape(-1, 3).mean(0)
+    picture = Image.new("RGB", near.size, tuple(int(value) for value in sky))
+    picture.paste(near.resize((width // 2, height // 2)), (width // 4, height // 4))
     return picture
 
 
@@ -180,6 +191,7 @@ def gas_pump(random: Random) -> Image.Image:
 SUBJECTS: dict[str, Callable[[Random], Image.Image]] = {
     "golf ball": golf_ball,
     "parachute": parachute,
+    "far parachute": far_parachute,
     "church": church,
     "gas pump": gas_pump,
 }
