@@ -2,8 +2,9 @@
 
     python loadtest/engine_alone.py
 
-The passes give ready-made logits and the decoder a ready-made crop, so that what remains is ours: admission, queues,
-batches, exit decisions, answers, metrics. Then the same behind uvicorn, driven by wrk.
+The passes give ready-made logits and the decoder a ready-made crop in its sizes, so that what remains is ours:
+admission, queues, batches, exit decisions, answers, metrics. Then the same as ``lowfirst serve`` serves it, with one
+worker, driven by wrk.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import httpx
 import torch
 import typer
 import uvicorn
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
@@ -38,9 +38,11 @@ import service.engine.decoding as decoding
 from loadtest import bodies
 from loadtest.load import closed
 from loadtest.servers import free_port
+from service.cli.draining import http_config
 from service.engine.answer import Ask
 from service.engine.engine import Engine
 from service.engine.limits import Limits
+from service.images.sizes import in_sizes
 from service.images.transforms import Preprocessing
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
@@ -90,6 +92,7 @@ def main(
 def measure(rounds: int, images: int, seconds: float) -> Cost:
     """Both costs, round by round."""
     setattr(decoding, "decode", _ready_made)  # noqa: B010
+    setattr(decoding, "in_sizes", cache(in_sizes))  # noqa: B010
     setattr(composition, "Predictor", NoOp)  # noqa: B010
     engine = asyncio.run(_engine(rounds, images))
     return Cost(tuple(engine), tuple(_http(rounds, seconds)))
@@ -124,8 +127,8 @@ async def _engine(rounds: int, images: int) -> list[float]:
 
 def _http(rounds: int, seconds: float) -> list[float]:
     port = free_port()
-    app = composition.create_app(Settings(runtime="eager", precision="float32", drain_delay_seconds=0))
-    server, thread = _serve(app, port)
+    settings = Settings(runtime="eager", precision="float32", workers=1, port=port, drain_delay_seconds=0)
+    server, thread = _serve(settings)
     spent = []
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -140,13 +143,14 @@ def _http(rounds: int, seconds: float) -> list[float]:
     return spent
 
 
-def _serve(app: FastAPI, port: int) -> tuple[uvicorn.Server, threading.Thread]:
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", access_log=False))
+def _serve(settings: Settings) -> tuple[uvicorn.Server, threading.Thread]:
+    app = composition.create_app(settings)
+    server = uvicorn.Server(http_config(app, settings, app.state.parts))
     thread = threading.Thread(target=server.run)
     thread.start()
     for _ in range(200):
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{settings.port}/health/ready").status_code == 200:
                 return server, thread
         except httpx.TransportError:
             pass
