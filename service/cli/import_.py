@@ -1,0 +1,45 @@
+"""``lowfirst import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.console import model_store, output
+from service.errors import DataError
+
+
+def import_(
+    network: Annotated[str, typer.Argument(help="Single-scale network, see `lowfirst models --architectures`.")],
+    name: Annotated[str, typer.Option(help="Model's name in the store.")],
+    weights: Annotated[
+        str, typer.Option(help="torchvision, efficientnet-lite0, or a file of such weights.")
+    ] = "torchvision",
+    resolution: Annotated[
+        int | None, typer.Option(min=32, help="Pixels. [default: what the weights were released for]")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with a label per line. [default: ImageNet's 1,000]")] = None,
+) -> None:
+    """Put a network with published weights into the store, without training."""
+    from service.evaluation.pretrained import Source, import_pretrained
+
+    store = model_store()
+    source = Source(network, weights, resolution, None if labels is None else _lines(labels))
+    spec = import_pretrained(source, store, name)
+    output.print(
+        f"imported {store.root / spec.reference}; serve it with LOWFIRST_MODEL={spec.name}, or make a cascade of it: "
+        f"lowfirst compose NAME --stage {spec.name}@{spec.preprocessing.crop // 2} --stage {spec.name}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    """Raises DataError: it cannot be read."""
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"labels {str(path)!r} cannot be read: {error}", field="labels", value=str(path)) from error
