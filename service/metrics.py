@@ -184,7 +184,7 @@ class Metrics:
         )
         self.single_scale_compute_seconds = Counter(
             "lowfirst_single_scale_compute_seconds",
-            "Compute that the single-scale network would have taken for the images answered.",
+            "Compute that the single-scale network would have taken for the images computed, in the same batches.",
             ["model"],
             registry=registry,
         )
