@@ -135,6 +135,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     )
     switching = Switching(models, config)
     admission = _admission(settings, models, metrics)
+    metrics.cost_per_hour.set(settings.cost_per_hour or 0.0)
     metrics.watch(metrics.in_flight, lambda: admission.images)
     metrics.watch(metrics.config_version, lambda: models.config.version)
     metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.hindrance is not None)

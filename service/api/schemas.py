@@ -376,11 +376,11 @@ class StatsAnswer(BaseModel):
     effective_threshold: float = Field(description="Lower than the threshold while the server is overloaded.")
     config_version: int
     images: int
+    time: TimeState
     exit_rate: float | None
     mean_mmacs: float | None
     low_mmacs: float
     single_scale_mmacs: float
-    time: TimeState
     requests_per_second: float = Field(description="Images per second.")
     latency_ms: LatencyMs
     queue: QueueState

@@ -109,6 +109,7 @@ async def test_time_spent_agrees_with_the_counters(
         await classify_many(client, make_jpeg, 10)  # from the cache, for nothing
         spent = (await client.get("/stats")).json()["time"]
         samples = await scrape(client)
+    assert samples["lowfirst_cost_per_hour"] == [({}, 0.9)]
     computed = total(samples, "lowfirst_compute_seconds_sum")
     single_scale = total(samples, "lowfirst_single_scale_compute_seconds_total", model="tiny/1")
     assert spent["images"] == 10
@@ -126,6 +127,7 @@ async def test_gauges_follow_the_config(fresh: httpx.AsyncClient) -> None:
     assert samples["lowfirst_threshold"] == [({"model": "tiny/1"}, 0.25)]
     assert samples["lowfirst_effective_threshold"] == [({"model": "tiny/1"}, 0.25)]
     assert samples["lowfirst_feature_bytes"] == [({}, 0)]
+    assert samples["lowfirst_cost_per_hour"] == [({}, 0)]
     assert samples["lowfirst_config_version"] == [({}, 2)]
     assert samples["lowfirst_images_in_flight"] == [({}, 0)]
     assert {labels["stage"] for labels, _ in samples["lowfirst_queue_depth"]} == {"low", "high"}
