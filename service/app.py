@@ -32,6 +32,7 @@ from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
 from service.engine.applied import first_config
+from service.engine.engine import Engine
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
@@ -134,6 +135,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     )
     switching = Switching(models, config)
     admission = _admission(settings, models, metrics)
+    metrics.cost_per_hour.set(settings.cost_per_hour or 0.0)
     metrics.watch(metrics.in_flight, lambda: admission.images)
     metrics.watch(metrics.config_version, lambda: models.config.version)
     metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.hindrance is not None)
@@ -267,6 +269,24 @@ def _announce(parts: Parts) -> None:
             "serving %s on %s in %s, threshold %s",
             spec.reference, predictor.device, predictor.precision, engine.asked.threshold,
         )  # fmt: skip
+        _warn_if_it_does_not_pay(engine)
+
+
+def _warn_if_it_does_not_pay(engine: Engine) -> None:
+    """One line where the cascade is expected to take longer than the single-scale network."""
+    threshold = engine.asked.threshold
+    expected = engine.predict(threshold)
+    effect, spent, break_even = expected.effect, expected.time, expected.break_even
+    if effect is None or break_even is None or spent.saved is None or spent.saved >= 0:
+        return
+    pays_from = "it pays at no exit rate" if break_even > 1 else f"it pays where {break_even:.0%} or more do"
+    logger.warning(
+        "%s does not pay here at threshold %s: %.3f ms of compute per image, where the single-scale network takes "
+        "%.3f; %.0f%% of the images are expected to end at the first stage, and %s. "
+        "Lower the threshold, or serve the single-scale network instead",
+        engine.spec.reference, threshold, 1e3 * spent.seconds, 1e3 * (spent.single_scale_seconds or 0.0),
+        100 * effect.ends[0], pays_from,
+    )  # fmt: skip
 
 
 def _traces(settings: Settings) -> Traces | None:

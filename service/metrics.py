@@ -182,9 +182,15 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
+        self.cost_per_hour = Gauge(
+            "lowfirst_cost_per_hour",
+            "What an hour of one worker costs, as the settings say; 0 where they do not.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.single_scale_compute_seconds = Counter(
             "lowfirst_single_scale_compute_seconds",
-            "Compute that the single-scale network would have taken for the images answered.",
+            "Compute that the single-scale network would have taken for the images computed, in the same batches.",
             ["model"],
             registry=registry,
         )

@@ -141,7 +141,7 @@ def dashboard(
 
 def early_exit() -> schema.Dashboard:
     """What the early exit does, what it saves, and whether it keeps its promise."""
-    now: list[Panel] = [
+    time: list[Panel] = [
         number(
             "Time saved",
             "How much of the single-scale network's time is saved? Negative: the stages take longer than it. "
@@ -151,11 +151,22 @@ def early_exit() -> schema.Dashboard:
         ),
         number(
             "Compute an image",
-            "What does an image take of a worker on average, without the audits? All models, all replicas, five "
-            "minutes.",
-            ("lowfirst:compute_seconds_per_image:rate5m", "per image"),
+            "What does an image take of a worker on average, without the audits, and what would the single-scale "
+            "network take? All models, all replicas, five minutes.",
+            ("lowfirst:compute_seconds_per_image:rate5m", "cascade"),
+            ("lowfirst:single_scale_seconds_per_image:rate5m", "single-scale"),
             unit=SECONDS,
         ),
+        number(
+            "Cost of a million images",
+            "What do a million images cost, and what would they with the single-scale network? Nothing is shown "
+            "without LOWFIRST_COST_PER_HOUR. All models, all replicas, five minutes.",
+            ("lowfirst:cost_per_million_images:rate5m", "cascade"),
+            ("lowfirst:single_scale_cost_per_million_images:rate5m", "single-scale"),
+            unit="none",
+        ),
+    ]
+    now: list[Panel] = [
         number(
             "Early-exit rate",
             "How many images end before the last stage? All replicas, five minutes.",
@@ -266,7 +277,7 @@ def early_exit() -> schema.Dashboard:
         "lowfirst-early-exit",
         "lowfirst: Early exit",
         "What the early exit does, what it saves, and whether it keeps its promise.",
-        {"Now": now, "Course": course, "Why": why, "Confidence": [confidences], "Audit": audits},
+        {"Time": time, "Now": now, "Course": course, "Why": why, "Confidence": [confidences], "Audit": audits},
         by_model=True,
     )
 

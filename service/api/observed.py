@@ -30,7 +30,7 @@ class Share:
     Attributes:
         images, exited, mmacs: since the start: answered; of these before the last stage; computed for all.
         computed, seconds: since the start: images that were not cached; compute for them.
-        single_scale_seconds: that the single-scale network would take per image; None where it was not measured.
+        single_scale_seconds: that the single-scale network would have taken for them; None where it was not measured.
         per_second: images, in the last minute.
         latencies: seconds in the last minute, each with how many answers it stands for.
         effective_threshold, images_in_flight, bytes_in_flight: now. ``waiting``: for each stage, by its name.
@@ -162,8 +162,11 @@ def audit_of(shares: Sequence[Share]) -> Audit:
 
 def time_spent(shares: Sequence[Share]) -> TimeSpent:
     """Compute since the start, of all shares."""
+    single = [each.single_scale_seconds for each in shares if each.single_scale_seconds is not None]
     return TimeSpent(
-        sum(each.computed for each in shares), sum(each.seconds for each in shares), shares[0].single_scale_seconds
+        sum(each.computed for each in shares),
+        sum(each.seconds for each in shares),
+        sum(single) if len(single) == len(shares) else None,
     )
 
 

@@ -145,7 +145,7 @@ class PredictedEffect(BaseModel):
             ends=list(effect.ends),
             mean_mmacs=effect.mean_mmacs,
             mean_ms=milliseconds(time.mean_seconds),
-            single_scale_ms=milliseconds(time.single_scale_seconds),
+            single_scale_ms=milliseconds(time.single_scale_mean_seconds),
             saved=time.saved,
             accuracy=effect.accuracy,
             agreement=effect.agreement,
@@ -339,7 +339,8 @@ class AuditState(BaseModel):
 
 
 class TimeState(BaseModel):
-    """Compute of one worker per image since the start, and what the single-scale network would have taken.
+    """Compute of one worker per image since the start, and what the single-scale network would have taken for the same
+    images, in batches as large as those of the first stage.
 
     Null before the first image, or where that network was not measured. Costs take ``LOWFIRST_COST_PER_HOUR``.
     """
@@ -357,10 +358,10 @@ class TimeState(BaseModel):
         return cls(
             images=round(spent.images),
             mean_ms=milliseconds(spent.mean_seconds),
-            single_scale_ms=milliseconds(spent.single_scale_seconds),
+            single_scale_ms=milliseconds(spent.single_scale_mean_seconds),
             saved=spent.saved,
             cost_per_million=spent.cost_per_million(spent.mean_seconds, cost_per_hour),
-            single_scale_cost_per_million=spent.cost_per_million(spent.single_scale_seconds, cost_per_hour),
+            single_scale_cost_per_million=spent.cost_per_million(spent.single_scale_mean_seconds, cost_per_hour),
         )
 
 
@@ -375,11 +376,11 @@ class StatsAnswer(BaseModel):
     effective_threshold: float = Field(description="Lower than the threshold while the server is overloaded.")
     config_version: int
     images: int
+    time: TimeState
     exit_rate: float | None
     mean_mmacs: float | None
     low_mmacs: float
     single_scale_mmacs: float
-    time: TimeState
     requests_per_second: float = Field(description="Images per second.")
     latency_ms: LatencyMs
     queue: QueueState

@@ -20,19 +20,16 @@ class Answering:
     """Builds the answers of one model, and counts them. In the event loop's thread.
 
     Attributes:
-        single_scale_seconds: what an image takes of a worker by the single-scale network; 0 where it is not known.
         computed: images answered, those from the cache left out.
     """
 
     def __init__(self, spec: ModelSpec, metrics: Metrics, recent: Recent) -> None:
-        self.single_scale_seconds = 0.0
         self.computed = 0
         self._spec = spec
         self._recent = recent
         self._names = tuple(stage.name for stage in spec.stages)
         self._images = memoise(lambda exit_, reason: metrics.images.labels(spec.reference, exit_, reason))
         self._confidence = metrics.confidence.labels(spec.reference)
-        self._saved_from = metrics.single_scale_compute_seconds.labels(spec.reference)
 
     def answer(self, entry: Entry, stage: int, reason: Reason, with_passes: bool) -> Answer:
         """The answer that ``entry`` has from ``stage``."""
@@ -58,7 +55,6 @@ class Answering:
         self._confidence.observe(answer.confidence)
         if reason != "cached":
             self.computed += 1
-            self._saved_from.inc(self.single_scale_seconds)
         self._recent.add(answer)
         return answer
 

@@ -106,7 +106,6 @@ class Engine:
         Raises: what a stage raised.
         """
         await asyncio.to_thread(self._workers.start, profile)
-        self._answering.single_scale_seconds = self.predict(1.0).time.single_scale_seconds or 0.0
         self._running = True
         self._steer()
 
@@ -262,8 +261,8 @@ class Engine:
         return predict(self.predictor, self._pace.table, self._limits.max_batch_size, threshold)
 
     def time_spent(self) -> TimeSpent:
-        """Compute per image since the start."""
-        single = self._answering.single_scale_seconds or None
+        """Compute since the start, beside the single-scale network's for the same images in the same batches."""
+        single = self._lanes.single_scale_seconds if self._pace.table.single else None
         return TimeSpent(self._answering.computed, self._lanes.seconds, single)
 
     def audit(self) -> Audit:

@@ -305,8 +305,17 @@ class Executor:
         self._metrics.batch_size.labels(work).observe(images)
         each = round(self._predictor.spec.stages[batch.stage].mmacs * 1e6)
         self._metrics.multiply_adds.labels(self._model, work).inc(each * images)
-        self._lanes.spent(seconds, batch.is_audit)
+        single_scale = self._single_scale_seconds(batch)
+        self._metrics.single_scale_compute_seconds.labels(self._model).inc(single_scale)
+        self._lanes.spent(seconds, batch.is_audit, single_scale)
         self._pace.ran(batch.stage, images, seconds)
+
+    def _single_scale_seconds(self, batch: Batch) -> float:
+        """What the single-scale network would take for the new images of a batch, in one as large.
+
+        At the size of the first stage's batch: one of the best size would flatter it where images come one at a time.
+        """
+        return 0.0 if batch.stage or batch.is_audit else self._pace.table.single_seconds(len(batch.entries))
 
 
 def _resolve(stage: int, answered: Sequence[tuple[Entry, Reason]]) -> None:

@@ -51,6 +51,7 @@ class Lanes:
     Attributes:
         escalating: share of each stage's images that escalate, lately.
         seconds: of compute since the start, audits left out.
+        single_scale_seconds: that the single-scale network would have taken for the same images.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Lanes:
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
         self._audits: list[deque[Entry]] = [deque() for _ in plan.sizes]
         self._spent, self._spent_on_audits = 0.0, 0.0
-        self.seconds = 0.0
+        self.seconds, self.single_scale_seconds = 0.0, 0.0
         self._order = itertools.count()
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -110,10 +111,11 @@ class Lanes:
         with self._changed:
             self._release(slots)
 
-    def spent(self, seconds: float, is_audit: bool) -> None:
-        """Count the time of a batch, for the audits' share."""
+    def spent(self, seconds: float, is_audit: bool, single_scale_seconds: float = 0.0) -> None:
+        """Count the time of a batch, for the audits' share; and the single-scale network's, once for each image."""
         with self._changed:
             self.seconds += 0.0 if is_audit else seconds
+            self.single_scale_seconds += single_scale_seconds
             kept = max(0.0, 1 - seconds / AUDIT_MEMORY_SECONDS)
             self._spent = kept * self._spent + seconds
             self._spent_on_audits = kept * self._spent_on_audits + (seconds if is_audit else 0.0)

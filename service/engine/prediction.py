@@ -14,7 +14,7 @@ from service.state.base import Goal
 
 @dataclass(frozen=True, slots=True)
 class TimeSpent:
-    """Compute of workers for ``images``, in ``seconds`` together; what the single-scale network would take per image.
+    """Compute of workers for ``images``, in ``seconds`` together, and the single-scale network's for the same images.
 
     ``single_scale_seconds`` is None where that was not measured.
     """
@@ -29,11 +29,16 @@ class TimeSpent:
         return self.seconds / self.images if self.images else None
 
     @property
+    def single_scale_mean_seconds(self) -> float | None:
+        """The single-scale network's per image; None before the first, or where it was not measured."""
+        return self.single_scale_seconds / self.images if self.images and self.single_scale_seconds else None
+
+    @property
     def saved(self) -> float | None:
         """Share of the single-scale network's time that is saved; negative where the cascade costs more."""
-        if self.mean_seconds is None or not self.single_scale_seconds:
+        if not self.images or not self.single_scale_seconds:
             return None
-        return 1 - self.mean_seconds / self.single_scale_seconds
+        return 1 - self.seconds / self.single_scale_seconds
 
     @staticmethod
     def cost_per_million(seconds: float | None, per_hour: float | None) -> float | None:
@@ -43,10 +48,14 @@ class TimeSpent:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is expected of a threshold: ``effect`` by the calibration table, None without one; and time per image."""
+    """What is expected of a threshold: ``effect`` by the calibration table, None without one; and time per image.
+
+    ``break_even``: see ``LatencyTable.break_even``.
+    """
 
     effect: Effect | None
     time: TimeSpent
+    break_even: float | None
 
 
 def predict(predictor: Predictor, table: LatencyTable, max_batch_size: int, threshold: float) -> Prediction:
@@ -55,7 +64,8 @@ def predict(predictor: Predictor, table: LatencyTable, max_batch_size: int, thre
     effect = None if calibration is None else calibration.predict(threshold)
     seconds = 0.0 if effect is None else mean_cost(effect.ends, table.seconds_per_image(max_batch_size))
     single = table.single_seconds_per_image(max_batch_size)
-    return Prediction(effect, TimeSpent(0.0 if effect is None else 1.0, seconds, single))
+    spent = TimeSpent(0.0 if effect is None else 1.0, seconds, single)
+    return Prediction(effect, spent, table.break_even(max_batch_size))
 
 
 def solve(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: Goal, value: float) -> float:

@@ -89,14 +89,13 @@ def payoff(
         threshold, share = None, DEFAULT_ESCALATED if escalated is None else escalated
         reaching = tuple(share**stage for stage in range(spec.depth))
     ends = tuple(now - later for now, later in zip(reaching, (*reaching[1:], 0.0), strict=True))
-    later = sum(seconds[1:])
     return Payoff(
         tuple(stage.name for stage in spec.stages),
         tuple(1e3 * each for each in seconds),
         1e3 * single,
         reaching,
         1e3 * mean_cost(ends, seconds),
-        1 - (single - seconds[0]) / later if later else None,
+        table.break_even(limit),
         threshold,
         price_per_hour,
     )

@@ -43,6 +43,10 @@ class LatencyTable:
         """One batch of ``size`` images: interpolated, and in proportion below and beyond what was measured."""
         return _interpolated(self.stages[stage], size)
 
+    def single_seconds(self, size: float) -> float:
+        """The same of the single-scale network; 0 where it was not measured."""
+        return _interpolated(self.single, size) if self.single else 0.0
+
     def best_size(self, stage: int, limit: int) -> int:
         """The smallest batch, of at most ``limit`` images and no more than were measured, about as fast as any."""
         return _best_size(self.stages[stage], limit)
@@ -54,6 +58,16 @@ class LatencyTable:
     def single_seconds_per_image(self, limit: int) -> float | None:
         """The same of the single-scale network; None where it was not measured."""
         return _per_image(self.single, limit) if self.single else None
+
+    def break_even(self, limit: int) -> float | None:
+        """Share of images that must end at the first stage for the cascade to take the single-scale network's time.
+
+        The others are reckoned to run every stage, all in batches of the best size up to ``limit``. Above 1: it takes
+        longer whatever exits. None of a single stage, or where the single-scale network was not measured.
+        """
+        single = self.single_seconds_per_image(limit)
+        first, *later = self.seconds_per_image(limit)
+        return None if single is None or not later else 1 - (single - first) / sum(later)
 
     @classmethod
     def mean(cls, tables: Sequence[LatencyTable]) -> LatencyTable:

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+
+from service.inference.latency import LatencyProfile, LatencyTable
 
 RAW = {"Content-Type": "image/jpeg"}
 ROUTES = {
@@ -117,3 +120,32 @@ async def test_the_documentation_asks_no_other_host(client: httpx.AsyncClient, p
     assert assets
     for asset in assets:
         assert (await client.get(asset)).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("single_ms", "said"),
+    [(3.0, "it pays where 50% or more do"), (0.5, "it pays at no exit rate"), (4.9, None)],
+    ids=["fewer exit than pay for the first stage", "it never pays", "it pays"],
+)
+async def test_start_up_says_where_the_cascade_does_not_pay(
+    make_app: Callable[..., FastAPI],
+    connect: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    single_ms: float,
+    said: str | None,
+) -> None:
+    LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.004}), {1: single_ms / 1e3})).write(tmp_path / "profile.json")
+    async with connect(make_app(profile=tmp_path / "profile.json")) as client:
+        predicted = (await client.get("/config/threshold")).json()["predicted"]
+    lines = [record.getMessage() for record in caplog.records if "does not pay" in record.getMessage()]
+    assert (predicted["saved"] < 0) == (said is not None)
+    if said is None:
+        assert lines == []
+        return
+    (line,) = lines
+    assert line.startswith(f"tiny/1 does not pay here at threshold 0.65: {predicted['mean_ms']:.3f} ms of compute")
+    assert f"takes {single_ms:.3f}; {100 * predicted['ends'][0]:.0f}% of the images" in line
+    assert said in line
+    assert line.endswith("serve the single-scale network instead")

@@ -102,7 +102,10 @@ async def test_answer_from_the_cache_is_the_same(
         assert cached[field] == computed[field]
 
 
-async def test_stats_count_what_waits_for_each_stage(server: httpx.AsyncClient, name: str) -> None:
+async def test_stats_count_what_waits_for_each_stage(
+    server: httpx.AsyncClient, name: str, make_jpeg: Callable[[int], bytes]
+) -> None:
+    await ask(server, make_jpeg(104), model=name)
     stats = (await server.get("/stats", params={"model": name})).json()
     in_flight = {"images_in_flight": 0, "bytes_in_flight": 0}
     assert stats["queue"] == {**dict.fromkeys(STAGES[name], 0), **in_flight}

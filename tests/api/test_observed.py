@@ -77,10 +77,11 @@ def test_exit_rates_weigh_by_images() -> None:
 
 
 def test_time_of_all_is_per_image_computed_by_any() -> None:
-    busy = dataclasses.replace(NOTHING, computed=300, seconds=0.3, single_scale_seconds=0.004)
-    idle = dataclasses.replace(NOTHING, computed=100, seconds=0.9, single_scale_seconds=0.004)
+    busy = dataclasses.replace(NOTHING, computed=300, seconds=0.3, single_scale_seconds=0.9)
+    idle = dataclasses.replace(NOTHING, computed=100, seconds=0.9, single_scale_seconds=0.7)
     spent = time_spent([busy, idle])
     assert spent.images == 400
     assert spent.mean_seconds == pytest.approx(0.003)
     assert spent.saved == pytest.approx(0.25)
     assert time_spent([NOTHING, NOTHING]).mean_seconds is None
+    assert time_spent([busy, NOTHING]).saved is None  # it was not measured everywhere

@@ -296,6 +296,7 @@ def test_page_tells_whether_the_cascade_pays_here(open_page: Open, priced: httpx
     )
     expect(page.locator("#curve-title")).to_have_text("Accuracy against time, by threshold")
     upload(page, "church.jpg")
+    expect(page.locator("#totals")).to_contain_text(re.compile(r"-?\d+% of the single-scale network's time saved"))
     expect(page.locator("#totals")).to_contain_text(re.compile(r"a million cost [\d.,]+ \(single-scale 1.00\)"))
 
 

@@ -51,7 +51,7 @@ def test_every_panel_rule_and_alert_has_its_answer(
     serve: Serve, two_versions: Path, redis_server: RedisServer, make_jpeg: Callable[..., bytes], tmp_path: Path
 ) -> None:
     settings = {"audit_probability": "1", "cache_entries": "100", "redis_url": redis_server.url}
-    settings |= {"model_store": str(two_versions), "model": "tiny/1", "models": "other"}
+    settings |= {"model_store": str(two_versions), "model": "tiny/1", "models": "other", "cost_per_hour": "0.9"}
     with ThreadPoolExecutor() as threads:
         started = threads.map(lambda _: serve(**settings), range(2))
         replicas = [client for _, client in started]

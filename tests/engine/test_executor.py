@@ -310,6 +310,25 @@ async def test_batches_teach_how_much_slower_the_machine_is_than_measured(case: 
     assert bench.pace.slowdown > 10
 
 
+async def test_single_scale_network_is_reckoned_in_batches_as_large_as_the_first_stages(case: Case) -> None:
+    bench = Bench(case)
+    bench.pace.table = LatencyTable(bench.pace.table.stages, {1: 0.004, 3: 0.006})
+    await bench.run_three(1.0)  # together
+    assert bench.lanes.single_scale_seconds == pytest.approx(0.006)
+    for image in case.images[:3]:
+        await bench.run(bench.entries([image.body]))
+    assert bench.lanes.single_scale_seconds == pytest.approx(0.018)
+    assert bench.count("single_scale_compute_seconds_total", model="tiny/1") == pytest.approx(0.018)
+
+
+async def test_audits_take_none_of_the_single_scale_networks_time(cascade: Case) -> None:
+    bench = Bench(cascade, audit_probability=1.0)
+    bench.pace.table = LatencyTable(bench.pace.table.stages, {1: 0.004, 3: 0.006})
+    await bench.run_three(0.0)
+    assert bench.count("audits_total", model="tiny/1") == 3
+    assert bench.lanes.single_scale_seconds == pytest.approx(0.006)
+
+
 async def test_decoding_counts_as_time_that_the_first_stage_takes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(case)
     entries = bench.entries([image.body for image in case.images[:3]], 0.0)

@@ -93,8 +93,11 @@ def test_other_goals_are_the_calibration_tables(case: Case) -> None:
 
 
 def test_time_spent_is_of_all_images_together() -> None:
-    spent = TimeSpent(images=8, seconds=2.0, single_scale_seconds=0.5)
-    assert (spent.mean_seconds, spent.saved) == (0.25, 0.5)
-    assert dataclasses.replace(spent, images=0).saved is None
+    spent = TimeSpent(images=8, seconds=2.0, single_scale_seconds=4.0)
+    assert (spent.mean_seconds, spent.single_scale_mean_seconds, spent.saved) == (0.25, 0.5, 0.5)
+    nothing = dataclasses.replace(spent, images=0)
+    assert (nothing.mean_seconds, nothing.single_scale_mean_seconds, nothing.saved) == (None, None, None)
+    unmeasured = dataclasses.replace(spent, single_scale_seconds=None)
+    assert (unmeasured.mean_seconds, unmeasured.single_scale_mean_seconds, unmeasured.saved) == (0.25, None, None)
     assert TimeSpent.cost_per_million(0.25, 3.6) == pytest.approx(250.0)
     assert TimeSpent.cost_per_million(None, 3.6) is TimeSpent.cost_per_million(0.25, None) is None

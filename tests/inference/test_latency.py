@@ -44,6 +44,21 @@ def test_time_never_jumps(low: dict[int, float], size: float) -> None:
     assert before == pytest.approx(after, rel=1e-5, abs=1e-6 * max(low.values()))
 
 
+def test_single_scale_network_is_interpolated_too_and_takes_nothing_where_it_was_not_measured() -> None:
+    table = LatencyTable(TABLE.stages, {2: 0.06, 4: 0.10})
+    assert [table.single_seconds(size) for size in (1, 2, 3, 8)] == pytest.approx([0.03, 0.06, 0.08, 0.2])
+    assert TABLE.single_seconds(3) == 0
+
+
+def test_break_even_is_the_share_of_exits_that_pays_for_the_first_stage() -> None:
+    """One that ends there takes 1 ms, any other 6, the single-scale network 4: 0.4 * 1 + 0.6 * 6 = 4."""
+    three = ({1: 0.001}, {1: 0.002}, {1: 0.003})
+    assert LatencyTable(three, {1: 0.004}).break_even(1) == pytest.approx(0.4)
+    assert (LatencyTable(three, {1: 0.0005}).break_even(1) or 0) > 1
+    assert LatencyTable(three).break_even(1) is None
+    assert LatencyTable(({1: 0.001},), {1: 0.001}).break_even(1) is None
+
+
 def test_best_batch_is_the_fastest_an_image() -> None:
     table = LatencyTable(({1: 1.0, 2: 1.0, 4: 1.0, 8: 4.0}, {1: 1.0, 2: 2.0, 4: 4.0}))
     assert (table.best_size(0, 8), table.best_size(1, 8)) == (4, 1)

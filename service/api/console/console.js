@@ -76,7 +76,6 @@ async function fill(stats, served) {
   $("several").hidden = served.length < 2;
   $("model").replaceChildren(...served.map(({name}) => h("option", {selected: name === model.name}, name)));
   stages = model.stages;
-  charts.time.at(stats.time.single_scale_ms);
   charts.cost.at(stats.single_scale_mmacs);
   charts.cost.top = sum(stages.map(({mmacs}) => mmacs));
   snapshots = [];
@@ -99,7 +98,9 @@ function follow(stats) {
   const [first] = snapshots;
   const images = stats.images - first.images;
   const mean = (figure) => meanSince(first.images, first[figure], stats.images, stats[figure]);
-  charts.time.push([meanSince(first.time.images, first.time.mean_ms, stats.time.images, stats.time.mean_ms)]);
+  const time = (figure) => meanSince(first.time.images, first.time[figure], stats.time.images, stats.time[figure]);
+  charts.time.at(time("single_scale_ms") ?? stats.time.single_scale_ms);
+  charts.time.push([time("mean_ms")]);
   charts.exit.push([clamped(mean("exit_rate"))]);
   charts.cost.push([mean("mean_mmacs")]);
   charts.latency.push(images ? [stats.latency_ms.p50, stats.latency_ms.p99] : []); // known for a minute, but no news
@@ -107,14 +108,14 @@ function follow(stats) {
   $("totals").textContent = stats.images ? totals(stats) : " · no image yet";
 }
 
-// The mean of a figure over the images since a snapshot, from its means over all images then and now.
+// The mean of a figure over the images since a snapshot, from its means over all images then and now; null if unknown.
 function meanSince(imagesThen, then, images, now) {
-  return images > imagesThen ? (now * images - (then ?? 0) * imagesThen) / (images - imagesThen) : null;
+  return images > imagesThen && now !== null ? (now * images - (then ?? 0) * imagesThen) / (images - imagesThen) : null;
 }
 
 function totals({images, time, exit_rate: rate, mean_mmacs: mmacs}) {
   const facts = [`${count(images)} images since the start`];
-  if (time.saved !== null) facts.push(`${wholePercent(1 - time.saved)} of the single-scale network's time`);
+  if (time.saved !== null) facts.push(`${wholePercent(time.saved)} of the single-scale network's time saved`);
   facts.push(`${percent(rate)} of them early`, `${millions(mmacs)} each`);
   if (time.cost_per_million !== null) {
     const single = time.single_scale_cost_per_million;

@@ -43,11 +43,11 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
         effective_threshold=min(share.effective_threshold for share in shares),
         config_version=parts.models.config.version,
         images=images,
+        time=TimeState.of(time_spent(shares), parts.settings.cost_per_hour),
         exit_rate=sum(share.exited for share in shares) / images if images else None,
         mean_mmacs=sum(share.mmacs for share in shares) / images if images else None,
         low_mmacs=spec.mmacs[0],
         single_scale_mmacs=spec.single_scale_mmacs,
-        time=TimeState.of(time_spent(shares), parts.settings.cost_per_hour),
         requests_per_second=sum(share.per_second for share in shares),
         latency_ms=LatencyMs(**latency_ms(shares)),
         queue=QueueState(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.direct import DirectRoute
 from service.api.routes import classify, inference_protocol
+from service.inference.latency import LatencyProfile, LatencyTable
 
 pytestmark = pytest.mark.anyio
 
@@ -92,25 +94,28 @@ async def test_stats_of_an_unused_server_have_every_field(fresh: httpx.AsyncClie
     assert stats["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert stats["queue"] == {"low": 0, "high": 0, "images_in_flight": 0, "bytes_in_flight": 0}
     assert 0 < stats["low_mmacs"] < stats["single_scale_mmacs"]
-    assert stats["time"]["single_scale_ms"] > 0
     assert stats["time"]["images"] == 0
-    unknown = ("mean_ms", "saved", "cost_per_million", "single_scale_cost_per_million")
+    unknown = ("mean_ms", "single_scale_ms", "saved", "cost_per_million", "single_scale_cost_per_million")
     assert [stats["time"][name] for name in unknown] == [None] * len(unknown)
 
 
 async def test_time_spent_agrees_with_the_counters(
-    make_app: Callable[..., FastAPI], connect: Callable[..., Any], make_jpeg: Callable[[int], bytes]
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], make_jpeg: Callable[[int], bytes], tmp_path: Path
 ) -> None:
-    async with connect(make_app(cost_per_hour=0.9, cache_entries=100)) as client:
+    profile = tmp_path / "profile.json"
+    LatencyProfile(LatencyTable(({1: 0.001}, {1: 0.004}), {1: 0.004, 2: 0.005})).write(profile)
+    async with connect(make_app(cost_per_hour=0.9, cache_entries=100, profile=profile)) as client:
         await classify_many(client, make_jpeg, 10)
         await classify_many(client, make_jpeg, 10)  # from the cache, for nothing
         spent = (await client.get("/stats")).json()["time"]
         samples = await scrape(client)
+    assert samples["lowfirst_cost_per_hour"] == [({}, 0.9)]
     computed = total(samples, "lowfirst_compute_seconds_sum")
     single_scale = total(samples, "lowfirst_single_scale_compute_seconds_total", model="tiny/1")
     assert spent["images"] == 10
     assert spent["mean_ms"] == pytest.approx(1e3 * computed / 10)
-    assert spent["single_scale_ms"] == pytest.approx(1e3 * single_scale / 10)
+    assert single_scale == pytest.approx(10 * 0.004)  # one at a time
+    assert spent["single_scale_ms"] == pytest.approx(4)
     assert spent["saved"] == pytest.approx(1 - computed / single_scale)
     assert spent["cost_per_million"] == pytest.approx(0.9 * 1e6 * computed / 10 / 3600)
     assert spent["single_scale_cost_per_million"] == pytest.approx(0.9 * 1e6 * single_scale / 10 / 3600)
@@ -122,6 +127,7 @@ async def test_gauges_follow_the_config(fresh: httpx.AsyncClient) -> None:
     assert samples["lowfirst_threshold"] == [({"model": "tiny/1"}, 0.25)]
     assert samples["lowfirst_effective_threshold"] == [({"model": "tiny/1"}, 0.25)]
     assert samples["lowfirst_feature_bytes"] == [({}, 0)]
+    assert samples["lowfirst_cost_per_hour"] == [({}, 0)]
     assert samples["lowfirst_config_version"] == [({}, 2)]
     assert samples["lowfirst_images_in_flight"] == [({}, 0)]
     assert {labels["stage"] for labels, _ in samples["lowfirst_queue_depth"]} == {"low", "high"}
