@@ -65,7 +65,8 @@ clean:  ## Remove what the other targets made.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The locked packages, then lowfirst itself, built by the locked setuptools. Those of test hold those of serve.
+# The locked packages, then lowfirst itself, built by the locked setuptools. Those of test hold those of serve. Those of
+# bench may differ, which pip remarks upon; bench and test each bring their own back.
 define install
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/$(1).txt
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
