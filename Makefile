@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench clean FORCE
+.PHONY: serve install test check format bench lock clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -24,6 +24,21 @@ format: $(VENV)/.installed-test  ## Format, and mend what the linter can.
 
 bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--data DIR". Takes wrk, a package of most systems.
 	$(BIN)/python loadtest/bench.py $(BENCH)
+
+# Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
+# NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.
+# What is locked is for every system and Python from 3.11 on; tried is Python 3.11 on Linux, x86_64.
+lock: build/uv/bin/uv  ## Lock what pyproject.toml asks for, with hashes, in requirements/.
+	$(call compile,test)
+	$(call compile,serve) --constraint requirements/test.txt
+	$(call compile,ray) --constraint requirements/test.txt
+	$(call compile,bench)
+compile = build/uv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK) \
+  --extra openvino $(if $(filter-out serve,$(1)),--extra $(1)) --output-file requirements/$(1).txt
+build/uv/bin/uv:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 # Rows of the comparison: make runs/ms_resnet18-192-epochs40 DATA=DIR. A name is NETWORK-PIXELS; -plain adds the paper's
 # own sum, -soft what L learns from H, -varied changed crops and smoothed targets, -epochs80 how many, -seed1 another
@@ -50,14 +65,23 @@ clean:  ## Remove what the other targets made.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[openvino]'
+# The locked packages, then lowfirst itself, built by the locked setuptools. Those of test hold those of serve. Those of
+# bench may differ, which pip remarks upon; bench and test each bring their own back.
+define install
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/$(1).txt
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+endef
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml requirements/serve.txt
+	$(call install,serve)
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[openvino,test]'
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml requirements/test.txt
+	$(call install,test)
+	rm -f $(VENV)/.installed-bench
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[openvino,bench]'
+$(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml requirements/bench.txt
+	$(call install,bench)
+	rm -f $(VENV)/.installed-test
 	touch $@ $(VENV)/.installed

@@ -1,14 +1,20 @@
-"""Write what pyproject.toml asks for into torch.txt, others.txt and ray.txt, for the layers of the image."""
+"""Split requirements/ by the layers of the image, which install each file without looking for what else it takes.
+
+torch.txt is PyTorch's ordinary build and what that alone takes, pytorch.txt names the two packages for another index,
+whose files have other hashes; others.txt is the rest of the server's, ray.txt what Ray adds.
+"""
 
 from __future__ import annotations
 
-import tomllib
+import re
 from pathlib import Path
 
-project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-asked = project["dependencies"] + project["optional-dependencies"]["openvino"]
-of_torch = [each for each in asked if each.startswith("torch")]
-ray = project["optional-dependencies"]["ray"]
-Path("ray.txt").write_text("".join(f"{each}\n" for each in ray))
-Path("torch.txt").write_text("".join(f"{each}\n" for each in of_torch))
-Path("others.txt").write_text("".join(f"{each}\n" for each in asked if each not in of_torch))
+LOCKED = re.compile(r"^[a-z].*(?:\n +--hash=.*)+\n", re.MULTILINE)
+
+serve, ray = (LOCKED.findall(Path("requirements", name).read_text()) for name in ("serve.txt", "ray.txt"))
+torch = [each for each in serve if re.match("torch|triton|nvidia-|cuda-", each)]
+pytorch = [each.split()[0] + "\n" for each in torch if each.startswith("torch")]
+Path("torch.txt").write_text("".join(torch))
+Path("pytorch.txt").write_text("".join(pytorch))
+Path("others.txt").write_text("".join(each for each in serve if each not in torch))
+Path("ray.txt").write_text("".join(each for each in ray if each not in serve))
