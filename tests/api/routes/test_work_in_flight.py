@@ -59,6 +59,17 @@ async def test_a_full_server_turns_away_before_it_reads_the_body(
         assert (await client.post("/classify", content=jpeg, headers=RAW)).status_code == 200
 
 
+async def test_a_deadline_that_cannot_be_met_is_told_before_the_body_is_read(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], error_of: Callable[..., dict[str, Any]]
+) -> None:
+    async with connect(make_app()) as client:
+        response = await client.post("/classify?deadline_ms=0.0001", content=unread(), headers=RAW)
+        assert error_of(response, 504, "deadline_passed")["field"] == "deadline_ms"
+        told = (await client.get("/metrics")).text
+        assert 'lowfirst_image_errors_total{code="deadline_passed"} 1.0' in told
+        assert 'lowfirst_dropped_total{point="deadline"} 1.0' in told
+
+
 async def test_a_batch_takes_a_place_for_each_image(
     make_app: Callable[..., FastAPI],
     connect: Callable[..., Any],
