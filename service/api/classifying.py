@@ -36,6 +36,21 @@ def most_images(parts: Parts) -> int:
     return min(parts.settings.max_batch_images, parts.settings.max_images_in_flight)
 
 
+def check_room(parts: Parts, engine: Engine, ask: Ask) -> None:
+    """Whether ``engine`` could do what is asked with one image; before a body is read.
+
+    Raises:
+        Busy: there is no room for it.
+        DeadlinePassed: it could not be in time.
+    """
+    parts.admission.check()
+    try:
+        engine.check_in_time(ask)
+    except LowfirstError as error:
+        parts.metrics.image_errors.labels(error.code).inc()
+        raise
+
+
 async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -> Answer:
     """The answer of ``engine`` to one encoded image. Raises as ``Engine.classify``, and at once:
 

@@ -12,11 +12,17 @@ from service.errors import Busy
 # Images in flight that are accepted however long the device takes for them.
 ALWAYS = 16
 
+# One in so many places, bytes and queued seconds is left to requests of few images.
+RESERVE = 4
+
 
 class Admission:
     """Counts of work in flight, used from the event loop's thread alone.
 
     A body that is whole is admitted before others that are not: these are given up where their bytes are needed.
+
+    Requests of many images do not take all: unless nothing else is in flight, one leaves as much free as it takes, up
+    to one part in ``RESERVE`` of each limit. A request of one image may take the last place.
 
     Args:
         max_images, max_bytes: limits over all requests.
@@ -90,12 +96,18 @@ class Admission:
             raise body.refusal
 
     def _check(self, images: int, size: int) -> None:
-        if self.images + images > self.max_images:
-            raise self._busy(images, "images", "in_flight", self.images, self.max_images)
-        if self._whole_bytes and self._whole_bytes + size > self.max_bytes:  # one body alone is bounded elsewhere
-            raise self._busy(images, "bytes", "in_flight", self._whole_bytes, self.max_bytes)
-        if self.images >= ALWAYS and (seconds := self._wait_seconds()) > self.max_seconds:
-            raise self._busy(images, "seconds", "queued", round(seconds, 3), self.max_seconds)
+        spare = min(images - 1, self.max_images // RESERVE) if self.images else 0
+        spare_bytes = min(size, self.max_bytes // RESERVE) if spare else 0
+        if self.images + images + spare > self.max_images:
+            raise self._busy(images, "images", "in_flight", self.images, self.max_images, spare)
+        held = self._whole_bytes  # none: one body alone is bounded elsewhere
+        if held and held + size + spare_bytes > self.max_bytes:
+            raise self._busy(images, "bytes", "in_flight", held, self.max_bytes, spare)
+        if self.images < ALWAYS:
+            return
+        seconds = self._wait_seconds()
+        if seconds * (self.images + images - 1 + spare) / self.images > self.max_seconds:
+            raise self._busy(images, "seconds", "queued", round(seconds, 3), self.max_seconds, spare)
 
     def _make_room(self, size: int) -> None:
         """Give up bodies that are not whole until there is room for so many bytes, or there are none."""
@@ -104,10 +116,11 @@ class Admission:
             self._arriving.remove(body)
             body.stop()
 
-    def _busy(self, images: int, what: str, where: str, value: float, bound: float) -> Busy:
+    def _busy(self, images: int, what: str, where: str, value: float, bound: float, spare: int = 0) -> Busy:
         self._on_reject(what, images)
+        left = f", and {images} images together leave room for {spare} more" if spare else ""
         return Busy(
-            f"{value} {what} are {where.replace('_', ' ')}; the limit is {bound}",
+            f"{value} {what} are {where.replace('_', ' ')}; the limit is {bound}{left}",
             retry_after_seconds=max(1, math.ceil(self._wait_seconds())),
             field=f"{what}_{where}",
             value=value,

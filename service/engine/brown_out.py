@@ -49,14 +49,21 @@ class BrownOut:
         self._at = -math.inf
 
     def steer(
-        self, now: float, load: Load, confidences: Sequence[float], threshold: float, floor: float | None
+        self,
+        now: float,
+        load: Load,
+        confidences: Sequence[float],
+        threshold: float,
+        floor: float | None,
+        allowed: float = math.inf,
     ) -> float:
         """The threshold in force from ``now`` on: between ``floor`` and ``threshold``; without a floor, ``threshold``.
 
         Args:
             confidences: of the latest images, whose quantiles turn a share into a threshold.
+            allowed: seconds of queued work behind which new images would come too late for their deadlines.
         """
-        sustainable = self._sustainable(load)
+        sustainable = self._sustainable(load, min(self._target, allowed))
         risen = self._share + (now - self._at) / RETURN_SECONDS
         self._share, self._at = min(1.0, sustainable, risen), now
         if floor is None or self._share >= 1.0 or not confidences:
@@ -67,9 +74,9 @@ class BrownOut:
         lowered = ordered[exiting - 1] if exiting else 0.0
         return max(floor, min(threshold, lowered))
 
-    def _sustainable(self, load: Load) -> float:
+    def _sustainable(self, load: Load, target: float) -> float:
         """The share of the undecided images that may escalate if all that is queued shall be done in time."""
-        left = ROOM * self._target - load.queued_seconds(escalating=0.0)
+        left = ROOM * target - load.queued_seconds(escalating=0.0)
         if not load.undecided or not load.later_seconds:
             return 1.0 if left > 0 else 0.0
         return max(0.0, left / (load.undecided * load.later_seconds))

@@ -15,12 +15,13 @@ import torch
 from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
 from service.engine.audit import Audit
-from service.engine.brown_out import BrownOut, Load
+from service.engine.backlog import Backlog
+from service.engine.brown_out import BrownOut
 from service.engine.cached import CachedAnswers
 from service.engine.decide import Policy
 from service.engine.decoding import decode_entry
-from service.engine.entry import Entry
-from service.engine.executor import Executor, too_late
+from service.engine.entry import Entry, too_late
+from service.engine.executor import Executor
 from service.engine.features import FeaturePool
 from service.engine.lanes import Lanes
 from service.engine.limits import Limits
@@ -83,6 +84,7 @@ class Engine:
             limits.feature_slots,
             audit_backlog=limits.feature_slots // AUDIT_SLOTS,
             on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
+            on_late=lambda stage: metrics.dropped.labels(names[stage] if stage else "deadline").inc(),
         )
         self._policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
         self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, self._policy)
@@ -92,6 +94,7 @@ class Engine:
         self._brown_out = BrownOut(limits.target_latency)
         self._steering: asyncio.TimerHandle | None = None
         self._waiting: set[Entry] = set()
+        self._backlog = Backlog(self._waiting, self._lanes, self._pace)
         self._running = False
         self._draining = False
         self._asking = 0
@@ -140,6 +143,14 @@ class Engine:
         return None if self._running else "the model is being loaded"
 
     # an image
+
+    def check_in_time(self, ask: Ask) -> None:
+        """Raises DeadlinePassed: no answer can be there in time, by what is queued now. Asked before a body is read.
+
+        Where results are kept nothing is ruled out before they were looked at.
+        """
+        if ask.deadline is not None and self._cached is None:
+            self._check_deadline(ask.arrival, ask.arrival + ask.deadline)
 
     async def classify(self, body: bytes, ask: Ask) -> Answer:
         """The answer to one encoded image.
@@ -198,7 +209,10 @@ class Engine:
     async def _run(self, entry: Entry, body: bytes) -> tuple[int, Reason]:
         """Send it on its way and wait. A cancelled caller leaves a dead entry, which is dropped where it is met."""
         self._check_running()
-        timer = None if entry.deadline is None else self._expire_at(entry, entry.deadline)
+        timer = None
+        if entry.deadline is not None:
+            self._check_deadline(entry.arrival, entry.deadline)
+            timer = entry.loop.call_later(entry.deadline - time.monotonic(), entry.expire)
         self._waiting.add(entry)
         entry.body = body
         try:
@@ -213,21 +227,10 @@ class Engine:
             if timer is not None:
                 timer.cancel()
 
-    def _expire_at(self, entry: Entry, deadline: float) -> asyncio.TimerHandle:
-        """Have it expire then. Raises DeadlinePassed: no answer can be there in time, by what is queued now."""
-        now = time.monotonic()
-        soonest = now + self._pace.table.seconds(0, 1)
-        if self._waiting:  # else nothing may run that shows that the device is no longer slow
-            soonest = now + self._limits.workers * self._pace.image(0) + self._wait_of_first_stage()
-        if deadline < soonest:
+    def _check_deadline(self, arrival: float, deadline: float) -> None:
+        if deadline < time.monotonic() + self._backlog.first_answer():
             self._metrics.dropped.labels("deadline").inc()
-            raise too_late(entry)
-        return entry.loop.call_later(deadline - now, entry.expire)
-
-    def _wait_of_first_stage(self) -> float:
-        """Seconds until a new image's first stage begins: older images go first, at every stage."""
-        load = self._load()
-        return max(0.0, load.queued_seconds(self._lanes.escalating[0]) - load.first_seconds)
+            raise too_late(arrival, deadline)
 
     def _decode_ahead(self, entry: Entry) -> None:
         """In a decode thread."""
@@ -280,7 +283,7 @@ class Engine:
 
     def queued_seconds(self) -> float:
         """How long the device needs for what is queued, if images go on escalating as they did."""
-        return self._load().queued_seconds(self._lanes.escalating[0])
+        return self._backlog.seconds()
 
     def queue_depth(self) -> dict[str, int]:
         """Images waiting for each stage."""
@@ -296,22 +299,18 @@ class Engine:
         """Memory of what escalated and audited images carry."""
         return (self._limits.feature_slots - self._lanes.free_slots) * self._pool.bytes_each
 
-    def _load(self) -> Load:
-        later = self._lanes.depths[1:]
-        escalating = self._lanes.escalating
-        seconds = [self._pace.from_stage(stage, escalating) for stage in range(1, self.spec.depth)]
-        return Load(
-            undecided=max(0, len(self._waiting) - sum(later)),
-            first_seconds=self._pace.image(0),
-            later_seconds=seconds[0] if seconds else 0.0,
-            escalated_seconds=sum(waiting * each for waiting, each in zip(later, seconds, strict=True)),
-        )
-
     def _steer(self) -> None:
         """Every ``STEERING_SECONDS``, in the event loop's thread: what overload does to the threshold."""
         config = self.asked
         confidences = self.recent.confidences(STEERING_CONFIDENCES) if config.floor is not None else ()
-        lowered = self._brown_out.steer(time.monotonic(), self._load(), confidences, config.threshold, config.floor)
+        lowered = self._brown_out.steer(
+            time.monotonic(),
+            self._backlog.load(),
+            confidences,
+            config.threshold,
+            config.floor,
+            self._backlog.foresight(),
+        )
         self._policy = replace(self._policy, lowered=lowered if lowered < config.threshold else math.inf)
         self._executor.policy = self._policy
         self._steering = asyncio.get_running_loop().call_later(STEERING_SECONDS, self._steer)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -57,6 +59,11 @@ class Entry:
         return self.confidences[-1]
 
     @property
+    def allowed(self) -> float:
+        """Seconds from its arrival to its deadline; infinite without one."""
+        return math.inf if self.deadline is None else self.deadline - self.arrival
+
+    @property
     def is_dead(self) -> bool:
         """Whether nobody waits for it any more: answered, failed, expired, or its client left."""
         return self.future.done()
@@ -94,3 +101,29 @@ class Entry:
                 f"deadline passed after {waited * 1e3:.0f} ms, before any answer existed", field="deadline_ms"
             )
         )
+
+    def give_up(self) -> None:
+        """Nothing more can be there in time: the latest output, or an error. In the event loop's thread."""
+        if self.latest is not None:
+            self.resolve(*self.latest)
+        elif self.deadline is not None:
+            self.fail(too_late(self.arrival, self.deadline))
+
+
+def give_up(entries: Sequence[Entry]) -> None:
+    """Have entries of one event loop give up, at one wake-up of it. In any thread."""
+    if entries:
+        entries[0].loop.call_soon_threadsafe(_give_up, entries)
+
+
+def _give_up(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        entry.give_up()
+
+
+def too_late(arrival: float, deadline: float) -> DeadlinePassed:
+    """The error of an image whose deadline comes before any answer can; both on the clock of ``time.monotonic``."""
+    allowed = f"{1e3 * (deadline - arrival):.6g}"
+    return DeadlinePassed(
+        f"deadline_ms is {allowed}; no answer can exist so soon", field="deadline_ms", value=float(allowed)
+    )

@@ -13,12 +13,12 @@ from torch import Tensor
 from service.engine.answer import Reason
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
 from service.engine.decoding import decode_entry
-from service.engine.entry import Entry
+from service.engine.entry import Entry, give_up
 from service.engine.features import FeaturePool
 from service.engine.lanes import Batch, Lanes
 from service.engine.pace import Pace
 from service.engine.recent import Recent
-from service.errors import DeadlinePassed, DeviceFailed, LowfirstError
+from service.errors import DeviceFailed
 from service.images.decode import stack
 from service.inference.exit_rule import confidence
 from service.inference.predictor import Predictor
@@ -117,24 +117,20 @@ class Executor:
         """What can run of a batch of the first stage: entries with their pixels that somebody waits for."""
         if batch.stage:
             return batch
-        in_time = self._without_late(batch.entries)
-        ready = self._decoded(in_time)
+        ready = self._decoded(batch.entries)
         alive = [entry for entry in ready if not entry.is_dead]
         self._metrics.dropped.labels(self._names[0]).inc(len(ready) - len(alive))
-        self._lanes.release(batch.slots[len(alive) :])
-        return replace(batch, entries=alive, slots=batch.slots[: len(alive)])
+        in_time = self._in_time(alive)
+        self._lanes.release(batch.slots[len(in_time) :])
+        return replace(batch, entries=in_time, slots=batch.slots[: len(in_time)])
 
-    def _without_late(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Those that can still be in time; the others fail before they cost anything."""
-        soonest = time.monotonic() + self._pace.table.seconds(0, 1)
-        in_time = []
-        for entry in entries:
-            if entry.is_dead or entry.deadline is None or entry.deadline >= soonest:
-                in_time.append(entry)  # the dead are counted where they are met next
-            else:
-                self._metrics.dropped.labels("deadline").inc()
-                entry.loop.call_soon_threadsafe(entry.fail, too_late(entry))
-        return in_time
+    def _in_time(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those that their pass may answer in time, though decoding took longer than was foreseen."""
+        ready = time.monotonic() + self._pace.table.seconds(0, len(entries)) if entries else 0.0
+        late = [entry for entry in entries if entry.deadline is not None and entry.deadline < ready]
+        self._metrics.dropped.labels("deadline").inc(len(late))
+        give_up(late)
+        return [entry for entry in entries if entry not in late]
 
     def _decoded(self, entries: Sequence[Entry]) -> list[Entry]:
         """Entries with their pixels. Those without are decoded here, for ``DECODE_SECONDS``; then the rest wait again.
@@ -207,7 +203,7 @@ class Executor:
             return [Exit("escalated", 1.0) if stage == policy.last else Escalate(1.0) for _ in confidences]
         next_answer_at = time.monotonic()
         if stage < policy.last:
-            next_answer_at += self._pace.next_answer(stage + 1, self._lanes.depths[stage + 1])
+            next_answer_at += self._pace.next_answer(stage + 1, self._lanes.depths[stage : stage + 2])
         return [
             decide(sure, stage, entry, policy, next_answer_at)
             for sure, entry in zip(confidences, batch.entries, strict=True)
@@ -322,12 +318,3 @@ def _resolve(stage: int, answered: Sequence[tuple[Entry, Reason]]) -> None:
     """In the event loop's thread: all of a batch at one wake-up."""
     for entry, reason in answered:
         entry.resolve(stage, reason)
-
-
-def too_late(entry: Entry) -> LowfirstError:
-    """The error of an image whose deadline comes before any answer can."""
-    assert entry.deadline is not None
-    allowed = 1e3 * (entry.deadline - entry.arrival)
-    return DeadlinePassed(
-        f"deadline_ms is {allowed:.0f}; no answer can exist so soon", field="deadline_ms", value=allowed
-    )

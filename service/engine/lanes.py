@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.entry import Entry
-from service.engine.pick import Plan, Release, Waiting, pick
+from service.engine.entry import Entry, give_up
+from service.engine.pick import Pick, Plan, Release, Waiting, most_in_time, pick
 from service.errors import LowfirstError
 
 # Share of the workers' time that audits get even when there is other work.
@@ -47,6 +47,7 @@ class Lanes:
         slots: images whose features may be kept at a time.
         audit_backlog: of these, for audits.
         on_drop: called with the stage of each dead entry that is dropped from its lane.
+        on_late: the same of each whose deadline that stage cannot meet; it gets the answer it has, or an error.
 
     Attributes:
         escalating: share of each stage's images that escalate, lately.
@@ -55,13 +56,19 @@ class Lanes:
     """
 
     def __init__(
-        self, plan: Plan, slots: int, audit_backlog: int = 0, on_drop: Callable[[int], None] = lambda stage: None
+        self,
+        plan: Plan,
+        slots: int,
+        audit_backlog: int = 0,
+        on_drop: Callable[[int], None] = lambda stage: None,
+        on_late: Callable[[int], None] = lambda stage: None,
     ) -> None:
         self.plan = plan
         self.escalating = [0.0] * len(plan.sizes)
         self._free = list(range(slots))
         self._audit_backlog = audit_backlog
         self._on_drop = on_drop
+        self._on_late = on_late
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
         self._audits: list[deque[Entry]] = [deque() for _ in plan.sizes]
         self._spent, self._spent_on_audits = 0.0, 0.0
@@ -193,7 +200,7 @@ class Lanes:
 
     def _take(self, now: float) -> Batch | None:
         for stage in range(len(self._lanes)):
-            self._drop_dead(stage)
+            self._drop(stage, now)
         lanes = [_waiting(lane) for lane in self._lanes]
         picked = pick(now, lanes, len(self._free), self.plan, self.escalating)
         if picked is None or self._spent_on_audits < AUDIT_SHARE * self._spent:
@@ -202,12 +209,28 @@ class Lanes:
                 return audit
         if picked is None:
             return None
-        lane = self._lanes[picked.stage]
-        entries = [heapq.heappop(lane)[2] for _ in range(picked.size)]
+        entries = self._pop(picked, now, lanes[picked.stage].deadline)
+        reason = picked.reason if len(entries) == picked.size else "deadline"
         if picked.stage:
-            return Batch(picked.stage, picked.reason, entries, _slots(entries))
+            return Batch(picked.stage, reason, entries, _slots(entries))
         self._room.notify_all()
-        return Batch(0, picked.reason, entries, [self._free.pop() for _ in entries])
+        return Batch(0, reason, entries, [self._free.pop() for _ in entries])
+
+    def _pop(self, picked: Pick, now: float, nearest: float) -> list[Entry]:
+        """The oldest entries of a lane: as many as were picked, or as can be in time together."""
+        stage, lane, size = picked.stage, self._lanes[picked.stage], picked.size
+        if now + self.plan.seconds(stage, size) <= nearest:
+            return [heapq.heappop(lane)[2] for _ in range(size)]
+        ordered = sorted(lane)  # still a heap, with any of it left out
+        deadlines = [_deadline(waiting[2]) for waiting in ordered]
+        size = most_in_time(now, deadlines, size, lambda size: self.plan.seconds(stage, size))
+        ready = now + self.plan.seconds(stage, size)
+        fitting = [index for index, deadline in enumerate(deadlines) if deadline >= ready][:size] or [0]
+        entries = [ordered[index][2] for index in fitting]
+        for index in reversed(fitting):
+            del ordered[index]
+        self._lanes[stage] = ordered
+        return entries
 
     def _take_audit(self) -> Batch | None:
         for stage in reversed(range(len(self._audits))):
@@ -217,29 +240,46 @@ class Lanes:
                 return Batch(stage, "drained", entries, _slots(entries), is_audit=True)
         return None
 
-    def _drop_dead(self, stage: int) -> None:
-        """All of them, wherever they stand, so that images nobody waits for take no memory."""
-        lane = self._lanes[stage]
+    def _drop(self, stage: int, now: float) -> None:
+        """All that nobody waits for, wherever they stand, so that they take no memory; and all that would be late."""
         alive: list[tuple[float, int, Entry]] = []
+        late: list[tuple[float, int, Entry]] = []
         dead: list[Entry] = []
-        for waiting in lane:  # asked once: the event loop may settle it at any moment
-            if waiting[2].is_dead:
-                dead.append(waiting[2])
+        soonest = now + self.plan.seconds(stage, 1)
+        for waiting in self._lanes[stage]:
+            entry = waiting[2]
+            if entry.is_dead:  # asked once: the event loop may settle it at any moment
+                dead.append(entry)
             else:
-                alive.append(waiting)
-        if not dead:
+                (late if _deadline(entry) < soonest else alive).append(waiting)
+        if not dead and not late:
             return
+        if not alive and not stage:
+            alive = self._to_try(late, now)
+        gone = [waiting[2] for waiting in late if waiting not in alive]
         heapq.heapify(alive)
         self._lanes[stage] = alive
         self._room.notify_all()
-        self._release(_slots(dead))
+        self._release(_slots(dead) + _slots(gone))
         for _ in dead:
             self._on_drop(stage)
+        for _ in gone:
+            self._on_late(stage)
+        give_up(gone)
+
+    def _to_try(self, late: list[tuple[float, int, Entry]], now: float) -> list[tuple[float, int, Entry]]:
+        """Where all are late by what batches took lately, one that might not be: it shows whether that still holds."""
+        soonest = now + self.plan.soonest()
+        return sorted(waiting for waiting in late if _deadline(waiting[2]) >= soonest)[:1]
 
 
 def _fail(entries: Sequence[Entry], error: Callable[[], LowfirstError]) -> None:
     for entry in entries:
         entry.loop.call_soon_threadsafe(entry.fail, error())
+
+
+def _deadline(entry: Entry) -> float:
+    return math.inf if entry.deadline is None else entry.deadline
 
 
 def _slots(entries: Sequence[Entry]) -> list[int]:
@@ -250,5 +290,4 @@ def _waiting(lane: Sequence[tuple[float, int, Entry]]) -> Waiting:
     if not lane:
         return Waiting(0)
     entries = [waiting[2] for waiting in lane]
-    deadlines = [entry.deadline for entry in entries if entry.deadline is not None]
-    return Waiting(len(lane), lane[0][0], min(entry.enqueued for entry in entries), min(deadlines, default=math.inf))
+    return Waiting(len(lane), lane[0][0], min(entry.enqueued for entry in entries), min(map(_deadline, entries)))

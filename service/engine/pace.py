@@ -30,8 +30,12 @@ class Pace:
     decoding: float = field(default=0.0)
 
     def predicted(self, stage: int, size: float) -> float:
-        """Seconds of a batch on an undisturbed device, from its images' bytes on."""
-        return self.table.seconds(stage, size) + (self.decoding * size if stage == 0 else 0.0)
+        """Seconds of a batch as the device runs now, from its images' bytes on."""
+        return self.slowdown * self.table.seconds(stage, size) + (self.decoding * size if stage == 0 else 0.0)
+
+    def soonest(self) -> float:
+        """Seconds to the first stage's answer for an image that finds an idle device that nothing disturbs."""
+        return self.table.seconds(0, 1)
 
     def image(self, stage: int) -> float:
         """Seconds an image takes of the whole device at ``stage`` in full batches, as it runs now, with decoding."""
@@ -39,10 +43,16 @@ class Pace:
         decoding = self.decoding if stage == 0 else 0.0
         return (self.slowdown * self.table.seconds(stage, size) / size + decoding) / self.workers
 
-    def next_answer(self, stage: int, waiting: int) -> float:
-        """Seconds to the answer of ``stage`` for an image that comes to its lane now, behind ``waiting`` others."""
+    def next_answer(self, stage: int, depths: Sequence[int]) -> float:
+        """Seconds to the answer of a later ``stage`` for an image that comes to its lane now.
+
+        Args:
+            depths: images that wait for the stage before, a batch of which may overtake it, and for this one.
+        """
+        before, waiting = depths
+        overtaking = min(before, self.sizes[stage - 1])
         size = min(waiting + 1, self.sizes[stage])
-        return waiting * self.image(stage) + self.slowdown * self.table.seconds(stage, size)
+        return self.predicted(stage - 1, overtaking) + waiting * self.image(stage) + self.predicted(stage, size)
 
     def from_stage(self, stage: int, escalating: Sequence[float]) -> float:
         """Seconds of the whole device for an image from ``stage`` on, if images go on escalating as they did."""

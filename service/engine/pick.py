@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# Why a batch was released: it is full, nothing else waits, or no more feature slots are free.
-Release = Literal["full", "drained", "slots"]
+# Why a batch was released: it is full, nothing else waits, no more feature slots are free, or a larger one would come
+# too late for its images.
+Release = Literal["full", "drained", "slots", "deadline"]
 
 # How long new images may overtake escalated ones for the sake of a fuller batch, in full batches of the stage before.
 PATIENCE = 4
@@ -16,10 +17,17 @@ PATIENCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known of the device: the largest batch worth running at each stage, and seconds of one by its size."""
+    """What is known of the device.
+
+    Attributes:
+        sizes: the largest batch worth running at each stage.
+        seconds: of a batch of a stage by its size, as the device runs now.
+        soonest: seconds of one image's first stage where nothing disturbs the device.
+    """
 
     sizes: tuple[int, ...]
     seconds: Callable[[int, float], float] = lambda stage, size: 0.0
+    soonest: Callable[[], float] = lambda: 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,20 @@ def pick(now: float, lanes: Sequence[Waiting], free_slots: int, plan: Plan, esca
     if sizes[stage] == plan.sizes[stage]:
         return Pick(stage, sizes[stage], "full")
     return Pick(stage, sizes[stage], "drained" if sizes[stage] == lanes[stage].size else "slots")
+
+
+def most_in_time(now: float, deadlines: Sequence[float], most: int, seconds: Callable[[int], float]) -> int:
+    """How many images the largest batch has, of at most ``most``, that is done before the deadline of each; or 1.
+
+    Args:
+        deadlines: of all that wait, in any order; those that cannot be met in a batch of that size stay behind.
+        seconds: of a batch by its size.
+    """
+    last_first = sorted(deadlines, reverse=True)
+    for size in range(most, 1, -1):
+        if last_first[size - 1] >= now + seconds(size):
+            return size
+    return 1
 
 
 def _should_fill(

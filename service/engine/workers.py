@@ -84,7 +84,7 @@ class Workers:
         """Take the measured times, and what follows from them: how large batches are."""
         self._pace.table = table
         self._pace.sizes = self._preparation.sizes(table)
-        self._lanes.plan = Plan(self._pace.sizes, self._pace.predicted)
+        self._lanes.plan = Plan(self._pace.sizes, self._pace.predicted, self._pace.soonest)
 
     # a thread's life
 

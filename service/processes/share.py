@@ -39,7 +39,8 @@ def part(whole: int, index: int, count: int) -> int:
 def share(settings: Settings, index: int, count: int) -> Settings:
     """The settings of process ``index`` of ``count``.
 
-    Limits of a single request stay as they are, and what a process may hold is never less than one such request.
+    Limits of a single request stay as they are, and what a process may hold is never less than one such request and
+    the quarter of all that it has to leave to others.
     """
 
     def of(whole: int, at_least: int = 1) -> int:
@@ -51,8 +52,8 @@ def share(settings: Settings, index: int, count: int) -> Settings:
             "workers": settings.workers and of(settings.workers),
             "decode_threads": settings.decode_threads and of(settings.decode_threads),
             "max_connections": settings.max_connections and of(settings.max_connections),
-            "max_images_in_flight": of(settings.max_images_in_flight, settings.max_batch_images),
-            "max_bytes_in_flight": of(settings.max_bytes_in_flight, settings.max_batch_bytes),
+            "max_images_in_flight": of(settings.max_images_in_flight, settings.max_batch_images * 4 // 3 + 1),
+            "max_bytes_in_flight": of(settings.max_bytes_in_flight, settings.max_batch_bytes * 4 // 3 + 1),
             "feature_slots": of(settings.feature_slots),
             "cache_entries": settings.cache_entries and of(settings.cache_entries),
         }

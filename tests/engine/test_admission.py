@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +70,66 @@ def test_image_behind_too_much_work_is_busy_unless_few_are_in_flight() -> None:
         queued = 1.5
         with admission.admit(images=1):
             assert admission.images == ALWAYS + 1
+
+
+Admitted = Callable[..., int]
+
+
+@pytest.fixture
+def admitted() -> Iterator[Admitted]:
+    """How many requests of so many images get in, one after another; they stay until the test ends."""
+    with contextlib.ExitStack() as held:
+
+        def count(admission: Admission, images: int, size: int = 0) -> int:
+            for before in range(999):
+                try:
+                    held.enter_context(admission.admit(images=images, size=size))
+                except Busy:
+                    return before
+            pytest.fail("no limit is reached")
+
+        yield count
+
+
+def test_batches_leave_places_to_requests_of_few_images(admitted: Admitted) -> None:
+    admission = Admission(max_images=256, max_bytes=1000)
+    assert admitted(admission, 64) == 3
+    assert admitted(admission, 8) == 7
+    assert admitted(admission, 2) == 3
+    assert admitted(admission, 1) == 2
+    assert admission.images == 256
+
+
+def test_batches_leave_bytes_to_single_images(admitted: Admitted) -> None:
+    admission = Admission(max_images=256, max_bytes=1000)
+    assert admitted(admission, 2, size=200) == 4
+    assert admitted(admission, 1, size=50) == 4
+
+
+def test_batches_leave_queued_seconds_to_single_images(admitted: Admitted) -> None:
+    admission = Admission(max_images=256, max_bytes=1000, max_seconds=0.75, wait_seconds=lambda: admission.images / 200)
+    assert admitted(admission, 32) == 3  # 0.48 seconds
+    assert admitted(admission, 1) == 150 + 1 - 96
+
+
+def test_request_of_more_images_than_may_be_taken_of_the_limit_is_admitted_alone() -> None:
+    admission = Admission(max_images=64, max_bytes=1000)
+    with admission.admit(images=1), pytest.raises(Busy, match="64 images together leave room for 16 more") as busy:
+        admission.admit(images=64).__enter__()
+    assert (busy.value.value, busy.value.bound) == (1, 64)
+    with admission.admit(images=64):
+        assert admission.images == 64
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 64), max_size=60))
+def test_client_of_single_images_always_has_a_place_beside_batches(batches: list[int]) -> None:
+    admission = Admission(max_images=256, max_bytes=1000)
+    with contextlib.ExitStack() as held:
+        for images in batches:
+            with contextlib.suppress(Busy):
+                held.enter_context(admission.admit(images=images))
+        held.enter_context(admission.admit(images=1))
 
 
 def test_check_says_whether_one_image_would_have_room_and_holds_nothing() -> None:

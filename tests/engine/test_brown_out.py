@@ -35,6 +35,13 @@ def steer(load: Load, sure: list[float] = EVENLY, threshold: float = THRESHOLD, 
     return BrownOut(TARGET).steer(0.0, load, sure, threshold, floor)
 
 
+@pytest.mark.parametrize("allowed", [0.1, 0.3, 2 * TARGET])
+def test_deadlines_that_leave_less_room_than_the_target_take_its_place(allowed: float) -> None:
+    load = load_of(20, 0)
+    steered = BrownOut(TARGET).steer(0.0, load, EVENLY, THRESHOLD, FLOOR, allowed)
+    assert steered == BrownOut(min(TARGET, allowed)).steer(0.0, load, EVENLY, THRESHOLD, FLOOR)
+
+
 def sustainable(load: Load) -> float:
     """The share of undecided images that may escalate: what is left of the target, by what their later stages take."""
     left = ROOM * TARGET - load.undecided * load.first_seconds - load.escalated_seconds

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from service.engine.answer import Ask
 from service.errors import DeadlinePassed
 from service.inference.latency import LatencyTable
 from tests.engine.serving import (
@@ -39,6 +40,31 @@ async def test_deadline_that_what_is_queued_rules_out_is_refused_at_once(case: C
                 await server.classify(body, deadline=deadline)
         gate.open()
         await outcomes([*tasks, server.start(body, deadline=1000.0)])
+
+
+@pytest.mark.parametrize(("deadline", "told"), [(0.0004, "0.4"), (1.5, "1500"), (0.0123456, "12.3456")])
+async def test_refused_deadline_is_told_as_it_was_asked(case: Case, deadline: float, told: str) -> None:
+    slow = LatencyTable(({1: 50.0},) * case.depth)
+    async with serving(case, 0.0, profile=slow) as server:
+        with pytest.raises(DeadlinePassed, match=f"deadline_ms is {told}; ") as refused:
+            server.engine.check_in_time(Ask(arrival=time.monotonic(), deadline=deadline))
+        assert refused.value.value == float(told)
+        assert server.dropped() == {"deadline": 1}
+        server.engine.check_in_time(Ask(arrival=time.monotonic(), deadline=1000.0))
+        server.engine.check_in_time(Ask(arrival=time.monotonic()))
+
+
+async def test_escalated_image_whose_next_stage_became_too_slow_is_answered_with_what_it_has(cascade: Case) -> None:
+    async with serving(cascade, 1.0) as server:
+        gate = server.gate(0)
+        escalated, older = await server.escalate_behind(gate, cascade.images[0].body, deadline=1000.0)
+        server.engine._pace.slowdown = 1e9
+        gate.open()
+        answer = await escalated
+        assert (answer.stage, answer.reason, answer.degraded) == (0, "deadline", True)
+        await older
+        await server.all_slots_free()
+        assert server.dropped() == {cascade.names[1]: 1}
 
 
 async def test_machine_that_was_slow_once_does_not_refuse_deadlines_for_ever(case: Case) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -46,8 +46,8 @@ class Bench:
         self.predictor = load(case)
         self.registry = CollectorRegistry()
         sizes = (4,) * case.depth
-        self.lanes = Lanes(Plan(sizes), SLOTS, backlog)
         self.pace = Pace(LatencyTable(({1: 0.001},) * case.depth), sizes)
+        self.lanes = Lanes(Plan(sizes, self.pace.predicted, self.pace.soonest), SLOTS, backlog)
         self.recent = Recent()
         policy = Policy(case.last, audit_probability=audit_probability)
         self.executor = Executor(
@@ -155,13 +155,37 @@ async def test_images_too_late_for_their_first_stage_fail_before_they_cost_anyth
     assert errors[0] is not errors[1]
     assert isinstance(answer, tuple)
     assert bench.count("batch_size_sum", stage=case.names[0]) == 1
-    assert bench.count("dropped_total", point="deadline") == 2
 
 
-async def test_slow_decoding_of_the_past_drops_no_image(case: Case) -> None:
+async def test_images_that_decoding_made_too_late_are_not_run(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(case)
+    late, in_time = bench.entries([image.body for image in case.images[:2]], threshold=0.0)
+    late.deadline = soon()
+
+    def decode_slowly(_: Executor, entries: Sequence[Entry]) -> list[Entry]:
+        bench.pace.table = LatencyTable(({1: 2 * FAR},) * case.depth)
+        return list(entries)
+
+    monkeypatch.setattr(Executor, "_decoded", decode_slowly)
+    error, answer = await bench.run([late, in_time])
+    assert isinstance(error, DeadlinePassed)
+    assert isinstance(answer, tuple)
+    assert bench.count("batch_size_sum", stage=case.names[0]) == 1
+    assert bench.count("dropped_total", point="deadline") == 1
+
+
+async def test_slow_decoding_of_the_past_does_not_drop_images_for_ever(case: Case) -> None:
     bench = Bench(case)
     bench.pace.decoding = 4 * FAR
-    assert all(isinstance(outcome, tuple) for outcome in await bench.run_three(0.0, soon()))
+    for _ in range(200):
+        entries = bench.entries([image.body for image in case.images[:3]], 0.0, soon())
+        for entry, image in zip(entries, case.images, strict=False):
+            entry.pixels, entry.body = (), image.body
+        outcomes = await bench.run(entries)
+        assert isinstance(outcomes[0], tuple)  # the oldest is always tried
+        if all(isinstance(outcome, tuple) for outcome in outcomes):
+            return
+    pytest.fail("400 images were dropped, with nothing else to do")
 
 
 # overload

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,33 @@ async def test_what_was_replaced_leaves_nothing_behind_though_no_collector_runs(
         assert replica.metric("threshold", model="other/1") == 0.8
         await until(lambda: not its_own & workers())
         await until(lambda: gone() is None)
+
+
+async def freed(*gone: weakref.ref[Any]) -> None:
+    await until(lambda: all(each() is None for each in gone))
+
+
+async def test_switch_collects_no_garbage_and_frees_what_was_replaced(store: ModelStore, jpeg: bytes) -> None:
+    """A collection would stall every request: it walks all of PyTorch, in the event loop's thread."""
+    collections: list[int] = []
+
+    def collected(phase: str, told: dict[str, int]) -> None:
+        if phase == "start":
+            collections.append(told["generation"])
+
+    async with without_collector(), serving_models(store) as replica:
+        gc.callbacks.append(collected)
+        try:
+            for reference in ("other/1", "tiny/2", "other/1"):
+                await replica.classify(jpeg)
+                old = weakref.ref(replica.models.find(None)), weakref.ref(replica.held())
+                frozen = gc.get_freeze_count()
+                await replica.switching.switch(reference)
+                await freed(*old)
+                assert gc.get_freeze_count() == frozen
+        finally:
+            gc.callbacks.remove(collected)
+    assert collections == []
 
 
 async def test_queues_of_all_models_are_counted_together(store: ModelStore, jpeg: bytes) -> None:

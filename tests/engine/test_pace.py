@@ -22,9 +22,15 @@ def test_image_takes_its_part_of_a_full_batch_and_of_the_workers() -> None:
 
 def test_next_answer_takes_as_long_as_what_waits_before_it() -> None:
     pace = pace_of(slowdown=10.0, decoding=7.0)
-    assert pace.next_answer(1, 0) == 10 * 3
-    assert pace.next_answer(1, 1) == pace.image(1) + 10 * 4
-    assert pace.next_answer(1, 6) == 6 * pace.image(1) + 10 * 6
+    assert pace.next_answer(1, (0, 0)) == 10 * 3
+    assert pace.next_answer(1, (0, 1)) == pace.image(1) + 10 * 4
+    assert pace.next_answer(1, (0, 6)) == 6 * pace.image(1) + 10 * 6
+
+
+@pytest.mark.parametrize(("waiting", "overtaking"), [(1, 1), (8, 8), (99, 8)])
+def test_next_answer_may_be_overtaken_by_a_batch_of_the_stage_before(waiting: int, overtaking: int) -> None:
+    pace = pace_of(slowdown=10.0, decoding=7.0)
+    assert pace.next_answer(1, (waiting, 0)) == pace.predicted(0, overtaking) + 10 * 3
 
 
 def test_image_takes_of_later_stages_as_often_as_it_gets_there() -> None:
@@ -35,9 +41,10 @@ def test_image_takes_of_later_stages_as_often_as_it_gets_there() -> None:
     assert pace.from_stage(2, [0.5, 0.2, 0.0]) == third
 
 
-def test_batch_is_predicted_on_an_undisturbed_device_with_its_decoding() -> None:
+def test_batch_is_predicted_as_the_device_runs_now_with_its_decoding() -> None:
     pace = pace_of(slowdown=10.0, decoding=0.5)
-    assert (pace.predicted(0, 8), pace.predicted(1, 4)) == (4 + 8 * 0.5, 6)
+    assert (pace.predicted(0, 8), pace.predicted(1, 4)) == (10 * 4 + 8 * 0.5, 10 * 6)
+    assert pace.soonest() == 1
 
 
 def test_averages_follow_the_newest_batches() -> None:

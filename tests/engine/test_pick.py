@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.pick import PATIENCE, Pick, Plan, Waiting, pick
+from service.engine.pick import PATIENCE, Pick, Plan, Waiting, most_in_time, pick
 from service.inference.latency import LatencyTable
 from tests.engine.lanes_of import TABLE, timed, untimed
 
@@ -194,3 +194,19 @@ def test_younger_image_goes_first_only_for_want_of_slots_or_for_a_while_to_fill_
         assert lane.size < plan.sizes[stage]
         assert end + plan.seconds(stage, lane.size) <= lane.deadline
         assert end <= lane.since + PATIENCE * plan.seconds(stage - 1, plan.sizes[stage - 1])
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "size"),
+    [
+        ([9.0, 9.0, 9.0, 9.0], 4),
+        ([1.0, 9.0, 9.0, 9.0], 3),
+        ([1.0, 2.0, 3.0, 4.0], 2),  # of three, one would be late
+        ([1.0, 1.0, 1.0, 9.0], 1),
+        ([0.5], 1),
+        ([math.inf] * 9, 4),
+    ],
+)
+def test_most_images_in_time_make_a_batch(deadlines: list[float], size: int) -> None:
+    most = min(4, len(deadlines))
+    assert most_in_time(10.0, [10 + deadline for deadline in deadlines], most, lambda images: float(images)) == size

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api import answers, bodies
 from service.api.answers import Fields, fields_of
-from service.api.classifying import ask_of, classify_image, most_images
+from service.api.classifying import ask_of, check_room, classify_image, most_images
 from service.api.dependencies import Parts, parts_of
 from service.api.direct import DirectRoute
 from service.api.error_handlers import detail
@@ -71,7 +71,7 @@ async def classify(request: Request) -> Response:
     """
     parts = parts_of(request)
     model, ask = _ask(request, parts)
-    parts.admission.check()
+    check_room(parts, parts.models.find(model), ask)
     image = bodies.one_image(request, await read(request, _body_limit(request, parts.settings.max_image_bytes)))
     with parts.admission.admit(images=1, size=len(image)):
         return answers.one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.types import Message
+
+from service.errors import Busy
 
 pytestmark = pytest.mark.anyio
 
@@ -59,6 +62,17 @@ async def test_a_full_server_turns_away_before_it_reads_the_body(
         assert (await client.post("/classify", content=jpeg, headers=RAW)).status_code == 200
 
 
+async def test_a_deadline_that_cannot_be_met_is_told_before_the_body_is_read(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], error_of: Callable[..., dict[str, Any]]
+) -> None:
+    async with connect(make_app()) as client:
+        response = await client.post("/classify?deadline_ms=0.0001", content=unread(), headers=RAW)
+        assert error_of(response, 504, "deadline_passed")["field"] == "deadline_ms"
+        told = (await client.get("/metrics")).text
+        assert 'lowfirst_image_errors_total{code="deadline_passed"} 1.0' in told
+        assert 'lowfirst_dropped_total{point="deadline"} 1.0' in told
+
+
 async def test_a_batch_takes_a_place_for_each_image(
     make_app: Callable[..., FastAPI],
     connect: Callable[..., Any],
@@ -69,10 +83,25 @@ async def test_a_batch_takes_a_place_for_each_image(
     async with connect(app) as client:
         batch = [("image", (None, jpeg))]
         with app.state.parts.admission.admit(images=1):
-            assert (await client.post("/classify/batch", files=batch * 3)).status_code == 200
-            error_of(await client.post("/classify/batch", files=batch * 4), 429, "busy")
-            assert 'lowfirst_rejected_total{reason="images"} 4.0' in (await client.get("/metrics")).text
+            assert (await client.post("/classify/batch", files=batch * 2)).status_code == 200
+            error_of(await client.post("/classify/batch", files=batch * 3), 429, "busy")  # it would take the last
+            assert 'lowfirst_rejected_total{reason="images"} 3.0' in (await client.get("/metrics")).text
         assert (await client.post("/classify/batch", files=batch * 4)).status_code == 200
+
+
+async def test_batches_leave_places_to_single_images(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], jpeg: bytes
+) -> None:
+    app = make_app(max_images_in_flight=16, max_batch_images=4)
+    async with connect(app) as client, contextlib.AsyncExitStack() as held:
+        with contextlib.suppress(Busy):
+            while True:  # as many batches as get in stay
+                held.enter_context(app.state.parts.admission.admit(images=4, size=4 * len(jpeg)))
+        assert app.state.parts.admission.images == 12
+        batch = [("image", (None, jpeg))] * 4
+        assert (await client.post("/classify/batch", files=batch)).status_code == 429
+        for _ in range(10):
+            assert (await client.post("/classify", content=jpeg, headers=RAW)).status_code == 200
 
 
 async def test_bodies_that_do_not_come_take_no_places(

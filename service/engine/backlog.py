@@ -1,0 +1,59 @@
+"""What an engine has to do, and how soon it could answer one image more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from statistics import median_low
+
+from service.engine.brown_out import Load
+from service.engine.entry import Entry
+from service.engine.lanes import Lanes
+from service.engine.pace import Pace
+
+
+class Backlog:
+    """What is queued in one engine, in seconds of its device.
+
+    Args:
+        waiting: all images that are not answered yet.
+        lanes: where those stand that are not being decoded or run.
+        pace: how long they take.
+    """
+
+    def __init__(self, waiting: Collection[Entry], lanes: Lanes, pace: Pace) -> None:
+        self._waiting = waiting
+        self._lanes = lanes
+        self._pace = pace
+
+    def load(self) -> Load:
+        """What is to be done, stage by stage."""
+        later, escalating = self._lanes.depths[1:], self._lanes.escalating
+        seconds = [self._pace.from_stage(stage, escalating) for stage in range(1, len(later) + 1)]
+        return Load(
+            undecided=max(0, len(self._waiting) - sum(later)),
+            first_seconds=self._pace.image(0),
+            later_seconds=seconds[0] if seconds else 0.0,
+            escalated_seconds=sum(waiting * each for waiting, each in zip(later, seconds, strict=True)),
+        )
+
+    def seconds(self) -> float:
+        """How long the device needs for what is queued, if images go on escalating as they did."""
+        return self.load().queued_seconds(self._lanes.escalating[0])
+
+    def first_answer(self) -> float:
+        """Seconds to the first stage's answer for an image that comes now.
+
+        Older images go first, at every stage; then it is run in one batch with those that wait beside it.
+        """
+        if not self._waiting:  # what batches took lately may not hold any more, and nothing else would show it
+            return self._pace.soonest()
+        beside = min(self._lanes.depths[0] + 1, self._pace.sizes[0])
+        return self.seconds() + self._pace.predicted(0, beside)
+
+    def foresight(self) -> float:
+        """Seconds of queued work that deadlines leave room for, by that of the median image; infinite without any."""
+        allowed = [entry.allowed for entry in self._waiting]
+        if not allowed or (median := median_low(allowed)) == math.inf:
+            return math.inf
+        return max(0.0, median - self._pace.predicted(0, self._pace.sizes[0]))
