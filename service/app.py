@@ -138,7 +138,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     metrics.cost_per_hour.set(settings.cost_per_hour or 0.0)
     metrics.watch(metrics.in_flight, lambda: admission.images)
     metrics.watch(metrics.config_version, lambda: models.config.version)
-    metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.hindrance is not None)
+    metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.obstacle is not None)
     targets = MemoryTargets() if link is None else RedisTargets(link)
     siblings = together or Alone()
     shared = None if together is None else SharedMetrics(metrics, together.files)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -30,6 +28,7 @@ from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, predict, solve
 from service.engine.preparing import Preparation
 from service.engine.recent import Recent
+from service.engine.steering import Steering
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
 from service.inference.latency import LatencyTable
@@ -39,10 +38,6 @@ from service.state.base import ConfigSource, Goal, ResultCache, ThresholdConfig
 
 # One in so many feature slots may hold an image that waits for its audit.
 AUDIT_SLOTS = 8
-
-# How often overload is looked at, and by how many of the latest confidences.
-STEERING_SECONDS = 0.05
-STEERING_CONFIDENCES = 1024
 
 
 class Engine:
@@ -86,15 +81,15 @@ class Engine:
             on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
             on_late=lambda stage: metrics.dropped.labels(names[stage] if stage else "deadline").inc(),
         )
-        self._policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
-        self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, self._policy)
+        policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
+        self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, policy)
         preparation = Preparation(predictor, single, limits)
         self._workers = Workers(self._lanes, self._executor, preparation, self._pace, limits.workers)
         self._decoders = _decode_threads(limits.decode_threads) if limits.decode_threads else None
-        self._brown_out = BrownOut(limits.target_latency)
-        self._steering: asyncio.TimerHandle | None = None
         self._waiting: set[Entry] = set()
         self._backlog = Backlog(self._waiting, self._lanes, self._pace)
+        brown_out = BrownOut(limits.target_latency)
+        self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, lambda: self.asked)
         self._running = False
         self._draining = False
         self._asking = 0
@@ -110,7 +105,7 @@ class Engine:
         """
         await asyncio.to_thread(self._workers.start, profile)
         self._running = True
-        self._steer()
+        self._steering.run()
 
     def drain(self) -> None:
         """Stop being ready. Requests are still answered until ``close``."""
@@ -120,8 +115,7 @@ class Engine:
         """Finish what was accepted, then stop every thread."""
         self._draining = True
         self._running = False
-        if self._steering is not None:
-            self._steering.cancel()
+        self._steering.stop()
         if self._decoders is not None:
             await asyncio.to_thread(self._decoders.shutdown)
         self._lanes.close()
@@ -171,7 +165,7 @@ class Engine:
             if self._cached is None:
                 return self._answering.answer(entry, *await self._run(entry, body), ask.passes)
             key = self._cached.key(body)
-            stage = await self._cached.look_up(key, entry, self._policy.lowered)
+            stage = await self._cached.look_up(key, entry, self._steering.lowered)
             if stage is not None:
                 return self._answering.answer(entry, stage, "cached", ask.passes)
             stage, reason = await self._run(entry, body)
@@ -253,7 +247,7 @@ class Engine:
     @property
     def effective_threshold(self) -> float:
         """The threshold in force: lower than asked for while the server is overloaded."""
-        return min(self._policy.lowered, self.asked.threshold)
+        return min(self._steering.lowered, self.asked.threshold)
 
     def solve(self, goal: Goal, value: float) -> float:
         """The threshold that a goal asks for. Raises InvalidOption: it has no answer, or no table to find it in."""
@@ -298,22 +292,6 @@ class Engine:
     def feature_bytes(self) -> int:
         """Memory of what escalated and audited images carry."""
         return (self._limits.feature_slots - self._lanes.free_slots) * self._pool.bytes_each
-
-    def _steer(self) -> None:
-        """Every ``STEERING_SECONDS``, in the event loop's thread: what overload does to the threshold."""
-        config = self.asked
-        confidences = self.recent.confidences(STEERING_CONFIDENCES) if config.floor is not None else ()
-        lowered = self._brown_out.steer(
-            time.monotonic(),
-            self._backlog.load(),
-            confidences,
-            config.threshold,
-            config.floor,
-            self._backlog.foresight(),
-        )
-        self._policy = replace(self._policy, lowered=lowered if lowered < config.threshold else math.inf)
-        self._executor.policy = self._policy
-        self._steering = asyncio.get_running_loop().call_later(STEERING_SECONDS, self._steer)
 
 
 def _decode_threads(count: int) -> ThreadPoolExecutor:

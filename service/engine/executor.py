@@ -6,9 +6,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from torch import Tensor
+from dataclasses import replace
 
 from service.engine.answer import Reason
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
@@ -16,6 +14,7 @@ from service.engine.decoding import decode_entry
 from service.engine.entry import Entry, give_up
 from service.engine.features import FeaturePool
 from service.engine.lanes import Batch, Lanes
+from service.engine.outcome import Outcome
 from service.engine.pace import Pace
 from service.engine.recent import Recent
 from service.errors import DeviceFailed
@@ -28,22 +27,6 @@ from service.networks.cascade import Carried
 
 # How long a worker decodes images of one batch.
 DECODE_SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What one stage says of a batch: probabilities (B, K), confidences (B,), what becomes of each entry."""
-
-    probabilities: Tensor
-    confidences: Sequence[float]
-    decisions: Sequence[Decision]
-    is_audited: Sequence[bool]
-    seconds: float
-
-    @property
-    def kept(self) -> list[int]:
-        """Rows whose features are needed again."""
-        return [row for row, each in enumerate(self.decisions) if isinstance(each, Escalate) or self.is_audited[row]]
 
 
 class Executor:
@@ -96,8 +79,6 @@ class Executor:
         for logits in self._predictor.answers(self._predictor.noise(1)):
             if not logits.isfinite().all():
                 raise DeviceFailed("the network gives no finite numbers")
-
-    # before the stage
 
     def _work(self, batch: Batch) -> str:
         return "audit" if batch.is_audit else self._names[batch.stage]
@@ -157,8 +138,6 @@ class Executor:
             entry.enqueued = now
         self._lanes.push(entries)
 
-    # the stage
-
     def _run(self, batch: Batch) -> None:
         """One batch; if it raises, its entries one by one, so that only the one at fault fails.
 
@@ -179,7 +158,7 @@ class Executor:
         self._count(batch, outcome.seconds)
         (self._commit_audit if batch.is_audit else self._commit)(batch, outcome)
 
-    def _compute(self, batch: Batch) -> _Outcome:
+    def _compute(self, batch: Batch) -> Outcome:
         """May raise; changes no entry, so that the batch can be run again."""
         stage, entries = batch.stage, batch.entries
         began = time.monotonic()
@@ -192,7 +171,7 @@ class Executor:
         seconds = time.monotonic() - began
         decisions = self._decide(batch, confidences)
         audited = [self._is_audited(batch, decision) for decision in decisions]
-        outcome = _Outcome(probabilities, confidences, decisions, audited, seconds)
+        outcome = Outcome(probabilities, confidences, decisions, audited, seconds)
         if outcome.kept:
             self._pool.put(stage, handed_on, outcome.kept, [batch.slots[row] for row in outcome.kept])
         return outcome
@@ -240,9 +219,7 @@ class Executor:
             return True
         return False
 
-    # after the stage
-
-    def _commit(self, batch: Batch, outcome: _Outcome) -> None:
+    def _commit(self, batch: Batch, outcome: Outcome) -> None:
         """Let every entry have what was found; nothing here raises."""
         stage, now = batch.stage, time.monotonic()
         answered: list[tuple[Entry, Reason]] = []
@@ -266,7 +243,7 @@ class Executor:
             answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
         self._lanes.escalate(stage, escalated, len(batch.entries), unused)
 
-    def _note(self, entry: Entry, row: int, stage: int, outcome: _Outcome) -> None:
+    def _note(self, entry: Entry, row: int, stage: int, outcome: Outcome) -> None:
         decision = outcome.decisions[row]
         assert not isinstance(decision, Drop)
         entry.timing.stages.append(outcome.seconds)
@@ -282,7 +259,7 @@ class Executor:
         self._metrics.audits_skipped.inc()
         return False
 
-    def _commit_audit(self, batch: Batch, outcome: _Outcome) -> None:
+    def _commit_audit(self, batch: Batch, outcome: Outcome) -> None:
         if batch.stage < self.policy.last:
             refused = [entry.slot for entry in batch.entries if not self._send_to_audit(batch.stage, entry)]
             self._lanes.release([slot for slot in refused if slot is not None])

@@ -37,14 +37,14 @@ class Switching:
         self._lock = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         self._prepared: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
-        self._announced = config.foretold  # of which they are
+        self._announced = config.announced  # of which they are
         self._forget_at = math.inf
-        self._hindrance: str | None = None  # why the last attempt to serve what the config names failed
+        self._obstacle: str | None = None  # why the last attempt to serve what the config names failed
 
     @property
-    def hindrance(self) -> str | None:
+    def obstacle(self) -> str | None:
         """Why what the config names cannot be served here, and something else is; None where it is served."""
-        return self._hindrance
+        return self._obstacle
 
     async def start(self) -> None:
         """Serve what the config names already, and follow it from now on."""
@@ -114,7 +114,7 @@ class Switching:
 
     async def _prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
         """Engines of exactly ``wanted`` here, once other replicas have theirs or have been waited for long enough."""
-        await self._config.foretell(wanted)
+        await self._config.announce(wanted)
         began = time.monotonic()
         engines = await self._prepare(wanted)
         with suppress(TimeoutError):
@@ -158,23 +158,23 @@ class Switching:
     async def _catch_up(self) -> bool:
         """Serve what the config names; whether that is so now. The log has each reason why not once."""
         if self._models.applied.is_newest:
-            self._hindrance = None
+            self._obstacle = None
             return True
         try:
             self._models.adopt(await self._prepare(self._config.current.models))
         except Exception as error:
-            if str(error) != self._hindrance:
+            if str(error) != self._obstacle:
                 logger.error("what the shared config names cannot be served here: %s", error)
-            self._hindrance = str(error)
+            self._obstacle = str(error)
             return False
         logger.info("serving %s, as the shared config names", ", ".join(each.spec.reference for each in self._models))
-        self._hindrance = None
+        self._obstacle = None
         return True
 
     async def _prepare_announced(self) -> None:
         """Prepare what another replica is about to ask for; forget it when that does not come."""
-        if self._config.foretold is not self._announced:  # said again, it is another
-            self._announced = self._config.foretold
+        if self._config.announced is not self._announced:  # said again, it is another
+            self._announced = self._config.announced
             await self._forget()
             self._forget_at = time.monotonic() + PREPARED_SECONDS
             for key in set(self._announced.items()) - set(self._models.applied.served):

@@ -72,24 +72,24 @@ class ConfigStore(ConfigSource, Protocol):
         ...
 
     @property
-    def foretold(self) -> Mapping[str, int]:
-        """The models that another replica said last it would ask for, version by name; none without such a word."""
+    def announced(self) -> Mapping[str, int]:
+        """The models that another replica said last it would ask for, version by name; none if none did."""
         ...
 
     async def start(self) -> None:
         """Take over what is shared, and follow it from now on; raises nothing when it is out of reach."""
         ...
 
-    async def foretell(self, models: Mapping[str, int]) -> None:
+    async def announce(self, models: Mapping[str, int]) -> None:
         """Tell the other replicas which models will be asked for, if all goes well; lost when they are out of reach."""
         ...
 
     async def tell_prepared(self, models: Mapping[str, int]) -> None:
-        """Tell who foretold ``models`` that they are ready here, or cannot be."""
+        """Tell who announced ``models`` that they are ready here, or cannot be."""
         ...
 
     async def others_prepared(self) -> None:
-        """Wait until every replica that heard what was foretold here is prepared; for ever for one that is lost."""
+        """Wait until every replica that heard what was announced here is prepared; for ever for one that is lost."""
         ...
 
     async def close(self) -> None:

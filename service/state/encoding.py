@@ -86,7 +86,7 @@ def _is_between(value: Any, least: float, most: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Word:
+class Notice:
     """What one replica tells the others.
 
     Attributes:
@@ -100,17 +100,17 @@ class Word:
     is_prepared: bool = False
 
 
-def encode_word(word: Word) -> bytes:
-    """``word`` as JSON."""
-    return json.dumps({"sender": word.sender, "models": dict(word.models), "prepared": word.is_prepared}).encode()
+def encode_notice(notice: Notice) -> bytes:
+    """``notice`` as JSON."""
+    return json.dumps({"sender": notice.sender, "models": dict(notice.models), "prepared": notice.is_prepared}).encode()
 
 
-def decode_word(raw: bytes) -> Word | None:
-    """What ``encode_word`` made; None for anything else."""
+def decode_notice(raw: bytes) -> Notice | None:
+    """What ``encode_notice`` made; None for anything else."""
     try:
         told = json.loads(raw)
         models = {str(name): _version(version, name) for name, version in told["models"].items()}
-        return Word(str(told["sender"]), models, told["prepared"] is True)
+        return Notice(str(told["sender"]), models, told["prepared"] is True)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 

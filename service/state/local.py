@@ -32,8 +32,8 @@ class SharedConfig:
 
     def __init__(self) -> None:
         self._current: RuntimeConfig | None = None
-        self._foretold: Mapping[str, int] = {}
-        self._asker: Line | None = None  # who foretold it
+        self._announced: Mapping[str, int] = {}
+        self._asker: Line | None = None  # who announced it
         self._members: dict[Line, int] = {}
         self._joined = 0
 
@@ -44,13 +44,13 @@ class SharedConfig:
                 return self._join(line, _decoded(body))
             case "swap":
                 return await self._swap(line, _decoded(body))
-            case "foretell":
-                self._asker, self._foretold = line, body
+            case "announce":
+                self._asker, self._announced = line, body
                 for other in self._others(line):
-                    other.tell(f"{PREFIX}foretold", body)
+                    other.tell(f"{PREFIX}announced", body)
                 return len(self._others(line))
             case "prepared":
-                if self._asker is not None and body == self._foretold:
+                if self._asker is not None and body == self._announced:
                     self._asker.tell(f"{PREFIX}prepared", [body, self._members.get(line, 0)])
         return None
 
@@ -100,8 +100,8 @@ class LocalConfigStore:
         self._current = start
         self._lock = asyncio.Lock()
         self._is_told = False  # of a change
-        self._foretold: Mapping[str, int] = {}
-        self._asked: Mapping[str, int] = {}  # what was foretold from here,
+        self._announced: Mapping[str, int] = {}
+        self._asked: Mapping[str, int] = {}  # what was announced from here,
         self._others = 0  # how many heard it,
         self._prepared: asyncio.Queue[int] = asyncio.Queue()  # and which of them have prepared it
 
@@ -116,9 +116,9 @@ class LocalConfigStore:
         return self._line.is_open
 
     @property
-    def foretold(self) -> Mapping[str, int]:
-        """See ``ConfigStore.foretold``."""
-        return self._foretold
+    def announced(self) -> Mapping[str, int]:
+        """See ``ConfigStore.announced``."""
+        return self._announced
 
     async def hear(self, kind: str, body: Any) -> None:
         """Take over what the parent tells; ``kind`` begins with ``PREFIX``."""
@@ -126,8 +126,8 @@ class LocalConfigStore:
             case "changed":
                 self._is_told = True
                 self._apply(_decoded(body))
-            case "foretold":
-                self._foretold = body
+            case "announced":
+                self._announced = body
             case "prepared":
                 models, sender = body
                 if models == self._asked:
@@ -140,11 +140,11 @@ class LocalConfigStore:
             if not self._is_told:  # else what is known here is newer
                 self._current = held
 
-    async def foretell(self, models: Mapping[str, int]) -> None:
-        """See ``ConfigStore.foretell``."""
+    async def announce(self, models: Mapping[str, int]) -> None:
+        """See ``ConfigStore.announce``."""
         self._asked, self._prepared, self._others = dict(models), asyncio.Queue(), 0
         with suppress(LineClosed):
-            self._others = await self._line.ask(f"{PREFIX}foretell", self._asked)
+            self._others = await self._line.ask(f"{PREFIX}announce", self._asked)
 
     async def tell_prepared(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.tell_prepared``."""

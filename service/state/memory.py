@@ -15,7 +15,7 @@ class MemoryConfigStore:
 
     is_up = True
     is_invalid = False
-    foretold: Mapping[str, int] = {}
+    announced: Mapping[str, int] = {}
 
     def __init__(self, start: RuntimeConfig) -> None:
         self._current = start
@@ -29,7 +29,7 @@ class MemoryConfigStore:
     async def start(self) -> None:
         """See ``ConfigStore.start``."""
 
-    async def foretell(self, models: Mapping[str, int]) -> None:
+    async def announce(self, models: Mapping[str, int]) -> None:
         """There is nobody to be told."""
 
     async def tell_prepared(self, models: Mapping[str, int]) -> None:

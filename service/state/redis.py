@@ -25,14 +25,14 @@ from service.log import logger
 from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, check_expected_version
 from service.state.encoding import (
     MAX_VERSION,
+    Notice,
     Unreadable,
-    Word,
     decode_config,
+    decode_notice,
     decode_outputs,
-    decode_word,
     encode_config,
+    encode_notice,
     encode_outputs,
-    encode_word,
 )
 
 T = TypeVar("T")
@@ -203,8 +203,8 @@ class RedisConfigStore:
         self._lock = asyncio.Lock()
         self._news = asyncio.Event()
         self._name = secrets.token_hex(8)  # by which a replica knows its own announcements
-        self._foretold: Mapping[str, int] = {}
-        self._asked: Mapping[str, int] = {}  # what was foretold from here,
+        self._announced: Mapping[str, int] = {}
+        self._asked: Mapping[str, int] = {}  # what was announced from here,
         self._others = 0  # how many heard it,
         self._prepared: asyncio.Queue[str] = asyncio.Queue()  # and which of them have prepared it
         self._tasks: list[asyncio.Task[None]] = []
@@ -225,18 +225,18 @@ class RedisConfigStore:
         return self._ignored is not None
 
     @property
-    def foretold(self) -> Mapping[str, int]:
-        """See ``ConfigStore.foretold``."""
-        return self._foretold
+    def announced(self) -> Mapping[str, int]:
+        """See ``ConfigStore.announced``."""
+        return self._announced
 
-    async def foretell(self, models: Mapping[str, int]) -> None:
-        """See ``ConfigStore.foretell``."""
+    async def announce(self, models: Mapping[str, int]) -> None:
+        """See ``ConfigStore.announce``."""
         self._asked, self._prepared = dict(models), asyncio.Queue()
-        self._others = await self._say(Word(self._name, models)) - 1
+        self._others = await self._say(Notice(self._name, models)) - 1
 
     async def tell_prepared(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.tell_prepared``."""
-        await self._say(Word(self._name, models, is_prepared=True))
+        await self._say(Notice(self._name, models, is_prepared=True))
 
     async def others_prepared(self) -> None:
         """See ``ConfigStore.others_prepared``."""
@@ -244,10 +244,10 @@ class RedisConfigStore:
         while len(ready) < self._others:
             ready.add(await self._prepared.get())
 
-    async def _say(self, word: Word) -> int:
+    async def _say(self, notice: Notice) -> int:
         """How many listen, this one with them."""
         with suppress(StoreUnavailable):
-            return await self._link.run(self._link.client.publish(self._key, encode_word(word)), CONFIG_SECONDS)
+            return await self._link.run(self._link.client.publish(self._key, encode_notice(notice)), CONFIG_SECONDS)
         return 0
 
     async def start(self) -> None:
@@ -302,22 +302,22 @@ class RedisConfigStore:
         """
         while True:
             with suppress(Exception):  # whatever ended it, the poll tells whether Redis is up
-                async with asyncio.timeout(SUBSCRIPTION_SECONDS), self._link.client.pubsub() as announced:
-                    await announced.subscribe(self._key)
-                    async for message in announced.listen():
+                async with asyncio.timeout(SUBSCRIPTION_SECONDS), self._link.client.pubsub() as channel:
+                    await channel.subscribe(self._key)
+                    async for message in channel.listen():
                         self._hear(message["data"])
             await asyncio.sleep(POLL_SECONDS)
 
     def _hear(self, raw: Any) -> None:
-        word = decode_word(raw) if isinstance(raw, bytes) and raw else None
-        if word is None:
+        notice = decode_notice(raw) if isinstance(raw, bytes) and raw else None
+        if notice is None:
             self._news.set()
-        elif word.sender == self._name:
+        elif notice.sender == self._name:
             pass
-        elif not word.is_prepared:
-            self._foretold = word.models
-        elif word.models == self._asked:
-            self._prepared.put_nowait(word.sender)
+        elif not notice.is_prepared:
+            self._announced = notice.models
+        elif notice.models == self._asked:
+            self._prepared.put_nowait(notice.sender)
 
     async def _refresh(self) -> None:
         try:

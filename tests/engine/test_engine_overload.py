@@ -19,8 +19,8 @@ async def swamp(server: Server, body: bytes, **ask: Any) -> tuple[Gate, asyncio.
     gate = server.gate(0)
     task = server.start(body, **ask)
     await gate.arrival()
-    steered = server.engine._brown_out._at
-    await until(lambda: server.engine._brown_out._at != steered and server.engine._brown_out._share == 0)
+    steered = server.engine._steering._brown_out._at
+    await until(lambda: server.engine._steering._brown_out._at != steered and server.engine._steering._brown_out._share == 0)
     return gate, task
 
 

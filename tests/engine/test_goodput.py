@@ -18,11 +18,11 @@ from service.engine.admission import Admission
 from service.engine.backlog import Backlog
 from service.engine.brown_out import BrownOut
 from service.engine.decide import Drop, Escalate, Policy, decide
-from service.engine.engine import STEERING_SECONDS
 from service.engine.entry import Entry
 from service.engine.lanes import Batch, Lanes
 from service.engine.pace import Pace
 from service.engine.pick import Plan
+from service.engine.steering import STEERING_SECONDS
 from service.errors import Busy
 from service.inference.latency import LatencyTable
 

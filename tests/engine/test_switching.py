@@ -172,7 +172,7 @@ async def test_what_another_replica_will_ask_for_is_prepared_before_it_does(stor
     others = workers()  # other tests' servers may still run
     async with serving_models(store) as replica:
         first = workers() - others
-        replica.config.foretold = {"tiny": 2}
+        replica.config.announced = {"tiny": 2}
         await until(lambda: bool(workers() - others - first))
         await replica.classify(jpeg)
         assert replica.served() == ["tiny/1"]
@@ -193,7 +193,7 @@ class Shared(MemoryConfigStore):
         self.other = asyncio.Event()
 
     async def tell_prepared(self, models: Mapping[str, int]) -> None:
-        assert models == self.foretold
+        assert models == self.announced
         self.told.set()
 
     async def others_prepared(self) -> None:
@@ -201,13 +201,13 @@ class Shared(MemoryConfigStore):
         await self.other.wait()
 
 
-@pytest.mark.parametrize("foretold", [{"tiny": 2}, {"tiny": 1}, {"broken": 1}])
-async def test_who_foretold_is_told_once_it_is_prepared_or_cannot_be(
-    store: ModelStore, foretold: dict[str, int]
+@pytest.mark.parametrize("announced", [{"tiny": 2}, {"tiny": 1}, {"broken": 1}])
+async def test_who_announced_is_told_once_it_is_prepared_or_cannot_be(
+    store: ModelStore, announced: dict[str, int]
 ) -> None:
     config = Shared(store)
     async with serving_models(store, config=config):
-        config.foretold = foretold
+        config.announced = announced
         await in_time(config.told.wait())
 
 
@@ -240,12 +240,12 @@ async def test_what_is_not_asked_for_after_all_is_forgotten(store: ModelStore, m
     others = workers()
     async with serving_models(store) as replica:
         first = workers() - others
-        for foretold in ({"tiny": 2}, {"broken": 1}, {"nowhere": 9}, {"tiny": 2}):
-            replica.config.foretold = foretold
-            await until(lambda foretold=foretold: replica.switching._announced is foretold)  # type: ignore[misc]
+        for announced in ({"tiny": 2}, {"broken": 1}, {"nowhere": 9}, {"tiny": 2}):
+            replica.config.announced = announced
+            await until(lambda announced=announced: replica.switching._announced is announced)  # type: ignore[misc]
             await until(lambda: workers() - others == first)
         assert replica.served() == ["tiny/1"]
-        assert replica.switching.hindrance is None
+        assert replica.switching.obstacle is None
 
 
 async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep(
@@ -255,7 +255,7 @@ async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep
         await replica.ask(0.3)
         await until(lambda: replica.models.config.version == 2)
         await replica.name({"broken": 1})
-        await until(lambda: replica.switching.hindrance is not None)
+        await until(lambda: replica.switching.obstacle is not None)
         assert caplog.text.count("cannot be served here") == 1
         await replica.config.update(  # solved for another version, were there one
             lambda now: dataclasses.replace(now, thresholds={"tiny": ThresholdConfig("threshold", 0.9, 0.9)})
@@ -266,7 +266,7 @@ async def test_replica_that_cannot_follow_serves_on_under_the_config_it_can_keep
         assert replica.models.config.version == 2
         await replica.name({"tiny": 2})
         await until(lambda: replica.served() == ["tiny/2"])
-        assert replica.switching.hindrance is None
+        assert replica.switching.obstacle is None
         assert (await replica.classify(jpeg)).config_version == 5
 
 
@@ -277,12 +277,12 @@ async def test_what_nobody_can_serve_is_overruled_by_what_is_asked_for(
     async with serving_models(store, "tiny/1", "other/1") as replica:
         await replica.ask(0.3)
         await replica.name({"broken": 1})
-        await until(lambda: replica.switching.hindrance is not None)
+        await until(lambda: replica.switching.obstacle is not None)
         await replica.switching.switch(reference)
         assert replica.config.current.served == (("tiny", int(reference[-1])), ("other", 1))
         answer = await replica.classify(jpeg)
         assert (answer.version, answer.threshold, answer.config_version) == (int(reference[-1]), 0.3, 4)
-        await until(lambda: replica.switching.hindrance is None)
+        await until(lambda: replica.switching.obstacle is None)
 
 
 async def test_default_model_is_the_one_that_the_shared_config_names_first(store: ModelStore, jpeg: bytes) -> None:

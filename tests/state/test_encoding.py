@@ -10,14 +10,14 @@ import pytest
 
 from service.state.base import CachedOutputs, Goal, RuntimeConfig, ThresholdConfig
 from service.state.encoding import (
+    Notice,
     Unreadable,
-    Word,
     decode_config,
+    decode_notice,
     decode_outputs,
-    decode_word,
     encode_config,
+    encode_notice,
     encode_outputs,
-    encode_word,
 )
 
 CONFIG = RuntimeConfig(
@@ -147,10 +147,10 @@ def test_other_bytes_are_no_outputs(raw: bytes) -> None:
     ],
 )
 def test_what_is_no_word(raw: bytes) -> None:
-    assert decode_word(raw) is None
+    assert decode_notice(raw) is None
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
 def test_word_is_read_as_it_was_written(is_prepared: bool) -> None:
-    word = Word("me", {"tiny": 2, "bees": 1}, is_prepared)
-    assert decode_word(encode_word(word)) == word
+    notice = Notice("me", {"tiny": 2, "bees": 1}, is_prepared)
+    assert decode_notice(encode_notice(notice)) == notice

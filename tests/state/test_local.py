@@ -56,20 +56,20 @@ async def test_concurrent_changes_of_all_processes_are_all_applied_once() -> Non
         assert [store.current.models["tiny"] for store in stores] == [START.models["tiny"] + 18] * 3
 
 
-async def test_the_one_that_foretells_a_model_hears_who_has_prepared_it() -> None:
+async def test_the_one_that_announces_a_model_hears_who_has_prepared_it() -> None:
     models = {"tiny": 2, "other": 3}
     async with local_configs(3) as (asker, *others):
         for store in (asker, *others):
             await store.start()
-        await asker.foretell(models)
+        await asker.announce(models)
         waiting = asyncio.create_task(asker.others_prepared())
         for other in others:
-            await _until(lambda other=other: other.foretold == models)
+            await _until(lambda other=other: other.announced == models)
             assert not waiting.done()
-            await other.tell_prepared(other.foretold)
+            await other.tell_prepared(other.announced)
         async with asyncio.timeout(10):
             await waiting
-        assert asker.foretold == {}
+        assert asker.announced == {}
 
 
 async def test_without_its_parent_the_config_stays_and_cannot_be_changed() -> None:

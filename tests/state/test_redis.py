@@ -81,26 +81,26 @@ async def test_others_are_told_what_will_be_asked_for_and_nothing_else_has_chang
     async with replica(redis_server) as one, replica(redis_server) as other:
         models = {"tiny": 2, "bees": 1}
         async with asyncio.timeout(TIMEOUT):
-            while not other.foretold:  # until it has subscribed
-                await one.foretell(models)
-        first = other.foretold
+            while not other.announced:  # until it has subscribed
+                await one.announce(models)
+        first = other.announced
         assert first == models
-        await one.foretell(models)
-        await until(lambda: other.foretold is not first)
-        assert not one.foretold  # its own word
+        await one.announce(models)
+        await until(lambda: other.announced is not first)
+        assert not one.announced  # its own word
         assert one.current == other.current == START
 
 
-async def test_who_foretells_waits_until_each_who_heard_is_prepared(redis_server: RedisServer) -> None:
+async def test_who_announces_waits_until_each_who_heard_is_prepared(redis_server: RedisServer) -> None:
     async with replica(redis_server) as one, replica(redis_server) as two, replica(redis_server) as three:
         await until(lambda: redis_server.client.pubsub_numsub(CONFIG_KEY)[0][1] == 3)
-        await one.foretell({"tiny": 2})
+        await one.announce({"tiny": 2})
         waiting = asyncio.create_task(one.others_prepared())
         for other in (two, three):
-            await until(lambda other=other: other.foretold == {"tiny": 2})  # type: ignore[misc]
+            await until(lambda other=other: other.announced == {"tiny": 2})  # type: ignore[misc]
         await two.tell_prepared({"tiny": 2})
-        await three.foretell({"tiny": 3})
-        await until(lambda: one.foretold == {"tiny": 3})  # what two said before has been heard
+        await three.announce({"tiny": 3})
+        await until(lambda: one.announced == {"tiny": 3})  # what two said before has been heard
         assert not waiting.done()
         await three.tell_prepared({"tiny": 2})
         await asyncio.wait_for(waiting, TIMEOUT)
@@ -109,14 +109,14 @@ async def test_who_foretells_waits_until_each_who_heard_is_prepared(redis_server
 async def test_who_is_alone_waits_for_nobody(redis_server: RedisServer) -> None:
     async with replica(redis_server) as one:
         await until(lambda: redis_server.client.pubsub_numsub(CONFIG_KEY)[0][1] == 1)
-        await one.foretell({"tiny": 2})
+        await one.announce({"tiny": 2})
         await asyncio.wait_for(one.others_prepared(), TIMEOUT)
 
 
 async def test_nobody_is_told_while_redis_is_away(redis_server: RedisServer) -> None:
     async with replica(redis_server) as one:
         redis_server.kill()
-        await one.foretell({"tiny": 2})
+        await one.announce({"tiny": 2})
         await asyncio.wait_for(one.others_prepared(), TIMEOUT)
         await one.tell_prepared({"tiny": 2})
 

@@ -1,0 +1,72 @@
+"""What overload does to the threshold, looked at many times a second."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from service.engine.backlog import Backlog
+from service.engine.brown_out import BrownOut
+from service.engine.executor import Executor
+from service.engine.recent import Recent
+from service.state.base import ThresholdConfig
+
+STEERING_SECONDS = 0.05
+STEERING_CONFIDENCES = 1024  # of the latest images
+
+
+class Steering:
+    """Sets the executor's policy every ``STEERING_SECONDS``, in the event loop's thread.
+
+    Args:
+        executor: whose policy it is.
+        brown_out: finds the threshold.
+        backlog: what is queued.
+        recent: where the latest confidences are.
+        asked: gives the threshold and the floor that are asked for.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        brown_out: BrownOut,
+        backlog: Backlog,
+        recent: Recent,
+        asked: Callable[[], ThresholdConfig],
+    ) -> None:
+        self._executor = executor
+        self._brown_out = brown_out
+        self._backlog = backlog
+        self._recent = recent
+        self._asked = asked
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def lowered(self) -> float:
+        """The threshold in force while it is lower than asked for; else infinite."""
+        return self._executor.policy.lowered
+
+    def run(self) -> None:
+        """Look now, and again until ``stop``."""
+        config = self._asked()
+        confidences = self._recent.confidences(STEERING_CONFIDENCES) if config.floor is not None else ()
+        lowered = self._brown_out.steer(
+            time.monotonic(),
+            self._backlog.load(),
+            confidences,
+            config.threshold,
+            config.floor,
+            self._backlog.foresight(),
+        )
+        self._executor.policy = replace(
+            self._executor.policy, lowered=lowered if lowered < config.threshold else math.inf
+        )
+        self._timer = asyncio.get_running_loop().call_later(STEERING_SECONDS, self.run)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
