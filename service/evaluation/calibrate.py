@@ -21,7 +21,7 @@ from service.log import logger
 from service.model_spec import ModelSpec
 from service.networks.registry import COMPOSED
 from service.store import read_spec, write_spec
-from service.training.data import MIN_HELD_OUT, Photographs, find, find_unlabelled, halve, hold_out
+from service.training.data import MIN_HELD_OUT, Photographs, find, find_unlabelled, hold_out, split_in_halves
 from service.training.summary import few_to_certify
 from service.training.trained_on import knows_trained_on, not_trained_on
 
@@ -54,7 +54,7 @@ def calibrate(
     """
     spec = read_spec(folder)
     chosen = photographs_for(spec, folder, data, split) if is_labelled else unlabelled(spec, folder, data)
-    fitting, certifying = halve(chosen)
+    fitting, certifying = split_in_halves(chosen)
     warn(spec, len(certifying))
     reference = Predictor.load(folder, device, "float32")
     pairs = available(reference.device, spec)

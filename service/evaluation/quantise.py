@@ -21,7 +21,7 @@ from service.inference.predictor import Predictor, load_network
 from service.model_spec import ModelSpec
 from service.networks.cascade import Carried
 from service.store import read_spec, write_spec
-from service.training.data import CentreCrop, Photographs, halve, loader
+from service.training.data import CentreCrop, Photographs, loader, split_in_halves
 
 MIN_AGREEMENT = 0.99
 MOST_IMAGES = 300
@@ -49,7 +49,7 @@ def quantise(
     spec = read_spec(folder)
     if spec.default_threshold is None:
         raise DataError(f"{folder} has no default threshold: run `lowfirst calibrate {folder} --data DIR` first")
-    fitting, certifying = halve(photographs_for(spec, folder, data, None))
+    fitting, certifying = split_in_halves(photographs_for(spec, folder, data, None))
     shutil.rmtree(folder / INT8_FOLDER, ignore_errors=True)
     spec = dataclasses.replace(
         spec,

@@ -145,7 +145,7 @@ def hold_out(photographs: Photographs, share: float, seed: int) -> tuple[Photogr
     return photographs.subset(rest), photographs.subset(sorted(held))
 
 
-def halve(photographs: Photographs) -> tuple[Photographs, Photographs]:
+def split_in_halves(photographs: Photographs) -> tuple[Photographs, Photographs]:
     """Two stratified halves of the held-out photographs: one fits, the other certifies."""
     shuffled = np.random.default_rng(0).permutation(len(photographs))
     by_class = shuffled[np.argsort(np.asarray(photographs.targets)[shuffled], kind="stable")]

@@ -20,7 +20,7 @@ CHUNK_BYTES = 64_000_000
 READ_AHEAD = 64
 
 
-class Pixels:
+class DecodedPhotographs:
     """The pixels of photographs: of the first ones kept in the memory of ``device``, of the rest decoded at each call.
 
     Args:
@@ -77,17 +77,17 @@ class Pixels:
 
 def decoded(
     photographs: Photographs, shorter_side: int, budget: float, device: torch.device, processes: int = 1
-) -> Pixels:
-    """``Pixels`` on a GPU that has room for all of them; else on the CPU, where several processes decode the rest.
+) -> DecodedPhotographs:
+    """Kept on a GPU that has room for all of them; else on the CPU, where several processes decode the rest.
 
     ``budget`` is of each GPU's memory, or of the machine's, which so many ``processes`` share.
     """
     if device.type != "cpu":
         with suppress(torch.OutOfMemoryError):
-            on_device = Pixels(photographs, shorter_side, budget, device)
+            on_device = DecodedPhotographs(photographs, shorter_side, budget, device)
             if len(on_device.kept) == len(photographs):
                 return on_device
-    return Pixels(photographs, shorter_side, budget / processes, torch.device("cpu"))
+    return DecodedPhotographs(photographs, shorter_side, budget / processes, torch.device("cpu"))
 
 
 def _fill(place: Tensor, image: Tensor) -> Tensor:

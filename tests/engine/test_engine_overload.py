@@ -20,7 +20,9 @@ async def swamp(server: Server, body: bytes, **ask: Any) -> tuple[Gate, asyncio.
     task = server.start(body, **ask)
     await gate.arrival()
     steered = server.engine._steering._brown_out._at
-    await until(lambda: server.engine._steering._brown_out._at != steered and server.engine._steering._brown_out._share == 0)
+    await until(
+        lambda: server.engine._steering._brown_out._at != steered and server.engine._steering._brown_out._share == 0
+    )
     return gate, task
 
 

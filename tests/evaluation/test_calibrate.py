@@ -25,7 +25,7 @@ from service.inference.runtimes import available
 from service.model_spec import Architecture, ModelSpec
 from service.stages import StageSpec
 from service.store import ModelStore, read_spec, read_weights, write_spec, write_weights
-from service.training.data import Photographs, find, halve, hold_out
+from service.training.data import Photographs, find, hold_out, split_in_halves
 from service.training.loop import train
 from service.training.options import TrainOptions
 from service.training.trained_on import TRAINED_ON
@@ -116,7 +116,7 @@ def test_calibrating_writes_temperatures_a_default_and_a_table_for_each_precisio
 def test_one_half_fits_and_the_other_certifies(calibrated: Path, shapes: Path) -> None:
     spec = read_spec(calibrated)
     _, held_out = hold_out(find(shapes, "train"), spec.recipe["calibration_share"], spec.recipe["seed"])
-    fitting, certifying = halve(held_out)
+    fitting, certifying = split_in_halves(held_out)
     predictor = Predictor.load(calibrated, "cpu", "float32")
     fit_on = run_passes(predictor, fitting, workers=0)
     assert fit(fit_on) == spec.temperatures
@@ -135,7 +135,7 @@ def test_one_half_fits_and_the_other_certifies(calibrated: Path, shapes: Path) -
 def test_no_photograph_is_trained_on_fitted_on_and_certified_with(shapes: Path, share: float) -> None:
     found = find(shapes, "train")
     rest, held_out = hold_out(found, share, seed=3)
-    parts = [set(part.paths) for part in (rest, *halve(held_out))]
+    parts = [set(part.paths) for part in (rest, *split_in_halves(held_out))]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(found)
 
 
@@ -143,11 +143,11 @@ def test_what_certifies_moves_neither_temperature_nor_default(
     trained: Path, calibrated: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def certifying_others(photographs: Photographs) -> tuple[Photographs, Photographs]:
-        fitting, certifying = halve(photographs)
+        fitting, certifying = split_in_halves(photographs)
         wrong = tuple((target + 1) % 3 for target in certifying.targets)  # as if each showed something else
         return fitting, dataclasses.replace(certifying, targets=wrong)
 
-    monkeypatch.setattr("service.evaluation.calibrate.halve", certifying_others)
+    monkeypatch.setattr("service.evaluation.calibrate.split_in_halves", certifying_others)
     again, before = Path(shutil.copytree(trained, tmp_path / "run")), read_spec(calibrated)
     after = calibrate(again, shapes, device="cpu", workers=0)
     assert (after.temperatures, after.default_threshold) == (before.temperatures, before.default_threshold)

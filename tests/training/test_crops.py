@@ -11,13 +11,13 @@ from torch import Tensor
 
 from service.training.crops import EpochSampler, RandomCrop
 from service.training.data import Photographs, find, loader
-from service.training.pixels import Pixels
+from service.training.pixels import DecodedPhotographs
 
 PHOTOGRAPH = "train/circle/00.jpg"
 
 
-def _pixels(photographs: Photographs, budget: float = 0, shorter_side: int = 256) -> Pixels:
-    return Pixels(photographs, shorter_side, budget, torch.device("cpu"))
+def _pixels(photographs: Photographs, budget: float = 0, shorter_side: int = 256) -> DecodedPhotographs:
+    return DecodedPhotographs(photographs, shorter_side, budget, torch.device("cpu"))
 
 
 def _crop(path: Path, seed: int = 0, epoch: int = 0, index: int = 0, *, augment: bool = False) -> Tensor:

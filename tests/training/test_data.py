@@ -11,7 +11,7 @@ import torch
 
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
-from service.training.data import CentreCrop, Photographs, find, halve, hold_out, loader
+from service.training.data import CentreCrop, Photographs, find, hold_out, loader, split_in_halves
 
 
 def _photographs(*counts: int) -> Photographs:
@@ -53,14 +53,14 @@ def test_nothing_may_be_held_out() -> None:
 @pytest.mark.parametrize("counts", [(10, 10), (7, 5, 3), (1,) * 20, (3,) * 7])
 def test_halves_are_even_over_all_and_in_every_class(counts: tuple[int, ...]) -> None:
     photographs = _photographs(*counts)
-    first, second = halve(photographs)
+    first, second = split_in_halves(photographs)
     assert not set(first.paths) & set(second.paths)
     assert len(first) + len(second) == len(photographs)
     assert 0 <= len(first) - len(second) <= 1
     per_class = Counter(first.targets)
     per_class.subtract(Counter(second.targets))
     assert set(per_class.values()) <= {-1, 0, 1}
-    assert halve(photographs) == (first, second)
+    assert split_in_halves(photographs) == (first, second)
 
 
 def test_test_crop_is_the_servers_decoding(shapes: Path) -> None:

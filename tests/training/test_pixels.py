@@ -14,14 +14,14 @@ from service.errors import InvalidImage
 from service.images.decode import photograph
 from service.training import pixels
 from service.training.data import Photographs, find
-from service.training.pixels import Pixels, decoded
+from service.training.pixels import DecodedPhotographs, decoded
 
 CPU = torch.device("cpu")
 
 
 def test_kept_pixels_are_those_of_the_file(shapes: Path) -> None:
     photographs = find(shapes, "train")
-    kept = Pixels(photographs, 512, 1e9, CPU)
+    kept = DecodedPhotographs(photographs, 512, 1e9, CPU)
     for index, path in enumerate(photographs.paths):
         assert torch.equal(kept(path, index), pil_to_tensor(photograph(path.read_bytes())))
 
@@ -29,7 +29,7 @@ def test_kept_pixels_are_those_of_the_file(shapes: Path) -> None:
 def test_kept_pixels_need_no_file(shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "moved")
     photographs = find(tmp_path / "moved", "train")
-    kept = Pixels(photographs, 512, 1e9, CPU)
+    kept = DecodedPhotographs(photographs, 512, 1e9, CPU)
     shutil.rmtree(tmp_path / "moved")
     assert kept(photographs.paths[0], 0).shape[0] == 3
 
@@ -38,9 +38,9 @@ def test_beyond_the_budget_photographs_are_read_each_time(shapes: Path, monkeypa
     photographs = find(shapes, "train")
     size = pil_to_tensor(photograph(photographs.paths[0].read_bytes())).numel()
     monkeypatch.setattr(pixels, "CHUNK_BYTES", 3 * size)
-    some = Pixels(photographs, 512, 5.5 * size, CPU)
+    some = DecodedPhotographs(photographs, 512, 5.5 * size, CPU)
     assert 2 <= len(some.kept) < len(photographs)
-    everything = Pixels(photographs, 512, 1e9, CPU)
+    everything = DecodedPhotographs(photographs, 512, 1e9, CPU)
     for index, path in enumerate(photographs.paths):
         assert torch.equal(some(path, index), everything(path, index))
 
@@ -49,7 +49,7 @@ def test_beyond_the_budget_photographs_are_read_each_time(shapes: Path, monkeypa
 def test_large_photographs_are_reduced_kept_or_not(tmp_path: Path, budget: float) -> None:
     Image.effect_mandelbrot((400, 300), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "large.png")
     photographs = Photographs(("a",), (tmp_path / "large.png",), (0,))
-    given = Pixels(photographs, 150, budget, CPU)(photographs.paths[0], 0)
+    given = DecodedPhotographs(photographs, 150, budget, CPU)(photographs.paths[0], 0)
     assert given.shape == (3, 150, 200)
     assert given.dtype == torch.uint8
 
@@ -57,7 +57,7 @@ def test_large_photographs_are_reduced_kept_or_not(tmp_path: Path, budget: float
 @pytest.mark.parametrize("budget", [0, 1e9])
 def test_what_cannot_be_read_is_an_error_when_asked_for(spoilt: Path, budget: float) -> None:
     photographs = find(spoilt, "train")
-    given = Pixels(photographs, 512, budget, CPU)
+    given = DecodedPhotographs(photographs, 512, budget, CPU)
     failed = set()
     for index, path in enumerate(photographs.paths):
         try:
