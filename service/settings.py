@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import InvalidOption
 
+PREFIX = "LOWFIRST_"
 SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
 SHIPPED_MODEL = "imagenette-resnet18"
 
@@ -31,10 +33,15 @@ Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """Every setting is the environment variable of its name in capitals, prefixed with ``LOWFIRST_``."""
+    """Every setting is the environment variable ``LOWFIRST_`` and its name in capitals. Empty means unset."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LOWFIRST_", frozen=True, extra="ignore", validate_default=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        validate_default=True,
+        hide_input_in_errors=True,
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -162,6 +169,11 @@ class Settings(BaseSettings):
         except ValueError:  # a name, which may mean anything
             return True
 
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
     @field_validator("processes", mode="before")
     @classmethod
     def _is_auto_or_a_number(cls, value: object) -> object:
@@ -211,6 +223,13 @@ class Settings(BaseSettings):
         return value
 
 
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables called LOWFIRST_* that are no setting, each with the nearest that is."""
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    strange = [name for name in environment if name.startswith(PREFIX) and name not in known]
+    return {name: next(iter(get_close_matches(name, known, 1, 0.8)), None) for name in sorted(strange)}
+
+
 def load_settings(given: Mapping[str, object] | None = None) -> Settings:
     """The settings of this environment, with ``given`` ones (of a command line) in their place.
 
@@ -221,6 +240,6 @@ def load_settings(given: Mapping[str, object] | None = None) -> Settings:
         return Settings(**dict(given or {}))  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        name = "LOWFIRST_" + "_".join(map(str, first["loc"])).upper()
+        name = PREFIX + "_".join(map(str, first["loc"])).upper()
         value = "**********" if name.endswith("_KEY") else first["input"]  # a wrong key may be nearly a right one
         raise InvalidOption(name, value, first["msg"].removeprefix("Input should be ")) from error

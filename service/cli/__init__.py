@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+import service
 from service.cli import (
     bench,
     calibrate,
@@ -44,8 +46,19 @@ app.command("import")(import_.import_)
 WAITING = ("train", "calibrate", "quantise", "evaluate", "report")
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"lowfirst {service.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def before_any(context: typer.Context) -> None:
+def before_any(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Set what PyTorch reads as it is loaded, which is later."""
     if context.invoked_subcommand in WAITING:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

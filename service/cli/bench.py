@@ -26,7 +26,7 @@ def bench(
     runtime: Runtime = "auto",
     escalated: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of images that escalate. [default: the model's own at its default]"),
+        typer.Option(min=0, max=1, help="Share of images that escalate. \\[default: the model's own at its default]"),
     ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(min=0, help="What an hour of one worker (a core or a GPU) costs.")

@@ -16,7 +16,7 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="Run folder, or model of the store by name or name/version.")],
     data: Data,
     split: Annotated[
-        str | None, typer.Option(help="Folder of --data to use. [default: what training held out of train/]")
+        str | None, typer.Option(help="Folder of --data to use. \\[default: what training held out of train/]")
     ] = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="--data is any folder of photographs: certify the agreement alone.")

@@ -19,8 +19,8 @@ from service.settings import Settings, load_settings
 
 def classify(
     photographs: Annotated[list[Path], typer.Argument(help="Photographs.")],
-    model: Annotated[str | None, typer.Option(help="Model of the store. [default: LOWFIRST_MODEL]")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="[default: the model's]")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the store. \\[default: LOWFIRST_MODEL]")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="\\[default: the model's]")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels to give.")] = 5,
     as_json: AsJson = False,
 ) -> None:

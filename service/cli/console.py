@@ -21,9 +21,9 @@ errors = Console(stderr=True)
 
 Data = Annotated[Path, typer.Option(help="Folder with train/<class>/ and val/<class>/ photographs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (CUDA).")]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 (CUDA), or int8 (quantised models).")]
 Runtime = Annotated[str, typer.Option(help="auto, eager, openvino or cuda; auto: the fastest that is installed.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. [default: one a core]")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. \\[default: one a core]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -19,19 +19,19 @@ def deploy(
             envvar="RAY_ADDRESS",
         ),
     ] = "auto",
-    replicas: Annotated[int | None, typer.Option(help="Replicas. [default: 1]")] = None,
-    min_replicas: Annotated[int | None, typer.Option(help="Instead: at least so many. [default: 1]")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Replicas. \\[default: 1]")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Instead: at least so many. \\[default: 1]")] = None,
     max_replicas: Annotated[int | None, typer.Option(help="And at most, as the requests in work ask for.")] = None,
-    cpus_per_replica: Annotated[float | None, typer.Option(help="Cores of each. [default: 1]")] = None,
+    cpus_per_replica: Annotated[float | None, typer.Option(help="Cores of each. \\[default: 1]")] = None,
     gpus_per_replica: Annotated[
-        float | None, typer.Option(help="GPUs of each; 0.5: two replicas share one. [default: 0]")
+        float | None, typer.Option(help="GPUs of each; 0.5: two replicas share one. \\[default: 0]")
     ] = None,
     name: Annotated[str, typer.Option(help="Of the application.")] = "lowfirst",
     route_prefix: Annotated[str, typer.Option(help="Path under which it answers.")] = "/",
     host: Annotated[
-        str | None, typer.Option(help="Address that Serve's proxies listen on. [default: LOWFIRST_HOST or 127.0.0.1]")
+        str | None, typer.Option(help="Address that Serve's proxies listen on. \\[default: LOWFIRST_HOST or 127.0.0.1]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="And their port. [default: LOWFIRST_PORT or 8000]")] = None,
+    port: Annotated[int | None, typer.Option(help="And their port. \\[default: LOWFIRST_PORT or 8000]")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the replicas may take to come up.")] = 300.0,
     cluster_grows: Annotated[
         bool, typer.Option("--cluster-grows", help="More replicas than fit: Ray's autoscaler adds nodes.")

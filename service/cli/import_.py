@@ -18,9 +18,11 @@ def import_(
         str, typer.Option(help="torchvision, efficientnet-lite0, or a file of such weights.")
     ] = "torchvision",
     resolution: Annotated[
-        int | None, typer.Option(min=32, help="Pixels. [default: what the weights were released for]")
+        int | None, typer.Option(min=32, help="Pixels. \\[default: what the weights were released for]")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="File with a label per line. [default: ImageNet's 1,000]")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="File with a label per line. \\[default: ImageNet's 1,000]")
+    ] = None,
 ) -> None:
     """Put a network with published weights into the store, without training."""
     from service.evaluation.pretrained import Source, import_pretrained

@@ -19,7 +19,7 @@ from service.cores import cores
 from service.errors import InvalidOption, LowfirstError
 from service.log import configure, logger
 from service.processes.share import how_many, is_on_gpu, share
-from service.settings import Settings, load_settings
+from service.settings import Settings, load_settings, unknown_variables
 
 # What the process that all others are forked from imports. None of it computes or starts a thread.
 TEMPLATE = ["service.cli.child", "service.cli.template"]
@@ -29,14 +29,14 @@ MEMORY = Path("/dev/shm")
 
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: LOWFIRST_HOST or 127.0.0.1]")
+        str | None, typer.Option(help="Address to listen on. \\[default: LOWFIRST_HOST or 127.0.0.1]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port, 0 for a free one. [default: LOWFIRST_PORT or 8000]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 for a free one. \\[default: LOWFIRST_PORT or 8000]")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to serve. [default: LOWFIRST_MODEL or the shipped one]")
+        str | None, typer.Option(help="Model to serve. \\[default: LOWFIRST_MODEL or the shipped one]")
     ] = None,
     processes: Annotated[
-        str | None, typer.Option(help="Processes that serve as one. [default: LOWFIRST_PROCESSES or auto]")
+        str | None, typer.Option(help="Processes that serve as one. \\[default: LOWFIRST_PROCESSES or auto]")
     ] = None,
 ) -> None:
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see docs/settings.md."""
@@ -44,6 +44,8 @@ def serve(
     settings = load_settings({name: value for name, value in given.items() if value is not None})
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
     configure(settings.log_level, settings.log_format)
+    for unknown, nearest in unknown_variables(os.environ).items():
+        logger.warning("%s is no setting%s", unknown, f"; the nearest is {nearest}" if nearest else "")
     count = settings.processes
     if count == "auto":
         used = min(cores(), settings.workers * settings.threads) if settings.workers else cores()
