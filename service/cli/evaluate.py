@@ -20,6 +20,7 @@ from service.cli.console import (
     output,
     progress,
 )
+from service.log import logger
 
 if TYPE_CHECKING:
     from service.evaluation.evaluate import Evaluation
@@ -41,10 +42,14 @@ def evaluate(
     """Measure accuracy, exit rate and mean multiply-adds over thresholds."""
     from service.evaluation.evaluate import compare as compare_runtimes
     from service.evaluation.evaluate import evaluate as measure
+    from service.evaluation.evaluate import seen_in_training
     from service.inference.predictor import Predictor
 
     folder = model_folder(model)
     predictor = Predictor.load(folder, device, precision, runtime)
+    seen = seen_in_training(folder, data, split) if split != "train" else 0
+    if seen:
+        logger.warning("%d photographs of %s/ were trained on: it is better on these than on new ones", seen, split)
     with progress("evaluating") as show:
         evaluation = measure(predictor, data, split, workers, show)
     if compare:

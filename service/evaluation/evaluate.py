@@ -18,6 +18,7 @@ from service.inference.runtimes import available
 from service.inference.runtimes.eager import EagerRuntime
 from service.model_spec import ModelSpec
 from service.training.data import find
+from service.training.trained_on import digests, knows_trained_on, trained_on
 
 EVALUATION = "evaluation.json"
 
@@ -142,6 +143,14 @@ def evaluate(
     photographs = check_classes(find(data, split), predictor.spec)
     passes = run_passes(predictor, photographs, workers, lambda done: on_batch(done, len(photographs)))
     return summarise(passes, predictor, split)
+
+
+def seen_in_training(folder: Path, data: Path, split: str) -> int:
+    """How many photographs of ``data/split`` the model in ``folder`` was trained on; 0 where it does not know."""
+    if not knows_trained_on(folder):
+        return 0
+    known = trained_on(folder)
+    return sum(digest in known for digest in digests(find(data, split).paths))
 
 
 def compare(

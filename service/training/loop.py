@@ -34,7 +34,7 @@ from service.training.crops import EpochSampler, RandomCrop
 from service.training.initial import initialise_from, warn_of_known
 from service.training.losses import loss
 from service.training.options import TrainOptions
-from service.training.pixels import GIGABYTE, Pixels, decoded
+from service.training.pixels import GIGABYTE, DecodedPhotographs, decoded
 from service.training.processes import Processes
 from service.training.run_folder import EpochLog, RunFolder
 from service.training.schedule import learning_rate, parameter_groups
@@ -221,7 +221,7 @@ class _Run:
         workers = 0 if self.pixels.device.type == "cuda" else self._workers()  # no other process has this one's GPU
         return data.loader(self.photographs, crop, self.batch, workers, sampler, full=True)
 
-    def _decode(self) -> Pixels:
+    def _decode(self) -> DecodedPhotographs:
         side, budget = self.options.shorter_side, self.options.decoded_gb * GIGABYTE
         return decoded(self.photographs, side, budget, self.device, self.processes.here)
 

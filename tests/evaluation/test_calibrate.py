@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.evaluation.calibrate import TEMPERATURES, calibrate, cheapest, fit, fit_temperature, photographs_for
-from service.evaluation.evaluate import evaluate
+from service.evaluation.evaluate import evaluate, seen_in_training
 from service.evaluation.passes import Passes, run_passes
 from service.evaluation.publish import publish
 from service.images.transforms import Preprocessing
@@ -208,6 +208,15 @@ def test_another_split_is_calibrated_on_without_what_was_trained_on(run: Path, s
     fresh = photographs_for(read_spec(run), run, mixed, "mine")
     assert 18 <= len(fresh) < 48
     assert calibrate(run, mixed, "mine", device="cpu", workers=0).calibration[0].n == len(fresh) // 2
+
+
+def test_photographs_that_were_trained_on_are_counted_before_a_model_is_measured(
+    run: Path, shapes: Path, tmp_path: Path
+) -> None:
+    assert seen_in_training(run, shapes, "val") == 0
+    data = Path(shutil.copytree(shapes / "train", tmp_path / "data" / "new")).parent
+    held_out = photographs_for(read_spec(run), run, shapes, None)
+    assert seen_in_training(run, data, "new") == len(list((shapes / "train").glob("*/*.jpg"))) - len(held_out)
 
 
 def test_unlabelled_photographs_certify_agreement_alone(run: Path, shapes: Path, tmp_path: Path) -> None:
