@@ -157,7 +157,8 @@ def _stage_times(predictor: Predictor, size: int, seconds: float) -> str:
     images = predictor.noise(size)
     for _ in range(3):
         predictor.timed(images)
-    runs, ends = [], time.perf_counter() + seconds
+    runs: list[list[float]] = []
+    ends = time.perf_counter() + seconds
     while not runs or time.perf_counter() < ends:
         runs.append(predictor.timed(images))
     best = [min(times) for times in zip(*runs, strict=True)]
