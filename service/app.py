@@ -37,7 +37,7 @@ from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
 from service.errors import BrokenModel, InvalidOption
-from service.inference.latency import LatencyProfile
+from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
@@ -132,6 +132,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         metrics,
         _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores),
         None if settings.profile is None else LatencyProfile.read(settings.profile),
+        None if together is None else partial(_agreed_times, together),
     )
     switching = Switching(models, config)
     admission = _admission(settings, models, metrics)
@@ -315,3 +316,8 @@ def _warn_if_open(settings: Settings, allowed: keys.Keys) -> None:
         logger.warning(
             "everybody who reaches %s may classify: set LOWFIRST_API_KEY to ask for a key", settings.host or "this host"
         )
+
+
+async def _agreed_times(together: Together, reference: str, measured: LatencyTable) -> LatencyTable:
+    """One table for all processes, so that each predicts the same."""
+    return LatencyTable.of_json(await together.agree("times", reference, measured.as_json()))

@@ -96,8 +96,6 @@ class Engine:
         self._unused = asyncio.Event()
         self._unused.set()
 
-    # its life
-
     async def start(self, profile: LatencyTable | None = None) -> None:
         """Warm up and measure the stages (unless ``profile`` tells their times), then begin to answer.
 
@@ -106,6 +104,10 @@ class Engine:
         await asyncio.to_thread(self._workers.start, profile)
         self._running = True
         self._steering.run()
+
+    def reckon_with(self, table: LatencyTable) -> None:
+        """Take these times in place of those measured at the start."""
+        self._workers.plan(table)
 
     def drain(self) -> None:
         """Stop being ready. Requests are still answered until ``close``."""
@@ -135,8 +137,6 @@ class Engine:
         if self._draining:
             return "the server is stopping"
         return None if self._running else "the model is being loaded"
-
-    # an image
 
     def check_in_time(self, ask: Ask) -> None:
         """Raises DeadlinePassed: no answer can be there in time, by what is queued now. Asked before a body is read.

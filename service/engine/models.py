@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from service.engine.applied import Applied, first_config
@@ -11,7 +11,7 @@ from service.engine.engine import Engine
 from service.engine.gauges import EngineGauges
 from service.engine.limits import Limits
 from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
-from service.inference.latency import LatencyProfile
+from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.inference.single_scale import single_scale
 from service.log import logger
@@ -32,6 +32,7 @@ class Models:
         metrics: where all that happens is counted.
         limits: of each engine.
         profile: times measured before, for the model that they fit; None measures at start-up.
+        agree: gives the times that all processes reckon with, of a model's reference and those measured here.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Models:
         metrics: Metrics,
         limits: Limits,
         profile: LatencyProfile | None = None,
+        agree: Callable[[str, LatencyTable], Awaitable[LatencyTable]] | None = None,
     ) -> None:
         self.store = store
         self.applied = Applied(config, first_config(first))
@@ -52,6 +54,7 @@ class Models:
         self._metrics = metrics
         self._limits = limits
         self._profile = profile
+        self._agree = agree
         self._gauges = EngineGauges(metrics)
         self._engines = {predictor.spec.name: self._engine(predictor) for predictor in first}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -151,6 +154,8 @@ class Models:
             logger.warning("the latency profile is of %s, not of %s: it is measured", profile.model, engine.spec.title)
             profile = None
         await engine.start(None if profile is None else profile.table)
+        if self._agree is not None:
+            engine.reckon_with(await self._agree(engine.spec.reference, engine.latency_table))
 
 
 async def _retire(engine: Engine) -> None:

@@ -58,7 +58,7 @@ class Workers:
         for measured, warmed in zip(tables, warm, strict=True):
             self._spawn(partial(self._first_life, profile, measured, warmed))
         try:
-            self._plan(LatencyTable.mean([future.result() for future in tables]))
+            self.plan(LatencyTable.mean([future.result() for future in tables]))
             self._preparation.free_single()
             self._planned.set()
             for future in warm:
@@ -80,7 +80,7 @@ class Workers:
                 return
             thread.join()
 
-    def _plan(self, table: LatencyTable) -> None:
+    def plan(self, table: LatencyTable) -> None:
         """Take the measured times, and what follows from them: how large batches are."""
         self._pace.table = table
         self._pace.sizes = self._preparation.sizes(table)

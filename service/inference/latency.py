@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from service.errors import DataError
 from service.inference.predictor import Predictor
@@ -79,6 +80,19 @@ class LatencyTable:
         stages = tuple(merged(maps) for maps in zip(*(table.stages for table in tables), strict=True))
         return cls(stages, merged([table.single for table in tables]) if all(t.single for t in tables) else {})
 
+    def as_json(self) -> dict[str, Any]:
+        """For ``of_json``, once it went through JSON."""
+        return {"stages": list(self.stages), "single": self.single}
+
+    @classmethod
+    def of_json(cls, raw: Mapping[str, Any]) -> LatencyTable:
+        """What ``as_json`` gave, here or in the first version. Raises what reading anything else raises."""
+        stages = raw["stages"] if "stages" in raw else (raw["low"], raw["high"])  # of the first version
+        table = cls(tuple(map(_times, stages)), _times(raw.get("single") or {}))
+        if not stages or not all(table.stages):
+            raise ValueError("each stage must have times")
+        return table
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyProfile:
@@ -105,8 +119,7 @@ class LatencyProfile:
             "model": self.model,
             "runtime": self.runtime,
             "precision": self.precision,
-            "stages": self.table.stages,
-            "single": self.table.single,
+            **self.table.as_json(),
         }
         path.write_text(json.dumps(raw, indent=2) + "\n")
 
@@ -119,10 +132,7 @@ class LatencyProfile:
         """
         try:
             raw = json.loads(path.read_text())
-            stages = raw["stages"] if "stages" in raw else (raw["low"], raw["high"])  # of the first version
-            table = LatencyTable(tuple(map(_times, stages)), _times(raw.get("single") or {}))
-            if not stages or not all(table.stages):
-                raise ValueError("each stage must have times")
+            table = LatencyTable.of_json(raw)
             names = {name: str(raw.get(name, "")) for name in ("model", "runtime", "precision")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is no latency profile: {error}", field="profile", value=str(path)) from error

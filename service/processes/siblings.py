@@ -126,6 +126,13 @@ class Together:
         await self.line.wait_closed()
         logger.error("the parent process is gone: stopping")
 
+    async def agree(self, kind: str, name: str, said: Any) -> Any:
+        """What the first of them said by ``kind`` of ``name``, both JSON: ``said``, if this one is the first."""
+        try:
+            return await self.line.ask("agree", [kind, name, said]) or said
+        except LineClosed:
+            return said
+
     def clear_up(self) -> None:
         """Remove the metrics of all, as an orphan at its end: the parent cannot."""
         if not self.line.is_open:

@@ -102,6 +102,13 @@ def test_connections_are_spread_evenly(pair: Server) -> None:
     until(lambda: [connections(each, client) for each in both] == [0, 0])
 
 
+def test_all_processes_predict_the_same(pair: Server) -> None:
+    with clients(pair[1], 4) as several:
+        predicted = [each.get("/config/threshold").json()["predicted"] for each in several]
+    assert predicted == predicted[:1] * 4
+    assert predicted[0]["mean_ms"] > 0
+
+
 def test_counts_are_those_of_all_processes(pair: Server, jpeg: bytes) -> None:
     with clients(pair[1], 4) as several:
         before = counted(several[0], "images_total")
