@@ -32,8 +32,8 @@ PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-# Batch sizes that stages are compiled for, each with weights of its own. A larger one is no faster per image: 8 is within
-# 3 % of 32. With 6 and 3 a server with 16 connections answered 4 to 8 % more images than without.
+# Batch sizes that stages are compiled for, each with weights of its own. A larger one is no faster per image: 8 is
+# within 3 % of 32. With 6 and 3 a server with 16 connections answered 4 to 8 % more images than without.
 PIECES = (8, 6, 4, 3, 2, 1)
 
 # One a process, never given back: OpenVINO's CPU plug-in gives the thread that loads it a stack for signals, and takes
