@@ -251,7 +251,7 @@ def _limits(settings: Settings, on_cpu: bool, cores: int) -> Limits:
         workers=workers,
         decode_threads=decoders,
         audit_probability=settings.audit_probability,
-        target_latency=settings.target_latency_ms / 1e3,
+        target_latency_seconds=settings.target_latency_ms / 1e3,
     )
 
 

@@ -381,7 +381,8 @@ class StatsAnswer(BaseModel):
     mean_mmacs: float | None
     low_mmacs: float
     single_scale_mmacs: float
-    requests_per_second: float = Field(description="Images per second.")
+    images_per_second: float = Field(description="Of the last minute.")
+    requests_per_second: float = Field(description="The same, under its former name.")
     latency_ms: LatencyMs
     queue: QueueState
     audit: AuditState

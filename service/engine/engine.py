@@ -88,7 +88,7 @@ class Engine:
         self._decoders = _decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._waiting: set[Entry] = set()
         self._backlog = Backlog(self._waiting, self._lanes, self._pace)
-        brown_out = BrownOut(limits.target_latency)
+        brown_out = BrownOut(limits.target_latency_seconds)
         self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, lambda: self.asked)
         self._running = False
         self._draining = False

@@ -39,7 +39,7 @@ async def test_overload_lowers_the_threshold_to_its_floor_and_says_so(
     cascade: Case, threshold: float, floor: float | None, ask: dict[str, float], in_force: float, ends_first: bool,
     reason: str, compared_with: float,
 ) -> None:  # fmt: skip
-    async with serving(cascade, threshold, floor=floor, target_latency=1e-9) as server:
+    async with serving(cascade, threshold, floor=floor, target_latency_seconds=1e-9) as server:
         gate, task = await swamp(server, cascade.images[0].body, **ask)
         assert (server.engine.effective_threshold, server.engine.asked.threshold) == (in_force, threshold)
         gate.open()
@@ -52,7 +52,7 @@ async def test_overload_lowers_the_threshold_to_its_floor_and_says_so(
 
 async def test_threshold_returns_when_the_overload_is_over(two: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.brown_out.RETURN_SECONDS", 0.1)
-    async with serving(two, 1.0, floor=0.1, target_latency=1e-9) as server:
+    async with serving(two, 1.0, floor=0.1, target_latency_seconds=1e-9) as server:
         gate, task = await swamp(server, two.images[0].body)
         gate.open()
         await task
@@ -60,7 +60,7 @@ async def test_threshold_returns_when_the_overload_is_over(two: Case, monkeypatc
 
 
 async def test_single_stage_answers_as_ever_under_overload(cases: dict[int, Case]) -> None:
-    async with serving(cases[1], 1.0, floor=0.1, target_latency=1e-9) as server:
+    async with serving(cases[1], 1.0, floor=0.1, target_latency_seconds=1e-9) as server:
         gate, task = await swamp(server, cases[1].images[0].body)
         gate.open()
         assert ((await task).reason, (await task).degraded) == ("only", False)

@@ -48,7 +48,8 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
         mean_mmacs=sum(share.mmacs for share in shares) / images if images else None,
         low_mmacs=spec.mmacs[0],
         single_scale_mmacs=spec.single_scale_mmacs,
-        requests_per_second=sum(share.per_second for share in shares),
+        images_per_second=(rate := sum(share.per_second for share in shares)),
+        requests_per_second=rate,
         latency_ms=LatencyMs(**latency_ms(shares)),
         queue=QueueState(
             **{stage.name: sum(share.waiting[stage.name] for share in shares) for stage in spec.stages},

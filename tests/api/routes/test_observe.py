@@ -90,7 +90,8 @@ async def test_stats_of_an_unused_server_have_every_field(fresh: httpx.AsyncClie
     assert (audit["images"], audit["disagreements"]) == (0, 0)
     known = ("disagreement", "disagreement_at_most", "overall_at_most", "promise_kept")
     assert [audit[name] for name in known] == [None] * len(known)
-    assert (stats["exit_rate"], stats["mean_mmacs"], stats["requests_per_second"]) == (None, None, 0)
+    assert (stats["exit_rate"], stats["mean_mmacs"], stats["images_per_second"]) == (None, None, 0)
+    assert stats["requests_per_second"] == stats["images_per_second"]
     assert stats["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert stats["queue"] == {"low": 0, "high": 0, "images_in_flight": 0, "bytes_in_flight": 0}
     assert 0 < stats["low_mmacs"] < stats["single_scale_mmacs"]
