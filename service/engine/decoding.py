@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
 
 from service.engine.entry import Entry
 from service.errors import DeviceFailed, LowfirstError
@@ -11,6 +14,11 @@ from service.images.sizes import in_sizes
 from service.log import logger
 from service.metrics import Metrics
 from service.model_spec import ModelSpec
+
+
+def decode_threads(count: int) -> ThreadPoolExecutor:
+    """Threads that decode beside the workers."""
+    return ThreadPoolExecutor(count, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-
-import torch
+from functools import partial
 
 from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
@@ -17,7 +15,7 @@ from service.engine.backlog import Backlog
 from service.engine.brown_out import BrownOut
 from service.engine.cached import CachedAnswers
 from service.engine.decide import Policy
-from service.engine.decoding import decode_entry
+from service.engine.decoding import decode_entry, decode_threads
 from service.engine.entry import Entry, too_late
 from service.engine.executor import Executor
 from service.engine.features import FeaturePool
@@ -85,11 +83,12 @@ class Engine:
         self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, policy)
         preparation = Preparation(predictor, single, limits)
         self._workers = Workers(self._lanes, self._executor, preparation, self._pace, limits.workers)
-        self._decoders = _decode_threads(limits.decode_threads) if limits.decode_threads else None
+        self._decoders = decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._waiting: set[Entry] = set()
         self._backlog = Backlog(self._waiting, self._lanes, self._pace)
         brown_out = BrownOut(limits.target_latency_seconds)
-        self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, lambda: self.asked)
+        asked = partial(_asked, config, predictor)  # not the engine's own: it would be part of a cycle
+        self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, asked)
         self._running = False
         self._draining = False
         self._asking = 0
@@ -237,12 +236,10 @@ class Engine:
         entry.enqueued = time.monotonic()
         self._lanes.push([entry])
 
-    # what it is asked to do, and does
-
     @property
     def asked(self) -> ThresholdConfig:
         """What the runtime config says of this model; its default where that says nothing."""
-        return self._config.current.thresholds.get(self.spec.name) or self.predictor.default_threshold
+        return _asked(self._config, self.predictor)
 
     @property
     def effective_threshold(self) -> float:
@@ -294,5 +291,5 @@ class Engine:
         return (self._limits.feature_slots - self._lanes.free_slots) * self._pool.bytes_each
 
 
-def _decode_threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,))
+def _asked(config: ConfigSource, predictor: Predictor) -> ThresholdConfig:
+    return config.current.thresholds.get(predictor.spec.name) or predictor.default_threshold

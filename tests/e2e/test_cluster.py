@@ -133,6 +133,7 @@ def fleet(environment: dict[str, str], two_versions: Path) -> Iterator[Fleet]:
         "MODEL": "tiny/1",
         "ADMIN_KEY": ADMIN["X-API-Key"],
         "CACHE_TTL_SECONDS": "600",
+        "COST_PER_HOUR": "0.9",
         "AUDIT_PROBABILITY": "1",
         "MAX_IMAGES_IN_FLIGHT": str(MAX_IN_FLIGHT),
         "DRAIN_DELAY_SECONDS": "0.2",
