@@ -45,8 +45,8 @@ GOLDEN = {
 
 # Since then the first stage's pixels are halved once, as uint8, where its network halved them as float32: each is
 # rounded by up to 0.5 of 255. That moved the first stage's confidence of these four by more than TOLERANCE (-0.0028,
-# +0.0068, +0.0011 and +0.0072), to what stands here. With pixels that are not rounded it is the former one: see the last
-# test.
+# +0.0068, +0.0011 and +0.0072), to what stands here. With pixels that are not rounded it is the former one: see the
+# last test.
 ROUNDED = {"gas-pump": 0.54242593, "gas-pump-2": 0.47487608, "parachute-2": 0.70805007, "parachute-3": 0.62692302}
 
 
