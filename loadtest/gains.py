@@ -47,6 +47,7 @@ NETWORKS = {"MS-ResNet-18 128/256": ("ms_resnet18", 256), "MS-MobileNetV1-0.5 96
 BATCH = 8
 ESCALATED = 0.35
 SECONDS = 1.5
+MIXED = (5, 3, 8, 6, 4, 7)  # sizes of batches that follow each other
 
 Measure = Callable[[], float]
 
@@ -112,6 +113,12 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
     yield f"{fast}: eager -> OpenVINO", cascade(plain), cascade(vino)
     yield f"OpenVINO {fast}: float32 features -> {fast}", cascade(_float32_features(name, spec, fast)), cascade(vino)
     yield f"OpenVINO {fast}: streams of one model -> one model a worker", cascade(shared), cascade(vino)
+    any_size = _AnySize(convert(_network(name), spec), fast, threads=1)
+    yield (
+        f"OpenVINO {fast}, batches of mixed sizes: compiled for any size -> for each of a few",
+        _in_one_piece(_of_all(_mixed(any_size, resolution))),
+        _of_all(_mixed(vino, resolution)),
+    )
     yield f"eager {fast}: escalating in each batch -> batched again", cascade(plain), cascade(plain, rebatch=True)
     yield f"OpenVINO {fast}: escalating in each batch -> batched again", cascade(vino), cascade(vino, rebatch=True)
     if name.startswith("ms_mobilenet"):
@@ -177,6 +184,34 @@ def _rebatched(runtime: Runtime, resolution: int) -> Callable[[], object]:
     return step
 
 
+def _mixed(runtime: Runtime, resolution: int) -> Callable[[], object]:
+    """Batches as they come in serving, where no two are of one size; ``sum(MIXED)`` images."""
+    low, high = _pixels(resolution // 2), _pixels(resolution)
+
+    def step() -> None:
+        for size in MIXED:
+            _, carried = runtime.run(0, low[:size], ())
+            rows = torch.arange(max(1, round(size * ESCALATED)))
+            runtime.run(1, high[rows], tuple(each[rows] for each in carried))
+
+    return step
+
+
+def _of_all(step: Callable[[], object]) -> Measure:
+    """Images a second of ``_mixed`` in a worker a core."""
+    return lambda: sum(together(cores(), 1, lambda: sum(MIXED) * rate(step, SECONDS)))
+
+
+def _in_one_piece(measure: Measure) -> Measure:
+    """With batches of every size run as they are."""
+
+    def measured() -> float:
+        with _replaced(openvino, "PIECES", tuple(range(BATCH, 0, -1))):
+            return measure()
+
+    return measured
+
+
 def _escalated_counts() -> Iterator[int]:
     random = np.random.default_rng(0)
     while True:
@@ -187,6 +222,17 @@ def _float32_features(name: str, spec: ModelSpec, precision: Precision) -> OpenV
     """OpenVINO with features handed over in float32."""
     with _replaced(openvino, "_with_bfloat16_features", lambda models: models):
         return OpenVINORuntime(convert(_network(name), spec), precision, threads=1)
+
+
+class _AnySize(OpenVINORuntime):
+    """Stages compiled for any batch size, which OpenVINO prepares anew for each size that is not the last one's."""
+
+    def _compile(self, stage: int, size: int) -> CompiledModel:
+        del size
+        own: dict[int, CompiledModel] = self._own.__dict__.setdefault("compiled", {})
+        if stage not in own:
+            own[stage] = openvino.CORE.compile_model(self._models[stage], "CPU", self._config)
+        return own[stage]
 
 
 class _SharedStreams(OpenVINORuntime):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `loadtest` is not installed
 
 from loadtest import bodies
+from loadtest.contenders.registry import LOWFIRST, Contender
 from loadtest.load import closed
-from loadtest.servers import ROOT, free_port, running
+from loadtest.models import Model, Network
+from loadtest.servers import ROOT, running
 from service.images.decode import decode
 from service.inference.device import choose_device
+from service.inference.latency import measure
 from service.inference.predictor import Predictor
 from service.inference.runtimes.eager import EagerRuntime
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
@@ -117,8 +119,11 @@ def tests(bench: Bench) -> Iterator[Line]:
 def stages(bench: Bench) -> Iterator[Line]:
     """Milliseconds per image of each stage, by runtime and batch size."""
     for name, predictor in _variants(bench):
-        for size in BATCH_SIZES:
-            yield Line(f"{name}, batch of {size}, ms per image", _stage_times(predictor, size, bench.seconds))
+        table = measure(predictor, bench.seconds, BATCH_SIZES)
+        for size in table.stages[0]:
+            times = zip(predictor.spec.stages, table.stages, strict=True)
+            each = ", ".join(f"{stage.name} {1e3 * seconds[size] / size:.3f}" for stage, seconds in times)
+            yield Line(f"{name}, batch of {size}, ms per image", each)
 
 
 def answers(bench: Bench) -> Iterator[Line]:
@@ -153,38 +158,16 @@ def _variants(bench: Bench) -> Iterator[tuple[str, Predictor]]:
     yield "torch.compile", compiled
 
 
-def _stage_times(predictor: Predictor, size: int, seconds: float) -> str:
-    images = predictor.noise(size)
-    for _ in range(3):
-        predictor.timed(images)
-    runs: list[list[float]] = []
-    ends = time.perf_counter() + seconds
-    while not runs or time.perf_counter() < ends:
-        runs.append(predictor.timed(images))
-    best = [min(times) for times in zip(*runs, strict=True)]
-    names = [stage.name for stage in predictor.spec.stages]
-    return ", ".join(f"{name} {1e3 * each / size:.3f}" for name, each in zip(names, best, strict=True))
-
-
 def _labels(predictor: Predictor, crops: list[Tensor]) -> list[Tensor]:
     parts = [predictor.answers_to(torch.stack(crops[at : at + CHECKED])) for at in range(0, len(crops), CHECKED)]
     return [torch.cat(stage).argmax(1) for stage in zip(*parts, strict=True)]
 
 
 def _served(bench: Bench, runtime: str, count: int, photographs: bodies.Bodies, folder: Path) -> str:
-    port = free_port()
-    environment = {
-        "LOWFIRST_MODEL_STORE": str(bench.folder.parent.parent),
-        "LOWFIRST_MODEL": f"{bench.folder.parent.name}/{bench.folder.name}",
-        "LOWFIRST_DEVICE": bench.device,
-        "LOWFIRST_RUNTIME": runtime,
-        "LOWFIRST_PORT": str(port),
-        "LOWFIRST_PROCESSES": str(count),
-        "LOWFIRST_DRAIN_DELAY_SECONDS": "0",
-    }
-    command = [sys.executable, "-m", "service.cli", "serve"]
-    url, log = f"http://127.0.0.1:{port}/classify", folder / "serve.log"
-    with running(command, environment, url, photographs.read()[0], photographs.content_type, log) as server:
+    model = Model(Network.shipped_resnet18, cascade=bench.folder, single=bench.folder)
+    launch = Contender(LOWFIRST, "cascade", "auto", runtime, str(count)).launch(model, {"device": bench.device})
+    log, body = folder / "serve.log", photographs.read()[0]
+    with running(launch.command, launch.environment, launch.url, body, photographs.content_type, log) as server:
         closed(server.url, photographs, CONNECTIONS, 1)
         seen = closed(server.url, photographs, CONNECTIONS, bench.seconds)
     return f"{seen.rate:.0f} images per second, p99 {seen.p99_ms:.1f} ms"

@@ -320,4 +320,4 @@ def _warn_if_open(settings: Settings, allowed: keys.Keys) -> None:
 
 async def _agreed_times(together: Together, reference: str, measured: LatencyTable) -> LatencyTable:
     """One table for all processes, so that each predicts the same."""
-    return LatencyTable.of_json(await together.agree("times", reference, measured.as_json()))
+    return LatencyTable.of_json(await together.times(reference, measured.as_json()))

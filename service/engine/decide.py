@@ -62,6 +62,6 @@ def decide(confidence: float, stage: int, entry: Entry, policy: Policy, next_ans
     threshold = entry.threshold if entry.is_fixed else min(entry.threshold, policy.lowered)
     if exits(confidence, threshold):
         return Exit("confident" if exits(confidence, entry.threshold) else "brownout", threshold)
-    if entry.deadline is not None and next_answer_at > entry.deadline:
+    if next_answer_at > entry.due:
         return Exit("deadline", threshold)
     return Escalate(threshold)

@@ -59,9 +59,14 @@ class Entry:
         return self.confidences[-1]
 
     @property
+    def due(self) -> float:
+        """Its deadline; infinite without one."""
+        return math.inf if self.deadline is None else self.deadline
+
+    @property
     def allowed(self) -> float:
         """Seconds from its arrival to its deadline; infinite without one."""
-        return math.inf if self.deadline is None else self.deadline - self.arrival
+        return self.due - self.arrival
 
     @property
     def is_dead(self) -> bool:

@@ -108,10 +108,10 @@ class Executor:
     def _in_time(self, entries: Sequence[Entry]) -> list[Entry]:
         """Those that their pass may answer in time, though decoding took longer than was foreseen."""
         ready = time.monotonic() + self._pace.table.seconds(0, len(entries)) if entries else 0.0
-        late = [entry for entry in entries if entry.deadline is not None and entry.deadline < ready]
+        late = [entry for entry in entries if entry.due < ready]
         self._metrics.dropped.labels("deadline").inc(len(late))
         give_up(late)
-        return [entry for entry in entries if entry not in late]
+        return [entry for entry in entries if entry.due >= ready]
 
     def _decoded(self, entries: Sequence[Entry]) -> list[Entry]:
         """Entries with their pixels. Those without are decoded here, for ``DECODE_SECONDS``; then the rest wait again.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import threading
 import time
 from collections import deque
@@ -222,7 +221,7 @@ class Lanes:
         if now + self.plan.seconds(stage, size) <= nearest:
             return [heapq.heappop(lane)[2] for _ in range(size)]
         ordered = sorted(lane)  # still a heap, with any of it left out
-        deadlines = [_deadline(waiting[2]) for waiting in ordered]
+        deadlines = [waiting[2].due for waiting in ordered]
         size = most_in_time(now, deadlines, size, lambda size: self.plan.seconds(stage, size))
         ready = now + self.plan.seconds(stage, size)
         fitting = [index for index, deadline in enumerate(deadlines) if deadline >= ready][:size] or [0]
@@ -251,12 +250,12 @@ class Lanes:
             if entry.is_dead:  # asked once: the event loop may settle it at any moment
                 dead.append(entry)
             else:
-                (late if _deadline(entry) < soonest else alive).append(waiting)
+                (late if entry.due < soonest else alive).append(waiting)
         if not dead and not late:
             return
-        if not alive and not stage:
-            alive = self._to_try(late, now)
-        gone = [waiting[2] for waiting in late if waiting not in alive]
+        tried = [] if alive or stage else self._to_try(late, now)
+        gone = [waiting[2] for waiting in late if waiting not in tried]
+        alive += tried
         heapq.heapify(alive)
         self._lanes[stage] = alive
         self._room.notify_all()
@@ -270,16 +269,12 @@ class Lanes:
     def _to_try(self, late: list[tuple[float, int, Entry]], now: float) -> list[tuple[float, int, Entry]]:
         """Where all are late by what batches took lately, one that might not be: it shows whether that still holds."""
         soonest = now + self.plan.soonest()
-        return sorted(waiting for waiting in late if _deadline(waiting[2]) >= soonest)[:1]
+        return sorted(waiting for waiting in late if waiting[2].due >= soonest)[:1]
 
 
 def _fail(entries: Sequence[Entry], error: Callable[[], LowfirstError]) -> None:
     for entry in entries:
         entry.loop.call_soon_threadsafe(entry.fail, error())
-
-
-def _deadline(entry: Entry) -> float:
-    return math.inf if entry.deadline is None else entry.deadline
 
 
 def _slots(entries: Sequence[Entry]) -> list[int]:
@@ -290,4 +285,4 @@ def _waiting(lane: Sequence[tuple[float, int, Entry]]) -> Waiting:
     if not lane:
         return Waiting(0)
     entries = [waiting[2] for waiting in lane]
-    return Waiting(len(lane), lane[0][0], min(entry.enqueued for entry in entries), min(map(_deadline, entries)))
+    return Waiting(len(lane), lane[0][0], min(entry.enqueued for entry in entries), min(entry.due for entry in entries))

@@ -86,7 +86,7 @@ class Parent:
         self._where = [_address(each) for each in next(iter(listeners.values()))]
         self._children: dict[int, Child] = {}
         self._config = SharedConfig()
-        self._agreed: dict[tuple[str, str], Any] = {}
+        self._times: dict[str, Any] = {}  # latency tables that all reckon with, by model
         self._reception = Reception(listeners, self._handovers)
         self._is_open = False
         self._is_draining = False
@@ -209,9 +209,9 @@ class Parent:
                 self._is_ready(child, bool(body))
             case "failed":
                 child.failure = str(body)
-            case "agree":
-                about, name, said = body
-                return self._agreed.setdefault((about, name), said)
+            case "times":
+                model, measured = body
+                return self._times.setdefault(model, measured)
             case "others":
                 asked = [self._ask(each, *body) for each in self._children.values() if each is not child]
                 return [answer for answer in await asyncio.gather(*asked) if answer is not None]

@@ -9,6 +9,9 @@ from service.settings import Settings
 
 MOST = 8
 
+# As in service.engine.admission, which the parent must not load: a test holds them together.
+RESERVE = 4
+
 
 def how_many(cores: int, on_gpu: bool) -> int:
     """The processes that ``auto`` means, for so many cores that workers are to use.
@@ -40,7 +43,7 @@ def share(settings: Settings, index: int, count: int) -> Settings:
     """The settings of process ``index`` of ``count``.
 
     Limits of a single request stay as they are, and what a process may hold is never less than one such request and
-    the quarter of all that it has to leave to others.
+    the part of all that it has to leave to others.
     """
 
     def of(whole: int, at_least: int = 1) -> int:
@@ -52,9 +55,14 @@ def share(settings: Settings, index: int, count: int) -> Settings:
             "workers": settings.workers and of(settings.workers),
             "decode_threads": settings.decode_threads and of(settings.decode_threads),
             "max_connections": settings.max_connections and of(settings.max_connections),
-            "max_images_in_flight": of(settings.max_images_in_flight, settings.max_batch_images * 4 // 3 + 1),
-            "max_bytes_in_flight": of(settings.max_bytes_in_flight, settings.max_batch_bytes * 4 // 3 + 1),
+            "max_images_in_flight": of(settings.max_images_in_flight, _beside_reserve(settings.max_batch_images)),
+            "max_bytes_in_flight": of(settings.max_bytes_in_flight, _beside_reserve(settings.max_batch_bytes)),
             "feature_slots": of(settings.feature_slots),
             "cache_entries": settings.cache_entries and of(settings.cache_entries),
         }
     )
+
+
+def _beside_reserve(largest: int) -> int:
+    """The least limit of which ``largest`` leaves one part in ``RESERVE`` free."""
+    return largest * RESERVE // (RESERVE - 1) + 1

@@ -126,12 +126,12 @@ class Together:
         await self.line.wait_closed()
         logger.error("the parent process is gone: stopping")
 
-    async def agree(self, kind: str, name: str, said: Any) -> Any:
-        """What the first of them said by ``kind`` of ``name``, both JSON: ``said``, if this one is the first."""
+    async def times(self, model: str, measured: Any) -> Any:
+        """The latency table of ``model`` that the first of them measured, as JSON: ``measured``, if this one is it."""
         try:
-            return await self.line.ask("agree", [kind, name, said]) or said
+            return await self.line.ask("times", [model, measured]) or measured
         except LineClosed:
-            return said
+            return measured
 
     def clear_up(self) -> None:
         """Remove the metrics of all, as an orphan at its end: the parent cannot."""

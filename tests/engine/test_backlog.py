@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,13 +12,6 @@ from service.engine.entry import Entry
 from service.engine.lanes import Lanes
 from service.engine.pace import Pace
 from tests.engine.lanes_of import TABLE, entry_of, timed
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
 
 
 def backlog_of(entries: list[Entry], slowdown: float = 1.0) -> Backlog:

@@ -6,20 +6,12 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Iterator
 
 import pytest
 
 from service.engine.answer import Reason
 from service.engine.entry import Entry
 from service.errors import DeadlinePassed, DeviceFailed, LowfirstError
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,13 +13,6 @@ from service.errors import DeadlinePassed
 from tests.engine.lanes_of import TABLE, arrivals, entry_of, go_on, taken
 
 FIRST, SECOND = TABLE.seconds(0, 1), TABLE.seconds(1, 1)
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

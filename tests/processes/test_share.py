@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine import admission
+from service.processes import share as sharing
 from service.processes.share import how_many, is_on_gpu, part, share
 from service.settings import Settings
 
@@ -51,6 +53,10 @@ def test_a_process_has_room_for_the_largest_request_that_the_server_takes() -> N
     assert each.max_images_in_flight == 86  # of which a batch of 64 leaves a quarter
     assert each.max_bytes_in_flight > Settings().max_batch_bytes * 4 / 3
     assert share(Settings(max_images_in_flight=3), 0, 8).max_images_in_flight == 3
+
+
+def test_processes_reckon_with_what_admission_leaves_to_others() -> None:
+    assert sharing.RESERVE == admission.RESERVE
 
 
 def test_what_is_left_to_the_process_stays_so() -> None:
