@@ -109,10 +109,10 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
     shared = _SharedStreams(convert(_network(name), spec), fast, threads=1)
     yield f"eager: float32 -> {fast}", cascade(exact), cascade(plain)
     yield f"eager {fast}: norms folded", cascade(unfolded), cascade(plain)
-    yield f"eager {fast}: one worker of all cores -> one a core", cascade(plain, 1, all_cores), cascade(plain)
+    yield f"eager {fast}: one worker of all cores -> one per core", cascade(plain, 1, all_cores), cascade(plain)
     yield f"{fast}: eager -> OpenVINO", cascade(plain), cascade(vino)
     yield f"OpenVINO {fast}: float32 features -> {fast}", cascade(_float32_features(name, spec, fast)), cascade(vino)
-    yield f"OpenVINO {fast}: streams of one model -> one model a worker", cascade(shared), cascade(vino)
+    yield f"OpenVINO {fast}: streams of one model -> one model per worker", cascade(shared), cascade(vino)
     any_size = _AnySize(convert(_network(name), spec), fast, threads=1)
     yield (
         f"OpenVINO {fast}, batches of mixed sizes: compiled for any size -> for each of a few",
