@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
     models: Listed = Field((), description="More models to serve, after commas; `?model=` names them in requests.")
+    model_key: Path | None = Field(
+        None,
+        description="Public key (PEM) that every model must be signed with (`lowfirst sign`); unset: unsigned ones "
+        "are served too.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: str = Field(
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
