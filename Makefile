@@ -28,6 +28,10 @@ bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--da
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)
 
+wheel: $(VENV)/.installed  ## dist/lowfirst-VERSION-py3-none-any.whl: the server, and the models of model_store/.
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.
 # What is locked is for every system and Python from 3.11 on; tried is Python 3.11 on Linux, x86_64.

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import InvalidOption
 
 PREFIX = "LOWFIRST_"
-SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
+SHIPPED_STORE = Path(__file__).with_name("model_store").resolve()  # a folder in a wheel, a link in a checkout
 SHIPPED_MODEL = "imagenette-resnet18"
 
 MIB = 1024 * 1024
