@@ -13,9 +13,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {
-    "serve": ["openvino"],
-    "ray": ["openvino", "ray"],
-    "test": ["openvino", "test"],
+    "serve": ["openvino", "signing"],
+    "ray": ["openvino", "signing", "ray"],
+    "test": ["openvino", "signing", "docs", "test"],
     "bench": ["openvino", "bench"],
 }
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
