@@ -56,7 +56,7 @@ audit: $(VENV)/.installed-test  ## Known vulnerabilities of locked packages; mak
 LOCKS := serve ray test bench
 
 site: $(VENV)/.installed-test  ## The documents as a site, in build/site.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -38,10 +39,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``make site`` builds; a warning fails it."""
     need(find_spec("material") is not None, "MkDocs", "pip install '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    built = build(ROOT / "mkdocs.yml", folder)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
+
+
+def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What ``make site`` runs."""
+    (command,) = re.findall(r"\$\(BIN\)/mkdocs (.+)", (ROOT / "Makefile").read_text())
+    given = ["--config-file", str(config), "--site-dir", str(folder)]
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", *command.split(), *given], cwd=config.parent, capture_output=True, text=True
+    )
+
+
+def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    with (tmp_path / "docs/report.md").open("a") as document:
+        document.write("[one](nowhere.md), [two](api.md#nowhere), [three](../nowhere/file.py)\n")
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: [{ROOT / 'docs/site.py'}]\n")
+    built = build(config, tmp_path / "site")
+    assert built.returncode == 1
+    found = re.findall(r"contains a link '([^']+)'", built.stderr)
+    assert sorted(found) == ["api.md#nowhere", "nowhere.md", "nowhere/file.py"]
 
 
 def test_every_document_is_a_page(site: Path) -> None:
