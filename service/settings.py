@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
     log_format: Literal["text", "json"] = Field("text", description="text, or json: an object a line.")
     traces: bool = Field(
-        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (`lowfirst[otel]`)."
+        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (extra `otel`)."
     )
 
     @property

@@ -321,3 +321,14 @@ def test_prometheus_answers_the_queries_per_replica(overlays: dict[str, list[Obj
     file.write_text(yaml.safe_dump({"tests": [{"interval": "10s", "input_series": inputs, "promql_expr_test": tests}]}))
     done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_and_alerts_become_those_of_the_operator_as_the_document_says() -> None:
+    text = (FOLDER.parents[1] / "docs" / "deploy.md").read_text()
+    (command,) = re.findall(r"(for name in rules alerts; do.+?done) \| kubectl apply", text, re.DOTALL)
+    made = subprocess.run(["sh", "-c", command], cwd=FOLDER.parents[1], capture_output=True, text=True, check=True)
+    for rule, name in zip(yaml.safe_load_all(made.stdout), ("rules", "alerts"), strict=True):
+        assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+        groups = yaml.safe_load((FOLDER.parent / "prometheus" / f"{name}.yml").read_text())["groups"]
+        assert rule["spec"]["groups"] == groups
+        assert len({group["name"] for group in groups}) == len(groups)  # the operator takes a name once
