@@ -43,11 +43,11 @@ def model_folder(reference: str) -> Path:
     """
     from service.settings import load_settings
 
-    folder, key = unverified_folder(reference), load_settings().model_key
-    if key is not None and folder != Path(reference):
+    folder, settings = unverified_folder(reference), load_settings()
+    if settings.model_key is not None and settings.model_store.resolve() in folder.resolve().parents:
         from service.signing import verify
 
-        verify(folder, key)
+        verify(folder, settings.model_key)
     return folder
 
 
