@@ -36,6 +36,7 @@ from service.engine.engine import Engine
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
+from service.engine.trials import Trials
 from service.errors import BrokenModel, InvalidOption
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
@@ -76,11 +77,13 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         await parts.config.start()
         await parts.models.start()
         await parts.switching.start()
+        await parts.trials.start()
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
+        await parts.trials.close()
         await parts.switching.close()
         await parts.models.close()
         await parts.config.close()
@@ -134,18 +137,20 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
     )
+    siblings = together or Alone()
     switching = Switching(models, config)
+    trials = Trials(models, config, switching, partial(siblings.others, "trial"))
+    siblings.answer("trial", trials.told)
     admission = _admission(settings, models, metrics)
     metrics.cost_per_hour.set(settings.cost_per_hour or 0.0)
     metrics.watch(metrics.in_flight, lambda: admission.images)
     metrics.watch(metrics.config_version, lambda: models.config.version)
     metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.obstacle is not None)
     targets = MemoryTargets() if link is None else RedisTargets(link)
-    siblings = together or Alone()
     shared = None if together is None else SharedMetrics(metrics, together.files)
     observed = Observed(models, admission, metrics, siblings, shared)
     return Parts(
-        settings, models, switching, admission, config, metrics, targets, siblings, observed, _traces(settings)
+        settings, models, switching, trials, admission, config, metrics, targets, siblings, observed, _traces(settings)
     )
 
 

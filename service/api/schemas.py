@@ -17,13 +17,13 @@ UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """A body that may hold nothing it does not know."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ClassifyQuery(_Strict):
+class ClassifyQuery(Strict):
     """What a request wants of its images."""
 
     top_k: int | None = Field(None, ge=1, description="Labels to give; unset: 5, or all if there are fewer.")
@@ -35,7 +35,7 @@ class ClassifyQuery(_Strict):
     passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
 
 
-class ModelQuery(_Strict):
+class ModelQuery(Strict):
     """Which model a request is about."""
 
     model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
@@ -47,7 +47,7 @@ class PreviewQuery(ModelQuery):
     threshold: Share
 
 
-class JsonImage(_Strict):
+class JsonImage(Strict):
     """The JSON form of one image."""
 
     image: str = Field(description="The encoded image in base64.")
@@ -162,7 +162,7 @@ def milliseconds(seconds: float | None) -> float | None:
 _ONE_OF_THE_GOALS: list[JsonValue] = [{"required": [goal]} for goal in GOALS]
 
 
-class ThresholdPatch(_Strict):
+class ThresholdPatch(Strict):
     """Exactly one goal, and/or a floor."""
 
     model_config = ConfigDict(
@@ -209,17 +209,6 @@ class ThresholdPatch(_Strict):
             if value is not None:
                 return goal, float(value)
         return None
-
-
-class ModelPatch(_Strict):
-    """Which model to serve."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "imagenette-resnet18/1"}]})
-
-    model: str = Field(
-        description="Of the store: name (its newest version) or name/version.",
-        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(/[1-9][0-9]{0,8})?$"},
-    )
 
 
 class ThresholdAnswer(BaseModel):

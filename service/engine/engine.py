@@ -12,6 +12,7 @@ from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
 from service.engine.audit import Audit
 from service.engine.backlog import Backlog
+from service.engine.behind import Behind
 from service.engine.brown_out import BrownOut
 from service.engine.cached import CachedAnswers
 from service.engine.decide import Policy
@@ -86,6 +87,7 @@ class Engine:
         self._decoders = decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._waiting: set[Entry] = set()
         self._backlog = Backlog(self._waiting, self._lanes, self._pace)
+        self.behind = Behind(spec, self._lanes, self._waiting, max(1, limits.feature_slots // AUDIT_SLOTS))
         brown_out = BrownOut(limits.target_latency_seconds)
         asked = partial(_asked, config, predictor)  # not the engine's own: it would be part of a cycle
         self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, asked)
@@ -121,6 +123,7 @@ class Engine:
             await asyncio.to_thread(self._decoders.shutdown)
         self._lanes.close()
         await asyncio.to_thread(self._workers.join)
+        self.behind.close()
         for entry in list(self._waiting):  # what a device that failed meanwhile left behind
             entry.fail(DeviceFailed("the device failed"))
 
@@ -292,4 +295,7 @@ class Engine:
 
 
 def _asked(config: ConfigSource, predictor: Predictor) -> ThresholdConfig:
-    return config.current.thresholds.get(predictor.spec.name) or predictor.default_threshold
+    current, spec = config.current, predictor.spec
+    if current.trial is not None and current.trial.key == spec.key:
+        return current.trial.threshold
+    return current.thresholds.get(spec.name) or predictor.default_threshold

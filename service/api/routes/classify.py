@@ -116,7 +116,8 @@ def _ask(request: Request, parts: Parts) -> tuple[str | None, Ask]:
     if query.top_k is not None and query.top_k > classes:
         raise InvalidOption("top_k", query.top_k, f"between 1 and {classes}, the model's classes")
     top_k = query.top_k or min(DEFAULT_TOP_K, classes)
-    return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k, query.passes)
+    names_version = query.model is not None and "/" in query.model
+    return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k, query.passes, names_version)
 
 
 def _body_limit(request: Request, image_limit: int) -> int:

@@ -15,7 +15,6 @@ from service.api.dependencies import Injected, Parts
 from service.api.schemas import (
     ConfigAnswer,
     ModelName,
-    ModelPatch,
     ModelQuery,
     PredictedEffect,
     PreviewAnswer,
@@ -24,6 +23,7 @@ from service.api.schemas import (
     ThresholdAnswer,
     ThresholdPatch,
 )
+from service.api.trial_schemas import EndedAnswer, ModelConfigAnswer, ModelPatch, TrialAnswer
 from service.engine.engine import Engine
 from service.errors import BadRequest, ConfigConflict, InvalidOption, LowfirstError
 from service.log import logger
@@ -103,7 +103,7 @@ async def change_threshold(
             raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
         asked = (before.goal, before.value) if goal is None else goal
         chosen = ThresholdConfig(*asked, threshold=kept, floor=floor)
-        return replace(current, thresholds={**current.thresholds, name: chosen})
+        return parts.trials.following(current, engine, chosen)
 
     current = await parts.config.update(change, _version(if_match))
     chosen = current.thresholds[name]
@@ -115,6 +115,13 @@ async def change_threshold(
     return _answer(engine, chosen, current.version)
 
 
+@router.get("/model")
+async def model(parts: Injected, response: Response) -> ModelConfigAnswer:
+    """What is served, and what is tried beside it: how both compare, over all processes of this server."""
+    response.headers["ETag"] = f'"{parts.models.config.version}"'
+    return await _model_config(parts)
+
+
 @router.patch("/model", openapi_extra=json_body(ModelPatch))
 async def change_model(
     parts: Injected,
@@ -122,19 +129,31 @@ async def change_model(
     response: Response,
     query: Annotated[ModelQuery, Query()],
     if_match: IfMatch = None,
-) -> ConfigAnswer:
+) -> ModelConfigAnswer:
     """Serve another model, or another version, without a stop: no request fails, no image is lost.
 
     It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
     names, or the default one. What was asked for there is solved again. What cannot be served changes nothing.
+
+    With `share` it is tried on that share of the images instead, with `shadow` behind the answers, until `promote` or
+    `cancel`, or until its guard `max_disagreement` cancels it.
     """
+    version = _version(if_match)
     try:
-        await parts.switching.switch(patch.model, query.model, _version(if_match))
+        if patch.promote:
+            await parts.trials.promote(version)
+        elif patch.cancel:
+            await parts.trials.cancel(expected_version=version)
+        elif patch.is_trial:
+            await parts.trials.change(patch.wish, query.model, version)
+        else:
+            assert patch.model is not None
+            await parts.switching.switch(patch.model, query.model, version)
     except LowfirstError as error:
-        logger.warning("%s is not served: %s", patch.model[:100], error)
+        logger.warning("%s is refused: %s", patch.model_dump_json(exclude_unset=True)[:200], error)
         raise
     response.headers["ETag"] = f'"{parts.models.config.version}"'
-    return _config(parts)
+    return await _model_config(parts)
 
 
 @router.get("/threshold/preview")
@@ -159,6 +178,15 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
 def _predict(engine: Engine, threshold: float) -> PredictedEffect | None:
     prediction = engine.predict(threshold)
     return None if prediction.effect is None else PredictedEffect.of(prediction.effect, prediction.time)
+
+
+async def _model_config(parts: Parts) -> ModelConfigAnswer:
+    config, trial = parts.models.config, None
+    if config.trial is not None:
+        beside = parts.models.find(config.trial.beside).spec.version
+        trial = TrialAnswer.of(config.trial, beside, await parts.trials.comparison(config.trial))
+    ended = None if config.ended is None else EndedAnswer.of(config.ended)
+    return ModelConfigAnswer(**dict(_config(parts)), trial=trial, ended=ended)
 
 
 def _config(parts: Parts) -> ConfigAnswer:
