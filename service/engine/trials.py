@@ -13,7 +13,7 @@ from service.engine.comparison import Comparison, pooled
 from service.engine.engine import Engine
 from service.engine.models import Models
 from service.engine.switching import Switching, solved_again
-from service.errors import BrokenModel, ConfigConflict, Conflict, InvalidOption, LowfirstError, StoreUnavailable
+from service.errors import BrokenModel, ConfigConflict, Conflict, InvalidOption, LowfirstError
 from service.log import logger
 from service.model_spec import ModelSpec
 from service.state.base import (
