@@ -20,7 +20,7 @@ ROUTES = {
     "/classify": {"post"},
     "/classify/batch": {"post"},
     "/config": {"get"},
-    "/config/model": {"patch"},
+    "/config/model": {"get", "patch"},
     "/config/threshold": {"get", "patch"},
     "/config/threshold/preview": {"get"},
     "/models": {"get"},
