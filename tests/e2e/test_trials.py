@@ -107,7 +107,8 @@ def test_the_share_is_exact_by_the_hash_and_one_image_meets_one_model_in_every_p
 def test_no_client_sees_a_shadow(both: Sequence[httpx.Client], images: list[bytes]) -> None:
     def seen(client: httpx.Client) -> list[object]:
         kept = ("model", "top_k", "exit", "reason", "confidence", "threshold", "mmacs")
-        return [[answered(client, image)[name] for name in kept] for image in images]
+        answers = [answered(client, image) for image in images]
+        return [[answer[name] for name in kept] for answer in answers]
 
     before = [seen(client) for client in both]
     patch(both[0], model="tiny/3", shadow=True, share=SHARE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -133,9 +134,9 @@ async def test_a_version_that_is_named_is_not_answered_by_a_canary(trying: httpx
         for params in ({}, {"model": "tiny"}, {"model": "tiny/1"})
     ]
     assert answers == [2, 2, 1]
-    raw = {"Inference-Header-Content-Length": "0", "Content-Type": "application/octet-stream"}
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(jpeg).decode()]}
     infer = [
-        (await trying.post(f"/v2/models/{path}/infer", content=jpeg, headers=raw)).json()["model_version"]
+        (await trying.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]})).json()["model_version"]
         for path in ("tiny", "tiny/versions/1")
     ]
     assert infer == ["2", "1"]
