@@ -33,6 +33,7 @@ from service.cores import cores
 from service.engine.admission import Admission
 from service.engine.applied import first_config
 from service.engine.engine import Engine
+from service.engine.guard import Guard
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
@@ -68,6 +69,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         StoreUnavailable: a Redis that does not answer, and must.
     """
     parts = build_parts(settings, siblings)
+    guard = Guard(parts.trials)
     allowed = keys.Keys(settings)
     own_port = _own_port(settings, parts, allowed)
 
@@ -77,13 +79,13 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         await parts.config.start()
         await parts.models.start()
         await parts.switching.start()
-        await parts.trials.start()
+        await guard.start()
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
-        await parts.trials.close()
+        await guard.close()
         await parts.switching.close()
         await parts.models.close()
         await parts.config.close()

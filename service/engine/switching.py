@@ -58,6 +58,7 @@ class Switching:
             self._following.cancel()
             with suppress(asyncio.CancelledError):
                 await self._following
+        self._models.stand_by(self._tried if self._tried in self._models.running else None)
         await self._forget()
 
     async def switch(
@@ -209,8 +210,9 @@ class Switching:
         self._forget_at = math.inf
         if self._tried is None:
             self._models.stand_by(None)
-        while self._prepared:
-            await self._prepared.popitem()[1].close()
+        for key in list(self._prepared):
+            if self._prepared[key] is not self._tried:  # else the config names it since a moment ago
+                await self._prepared.pop(key).close()
 
 
 def _reference(key: tuple[str, int]) -> str:

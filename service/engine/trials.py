@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from service.engine.comparison import Comparison, pooled
 from service.engine.engine import Engine
 from service.engine.models import Models
 from service.engine.switching import Switching, solved_again
-from service.errors import BrokenModel, ConfigConflict, Conflict, InvalidOption, LowfirstError
+from service.errors import BrokenModel, ConfigConflict, Conflict, InvalidOption
 from service.log import logger
 from service.model_spec import ModelSpec
 from service.state.base import (
@@ -26,9 +25,6 @@ from service.state.base import (
     check_expected_version,
 )
 from service.store import read_spec
-
-# How often the guard looks at what was counted.
-GUARD_SECONDS = 0.2
 
 # Classes that an error names at most.
 NAMED = 5
@@ -70,28 +66,32 @@ class Trials:
         self._config = config
         self._switching = switching
         self._others = others
-        self._guarding: asyncio.Task[None] | None = None
-        self._looked_at: tuple[float, ...] = ()  # what the guard knew when it looked last
 
-    async def start(self) -> None:
-        """Begin to guard."""
-        self._guarding = asyncio.create_task(self._guard())
+    @property
+    def current(self) -> Trial | None:
+        """What is tried now, as the config says."""
+        return self._config.current.trial
 
-    async def close(self) -> None:
-        """Guard no longer."""
-        if self._guarding is not None:
-            self._guarding.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._guarding
+    @property
+    def version(self) -> int:
+        """Of the config."""
+        return self._config.current.version
 
-    async def comparison(self, trial: Trial) -> Comparison:
+    def counted(self, trial: Trial) -> Comparison | None:
+        """What this process counted of ``trial``; None before its first image here."""
+        run = self._models.trial
+        return run.comparison() if run is not None and run.began == trial.began else None
+
+    async def comparison(self, trial: Trial, with_times: bool = True) -> Comparison:
         """What all processes of this server counted of ``trial``."""
-        return pooled([*await self._others([trial.began, True]), *self._own(trial.began)])
+        others, own = await self._others([trial.began, with_times]), self.counted(trial)
+        return pooled([*others, *([] if own is None else [own.as_json(with_times)])])
 
     def told(self, asked: Any) -> dict[str, Any] | None:
         """What this process counted, for another one: the answer to what ``others`` asks."""
         began, with_times = asked
-        return next(iter(self._own(began, with_times)), None)
+        run = self._models.trial
+        return run.comparison().as_json(with_times) if run is not None and run.began == began else None
 
     def following(self, config: RuntimeConfig, engine: Engine, chosen: ThresholdConfig) -> RuntimeConfig:
         """``config`` with ``chosen`` asked of ``engine``'s model, and solved again for what is tried beside it.
@@ -124,10 +124,7 @@ class Trials:
                     lambda current: replace(current, trial=_changed(current, on, wish)), expected_version
                 )
             elif on is not None:
-                raise Conflict(
-                    f"model is {wish.reference!r}; {on.reference} is the {on.kind} already: promote or cancel it first",
-                    field="model", value=wish.reference, bound=on.reference,
-                )  # fmt: skip
+                raise _taken(str(wish.reference), on)
             elif key is None:
                 _none_is_on("model", None)
             else:
@@ -193,7 +190,9 @@ class Trials:
         new = engines[name]
 
         def change(current: RuntimeConfig) -> RuntimeConfig:
-            if current.served != before or current.trial is not None:
+            if current.trial is not None:
+                raise _taken(new.spec.reference, current.trial)
+            if current.served != before:
                 raise ConfigConflict("the models were changed meanwhile", field="model", value=new.spec.reference)
             trial = Trial(
                 name=name,
@@ -231,41 +230,6 @@ class Trials:
         elif config.ended is not None:
             logger.info("the trial of %s/%d is over: %s", config.ended.name, config.ended.version, config.ended.why)
 
-    # the guard
-
-    async def _guard(self) -> None:
-        while True:
-            await asyncio.sleep(GUARD_SECONDS)
-            try:
-                await self._look()
-            except (Conflict, ConfigConflict):  # another one was faster
-                pass
-            except LowfirstError as error:
-                logger.error("the trial cannot be ended: %s", error)
-            except Exception:
-                logger.exception("the guard of the trial failed")
-
-    async def _look(self) -> None:
-        """End the trial if what was counted says so; where nothing new was counted here, others look."""
-        trial = self._config.current.trial
-        if trial is None or trial.max_disagreement is None:
-            return
-        for own in self._own(trial.began, with_times=False):
-            seen = trial.began, trial.max_disagreement, own["images"], own["tried"]["errors"]
-            if seen == self._looked_at:
-                return
-            counts = pooled([own, *await self._others([trial.began, False])])
-            outcome = counts.verdict(trial.max_disagreement)
-            if outcome is not None:
-                why = _in_words(outcome, counts, trial.max_disagreement)
-                logger.warning("%s %s is cancelled by its guard: %s", trial.kind, trial.reference, why)
-                await self.cancel(outcome, why, self._config.current.version)
-            self._looked_at = seen
-
-    def _own(self, began: float, with_times: bool = True) -> list[dict[str, Any]]:
-        run = self._models.trial
-        return [run.comparison().as_json(with_times)] if run is not None and run.began == began else []
-
 
 def check_classes(tried: ModelSpec, served: ModelSpec) -> None:
     """Raise InvalidOption, naming those that differ, unless both models have the same classes in the same order."""
@@ -290,6 +254,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:NAMED])) + more
 
 
+def _taken(reference: str, on: Trial) -> Conflict:
+    return Conflict(
+        f"model is {reference!r}; {on.reference} is the {on.kind} already: promote or cancel it first",
+        field="model",
+        value=reference,
+        bound=on.reference,
+    )
+
+
 def _none_is_on(field: str, value: Any) -> NoReturn:
     raise Conflict(
         f"{field} is {'missing' if value is None else 'true'}; no model is tried: begin with a model and its share, "
@@ -302,7 +275,7 @@ def _none_is_on(field: str, value: Any) -> NoReturn:
 
 def _check_still_on(current: RuntimeConfig, on: Trial) -> None:
     if current.trial is None or current.trial.began != on.began:
-        raise ConfigConflict(f"{on.reference} is not tried any more", field="model", value=on.reference)
+        raise Conflict(f"{on.reference} is not tried any more", field="model", value=on.reference)
 
 
 def _changed(current: RuntimeConfig, on: Trial, wish: Wish) -> Trial:
@@ -318,12 +291,3 @@ def _changed(current: RuntimeConfig, on: Trial, wish: Wish) -> Trial:
 
 def _ended(trial: Trial, outcome: Outcome, why: str) -> EndedTrial:
     return EndedTrial(trial.name, trial.version, trial.beside, outcome, why, time.time())
-
-
-def _in_words(outcome: Outcome, counts: Comparison, most: float) -> str:
-    if outcome == "disagreement":
-        of, at_least = f"{counts.disagreements} of {counts.images} images differ", counts.disagreement_at_least
-    else:
-        errors = counts.tried.errors
-        of, at_least = f"{errors} of {counts.tried.images + errors} images failed", counts.tried.errors_at_least
-    return f"{of}, a share of at least {at_least:.4f} (95 %); {most:g} is allowed"

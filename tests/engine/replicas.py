@@ -18,6 +18,7 @@ from torch import Tensor
 from service.engine.answer import Answer, Ask
 from service.engine.applied import first_config
 from service.engine.comparison import Comparison
+from service.engine.guard import Guard
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
@@ -136,13 +137,14 @@ async def serving_models(
     del predictors  # or the models that are replaced live on here
     switching = Switching(models, config)
     trials = Trials(models, config, switching, _nobody)
+    guard = Guard(trials)
     try:
         await in_time(models.start())
         await in_time(switching.start())
-        await trials.start()
+        await guard.start()
         yield Replica(models, switching, trials, config, registry)
     finally:
-        await in_time(trials.close())
+        await in_time(guard.close())
         await in_time(switching.close())
         await in_time(models.close())
 

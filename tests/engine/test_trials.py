@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.engine.guard import Guard
 from service.engine.trials import Trials, Wish
 from service.errors import ConfigConflict, Conflict, InvalidOption, NotFound
 from service.networks.cascade import Carried
 from service.state.base import ThresholdConfig, place
 from service.store import ModelStore
 from tests.engine.replicas import Held, Replica, serving_models, workers
-from tests.engine.serving import until
+from tests.engine.serving import until, without_collector
 
 pytestmark = pytest.mark.anyio
 
@@ -111,7 +113,7 @@ async def test_the_guard_leaves_what_agrees(trial_models: ModelStore, images: li
         await replica.trials.change(canary(2, 1.0, most=0.0))
         await answered_by(replica, images)
         await replica.compared(len(images))
-        await replica.trials._look()
+        await Guard(replica.trials).look()
         assert replica.config.current.trial is not None
 
 
@@ -170,6 +172,22 @@ async def test_cancelling_closes_it(trial_models: ModelStore, images: list[bytes
         assert await answered_by(replica, images[:3]) == [1, 1, 1]
         await until(lambda: workers() - others == own)
         assert replica.metric("trial_share", model="tiny/2", kind="canary") is None
+
+
+@pytest.mark.parametrize("is_promoted", [False, True])
+async def test_what_is_over_takes_no_memory_though_no_collector_runs(
+    trial_models: ModelStore, images: list[bytes], is_promoted: bool
+) -> None:
+    async with without_collector(), serving_models(trial_models, feature_slots=1024) as replica:
+        await replica.trials.change(shadow(2))
+        await answered_by(replica, images[:2])
+        await replica.compared(2)
+        assert replica.models.trial is not None
+        engine = replica.models.find(None) if is_promoted else replica.models.trial.tried
+        gone = weakref.ref(engine), weakref.ref(engine.predictor)
+        del engine
+        await (replica.trials.promote() if is_promoted else replica.trials.cancel())
+        await until(lambda: all(each() is None for each in gone))
 
 
 async def test_what_is_on_can_be_changed_and_its_counts_go_on(trial_models: ModelStore, images: list[bytes]) -> None:
@@ -290,7 +308,7 @@ async def test_counts_of_other_processes_count_for_the_guard(trial_models: Model
             return [theirs]
 
         together = Trials(replica.models, replica.config, replica.switching, others)
-        await together._look()
+        await Guard(together).look()
         assert replica.config.current.trial is None
         assert replica.config.current.ended is not None
         assert "50 of 51" in replica.config.current.ended.why
