@@ -72,9 +72,9 @@ class ModelPatch(Strict):
         return self
 
     @property
-    def is_trial(self) -> bool:
-        """Whether it is about a trial that begins or changes."""
-        return bool(self.model_fields_set & {"share", "shadow", "max_disagreement"})
+    def is_switch(self) -> bool:
+        """Whether it names a model to serve, and nothing of a trial."""
+        return self.model_fields_set == {"model"}
 
     @property
     def wish(self) -> Wish:

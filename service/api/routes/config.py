@@ -128,7 +128,7 @@ async def change_model(
     response: Response,
     query: Annotated[ModelQuery, Query()],
     if_match: IfMatch = None,
-) -> ModelConfigAnswer:
+) -> ModelConfigAnswer | ConfigAnswer:
     """Serve another model, or another version, without a stop: no request fails, no image is lost.
 
     It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
@@ -143,16 +143,15 @@ async def change_model(
             await parts.trials.promote(version)
         elif patch.cancel:
             await parts.trials.cancel(expected_version=version)
-        elif patch.is_trial:
-            await parts.trials.change(patch.wish, query.model, version)
-        else:
-            assert patch.model is not None
+        elif patch.model is not None and patch.is_switch:
             await parts.switching.switch(patch.model, query.model, version)
+        else:
+            await parts.trials.change(patch.wish, query.model, version)
     except LowfirstError as error:
         logger.warning("%s is refused: %s", patch.model_dump_json(exclude_unset=True)[:200], error)
         raise
     response.headers["ETag"] = f'"{parts.models.config.version}"'
-    return await _model_config(parts)
+    return _config(parts) if patch.is_switch else await _model_config(parts)
 
 
 @router.get("/threshold/preview")
