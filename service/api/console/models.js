@@ -57,7 +57,7 @@ function offer(model, instead) {
   const no = h("button", {type: "button", class: "plain", click: () => ask(false)}, "Cancel");
   const question = h(
     "div", {class: "sure", role: "group", "aria-label": `Serve ${wanted}?`, hidden: true},
-    h("p", {class: "quiet"}, `To everybody, instead of ${reference(instead)}?`), yes, behind, no,
+    h("p", {class: "quiet"}, `To everybody, instead of ${reference(instead)}?`), yes, no, behind,
   );
   function ask(isAsked) {
     first.hidden = isAsked;
