@@ -6,14 +6,12 @@ import asyncio
 import time
 from collections.abc import Collection
 
+from service.engine import tuning
 from service.engine.comparison import Seen
 from service.engine.entry import Entry
 from service.engine.lanes import Lanes, Neighbour
 from service.errors import Draining
 from service.model_spec import ModelSpec
-
-# Bytes of encoded images that may wait here at a time. They were admitted once, and count as in flight no more.
-MOST_BYTES = 64 << 20
 
 
 class Behind:
@@ -53,7 +51,7 @@ class Behind:
 
         Raises as ``Engine.classify``.
         """
-        if len(self._entries) >= self._most or self._bytes + len(body) > MOST_BYTES:
+        if len(self._entries) >= self._most or self._bytes + len(body) > tuning.MOST_BEHIND_BYTES:
             return None
         entry = self._entry(body, threshold)
         self._entries.add(entry)

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from service.engine import tuning
 from service.engine.answer import Answer
 from service.engine.recent import PERCENTILES, percentile_ms
 from service.inference.calibration import lower_bound, upper_bound
 from service.model_spec import ModelSpec
 from service.state.base import Outcome
-
-# How many of the latest images' times a process keeps of each model.
-TIMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class Side:
     computed: int = 0
     compute: float = 0.0
     errors: int = 0
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=TIMES))
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=tuning.COMPARED_TIMES))
 
     def add(self, seen: Seen) -> None:
         """Count an image that both answered."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from service.engine import tuning
 from service.engine.comparison import Comparison
 from service.engine.trials import Trials
 from service.errors import ConfigConflict, Conflict, LowfirstError
 from service.log import logger
 from service.state.base import Outcome
-
-# How often it looks at what was counted.
-GUARD_SECONDS = 0.2
 
 
 class Guard:
@@ -57,7 +55,7 @@ class Guard:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(GUARD_SECONDS)
+            await asyncio.sleep(tuning.GUARD_SECONDS)
             try:
                 await self.look()
             except (Conflict, ConfigConflict):  # another one was faster, or the config changed: it looks again
