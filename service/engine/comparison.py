@@ -22,18 +22,18 @@ class Seen:
     Attributes:
         label: its answer. ``exited``: before the last stage.
         mmacs: of the stages that ran.
-        seconds: to decode it and run its batches; its waits are left out.
+        seconds: to decode it and run its batches, its waits left out; None where the cache answered.
     """
 
     label: str
     exited: bool
     mmacs: float
-    seconds: float
+    seconds: float | None
 
     @classmethod
     def of(cls, answer: Answer, spec: ModelSpec) -> Seen:
         """A client's ``answer`` by the model of ``spec``."""
-        seconds = answer.timing.decode + sum(answer.timing.stages)
+        seconds = None if answer.cached else answer.timing.decode + sum(answer.timing.stages)
         return cls(answer.top_k[0].label, answer.exited, spec.mmacs_up_to[answer.stage], seconds)
 
 
@@ -61,7 +61,8 @@ class Side:
         self.images += 1
         self.exited += seen.exited
         self.mmacs += seen.mmacs
-        self.seconds.append(seen.seconds)
+        if seen.seconds is not None:
+            self.seconds.append(seen.seconds)
 
     def share(self, total: float) -> float | None:
         """``total`` of all images both answered, per image."""

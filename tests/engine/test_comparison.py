@@ -30,6 +30,13 @@ def test_agreement_exits_cost_and_times_are_of_the_images_that_both_answered() -
     assert counts.tried.latency_ms == {"p50": 2.0, "p95": 6.0, "p99": 6.0}
 
 
+def test_what_the_cache_answered_counts_but_tells_no_time() -> None:
+    counts = Comparison()
+    counts.add(Seen("ant", True, 1.0, None), ANT)
+    assert (counts.images, counts.agreement) == (1, 1.0)
+    assert (counts.served.latency_ms["p50"], counts.tried.latency_ms["p50"]) == (None, 2.0)
+
+
 @pytest.mark.parametrize(("agreeing", "differing"), [(0, 1), (1, 0), (90, 10), (0, 7), (300, 0)])
 def test_bounds_are_those_of_clopper_and_pearson(agreeing: int, differing: int) -> None:
     counts = counted(agreeing, differing)
