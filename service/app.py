@@ -177,6 +177,10 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 
 def _load(settings: Settings, folder: Path) -> Predictor:
+    if settings.model_key is not None:
+        from service.signing import verify  # an extra's package, and a second to import
+
+        verify(folder, settings.model_key)
     predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
     spec = predictor.spec
     if spec.key != (folder.parent.name, int(folder.name)):

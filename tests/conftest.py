@@ -254,7 +254,7 @@ def redis_server(stopped_redis: RedisServer) -> RedisServer:
 @pytest.fixture(scope="session")
 def openvino() -> None:
     """Asked for by whatever needs OpenVINO, which is no part of the smallest installation."""
-    need(find_spec("openvino") is not None, "OpenVINO", "pip install 'lowfirst[openvino]'")
+    need(find_spec("openvino") is not None, "OpenVINO", "pip install '.[openvino]'")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from service.cli import (
     quantise,
     report,
     serve,
+    sign,
     train,
 )
 from service.cli.console import errors
@@ -34,7 +35,7 @@ app = typer.Typer(
     help="Image classification that spends compute only where an image needs it.",
 )
 for command in (
-    serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, compose, models, bench,
+    serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, sign, compose, models, bench,
 ):  # fmt: skip
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))
 app.command("import")(import_.import_)
