@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu lock clean FORCE
+.PHONY: serve install test check format bench gpu faults audit lock clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -27,6 +27,16 @@ bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--da
 
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)
+
+faults: $(VENV)/.installed-test  ## Attacks, faults and load, as one table: make faults FAULTS="--data DIR". FAULTS=--quick: as CI.
+	$(BIN)/python loadtest/faults.py $(FAULTS)
+
+audit: build/audit/bin/pip-audit  ## Known vulnerabilities of what is locked, by PyPI's advisories. Takes a network.
+	$(foreach each,serve test ray bench,build/audit/bin/pip-audit --disable-pip --require-hashes --progress-spinner off \
+	  --requirement requirements/$(each).txt &&) true
+build/audit/bin/pip-audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.

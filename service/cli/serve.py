@@ -24,7 +24,7 @@ from service.settings import Settings, load_settings, unknown_variables
 # What the process that all others are forked from imports. None of it computes or starts a thread.
 TEMPLATE = ["service.cli.child", "service.cli.template"]
 
-MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made there
 
 
 def serve(

@@ -18,7 +18,7 @@ from service.log import logger
 from service.metrics import Metrics
 from service.model_spec import ModelSpec
 
-ENDED = {TookTooLong: "slow", Crashed: "crashed"}
+ENDED: dict[type[LowfirstError], str] = {TookTooLong: "slow", Crashed: "crashed"}
 
 
 def decode_threads(count: int, name: str = "decode") -> ThreadPoolExecutor:

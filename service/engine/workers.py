@@ -86,7 +86,7 @@ class Workers:
             thread.join()
 
     def why_not_ready(self) -> str | None:
-        """What keeps new work away, in words: a worker failed, or none gets on with its batch; None when nothing does."""
+        """What keeps new work away, in words: a worker failed, or none finishes its batch; None when nothing does."""
         if self.failure is not None:
             return f"the device failed ({self.failure}) and is tried again"
         since = list(self._since.values())
