@@ -6,11 +6,8 @@ It is the real server in one process; nothing but the network's pass is changed.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `loadtest` and `service` need not be installed
 
 from service.cli import main
 from service.inference.predictor import Predictor

@@ -15,7 +15,7 @@ from loadtest.attacks.clients import Connection, Fates, Request, arrivals, class
 from loadtest.attacks.mutations import mutants
 from loadtest.attacks.outcome import Outcome, told
 from loadtest.attacks.overload import capacity
-from loadtest.attacks.switches import OTHER
+from loadtest.attacks.switches import of_two_models
 from loadtest.attacks.target import MB, Bench, Target
 
 SHARE = 0.7
@@ -30,9 +30,8 @@ Golden = dict[str, list[str]]
 async def soak(bench: Bench) -> AsyncIterator[Outcome]:
     """70 % of capacity, a threshold per second, a switch per minute, 1 % damaged files."""
     outcome = Outcome("Load: soak", "golden answers right; counters the clients' to the unit; memory, descriptors flat")
-    store = bench.store("store-soak", one=bench.model, two=OTHER)
     minute = bench.soak_seconds / 4 if bench.is_quick else 60.0
-    with bench.serve(model_store=store, model="one", audit_probability=0) as target:
+    with of_two_models(bench) as target:
         most = await capacity(bench, target)
         golden = await _golden(bench, target)
         before = await asyncio.to_thread(target.classified)

@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from loadtest.attacks.clients import load
 from loadtest.attacks.outcome import Outcome, told
-from loadtest.attacks.target import MB, Bench
+from loadtest.attacks.target import MB, Bench, Target
 
 CLIENTS = 4
 EXTRA_MS = 100.0
 GROWTH_MB = 40.0
 OTHER = "imagenette-mobilenet-025"
+MODELS = "store-two"
+
+
+@contextmanager
+def of_two_models(bench: Bench) -> Iterator[Target]:
+    """A server of ``one``, the model, which may be exchanged for ``two``; the same for all rows."""
+    store = bench.stores.get(MODELS) or bench.store(MODELS, one=bench.model, two=OTHER)
+    with bench.shared(model_store=store, model="one", audit_probability=0) as target:
+        yield target
 
 
 async def switches(bench: Bench) -> AsyncIterator[Outcome]:
     """One after another, then two at once, on a server of two processes."""
-    store = bench.store("store-switches", one=bench.model, two=OTHER)
-    with bench.serve(model_store=store, model="one") as target:
+    with of_two_models(bench) as target:
         count = 6 if bench.is_quick else 30
         outcome = Outcome(f"Fault: {count} switches", "all 200, none lost; none over 100 ms more; memory flat")
         memory: list[float] = []

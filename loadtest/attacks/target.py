@@ -145,6 +145,7 @@ class Bench:
         stack: ends the servers that rows share.
         numbers: of logs.
         started: the servers that rows share, by their settings.
+        stores: those made in this run, by name.
     """
 
     photographs: Sequence[bytes]
@@ -158,6 +159,7 @@ class Bench:
     stack: ExitStack
     numbers: Iterator[int] = field(default_factory=partial(count, 1))
     started: dict[str, Target] = field(default_factory=dict)
+    stores: dict[str, Path] = field(default_factory=dict)
 
     @property
     def requests(self) -> list[Request]:
@@ -210,7 +212,7 @@ class Bench:
 
     def store(self, name: str, **models: str) -> Path:
         """A store of copies of shipped models: the name in it by the name of the shipped one."""
-        root = self.folder / name
+        root = self.stores[name] = self.folder / name
         shutil.rmtree(root, ignore_errors=True)
         for copy, shipped in models.items():
             source = max((SHIPPED_STORE / shipped).iterdir(), key=lambda version: int(version.name))
