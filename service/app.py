@@ -36,7 +36,7 @@ from service.engine.engine import Engine
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
-from service.errors import BrokenModel, InvalidOption
+from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.log import logger
@@ -71,11 +71,15 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     own_port = _own_port(settings, parts, allowed)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await parts.siblings.start()
-        await parts.config.start()
-        await parts.models.start()
-        await parts.switching.start()
+        try:
+            await parts.config.start()
+            await parts.models.start()
+            await parts.switching.start()
+        except LowfirstError as error:
+            app.state.failure = error  # for whoever started the server to tell
+            raise
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
@@ -96,6 +100,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     )
     app.state.parts = parts
     app.state.own_port = own_port
+    app.state.failure = None
     app.add_middleware(Direct, routes=classify.router.routes)
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)

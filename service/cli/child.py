@@ -77,6 +77,7 @@ class ChildServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings, together: Together, handover: socket.socket) -> None:
         parts: Parts = app.state.parts
+        self._app = app
         self._parts = parts
         self._together = together
         self._handover = handover
@@ -101,7 +102,12 @@ class ChildServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            if (failure := self._app.state.failure) is not None:
+                await self._together.line.ask("failed", failure.message)
+            raise
         leave_alone()
         self._configs[OWN].load()
         self._handover.setblocking(False)

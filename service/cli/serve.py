@@ -65,7 +65,10 @@ def _alone(settings: Settings) -> None:
 
     app = create_app(settings)
     server = DrainingServer(app, settings, app.state.parts)
-    server.run()
+    try:
+        server.run()
+    except SystemExit as ended:  # before it listened
+        raise app.state.failure or typer.Exit(1) from ended
     if not server.started:
         raise typer.Exit(1)
 
