@@ -13,7 +13,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -103,11 +103,16 @@ def main(
         )
         for row in only or [row for row in ROWS if not (quick and row in NOT_QUICK)]:
             uvloop.run(_row(row, bench, outcomes, console))
+            _write(out, outcomes)
+    console.print(markdown(outcomes), markup=False, highlight=False)
+    raise typer.Exit(0 if all(each.passed for each in outcomes) else 1)
+
+
+def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
+    """What there is so far: a run may be interrupted."""
     (out / "faults.md").write_text(markdown(outcomes))
     found = {"machine": machine(), "command": sys.argv[1:], "rows": [each.as_dict() for each in outcomes]}
     (out / "faults.json").write_text(json.dumps(found, indent=1))
-    console.print(markdown(outcomes), markup=False, highlight=False)
-    raise typer.Exit(0 if all(each.passed for each in outcomes) else 1)
 
 
 async def _row(row: str, bench: Bench, outcomes: list[Outcome], console: Console) -> None:

@@ -54,7 +54,7 @@ class Target:
         return httpx.get(self.server.origin + path, timeout=60).json()
 
     def patch(self, path: str, body: Mapping[str, object]) -> httpx.Response:
-        return httpx.patch(self.server.origin + path, json=body, timeout=120)
+        return httpx.patch(self.server.origin + path, json=body, timeout=300)
 
     def status(self, path: str) -> int:
         """Of an address; 0 without an answer."""

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,8 @@ def _serve(
     keep_in_files(index)
     if has_hung_up(words):
         return
+    # gauges are read by functions here, and those of a model that went are not there to be read
+    warnings.filterwarnings("ignore", "Removal of labels", UserWarning)
     together = Together(index, count, words, files, own_address)
     try:
         app = create_app(settings, together)
