@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu wheel image digests sbom audit site lock clean FORCE
+.PHONY: serve install test check format bench gpu faults wheel image digests sbom audit site lock clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -27,6 +27,9 @@ bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--da
 
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)
+
+faults: $(VENV)/.installed-test  ## Attacks, faults and load, as one table: make faults FAULTS="--data DIR". FAULTS=--quick: as CI.
+	$(BIN)/python loadtest/faults.py $(FAULTS)
 
 wheel: $(VENV)/.installed  ## dist/lowfirst-VERSION-py3-none-any.whl: the server, and the models of model_store/.
 	rm -rf build/lib build/bdist.* dist/*.whl

@@ -38,7 +38,7 @@ from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
 from service.engine.trials import Trials
-from service.errors import BrokenModel, InvalidOption
+from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.log import logger
@@ -74,12 +74,16 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     own_port = _own_port(settings, parts, allowed)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await parts.siblings.start()
-        await parts.config.start()
-        await parts.models.start()
-        await parts.switching.start()
-        await guard.start()
+        try:
+            await parts.config.start()
+            await parts.models.start()
+            await parts.switching.start()
+            await guard.start()
+        except LowfirstError as error:
+            app.state.failure = error  # for whoever started the server to tell
+            raise
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
@@ -101,6 +105,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     )
     app.state.parts = parts
     app.state.own_port = own_port
+    app.state.failure = None
     app.add_middleware(Direct, routes=classify.router.routes)
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)

@@ -118,6 +118,12 @@ class Metrics:
         self.decode_seconds = Histogram(
             "lowfirst_decode_seconds", "Decoding one image.", buckets=SECONDS, registry=registry
         )
+        self.decoders_ended = Counter(
+            "lowfirst_decoders_ended",
+            "Processes for images that take long to decode which an image ended: by its time, or by a crash.",
+            ["reason"],
+            registry=registry,
+        )
         self.queue_seconds = Histogram(
             "lowfirst_queue_wait_seconds",
             "An image's wait before a pass.",
@@ -261,6 +267,7 @@ class Metrics:
             (self.rejected, ("images", "bytes", "seconds")),
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
+            (self.decoders_ended, ("slow", "crashed")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):
             for value in label_values:

@@ -24,7 +24,7 @@ from service.settings import Settings, load_settings, unknown_variables
 # What the process that all others are forked from imports. None of it computes or starts a thread.
 TEMPLATE = ["service.cli.child", "service.cli.template"]
 
-MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made there
 
 
 def serve(
@@ -65,7 +65,10 @@ def _alone(settings: Settings) -> None:
 
     app = create_app(settings)
     server = DrainingServer(app, settings, app.state.parts)
-    server.run()
+    try:
+        server.run()
+    except SystemExit as ended:  # before it listened
+        raise app.state.failure or typer.Exit(1) from ended
     if not server.started:
         raise typer.Exit(1)
 

@@ -17,7 +17,7 @@ from service.engine.behind import Behind
 from service.engine.brown_out import BrownOut
 from service.engine.cached import CachedAnswers
 from service.engine.decide import Policy
-from service.engine.decoding import decode_entry, decode_threads
+from service.engine.decoding import Aside, decode_entry, decode_threads
 from service.engine.entry import Entry, too_late
 from service.engine.executor import Executor
 from service.engine.features import FeaturePool
@@ -79,7 +79,10 @@ class Engine:
             on_late=lambda stage: metrics.dropped.labels(names[stage] if stage else "deadline").inc(),
         )
         policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
-        self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, policy)
+        self._aside = Aside(spec, metrics, self._lanes.push)
+        self._executor = Executor(
+            self._lanes, predictor, self._pool, self._pace, self.recent, metrics, policy, self._aside.take
+        )
         preparation = Preparation(predictor, single, limits)
         self._workers = Workers(self._lanes, self._executor, preparation, self._pace, limits.workers)
         self._decoders = decode_threads(limits.decode_threads) if limits.decode_threads else None
@@ -119,6 +122,7 @@ class Engine:
         self._steering.stop()
         if self._decoders is not None:
             await asyncio.to_thread(self._decoders.shutdown)
+        await asyncio.to_thread(self._aside.close)
         self._lanes.close()
         await asyncio.to_thread(self._workers.join)
         self.behind.close()
@@ -132,8 +136,8 @@ class Engine:
 
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
-        if self._workers.failure is not None:
-            return f"the device failed ({self._workers.failure}) and is tried again"
+        if (reason := self._workers.why_not_ready()) is not None:
+            return reason
         if self._draining:
             return "the server is stopping"
         return None if self._running else "the model is being loaded"
@@ -230,7 +234,7 @@ class Engine:
         """In a decode thread."""
         if not entry.is_dead:
             self._lanes.wait_for_room()
-        if decode_entry(entry, self.spec, self._metrics):
+        if decode_entry(entry, self.spec, self._metrics, self._aside.take):
             self._push(entry)
 
     def _push(self, entry: Entry) -> None:

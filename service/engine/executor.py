@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from service.engine import tuning
@@ -37,6 +37,7 @@ class Executor:
         pace: how long batches take.
         recent: where the outcomes of audits go, in the event loop's thread.
         metrics: where batches are counted.
+        aside: takes an image that is dear to decode, if it says so.
 
     Attributes:
         policy: how images are decided now; replaced from the event loop's thread.
@@ -51,6 +52,7 @@ class Executor:
         recent: Recent,
         metrics: Metrics,
         policy: Policy,
+        aside: Callable[[Entry], bool] | None = None,
     ) -> None:
         self.policy = policy
         self._lanes = lanes
@@ -59,6 +61,7 @@ class Executor:
         self._pace = pace
         self._recent = recent
         self._metrics = metrics
+        self._aside = aside
         self._model = predictor.spec.reference
         self._names = [stage.name for stage in predictor.spec.stages]
 
@@ -120,7 +123,7 @@ class Executor:
         waiting = [entry for entry in entries if not entry.pixels]
         began = time.monotonic()
         for index, entry in enumerate(waiting):
-            if decode_entry(entry, self._predictor.spec, self._metrics):
+            if decode_entry(entry, self._predictor.spec, self._metrics, self._aside):
                 ready.append(entry)
             if time.monotonic() > began + tuning.DECODE_SECONDS:
                 self._wait_again(waiting[index + 1 :])

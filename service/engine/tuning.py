@@ -74,3 +74,7 @@ RETRY_SECONDS = 10.0
 
 # Seconds before a thread that replaces a failed one tries the device: doubled each time, up to the last.
 FIRST_DEVICE_RETRY_SECONDS, LAST_DEVICE_RETRY_SECONDS = 0.1, 5.0
+
+# Seconds after which a worker that has finished no batch counts as stuck: several times what the largest batch of the
+# largest network takes on a busy core.
+STALL_SECONDS = 10.0
