@@ -21,13 +21,14 @@ from prometheus_client import (
 )
 
 import service
-from service.api import error_handlers, keys
+from service.api import error_handlers, error_responses, keys
+from service.api.addresses import Addresses, check_prefix
 from service.api.dependencies import Parts
 from service.api.direct import Direct
 from service.api.observed import Observed
 from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, console, inference_protocol, models, observe
+from service.api.routes import classify, config, console, inference_protocol, models, observe, triton
 from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
@@ -66,6 +67,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         DataError: a latency profile that cannot be read.
         StoreUnavailable: a Redis that does not answer, and must.
     """
+    check_prefix(settings.root_path)
     parts = build_parts(settings, siblings)
     allowed = keys.Keys(settings)
     own_port = _own_port(settings, parts, allowed)
@@ -92,6 +94,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         version=service.__version__,
         description="Image classification that spends compute only where an image needs it.",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect names the address as this server sees it, not as its proxy does
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells of passes too
     )
     app.state.parts = parts
@@ -107,10 +110,12 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     app.add_middleware(
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
+    app.add_middleware(Addresses, root_path=settings.root_path)
     error_handlers.install(app)
     for routes in (classify, config, console, models, observe):
-        app.include_router(routes.router, responses=error_handlers.RESPONSES)
-    app.include_router(inference_protocol.router, responses=error_handlers.PROTOCOL_RESPONSES)
+        app.include_router(routes.router, responses=error_responses.ANY)
+    for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
+        app.include_router(routes.router, responses=error_responses.ANY_OF_PROTOCOL)
     return app
 
 
@@ -207,7 +212,7 @@ def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort |
     """The port where this replica alone is observed, under the same keys."""
     if settings.metrics_port is None:
         return None
-    app = FastAPI(openapi_url=None, telemetry={"tracing": False, "metrics": False, "logs": False})
+    app = FastAPI(openapi_url=None, redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False})
     app.state.parts = parts
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)

@@ -63,6 +63,7 @@ async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -
         _check_size(image, parts.settings.max_image_bytes)
         answer = await engine.classify(image, ask)
     except LowfirstError as error:
+        engine.recent.fail(ask.arrival)
         parts.metrics.image_errors.labels(error.code).inc()
         raise
     if parts.traces is not None:

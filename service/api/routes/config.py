@@ -12,6 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.api import bodies, receiving
 from service.api.dependencies import Injected, Parts
+from service.api.error_responses import CHANGE, responses
 from service.api.schemas import (
     ConfigAnswer,
     ModelName,
@@ -29,7 +30,7 @@ from service.errors import BadRequest, ConfigConflict, InvalidOption, LowfirstEr
 from service.log import logger
 from service.state.base import RuntimeConfig, ThresholdConfig
 
-router = APIRouter(prefix="/config", tags=["config"])
+router = APIRouter(prefix="/config", tags=["config"], responses=responses(401))
 
 MAX_PATCH_BYTES = 4096
 
@@ -61,13 +62,13 @@ def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
     return read
 
 
-@router.get("")
+@router.get("", operation_id="get_config")
 async def config(parts: Injected) -> ConfigAnswer:
     """Everything that can be changed while the server runs."""
     return _config(parts)
 
 
-@router.get("/threshold")
+@router.get("/threshold", operation_id="get_threshold", responses=responses(404, 422))
 async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
     """The threshold in force, what was asked for it, and its predicted effect."""
     engine = parts.models.find(query.model)
@@ -75,7 +76,7 @@ async def threshold(parts: Injected, response: Response, query: Annotated[ModelQ
     return _answer(engine, engine.asked, parts.models.config.version)
 
 
-@router.patch("/threshold", openapi_extra=json_body(ThresholdPatch))
+@router.patch("/threshold", operation_id="change_threshold", responses=responses(*CHANGE), openapi_extra=json_body(ThresholdPatch))
 async def change_threshold(
     parts: Injected,
     patch: Annotated[ThresholdPatch, Depends(_json(ThresholdPatch))],
@@ -115,7 +116,7 @@ async def change_threshold(
     return _answer(engine, chosen, current.version)
 
 
-@router.patch("/model", openapi_extra=json_body(ModelPatch))
+@router.patch("/model", operation_id="change_model", responses=responses(*CHANGE), openapi_extra=json_body(ModelPatch))
 async def change_model(
     parts: Injected,
     patch: Annotated[ModelPatch, Depends(_json(ModelPatch))],
@@ -137,7 +138,7 @@ async def change_model(
     return _config(parts)
 
 
-@router.get("/threshold/preview")
+@router.get("/threshold/preview", operation_id="preview_threshold", responses=responses(404, 422))
 async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> PreviewAnswer:
     """What a threshold would do: by the calibration table, and to the images seen lately. Nothing is changed."""
     engine = parts.models.find(query.model)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.api.dependencies import Injected
+from service.api.error_responses import responses
 from service.api.schemas import UNKNOWN_TIME, CurvePoint, ModelAnswer, ModelsAnswer, StageAnswer
 from service.engine.engine import Engine
 from service.inference.calibration import Calibration
 from service.log import logger
 from service.model_spec import ModelSpec
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], responses=responses(401))
 
 
-@router.get("/models")
+@router.get("/models", operation_id="list_models")
 def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and computes bounds by the hundred
     """Every version of every model in the store, with its costs and its calibration table."""
     served = {engine.spec.key: engine for engine in parts.models}
