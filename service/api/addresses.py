@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api.keys import is_under
 from service.errors import InvalidOption
 
 # How addresses of this server begin; a test holds them against its routes.
@@ -26,12 +27,15 @@ class Addresses:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if self.root_path:
-            scope["root_path"] = self.root_path
-        if scope["type"] == "http" and scope["path"][-1:] == "/":
-            path = scope["path"][:-1]
-            if path != scope.get("root_path", ""):  # else it is the page, alone or under its prefix
-                scope["path"] = path
+        if scope["type"] == "http":
+            root = self.root_path or scope.get("root_path", "")
+            path = scope["path"]
+            if self.root_path:  # ASGI has it in the path, too, whether the proxy keeps it or not
+                scope["root_path"] = root
+                path = path if is_under(path, root) else root + path
+            if path[-1:] == "/" and path[:-1] not in ("", root):  # else it is the page, alone or under its prefix
+                path = path[:-1]
+            scope["path"] = path
         await self.app(scope, receive, send)
 
 
