@@ -40,7 +40,7 @@ from service.engine.switching import Switching
 from service.errors import BrokenModel, InvalidOption
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
-from service.log import logger
+from service.log import logger, starting
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
 from service.processes.siblings import Alone, Together
@@ -68,9 +68,12 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         StoreUnavailable: a Redis that does not answer, and must.
     """
     check_prefix(settings.root_path)
-    parts = build_parts(settings, siblings)
     allowed = keys.Keys(settings)
-    own_port = _own_port(settings, parts, allowed)
+    observing = FastAPI(
+        openapi_url=None, redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False}
+    )
+    own_port = _own_port(observing, settings, siblings, allowed)  # first: whether the port is free is known at once
+    parts = observing.state.parts = build_parts(settings, siblings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
@@ -112,6 +115,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     )
     app.add_middleware(Addresses, root_path=settings.root_path)
     error_handlers.install(app)
+    config.document(app)
     for routes in (classify, config, console, models, observe):
         app.include_router(routes.router, responses=error_responses.ANY)
     for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
@@ -175,6 +179,7 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 
 def _load(settings: Settings, folder: Path) -> Predictor:
+    starting.info("loading %s/%s", folder.parent.name, folder.name)
     predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
     spec = predictor.spec
     if spec.key != (folder.parent.name, int(folder.name)):
@@ -208,18 +213,18 @@ def _state(
     return RedisConfigStore(link, start), RedisResultCache(link, ttl) if ttl else memory
 
 
-def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort | HandedPort | None:
+def _own_port(
+    app: FastAPI, settings: Settings, siblings: Together | None, allowed: keys.Keys
+) -> OwnPort | HandedPort | None:
     """The port where this replica alone is observed, under the same keys."""
     if settings.metrics_port is None:
         return None
-    app = FastAPI(openapi_url=None, redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False})
-    app.state.parts = parts
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
     error_handlers.install(app)
     app.include_router(observe.router)
-    if isinstance(parts.siblings, Together):
-        return HandedPort(app, parts.siblings.own_address)
+    if siblings is not None:
+        return HandedPort(app, siblings.own_address)
     return OwnPort(app, settings.metrics_host or settings.host, settings.metrics_port)
 
 

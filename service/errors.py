@@ -66,7 +66,8 @@ class InvalidOption(LowfirstError):
     code = "invalid_field"
 
     def __init__(self, field: str, value: Any, bound: str) -> None:
-        shown = "null" if value is None else repr(value)
+        nothing = "unset" if field.startswith("LOWFIRST_") else "null"
+        shown = nothing if value is None else repr(value)
         super().__init__(f"{field} is {shown}; it must be {bound}", field=field, value=value, bound=bound)
 
 

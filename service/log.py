@@ -12,6 +12,9 @@ from contextvars import ContextVar
 
 logger = logging.getLogger("lowfirst")
 
+# What a start-up is doing. A terminal shows it as a bar: ``service.cli.starting``.
+starting = logger.getChild("starting")
+
 # The request that is being answered; "" outside of any.
 current_request: ContextVar[str] = ContextVar("current_request", default="")
 

@@ -16,9 +16,7 @@ from service.state.base import GOALS, Goal
 UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
 # A PNG of 8 x 8 pixels.
-RED_SQUARE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8oaHBgA0wMeAAg1MCAOA4ASjhBhuDAAAAAElFTkSuQmCC"
-)
+RED_SQUARE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8oaHBgA0wMeAAg1MCAOA4ASjhBhuDAAAAAElFTkSuQmCC"
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -329,7 +327,7 @@ class ModelAnswer(BaseModel):
     stages: list[StageAnswer]
     low_mmacs: float = Field(description="Of the first stage.")
     high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
-    default_threshold: float | None
+    default_threshold: float = Field(description="That a server starts with in its runtime and precision.")
     dataset: str
     calibration_images: int
     curve: list[CurvePoint]

@@ -117,9 +117,11 @@ def _images(given: InferInput, tail: bytes, most: int) -> list[bytes]:
             value=size,
             bound=len(tail),
         )
-    images = _elements(tail, most) if given.data is None else [
-        bodies.from_base64(text, f"inputs.0.data.{i}") for i, text in enumerate(given.data)
-    ]
+    images = (
+        _elements(tail, most)
+        if given.data is None
+        else [bodies.from_base64(text, f"inputs.0.data.{i}") for i, text in enumerate(given.data)]
+    )
     if len(images) != count:
         raise InvalidOption("inputs.0.shape", given.shape, f"[{len(images)}], the images that come with it")
     return images

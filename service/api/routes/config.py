@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from pydantic import BaseModel, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
@@ -43,8 +43,22 @@ IfMatch = Annotated[
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, object]:
-    """The documentation of a body that ``_json`` reads."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema.model_json_schema()}}}}
+    """The documentation of a body that ``_json`` reads; ``document`` adds what it refers to."""
+    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def document(app: FastAPI) -> None:
+    """Have OpenAPI name the bodies that ``_json`` reads, as it names those that FastAPI reads."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = plain()
+        for each in (ModelPatch, ThresholdPatch):
+            schema["components"]["schemas"][each.__name__] = each.model_json_schema()
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
@@ -76,7 +90,9 @@ async def threshold(parts: Injected, response: Response, query: Annotated[ModelQ
     return _answer(engine, engine.asked, parts.models.config.version)
 
 
-@router.patch("/threshold", operation_id="change_threshold", responses=responses(*CHANGE), openapi_extra=json_body(ThresholdPatch))
+@router.patch(
+    "/threshold", operation_id="change_threshold", responses=responses(*CHANGE), openapi_extra=json_body(ThresholdPatch)
+)
 async def change_threshold(
     parts: Injected,
     patch: Annotated[ThresholdPatch, Depends(_json(ThresholdPatch))],

@@ -120,7 +120,7 @@ DOCUMENTED: dict[str, Any] = {
                     "schema": {"type": "integer"},
                 }
             },
-        }
+        },
     },
 }
 

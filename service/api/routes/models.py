@@ -32,13 +32,14 @@ def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and 
         predictor = (engine or default).predictor
         try:
             calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
-            found.append(_answer(spec, calibration, engine))
+            start = spec.start_threshold(predictor.runtime, predictor.precision)
+            found.append(_answer(spec, start, calibration, engine))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of other types than a spec's
             leave_out(spec.reference, error)
     return ModelsAnswer(models=found, broken=broken)
 
 
-def _answer(spec: ModelSpec, calibration: Calibration | None, engine: Engine | None) -> ModelAnswer:
+def _answer(spec: ModelSpec, start: float, calibration: Calibration | None, engine: Engine | None) -> ModelAnswer:
     return ModelAnswer(
         name=spec.name,
         version=spec.version,
@@ -49,7 +50,7 @@ def _answer(spec: ModelSpec, calibration: Calibration | None, engine: Engine | N
         stages=[StageAnswer(name=each.name, resolution=each.resolution, mmacs=each.mmacs) for each in spec.stages],
         low_mmacs=spec.mmacs[0],
         high_mmacs=spec.single_scale_mmacs,
-        default_threshold=spec.default_threshold,
+        default_threshold=start,
         dataset=spec.dataset,
         calibration_images=0 if calibration is None else calibration.table.n,
         curve=[] if calibration is None else _curve(calibration, engine),
