@@ -80,7 +80,7 @@ def before_any(
 def main() -> None:
     """Run the command line. Errors are one line each: of usage with status 2, our own and the system's with 1."""
     try:
-        sys.exit(app(prog_name="lowfirst", standalone_mode=False))
+        sys.exit(app(prog_name="lowfirst", standalone_mode=False) or 0)
     except LowfirstError as error:
         end(error.message, 1)
     except TyperException as error:
