@@ -45,7 +45,7 @@ def calibrate(
         calibration = Calibration(table, spec.mmacs)
         shown = Table(
             "threshold", "exit %", "mean M", "top-1 %", "agree %", "agree >= %", "drop <= %",
-            title=f"{table.runtime} {table.precision}, {table.n} photographs",
+            title=f"{table.runtime} {table.precision}, {table.n} photographs, bounds at 95 %",
             caption=LEGEND,
         )  # fmt: skip
         default = spec.start_threshold(table.runtime, table.precision)

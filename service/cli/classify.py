@@ -58,8 +58,10 @@ async def _classify(
                 fields = fields_of(await models.find(None).classify(path.read_bytes(), ask), "")
                 del fields["request_id"], fields["config_version"]  # of servers
                 answers.append({"file": str(path), **fields})
-            except (LowfirstError, OSError) as error:
-                answers.append({"file": str(path), "error": str(error)})
+            except LowfirstError as error:
+                answers.append({"file": str(path), "error": error.message})
+            except OSError as error:
+                answers.append({"file": str(path), "error": error.strerror or str(error)})
     finally:
         await models.close()
     return answers

@@ -44,10 +44,11 @@ def warn(text: str, style: str = "yellow") -> None:
     errors.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def next_step(*command: str | Path, **variables: str | Path) -> None:
-    """Print the command that comes next, as a shell takes it."""
+def next_step(*command: str | Path, done: str = "", **variables: str | Path) -> None:
+    """Print what is ``done``, and the command that comes next, as a shell takes it."""
     settings = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items()]
-    say(" ".join(["next:", *settings, shlex.join(["lowfirst", *map(str, command)])]))
+    following = " ".join(["next:", *settings, shlex.join(["lowfirst", *map(str, command)])])
+    say(f"{done}; {following}" if done else following)
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

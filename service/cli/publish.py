@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import model_store, next_step, say
+from service.cli.console import model_store, next_step
 
 
 def publish(
@@ -19,5 +19,4 @@ def publish(
 
     store = model_store()
     spec = put(run, store, name)
-    say(f"published {store.root / spec.name / str(spec.version)}")
-    next_step("serve", "--model", spec.name)
+    next_step("serve", "--model", spec.name, done=f"published {store.root / spec.name / str(spec.version)}")

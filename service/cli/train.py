@@ -55,8 +55,7 @@ def train(context: typer.Context, recipe: Recipe, resume: bool, **values: Any) -
         raise typer.Exit(130) from None
     if is_first_process():
         name_unreadable(finished.unreadable)
-        say(f"trained {options.out}")
-        next_step(*_next(options))
+        next_step(*_next(options), done=f"trained {options.out}")
 
 
 def _signature() -> Signature:
