@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from service.evaluation.throughput import SECONDS, rate, together
+from service.inference.device import Precision
 from service.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    import openvino as ov
 
 SIZE = 1024
 PARTS = 5  # of the time: the fastest counts, since nothing but other work makes one slower
@@ -38,26 +43,31 @@ def _by_torch(predictor: Predictor) -> Callable[[], object]:
 
 
 def _by_openvino(predictor: Predictor) -> Callable[[], object]:
-    """A product with a matrix of constants, as a layer's is: of eight-bit integers where the predictor's are."""
     import openvino as ov
-    from openvino import opset13 as ops
 
     from service.inference.runtimes.openvino import CORE, config
 
-    random = np.random.default_rng(0)
-    a = ops.parameter([SIZE, SIZE], np.float32)
-    if predictor.precision == "int8":
-        levels = ops.fake_quantize(a, np.float32(-4), np.float32(4), np.float32(-4), np.float32(4), 256)
-        weights = ops.constant(random.integers(-128, 128, (SIZE, SIZE), dtype=np.int8))
-        b = ops.multiply(ops.convert(weights, np.float32), np.float32(1 / 128))
-        product = ops.matmul(levels, b, False, False)
-    else:
-        product = ops.matmul(a, ops.constant(random.standard_normal((SIZE, SIZE), dtype=np.float32)), False, False)
-    compiled = CORE.compile_model(ov.Model([product], [a]), "CPU", config(predictor.precision, predictor.threads))
-    request = compiled.create_infer_request()
-    request.set_input_tensor(ov.Tensor(random.standard_normal((SIZE, SIZE), dtype=np.float32)))
+    given = config(predictor.precision, predictor.threads)
+    request = CORE.compile_model(product(SIZE, predictor.precision), "CPU", given).create_infer_request()
+    request.set_input_tensor(ov.Tensor(np.random.default_rng(1).standard_normal((SIZE, SIZE), dtype=np.float32)))
 
     def multiply() -> None:
         request.infer()
 
     return multiply
+
+
+def product(size: int, precision: Precision) -> ov.Model:
+    """A matrix times one of constants, as in a layer; for int8 of integers, as quantisation writes it."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    random = np.random.default_rng(0)
+    a = ops.parameter([size, size], np.float32)
+    if precision == "int8":
+        first = ops.fake_quantize(a, np.float32(-4), np.float32(4), np.float32(-4), np.float32(4), 256)
+        integers = ops.constant(random.integers(-128, 128, (size, size), dtype=np.int8))
+        second = ops.multiply(ops.convert(integers, np.float32), np.float32(1 / 128))
+    else:
+        first, second = a, ops.constant(random.standard_normal((size, size), dtype=np.float32))
+    return ov.Model([ops.matmul(first, second, False, False)], [a])

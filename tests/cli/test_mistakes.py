@@ -200,6 +200,7 @@ def test_a_model_that_cannot_be_served_is_told_in_one_line(tmp_path: Path, proce
     assert (done.returncode, done.stdout) == (1, "")
     assert last == (f"error: model is 'nobody'; there is no model store {tmp_path / 'store'} (LOWFIRST_MODEL_STORE)")
     assert all(" INFO " in line for line in log)
+    assert any("starting" in line for line in log)  # what it does is said at once
 
 
 def test_a_store_that_is_not_there_is_named_with_its_variable(lowfirst: Lowfirst) -> None:
