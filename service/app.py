@@ -40,7 +40,7 @@ from service.engine.switching import Switching
 from service.errors import BrokenModel, InvalidOption
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
-from service.log import logger, starting
+from service.log import STARTED, logger, starting
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
 from service.processes.siblings import Alone, Together
@@ -81,6 +81,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         await parts.config.start()
         await parts.models.start()
         await parts.switching.start()
+        starting.info(STARTED)
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)

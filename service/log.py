@@ -12,8 +12,9 @@ from contextvars import ContextVar
 
 logger = logging.getLogger("lowfirst")
 
-# What a start-up is doing. A terminal shows it as a bar: ``service.cli.starting``.
+# What a start-up is doing, ``STARTED`` in the end. A terminal shows it as a bar: ``service.cli.starting``.
 starting = logger.getChild("starting")
+STARTED = "started"
 
 # The request that is being answered; "" outside of any.
 current_request: ContextVar[str] = ContextVar("current_request", default="")

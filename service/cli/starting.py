@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from service.cli.console import errors
-from service.log import logger, starting
+from service.log import STARTED, logger, starting
 
 STEPS = 3  # of a model: it is loaded, measured, warmed up
 
 
 @contextmanager
 def bar(models: int, *, wanted: bool = True) -> Iterator[None]:
-    """Show a bar on a terminal while ``models`` start, until anything else is logged or the block ends."""
+    """Show a bar on a terminal while ``models`` start, until they have, anything else is logged, or the block ends."""
     if not (wanted and errors.is_terminal):
         yield
         return
@@ -45,7 +45,7 @@ class _Bar(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by ``logging``, one thread at a time."""
-        if record.name == starting.name:
+        if record.name == starting.name and record.msg != STARTED:
             self._done += 1
             self._progress.update(self._task, description=record.getMessage(), completed=self._done)
         else:

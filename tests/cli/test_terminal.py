@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from service.cli import app, starting
 from service.cli.console import columns, next_step, output
-from service.log import logger
+from service.log import STARTED, logger
 from service.log import starting as starting_log
 
 Lowfirst = Callable[..., Any]
@@ -85,6 +86,14 @@ def test_a_bar_shows_the_start_on_a_terminal_and_leaves_when_anything_is_logged(
     assert caplog.messages == ["serving tiny/1", "loading tiny/2"]
     assert "warming up tiny/1" in shown.get()
     assert starting_log.handlers == []
+
+
+def test_the_bar_leaves_when_all_is_started_though_nothing_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "errors", Console(force_terminal=True, width=80, file=io.StringIO()))
+    with starting.bar(1):
+        assert len(starting_log.handlers) == 1
+        starting_log.info(STARTED)
+        assert starting_log.handlers == []
 
 
 def test_without_a_terminal_there_is_no_bar(caplog: pytest.LogCaptureFixture) -> None:
