@@ -104,6 +104,7 @@ $(VENV)/bin/python:
 # The locked packages, then lowfirst itself, built by the locked setuptools. Those of test hold those of serve. Those of
 # bench may differ, which pip remarks upon; bench and test each bring their own back.
 define install
+@echo "installing what requirements/$(1).txt locks into $(VENV): some minutes the first time"
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/$(1).txt
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 endef

@@ -67,7 +67,9 @@ class InvalidOption(LowfirstError):
     code = "invalid_field"
 
     def __init__(self, field: str, value: Any, bound: str) -> None:
-        super().__init__(f"{field} is {value!r}; it must be {bound}", field=field, value=value, bound=bound)
+        nothing = "unset" if field.startswith("LOWFIRST_") else "null"
+        shown = nothing if value is None else repr(value)
+        super().__init__(f"{field} is {shown}; it must be {bound}", field=field, value=value, bound=bound)
 
 
 class InvalidImage(LowfirstError):

@@ -30,7 +30,7 @@ LAST_REASONS = ("escalated", "cached")
 ONLY_REASONS = ("only", "cached")
 CONFIDENCES = tuple(i / 20 for i in range(1, 21))
 INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
-CLASSIFYING = ("/classify", "/classify/batch", *INFER)
+CLASSIFYING = ("/classify", "/classify/json", "/classify/batch", *INFER)
 STATUSES = (200, 429, 500, 503, 504)  # an answer, or what alerts look at
 IMAGE_ERRORS = (InvalidImage, UnsupportedImage, ImageTooLarge, BadRequest, Draining, DeadlinePassed, DeviceFailed)
 

@@ -66,6 +66,7 @@ async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -
         trial = parts.models.trial
         answer = await (engine.classify(image, ask) if trial is None else trial.classify(engine, image, ask))
     except LowfirstError as error:
+        engine.recent.fail(ask.arrival)
         parts.metrics.image_errors.labels(error.code).inc()
         raise
     if parts.traces is not None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from service.engine import tuning
@@ -27,7 +28,7 @@ from service.engine.pace import Pace
 from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, predict, solve
 from service.engine.preparing import Preparation
-from service.engine.recent import Recent
+from service.engine.recent import Recent, Totals
 from service.engine.steering import Steering
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
@@ -263,6 +264,15 @@ class Engine:
         """Compute since the start, beside the single-scale network's for the same images in the same batches."""
         single = self._lanes.single_scale_seconds if self._pace.table.single else None
         return TimeSpent(self._answering.computed, self._lanes.seconds, single)
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether results are kept."""
+        return self._cached is not None
+
+    def totals(self) -> Totals:
+        """What was done since the start."""
+        return replace(self.recent.totals(), batches=self._lanes.batches)
 
     def audit(self) -> Audit:
         """What audits say of the threshold that is asked for."""

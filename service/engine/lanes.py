@@ -47,7 +47,7 @@ class Lanes:
 
     Attributes:
         escalating: share of each stage's images that escalate, lately.
-        seconds: of compute since the start, audits left out.
+        batches, seconds: run, and of compute, since the start, audits left out.
         single_scale_seconds: that the single-scale network would have taken for the same images.
         neighbour: whose work audits make way for too; None while no other model is compared with this one.
     """
@@ -70,7 +70,7 @@ class Lanes:
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
         self._audits: list[deque[Entry]] = [deque() for _ in plan.sizes]
         self._spent, self._spent_on_audits = 0.0, 0.0
-        self.seconds, self.single_scale_seconds = 0.0, 0.0
+        self.batches, self.seconds, self.single_scale_seconds = 0, 0.0, 0.0
         self._order = itertools.count()
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -133,6 +133,7 @@ class Lanes:
     def spent(self, seconds: float, is_audit: bool, single_scale_seconds: float = 0.0) -> None:
         """Count the time of a batch, for the audits' share; and the single-scale network's, once for each image."""
         with self._changed:
+            self.batches += not is_audit
             self.seconds += 0.0 if is_audit else seconds
             self.single_scale_seconds += single_scale_seconds
             kept = max(0.0, 1 - seconds / tuning.AUDIT_MEMORY_SECONDS)

@@ -16,7 +16,7 @@ from service.engine.pick import Plan
 from service.engine.preparing import Preparation
 from service.errors import DeviceFailed
 from service.inference.latency import LatencyTable
-from service.log import logger
+from service.log import logger, starting
 
 
 class Workers:
@@ -53,6 +53,8 @@ class Workers:
 
         Raises: what a stage raised; DeviceFailed: the network gives no finite numbers.
         """
+        if profile is None:
+            starting.info("measuring %s", self._preparation.model)
         tables: list[Future[LatencyTable]] = [Future() for _ in range(self._count)]
         warm: list[Future[None]] = [Future() for _ in range(self._count)]
         for measured, warmed in zip(tables, warm, strict=True):
@@ -60,6 +62,7 @@ class Workers:
         try:
             self.plan(LatencyTable.mean([future.result() for future in tables]))
             self._preparation.free_single()
+            starting.info("warming up %s", self._preparation.model)
             self._planned.set()
             for future in warm:
                 future.result()

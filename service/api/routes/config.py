@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from pydantic import BaseModel, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api import bodies, receiving
 from service.api.dependencies import Injected, Parts
+from service.api.error_responses import CHANGE, responses
 from service.api.schemas import (
     ConfigAnswer,
     ModelName,
@@ -28,7 +29,7 @@ from service.errors import BadRequest, ConfigConflict, InvalidOption, LowfirstEr
 from service.log import logger
 from service.state.base import RuntimeConfig, ThresholdConfig
 
-router = APIRouter(prefix="/config", tags=["config"])
+router = APIRouter(prefix="/config", tags=["config"], responses=responses(401))
 
 MAX_PATCH_BYTES = 4096
 
@@ -41,8 +42,22 @@ IfMatch = Annotated[
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, object]:
-    """The documentation of a body that ``_json`` reads."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema.model_json_schema()}}}}
+    """The documentation of a body that ``_json`` reads; ``document`` adds what it refers to."""
+    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def document(app: FastAPI) -> None:
+    """Have OpenAPI name the bodies that ``_json`` reads, as it names those that FastAPI reads."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = plain()
+        for each in (ModelPatch, ThresholdPatch):
+            schema["components"]["schemas"][each.__name__] = each.model_json_schema()
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
@@ -60,13 +75,13 @@ def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
     return read
 
 
-@router.get("")
+@router.get("", operation_id="get_config")
 async def config(parts: Injected) -> ConfigAnswer:
     """Everything that can be changed while the server runs."""
     return _config(parts)
 
 
-@router.get("/threshold")
+@router.get("/threshold", operation_id="get_threshold", responses=responses(404, 422))
 async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
     """The threshold in force, what was asked for it, and its predicted effect."""
     engine = parts.models.find(query.model)
@@ -74,7 +89,9 @@ async def threshold(parts: Injected, response: Response, query: Annotated[ModelQ
     return _answer(engine, engine.asked, parts.models.config.version)
 
 
-@router.patch("/threshold", openapi_extra=json_body(ThresholdPatch))
+@router.patch(
+    "/threshold", operation_id="change_threshold", responses=responses(*CHANGE), openapi_extra=json_body(ThresholdPatch)
+)
 async def change_threshold(
     parts: Injected,
     patch: Annotated[ThresholdPatch, Depends(_json(ThresholdPatch))],
@@ -114,14 +131,14 @@ async def change_threshold(
     return _answer(engine, chosen, current.version)
 
 
-@router.get("/model")
+@router.get("/model", operation_id="get_model", responses=responses(404, 503))
 async def model(parts: Injected, response: Response) -> ModelConfigAnswer:
     """What is served, and what is tried beside it: how both compare, over all processes of this server."""
     response.headers["ETag"] = f'"{parts.models.config.version}"'
     return await _model_config(parts)
 
 
-@router.patch("/model", openapi_extra=json_body(ModelPatch))
+@router.patch("/model", operation_id="change_model", responses=responses(*CHANGE), openapi_extra=json_body(ModelPatch))
 async def change_model(
     parts: Injected,
     patch: Annotated[ModelPatch, Depends(_json(ModelPatch))],
@@ -154,7 +171,7 @@ async def change_model(
     return _config(parts) if patch.is_switch else await _model_config(parts)
 
 
-@router.get("/threshold/preview")
+@router.get("/threshold/preview", operation_id="preview_threshold", responses=responses(404, 422))
 async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> PreviewAnswer:
     """What a threshold would do: by the calibration table, and to the images seen lately. Nothing is changed."""
     engine = parts.models.find(query.model)
