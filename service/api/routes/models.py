@@ -45,6 +45,7 @@ def _answer(spec: ModelSpec, calibration: Calibration | None, engine: Engine | N
         network=spec.architecture.network,
         classes=list(spec.classes),
         resolution=spec.preprocessing.crop,
+        resize=spec.preprocessing.resize,
         stages=[StageAnswer(name=each.name, resolution=each.resolution, mmacs=each.mmacs) for each in spec.stages],
         low_mmacs=spec.mmacs[0],
         high_mmacs=spec.single_scale_mmacs,

@@ -30,7 +30,7 @@ def draw(page: Page, dashboard: Path, prometheus: Prometheus, start: float, end:
     marks = [time for query in drawn["annotations"]["list"] for time in _marks(prometheus, query, start, end)]
     for each in data.values():
         each["marks"] = marks
-    page.set_content("<!doctype html><meta charset=utf-8><body></body>")
+    page.goto("about:blank")  # forgets the scripts of the dashboard before
     page.add_style_tag(path=HERE / "page.css")
     page.add_script_tag(content=npm.script(npm.UPLOT))
     page.add_script_tag(path=HERE / "panels.js")

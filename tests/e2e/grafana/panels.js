@@ -1,6 +1,5 @@
 // Draws a dashboard as Grafana would from the same JSON: legends, units, colours, thresholds, stacks, bands, defaults.
 
-const GRID = {column: 24, cell: 30, gap: 8};
 const PALETTE = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#c0d8ff", "#56a64b", "#fade2a"];
 const COLOURS = {green: "#73bf69", red: "#f2495c", blue: "#5794f2", orange: "#ff9830", yellow: "#fade2a", transparent: "transparent"};
 const DEFAULT_STEPS = [{value: null, color: "green"}, {value: 80, color: "red"}];
