@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu lock clean FORCE
+.PHONY: serve install test check format bench gpu pictures lock clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -27,6 +27,10 @@ bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--da
 
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)
+
+pictures: $(VENV)/.installed-test  ## Take the pictures of the console and of the dashboards again, in ten minutes.
+	$(BIN)/python -m docs.screenshots
+	$(BIN)/python -m docs.dashboards
 
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.

@@ -8,23 +8,18 @@ as the tests do (``tests/e2e/grafana``). It needs the programs that ``.ci/run`` 
 from __future__ import annotations
 
 import io
-import os
 import random
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from docs.served import served
 from tests.e2e.grafana.draw import draw
 from tests.e2e.programs import exporting, proxy, running
 from tests.e2e.prometheus import DASHBOARDS, scraping
@@ -33,28 +28,11 @@ from tests.e2e.under_load import RAW, until
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent / "tests/examples").glob("*.jpg"))
 SETTINGS = {
-    "workers": "1", "processes": "1", "port": "0", "cost_per_hour": "0.04", "audit_probability": "0.2",
+    "workers": "1", "processes": "1", "cost_per_hour": "0.04", "audit_probability": "0.2",
     "cache_ttl_seconds": "20", "target_latency_ms": "60", "max_queue_ms": "200",
 }  # fmt: skip
 # Seconds, clients at a time, the longest pause of each between two photographs; what the threshold becomes before.
 PHASES = [(90, 3, 0.06, 0.7), (80, 4, 0.06, 0.8), (40, 64, 0.0, None), (90, 3, 0.06, None), (60, 2, 0.08, 0.6)]
-
-
-@contextmanager
-def replica(redis: str) -> Iterator[str]:
-    """``lowfirst serve`` with the shipped model: its host:port."""
-    environment = {**os.environ, "LOWFIRST_REDIS_URL": redis}
-    environment |= {f"LOWFIRST_{name.upper()}": value for name, value in SETTINGS.items()}
-    command = [sys.executable, "-m", "service.cli", "serve"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        address = next(filter(None, (re.search(r"listening on http://(\S+)", line) for line in process.stderr)))[1]
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def photographs() -> list[bytes]:
@@ -99,8 +77,8 @@ def main(folder: Path) -> None:
     with running(redis_command):
         until(socket.exists)
         with (
-            replica(f"unix://{socket}") as one,
-            replica(f"unix://{socket}") as other,
+            served(redis_url=f"unix://{socket}", **SETTINGS) as one,
+            served(redis_url=f"unix://{socket}", **SETTINGS) as other,
             proxy(folder, [one, other]) as (client, status),
             exporting(f"unix://{socket}", status) as others,
             scraping("prometheus.yml", {"static_configs": [{"targets": [one, other]}]}, folder, others) as prometheus,

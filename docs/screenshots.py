@@ -1,6 +1,7 @@
-"""Takes the pictures of the console: ``python docs/screenshots.py URL`` of a running server, with Chromium installed.
+"""Takes the pictures of the console: ``python -m docs.screenshots``, in the repository's folder.
 
-For a minute it sends the pictures of ``tests/examples``, so that the charts have something to show.
+Chromium must be installed. Starts a server with the shipped model and sends it the pictures of ``tests/examples`` for a minute per picture, so that
+the charts have something to show.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -16,13 +16,15 @@ import httpx
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from docs.served import served
+
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent / "tests/examples").glob("*.jpg"))
 SHOWN = ("parachute-3.jpg", "parachute.jpg", "church.jpg", "golf-ball.jpg", "gas-pump.jpg")
 SECONDS = 60
 PREVIEWED = 0.85
 VIEWS = {
-    "console-light.png": {"viewport": {"width": 1280, "height": 1080}, "color_scheme": "light"},
+    "console-light.png": {"viewport": {"width": 1280, "height": 1200}, "color_scheme": "light"},
     "console-phone-dark.png": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
 
@@ -66,4 +68,5 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with served(audit_probability="0.2", cost_per_hour="0.04") as address:
+        main(f"http://{address}")

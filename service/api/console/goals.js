@@ -18,7 +18,8 @@ export const isGoal = (goal) => goal !== "threshold" && goal in GOALS;
 // As a phrase: "compute per image at most 1.2 ms".
 export function inWords(goal, value) {
   const {name, unit, scale} = GOALS[goal];
-  return `${name.charAt(0).toLowerCase()}${name.slice(1).replace(",", "")} ${tidy(scale * value)}${unit === "%" ? "%" : `\u00a0${unit}`}`;
+  const suffix = unit.length > 1 || unit === "M" ? `\u00a0${unit}` : unit;
+  return `${name.charAt(0).toLowerCase()}${name.slice(1).replace(",", "")} ${tidy(scale * value)}${suffix}`;
 }
 
 // `change(patch, words)` is called with the fields to set, and what they are called.
