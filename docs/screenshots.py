@@ -1,7 +1,7 @@
 """Takes the pictures of the console: ``python -m docs.screenshots``, in the repository's folder.
 
-Chromium must be installed. Starts a server with the shipped model and sends it the pictures of ``tests/examples`` for a minute per picture, so that
-the charts have something to show.
+Chromium must be installed. Starts a server with the shipped model and sends it the pictures of ``tests/examples`` for a
+minute per picture, so that the charts have something to show.
 """
 
 from __future__ import annotations

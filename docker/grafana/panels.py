@@ -32,6 +32,7 @@ DATASOURCE_NAME, DATASOURCE_UID = "Prometheus", "lowfirst-prometheus"  # as prov
 DATASOURCE = schema.DataSourceRef("prometheus", DATASOURCE_UID)
 
 WIDTH = 24  # of Grafana's grid
+MOST_WITH_A_FULL_LEGEND = 3  # panels in a row; names would be cut in narrower ones
 
 CLASSIFIES = 'route=~"/classify.*|/v2/.+/infer"'
 # Errors, but not the sender's own.
@@ -64,6 +65,7 @@ COUNT = Unit("none", 0)
 MEAN_COUNT = Unit("none", 1)
 MULTIPLY_ADDS = Unit("sishort", 1)
 CONFIDENCE = Unit("none", 2)
+CORES = Unit("none", 2)
 MONEY = Unit("none", 2)
 IMAGES_PER_SECOND = Unit("suffix:images/s", 1)
 BATCHES_PER_SECOND = Unit("suffix:batches/s", 1)
@@ -116,9 +118,7 @@ def lines(
     panel.line_interpolation(LineInterpolation.STEP_AFTER if steps else LineInterpolation.LINEAR)
     panel.color_scheme(build.FieldColor().mode(schema.FieldColorModeId.PALETTE_CLASSIC))
     panel.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-    calculations = ["lastNotNull"] if words else ["lastNotNull", "mean", "max"]
-    legend = common.VizLegendOptions().show_legend(True).placement(LegendPlacement.BOTTOM).calcs(calculations)
-    panel.legend(legend.display_mode(LegendDisplayMode.TABLE))
+    panel.legend(_legend(["lastNotNull"] if words else ["lastNotNull", "mean", "max"]))
     panel.thresholds(_steps(limit or ALWAYS_NEUTRAL))
     style = GraphThresholdsStyleMode.DASHED if limit else GraphThresholdsStyleMode.OFF
     panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(style))
@@ -185,6 +185,11 @@ def percentiles(rule: str, name: str = "") -> list[Query]:
     return [(f"{rule}:p{percent}", f"{name} p{percent}".strip()) for percent in (50, 95, 99)]
 
 
+def _legend(calculations: list[str]) -> common.VizLegendOptions:
+    legend = common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.TABLE)
+    return legend.placement(LegendPlacement.BOTTOM).calcs(calculations)
+
+
 def _target(index: int, expression: str, legend: str) -> prometheus.Dataquery:
     query = prometheus.Dataquery().expr(expression).legend_format(legend or "__auto")
     return query.ref_id(ascii_uppercase[index]).datasource(DATASOURCE)
@@ -242,6 +247,8 @@ def dashboard(
         page.with_row(build.Row(name).id(number_of))
         for panel in panels:
             number_of += 1
+            if len(panels) > MOST_WITH_A_FULL_LEGEND and isinstance(panel, timeseries.Panel):
+                panel.legend(_legend(["lastNotNull", "max"]))
             page.with_panel(panel.id(number_of).span(WIDTH // len(panels)))
     result = page.build()
     result.annotations.list_val = [threshold_changes(MODEL if by_model else "")]

@@ -134,8 +134,8 @@ function picture({file, url, answer}) {
   shown.addEventListener("load", () => {
     if (model) frame(crop, shown, model.resolution / model.resize);
   });
-  const seen = model ? h("span", {}, " · the network sees the bright square") : null;
-  return h("figure", {class: "picture"}, h("div", {class: "frame"}, shown, crop), h("figcaption", {class: "quiet"}, file.name, seen));
+  const seen = model ? h("p", {class: "quiet"}, "The network sees the bright square.") : null;
+  return h("figure", {class: "picture"}, h("div", {class: "frame"}, shown, crop), h("figcaption", {class: "quiet"}, file.name), seen);
 }
 
 // The network sees the central square: this part of the shorter side.

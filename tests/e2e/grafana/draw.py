@@ -31,6 +31,7 @@ def draw(page: Page, dashboard: Path, prometheus: Prometheus, start: float, end:
     for each in data.values():
         each["marks"] = marks
     page.goto("about:blank")  # forgets the scripts of the dashboard before
+    page.set_content("<!doctype html><meta charset=utf-8><body></body>")
     page.add_style_tag(path=HERE / "page.css")
     page.add_script_tag(content=npm.script(npm.UPLOT))
     page.add_script_tag(path=HERE / "panels.js")

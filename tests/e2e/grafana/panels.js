@@ -152,7 +152,8 @@ function timeseries(place, panel, {times, series, marks}) {
     scales: {y: {range: (_, low, high) => [defaults.min ?? low, defaults.max ?? (high > (defaults.min ?? low) ? high * 1.05 : high + 1)]}},
     axes: [
       {stroke: "#ccccdc", grid: {stroke: "#2c2f37"}, ticks: {show: false}, font: "11px sans-serif", size: 28, values: clock},
-      {stroke: "#ccccdc", grid: {stroke: "#2c2f37"}, ticks: {show: false}, font: "11px sans-serif", size: 74,
+      {stroke: "#ccccdc", grid: {stroke: "#2c2f37"}, ticks: {show: false}, font: "11px sans-serif", size: (_, values) => 14 + 6.5 * Math.max(1, ...(values ?? []).map((value) => String(value).length)),
+        incrs: defaults.decimals === 0 ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] : undefined,
         values: (_, values) => values.map((value) => told(value, {...defaults, decimals: defaults.unit === "percentunit" ? 0 : defaults.decimals, mappings: defaults.mappings}))},
     ],
     series: [{}, ...lines], bands,
