@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu faults wheel image digests sbom audit site lock clean FORCE
+.PHONY: serve install test check format bench gpu faults pictures wheel image digests sbom audit site lock clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -60,6 +60,10 @@ LOCKS := serve ray test bench
 
 site: $(VENV)/.installed-test  ## The documents as a site, in build/site.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.installed-test  ## Take the pictures of the console and of the dashboards again, in ten minutes.
+	$(BIN)/python -m docs.screenshots
+	$(BIN)/python -m docs.dashboards
 
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.

@@ -249,7 +249,10 @@ class ThresholdPatch(Strict):
 
 
 class ThresholdAnswer(BaseModel):
-    """The threshold in force, what was asked for it, and its predicted effect (null without a calibration table)."""
+    """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
+
+    While the server is overloaded a lower one is in force: `effective_threshold` of `/stats`.
+    """
 
     model: str
     goal: Goal
@@ -313,6 +316,9 @@ class ModelAnswer(BaseModel):
     network: str
     classes: list[str]
     resolution: int
+    resize: int = Field(
+        description="Pixels that the shorter side is resized to before the central square of `resolution` is cut out."
+    )
     stages: list[StageAnswer]
     low_mmacs: float = Field(description="Of the first stage.")
     high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
@@ -398,8 +404,10 @@ class StatsAnswer(BaseModel):
     runtime: str
     precision: str
     device: str
-    threshold: float
-    effective_threshold: float = Field(description="Lower than the threshold while the server is overloaded.")
+    threshold: float = Field(description="The threshold asked.")
+    effective_threshold: float = Field(
+        description="The threshold in force: lower than the one asked while the server is overloaded."
+    )
     config_version: int
     images: int
     time: TimeState
