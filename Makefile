@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu wheel image digests sbom audit site lock clean FORCE
+.PHONY: serve install test check format bench gpu faults pictures wheel image digests sbom audit site lock clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -27,6 +27,9 @@ bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--da
 
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)
+
+faults: $(VENV)/.installed-test  ## Attacks, faults and load, as one table: make faults FAULTS="--data DIR". FAULTS=--quick: as CI.
+	$(BIN)/python loadtest/faults.py $(FAULTS)
 
 wheel: $(VENV)/.installed  ## dist/lowfirst-VERSION-py3-none-any.whl: the server, and the models of model_store/.
 	rm -rf build/lib build/bdist.* dist/*.whl
@@ -57,6 +60,10 @@ LOCKS := serve ray test bench
 
 site: $(VENV)/.installed-test  ## The documents as a site, in build/site.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.installed-test  ## Take the pictures of the console and of the dashboards again, in ten minutes.
+	$(BIN)/python -m docs.screenshots
+	$(BIN)/python -m docs.dashboards
 
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.
@@ -101,6 +108,7 @@ $(VENV)/bin/python:
 # The locked packages, then lowfirst itself, built by the locked setuptools. Those of test hold those of serve. Those of
 # bench may differ, which pip remarks upon; bench and test each bring their own back.
 define install
+@echo "installing what requirements/$(1).txt locks into $(VENV): some minutes the first time"
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/$(1).txt
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 endef

@@ -21,6 +21,7 @@ SHIPPED_MODEL = "imagenette-resnet18"
 
 MIB = 1024 * 1024
 MOST_PROCESSES = 256
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+", re.ASCII)
 KEY = re.compile(r"[!-~]{16,}", re.ASCII)
 ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    root_path: str = Field(
+        "", description="Prefix under which a proxy serves this server, such as /vision; empty: none."
+    )
     api_key: SecretStr | None = Field(None, description="Key that clients must send; unset: none is asked for.")
     admin_key: SecretStr | None = Field(
         None, description="Key for changes; unset: only a server on a loopback address without any key allows them."
@@ -178,6 +182,14 @@ class Settings(BaseSettings):
     @classmethod
     def _in_any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, value: str) -> str:
+        bare = value.rstrip("/")
+        if bare and not ROOT_PATH.fullmatch(bare):
+            raise PydanticCustomError("root_path", "a path like /vision or /teams/vision")
+        return bare
 
     @field_validator("processes", mode="before")
     @classmethod

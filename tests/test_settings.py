@@ -13,6 +13,7 @@ from service.settings import SHIPPED_MODEL, SHIPPED_STORE, Settings, load_settin
 VALUES = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
+    "root_path": ("/teams/vision/", "/teams/vision"),
     "api_key": ("0123456789-api-key", SecretStr("0123456789-api-key")),
     "admin_key": ("0123456789-admin-key", SecretStr("0123456789-admin-key")),
     "cors_origins": ("https://a.example, http://[::1]:3000", ("https://a.example", "http://[::1]:3000")),
@@ -62,6 +63,10 @@ OUT_OF_BOUNDS = [
     ("port", "-1"),
     ("port", "65536"),
     ("port", "http"),
+    ("root_path", "vision"),
+    ("root_path", "/vision?x"),
+    ("root_path", "//vision"),
+    ("root_path", "/../vision"),
     ("processes", "0"),
     ("processes", "257"),
     ("processes", "many"),
