@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,10 +25,11 @@ import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
 from service.api.direct import Direct
+from service.api.feedback import Feedback
 from service.api.observed import Observed
 from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, console, inference_protocol, models, observe
+from service.api.routes import classify, config, console, feedback, inference_protocol, models, observe
 from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
@@ -43,6 +45,8 @@ from service.log import logger
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
 from service.processes.siblings import Alone, Together
+from service.samples.files import Bounds
+from service.samples.log import Options, SampleLog
 from service.settings import Settings
 from service.state.base import ConfigStore, ResultCache, RuntimeConfig, Target
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
@@ -74,6 +78,8 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
         await parts.siblings.start()
         await parts.config.start()
+        if parts.samples is not None:
+            parts.samples.start()
         await parts.models.start()
         await parts.switching.start()
         if parts.siblings.index == 0:  # the others would say the same
@@ -83,6 +89,8 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
             yield
         await parts.switching.close()
         await parts.models.close()
+        if parts.samples is not None:
+            await asyncio.to_thread(parts.samples.close)
         await parts.config.close()
         if parts.traces is not None:
             await parts.traces.close()
@@ -108,7 +116,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
     error_handlers.install(app)
-    for routes in (classify, config, console, models, observe):
+    for routes in (classify, config, console, feedback, models, observe):
         app.include_router(routes.router, responses=error_handlers.RESPONSES)
     app.include_router(inference_protocol.router, responses=error_handlers.PROTOCOL_RESPONSES)
     return app
@@ -123,6 +131,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     config, cache = _state(settings, link, first_config(first), together)
     metrics = Metrics(_registry() if together is None else CollectorRegistry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
+    samples = _samples(settings, metrics)
     models = Models(
         first,
         store,
@@ -133,6 +142,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores),
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
+        samples,
     )
     switching = Switching(models, config)
     admission = _admission(settings, models, metrics)
@@ -145,8 +155,32 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     shared = None if together is None else SharedMetrics(metrics, together.files)
     observed = Observed(models, admission, metrics, siblings, shared)
     return Parts(
-        settings, models, switching, admission, config, metrics, targets, siblings, observed, _traces(settings)
+        settings,
+        models,
+        switching,
+        admission,
+        config,
+        metrics,
+        targets,
+        siblings,
+        observed,
+        samples,
+        Feedback(samples, metrics, siblings),
+        _traces(settings),
     )
+
+
+def _samples(settings: Settings, metrics: Metrics) -> SampleLog | None:
+    if settings.sample_log is None:
+        return None
+    options = Options(
+        settings.sample_log,
+        settings.sample_format,
+        Bounds(settings.sample_file_bytes, settings.sample_total_bytes),
+        settings.sample_share,
+        settings.sample_image_bytes,
+    )
+    return SampleLog(options, lambda result, rows: metrics.samples.labels(result).inc(rows))
 
 
 def _admission(settings: Settings, models: Models, metrics: Metrics) -> Admission:

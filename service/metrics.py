@@ -73,6 +73,18 @@ class Metrics:
         self.audits_skipped = Counter(
             "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
         )
+        self.samples = Counter(
+            "lowfirst_samples",
+            "Images for the sample log: written; lost as too many waited (busy), or as it could not be (failed).",
+            ["result"],
+            registry=registry,
+        )
+        self.feedback = Counter(
+            "lowfirst_feedback", "Answers whose truth was told later.", ["model"], registry=registry
+        )
+        self.feedback_right = Counter(
+            "lowfirst_feedback_right", "Of these, the answer was right.", ["model"], registry=registry
+        )
         self.request_seconds = Histogram(
             "lowfirst_request_seconds",
             "From a request's head to its answer.",
@@ -210,6 +222,8 @@ class Metrics:
         self.single_scale_compute_seconds.labels(model)
         self.audits.labels(model)
         self.audit_disagreements.labels(model)
+        self.feedback.labels(model)
+        self.feedback_right.labels(model)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
         """Read ``gauge`` from ``value`` whenever it is scraped."""
@@ -221,6 +235,7 @@ class Metrics:
             (self.rejected, ("images", "bytes", "seconds")),
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
+            (self.samples, ("written", "busy", "failed")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):
             for value in label_values:

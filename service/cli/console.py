@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.errors import NotFound
+from service.errors import InvalidOption, NotFound
 from service.model_spec import SPEC
 from service.store import ModelStore
 
@@ -24,7 +24,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 (CUDA), or int8 (quantised models).")]
 Runtime = Annotated[str, typer.Option(help="auto, eager, openvino or cuda; auto: the fastest that is installed.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. \\[default: one a core]")]
+FromLog = Annotated[
+    str | None, typer.Option(metavar="DIR", help="A server's sample log (LOWFIRST_SAMPLE_LOG) instead of --data.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def one_source(data: Path | None, from_log: str | None) -> Path | None:
+    """The photographs of --data, None where there is --from-log. Raises InvalidOption: not exactly one is given."""
+    if data is not None and from_log is not None:
+        raise InvalidOption("from_log", from_log, "left out where --data is given")
+    if data is None and from_log is None:
+        raise InvalidOption("data", None, "a folder of photographs; or --from-log DIR names a server's sample log")
+    return data
 
 
 def model_store() -> ModelStore:

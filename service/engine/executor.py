@@ -19,7 +19,7 @@ from service.engine.pace import Pace
 from service.engine.recent import Recent
 from service.errors import DeviceFailed
 from service.images.decode import stack
-from service.inference.exit_rule import confidence
+from service.inference.exit_rule import confidence, exits
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
@@ -170,7 +170,7 @@ class Executor:
             raise DeviceFailed(f"the {self._names[stage]} pass gave no finite numbers")
         seconds = time.monotonic() - began
         decisions = self._decide(batch, confidences)
-        audited = [self._is_audited(batch, decision) for decision in decisions]
+        audited = [self._is_audited(batch, *each) for each in zip(batch.entries, decisions, strict=True)]
         outcome = Outcome(probabilities, confidences, decisions, audited, seconds)
         if outcome.kept:
             self._pool.put(stage, handed_on, outcome.kept, [batch.slots[row] for row in outcome.kept])
@@ -188,13 +188,10 @@ class Executor:
             for sure, entry in zip(confidences, batch.entries, strict=True)
         ]
 
-    def _is_audited(self, batch: Batch, decision: Decision) -> bool:
-        return (
-            not batch.is_audit
-            and isinstance(decision, Exit)
-            and decision.reason == "confident"
-            and random.random() < self.policy.audit_probability
-        )
+    def _is_audited(self, batch: Batch, entry: Entry, decision: Decision) -> bool:
+        if batch.is_audit or batch.stage == self.policy.last or not isinstance(decision, Exit):
+            return False
+        return entry.is_drawn or (decision.reason == "confident" and random.random() < self.policy.audit_probability)
 
     def _run_singly(self, batch: Batch) -> None:
         for index, (entry, slot) in enumerate(zip(batch.entries, batch.slots, strict=True)):
@@ -211,6 +208,8 @@ class Executor:
             failure = DeviceFailed(f"the {self._work(batch)} pass failed on this image")  # one each: errors are edited
             own = type(error)(error.message) if type(error) is DeviceFailed else failure
             entry.loop.call_soon_threadsafe(entry.fail, own)
+            if batch.is_audit:
+                entry.loop.call_soon_threadsafe(entry.audited)
 
     def _is_broken(self) -> bool:
         try:
@@ -255,17 +254,25 @@ class Executor:
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
         if self._lanes.audit(stage + 1, entry):
+            entry.is_audited = True
             return True
         self._metrics.audits_skipped.inc()
         return False
 
     def _commit_audit(self, batch: Batch, outcome: Outcome) -> None:
+        for entry, output in zip(batch.entries, outcome.probabilities, strict=True):
+            entry.outputs_behind.append(output)
         if batch.stage < self.policy.last:
-            refused = [entry.slot for entry in batch.entries if not self._send_to_audit(batch.stage, entry)]
-            self._lanes.release([slot for slot in refused if slot is not None])
+            refused = [entry for entry in batch.entries if not self._send_to_audit(batch.stage, entry)]
+            self._lanes.release([entry.slot for entry in refused if entry.slot is not None])
+            for entry in refused:
+                entry.loop.call_soon_threadsafe(entry.audited)
             return
         self._lanes.release(batch.slots)
         for entry, answer in zip(batch.entries, outcome.probabilities.argmax(1).tolist(), strict=True):
+            entry.loop.call_soon_threadsafe(entry.audited)
+            if not exits(entry.confidence, entry.threshold):  # drawn: it ended for want of time, and promises nothing
+                continue
             agreed = answer == int(entry.outputs[-1].argmax())
             self._metrics.audits.labels(self._model).inc()
             if not agreed:

@@ -66,6 +66,7 @@ class Lanes:
         self.escalating = [0.0] * len(plan.sizes)
         self._free = list(range(slots))
         self._audit_backlog = audit_backlog
+        self._audits_reserved = 0
         self._on_drop = on_drop
         self._on_late = on_late
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
@@ -97,13 +98,28 @@ class Lanes:
             self._release(unused)
 
     def audit(self, stage: int, entry: Entry) -> bool:
-        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do already."""
+        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do and it has none reserved."""
         with self._changed:
-            if sum(map(len, self._audits)) >= self._audit_backlog:
+            if self._closed or not (entry.is_drawn or self._has_room_for_audit()):
                 return False
             self._audits[stage].append(entry)
             self._changed.notify()
             return True
+
+    def reserve_audit(self) -> bool:
+        """Keep room for the audit of an image that is yet to come, unless enough wait or are to come already."""
+        with self._changed:
+            has_room = self._has_room_for_audit()
+            self._audits_reserved += has_room
+            return has_room
+
+    def free_audit(self) -> None:
+        """That image waits for its audit, or needs none."""
+        with self._changed:
+            self._audits_reserved -= 1
+
+    def _has_room_for_audit(self) -> bool:
+        return sum(map(len, self._audits)) + self._audits_reserved < self._audit_backlog
 
     def wait_for_room(self) -> None:
         """Wait until the first lane holds less than ``AHEAD`` full batches, so that decoding never starves compute."""

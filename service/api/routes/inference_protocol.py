@@ -6,6 +6,7 @@ https://github.com/kserve/open-inference-protocol
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Request, Response
@@ -164,7 +165,7 @@ async def _classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: 
 
 async def _classify(parts: Parts, engine: Engine, index: int, image: bytes, ask: Ask) -> Answer:
     try:
-        return await classify_image(parts, engine, image, ask)
+        return await classify_image(parts, engine, image, replace(ask, index=index))
     except LowfirstError as error:
         raise error.about(f"image {index}") from error
 
