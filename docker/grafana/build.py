@@ -415,8 +415,39 @@ def serving() -> schema.Dashboard:
         "lowfirst-serving",
         "lowfirst: Serving",
         "Whether clients are served well, and where their images wait.",
-        {"Requests": requests, "Latency": latency, "Stages": stages, "Queues": queues, "Batches": batches},
+        {
+            "Requests": requests,
+            "Latency": latency,
+            "Stages": stages,
+            "Queues": queues,
+            "Batches": batches,
+            "Feedback": _feedback(),
+        },
     )
+
+
+def _feedback() -> list[Panel]:
+    """Whether answers are right, by those who told later, and what is logged."""
+    told = f"sum by (model) (increase(lowfirst_feedback_total{{{REPLICA}}}[1h]))"
+    right = f"sum by (model) (increase(lowfirst_feedback_right_total{{{REPLICA}}}[1h]))"
+    return [
+        lines(
+            "Accuracy by feedback",
+            "Which share of the answers whose truth was told within an hour was right? It is the accuracy of all only "
+            "where truths are told of a random sample.",
+            (f"{right} / ({told} > 0)", "{{model}}"),
+            unit=SHARE,
+        ),
+        lines("Feedback", "How many truths of the last hour stand behind it?", (told, "{{model}}"), unit=COUNT),
+        lines(
+            "Sample log",
+            "What becomes of the images to be logged? busy: more came than were written; failed: the folder, its disk "
+            "or its store, took no more.",
+            (f"sum by (result) (rate(lowfirst_samples_total{{{REPLICA}}}[$__rate_interval]))", "{{result}}"),
+            unit=EACH_SECOND,
+            stacked=True,
+        ),
+    ]
 
 
 def fleet() -> schema.Dashboard:
