@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -54,6 +54,7 @@ from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, R
 from service.store import ModelStore
 
 if TYPE_CHECKING:
+    from service.api.rpc.port import RpcPort
     from service.api.tracing import Traces
 
 
@@ -73,6 +74,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     parts = build_parts(settings, siblings)
     allowed = keys.Keys(settings)
     own_port = _own_port(settings, parts, allowed)
+    rpc_port = _rpc_port(settings, parts, allowed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
@@ -85,7 +87,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
-        async with _listed(own_port, parts):
+        async with _listed(own_port, parts), rpc_port or nullcontext():
             yield
         await parts.switching.close()
         await parts.models.close()
@@ -250,6 +252,16 @@ def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort |
     if isinstance(parts.siblings, Together):
         return HandedPort(app, parts.siblings.own_address)
     return OwnPort(app, settings.metrics_host or settings.host, settings.metrics_port)
+
+
+def _rpc_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> RpcPort | None:
+    if settings.grpc_port is None:
+        return None
+    try:
+        from service.api.rpc.port import RpcPort
+    except ImportError as error:
+        raise InvalidOption("LOWFIRST_GRPC_PORT", settings.grpc_port, "unset without lowfirst[grpc]") from error
+    return RpcPort(parts, allowed, settings, is_shared=isinstance(parts.siblings, Together))
 
 
 @asynccontextmanager

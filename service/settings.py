@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     replica: str | None = Field(
         None, description="Name of this replica, the label `replica` in that list; unset: the machine's name."
     )
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the Open Inference Protocol over gRPC (`lowfirst[grpc]`), 0: a free one; unset: none.",
+    )
     cors_origins: Listed = Field(
         (), description="Origins whose pages may use the server, with commas between; `*`: all, with an admin key only."
     )

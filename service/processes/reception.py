@@ -175,6 +175,20 @@ async def bind(host: str, port: int) -> list[socket.socket]:
     return bound
 
 
+def hold(host: str, port: int) -> socket.socket:
+    """A socket that takes a port for those of this user who share it (SO_REUSEPORT), and for nobody else.
+
+    It never listens: connections go to those that do. Raises OSError: somebody has the port.
+    """
+    family, *_, where = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    with socket.create_server(where[:2], family=family):
+        pass  # or another server that shares it too would be joined unnoticed
+    holder = socket.socket(family)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(where[:2])
+    return holder
+
+
 def received(descriptor: int) -> socket.socket:
     """A connection that was handed over, as asyncio wants it. Raises OSError: its client has gone already."""
     connection = socket.socket(fileno=descriptor)

@@ -62,19 +62,19 @@ async def ready(parts: Injected) -> ServerReady:
 @router.get(MODEL)
 async def model(parts: Injected, model: str) -> ModelMetadata:
     """The model's input and outputs."""
-    return _metadata(_served(parts, model).spec)
+    return metadata(served(parts, model).spec)
 
 
 @router.get(VERSION)
 async def version(parts: Injected, model: str, version: str) -> ModelMetadata:
     """The same of a version, which must be the one served."""
-    return _metadata(_served(parts, model, version).spec)
+    return metadata(served(parts, model, version).spec)
 
 
 @router.get(MODEL + "/ready")
 async def model_ready(parts: Injected, model: str) -> ModelReady:
     """Whether the model may be asked; else 503, saying why."""
-    engine = _served(parts, model)
+    engine = served(parts, model)
     parts.check_ready()
     return ModelReady(name=engine.spec.name)
 
@@ -82,7 +82,7 @@ async def model_ready(parts: Injected, model: str) -> ModelReady:
 @router.get(VERSION + "/ready")
 async def version_ready(parts: Injected, model: str, version: str) -> ModelReady:
     """The same of a version."""
-    engine = _served(parts, model, version)
+    engine = served(parts, model, version)
     parts.check_ready()
     return ModelReady(name=engine.spec.name)
 
@@ -131,14 +131,14 @@ async def infer(request: Request) -> Response:
     """
     parts = parts_of(request)
     named = request.path_params["model"], request.path_params.get("version")
-    _served(parts, *named)
+    served(parts, *named)
     parts.admission.check()
     body = await receiving.read(request, parts.settings.max_batch_bytes)
     asked, images = tensors.read(request, body, most_images(parts))
-    engine = _served(parts, *named)  # once for all images: they may have been exchanged while the body came
+    engine = served(parts, *named)  # once for all images: they may have been exchanged while the body came
     ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
     with parts.admission.admit(images=len(images), size=len(body)):
-        answers = await unless_client_leaves(request, _classify_all(parts, engine, images, ask))
+        answers = await unless_client_leaves(request, classify_all(parts, engine, images, ask))
     return tensors.answer(asked, answers)
 
 
@@ -153,7 +153,7 @@ for _path, _named in ((MODEL, _model), (VERSION, _version)):
     )
 
 
-async def _classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: Ask) -> list[Answer]:
+async def classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: Ask) -> list[Answer]:
     """All answers, or the first error: then nobody waits for the other images any more."""
     running = [asyncio.ensure_future(_classify(parts, engine, index, image, ask)) for index, image in enumerate(images)]
     try:
@@ -171,15 +171,19 @@ async def _classify(parts: Parts, engine: Engine, index: int, image: bytes, ask:
 
 
 def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int) -> Ask:
-    deadline_ms = wanted.deadline_ms
-    if wanted.timeout is not None:
-        if deadline_ms is not None:
-            raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
-        deadline_ms = wanted.timeout / 1e3
-    return ask_of(request, parts, wanted.threshold, deadline_ms, top_k=classes)
+    return ask_of(request, parts, wanted.threshold, deadline_ms_of(wanted), top_k=classes)
 
 
-def _served(parts: Parts, model: str, version: str | None = None) -> Engine:
+def deadline_ms_of(wanted: RequestParameters) -> float | None:
+    """The deadline by either name. Raises InvalidOption: by both."""
+    if wanted.timeout is None:
+        return wanted.deadline_ms
+    if wanted.deadline_ms is not None:
+        raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
+    return wanted.timeout / 1e3
+
+
+def served(parts: Parts, model: str, version: str | None = None) -> Engine:
     """The engine of that model. Raises NotFound: another name, or another version."""
     engine = parts.models.find(model)
     if version is not None and version != str(engine.spec.version):
@@ -192,5 +196,6 @@ def _served(parts: Parts, model: str, version: str | None = None) -> Engine:
     return engine
 
 
-def _metadata(spec: ModelSpec) -> ModelMetadata:
+def metadata(spec: ModelSpec) -> ModelMetadata:
+    """A model's input and outputs."""
     return ModelMetadata.of(spec.name, spec.version, len(spec.classes))
