@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_keys_travel_in_metadata(servers: Serve, jpeg: bytes) -> None:
         assert client.is_server_ready()
         assert "a key is needed" in refused(lambda: client.get_model_metadata("tiny"), "UNAUTHENTICATED")
         for headers in ({}, {"x-api-key": "wrong"}, {"authorization": "Bearer wrong"}):
-            refused(lambda given=headers: client.infer("tiny", [tensor([jpeg])], headers=given), "UNAUTHENTICATED")
+            refused(partial(client.infer, "tiny", [tensor([jpeg])], headers=headers), "UNAUTHENTICATED")
         for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
             assert client.infer("tiny", [tensor([jpeg])], headers=headers).as_numpy("label") is not None
 
