@@ -33,8 +33,9 @@ class Entry:
         failure: why there is no answer. Not in the future: whoever raises it would be part of a cycle.
         enqueued: when it entered the lane it is in.
         is_drawn: whether all stages run, however it ends: see ``sampling``.
-        is_audited: whether it went to an audit, known once it is answered. ``outputs_behind``: what was said there.
-        on_audited: called once that is over. In the event loop's thread.
+        is_audited: whether it was drawn for an audit. ``runs_on``: whether later stages run behind its answer, for that
+            or for the sample log; known once it is answered. ``outputs_behind``: what they said.
+        on_completed: called once they have run, or were given up. In the event loop's thread.
     """
 
     threshold: float
@@ -57,8 +58,9 @@ class Entry:
     timing: Timing = field(default_factory=Timing)
     is_drawn: bool = False
     is_audited: bool = False
+    runs_on: bool = False
     outputs_behind: list[Tensor] = field(default_factory=list)
-    on_audited: Callable[[], None] | None = None
+    on_completed: Callable[[], None] | None = None
 
     @property
     def confidence(self) -> float:
@@ -114,10 +116,10 @@ class Entry:
             )
         )
 
-    def audited(self) -> None:
-        """Its audit is over, or given up. In the event loop's thread."""
-        if self.on_audited is not None:
-            self.on_audited()
+    def completed(self) -> None:
+        """The stages behind its answer have run, or were given up. In the event loop's thread."""
+        if self.on_completed is not None:
+            self.on_completed()
 
     def give_up(self) -> None:
         """Nothing more can be there in time: the latest output, or an error. In the event loop's thread."""

@@ -19,7 +19,7 @@ from service.engine.pace import Pace
 from service.engine.recent import Recent
 from service.errors import DeviceFailed
 from service.images.decode import stack
-from service.inference.exit_rule import confidence, exits
+from service.inference.exit_rule import confidence
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
@@ -170,8 +170,9 @@ class Executor:
             raise DeviceFailed(f"the {self._names[stage]} pass gave no finite numbers")
         seconds = time.monotonic() - began
         decisions = self._decide(batch, confidences)
-        audited = [self._is_audited(batch, *each) for each in zip(batch.entries, decisions, strict=True)]
-        outcome = Outcome(probabilities, confidences, decisions, audited, seconds)
+        audited = [self._is_audited(batch, decision) for decision in decisions]
+        completed = [self._is_completed(batch, *each) for each in zip(batch.entries, decisions, strict=True)]
+        outcome = Outcome(probabilities, confidences, decisions, audited, completed, seconds)
         if outcome.kept:
             self._pool.put(stage, handed_on, outcome.kept, [batch.slots[row] for row in outcome.kept])
         return outcome
@@ -188,10 +189,17 @@ class Executor:
             for sure, entry in zip(confidences, batch.entries, strict=True)
         ]
 
-    def _is_audited(self, batch: Batch, entry: Entry, decision: Decision) -> bool:
-        if batch.is_audit or batch.stage == self.policy.last or not isinstance(decision, Exit):
-            return False
-        return entry.is_drawn or (decision.reason == "confident" and random.random() < self.policy.audit_probability)
+    def _is_audited(self, batch: Batch, decision: Decision) -> bool:
+        return (
+            not batch.is_audit
+            and isinstance(decision, Exit)
+            and decision.reason == "confident"
+            and random.random() < self.policy.audit_probability
+        )
+
+    def _is_completed(self, batch: Batch, entry: Entry, decision: Decision) -> bool:
+        """Whether it is to have its other stages for the sample log, for whatever reason it ends here."""
+        return entry.is_drawn and not batch.is_audit and isinstance(decision, Exit) and batch.stage < self.policy.last
 
     def _run_singly(self, batch: Batch) -> None:
         for index, (entry, slot) in enumerate(zip(batch.entries, batch.slots, strict=True)):
@@ -209,7 +217,7 @@ class Executor:
             own = type(error)(error.message) if type(error) is DeviceFailed else failure
             entry.loop.call_soon_threadsafe(entry.fail, own)
             if batch.is_audit:
-                entry.loop.call_soon_threadsafe(entry.audited)
+                entry.loop.call_soon_threadsafe(entry.completed)
 
     def _is_broken(self) -> bool:
         try:
@@ -235,7 +243,8 @@ class Executor:
                 escalated.append(entry)
                 continue
             answered.append((entry, decision.reason))
-            if not (outcome.is_audited[row] and self._send_to_audit(stage, entry)):
+            entry.is_audited = outcome.is_audited[row]
+            if not (outcome.runs_on(row) and self._send_to_audit(stage, entry)):
                 unused.append(batch.slots[row])
                 entry.slot = None
         if answered:
@@ -254,7 +263,7 @@ class Executor:
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
         if self._lanes.audit(stage + 1, entry):
-            entry.is_audited = True
+            entry.runs_on = True
             return True
         self._metrics.audits_skipped.inc()
         return False
@@ -266,12 +275,12 @@ class Executor:
             refused = [entry for entry in batch.entries if not self._send_to_audit(batch.stage, entry)]
             self._lanes.release([entry.slot for entry in refused if entry.slot is not None])
             for entry in refused:
-                entry.loop.call_soon_threadsafe(entry.audited)
+                entry.loop.call_soon_threadsafe(entry.completed)
             return
         self._lanes.release(batch.slots)
         for entry, answer in zip(batch.entries, outcome.probabilities.argmax(1).tolist(), strict=True):
-            entry.loop.call_soon_threadsafe(entry.audited)
-            if not exits(entry.confidence, entry.threshold):  # drawn: it ended for want of time, and promises nothing
+            entry.loop.call_soon_threadsafe(entry.completed)
+            if not entry.is_audited:  # the log alone wanted to know: audits are as probable as they were
                 continue
             agreed = answer == int(entry.outputs[-1].argmax())
             self._metrics.audits.labels(self._model).inc()

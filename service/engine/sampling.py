@@ -55,9 +55,9 @@ class Sampling:
         """Log an image once all its stages have run: now, or behind its answer."""
         sample = self._sample(entry, ask, answer)
         self._log.known.add(sample, self._predictor.spec.classes)
-        if entry.is_audited and not self._is_complete(entry):
+        if entry.runs_on and not self._is_complete(entry):
             self._unfinished[entry] = sample, body
-            entry.on_audited = partial(self._finish, entry)
+            entry.on_completed = partial(self._finish, entry)
         else:
             self._log.add(replace(sample, outputs=_outputs(entry)), body)
 
@@ -67,7 +67,7 @@ class Sampling:
             self._finish(entry)
 
     def _finish(self, entry: Entry) -> None:
-        """Its audit is over, or was given up."""
+        """Its other stages have run, or were given up."""
         if entry in self._unfinished:
             sample, body = self._unfinished.pop(entry)
             self._log.add(replace(sample, outputs=_outputs(entry)), body)
