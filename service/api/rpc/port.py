@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -18,6 +17,7 @@ from service.api.rpc.messages import METHODS, SERVICE, Message
 from service.errors import Busy, ClientLeft, InvalidOption, LowfirstError
 from service.log import current_request, logger
 from service.metrics import STATUSES
+from service.processes.reception import free
 from service.settings import Settings
 
 PORT = "LOWFIRST_GRPC_PORT"
@@ -68,7 +68,10 @@ class RpcPort:
         self._settings = settings
         self._is_shared = is_shared
         if not is_shared:
-            _check_free(settings.host, settings.grpc_port)
+            try:
+                free(settings.host, settings.grpc_port)
+            except OSError as error:
+                raise _taken(settings.host, settings.grpc_port, error.strerror or str(error)) from error
         for status in STATUSES:
             parts.metrics.requests.labels(CALLS["ModelInfer"].route, status)
 
@@ -158,14 +161,6 @@ def _trailing(error: LowfirstError) -> tuple[tuple[str, str], ...]:
     """What else HTTP tells: a stable code, and when to come back."""
     told = (("error-code", error.code),)
     return (*told, ("retry-after", str(error.retry_after_seconds))) if isinstance(error, Busy) else told
-
-
-def _check_free(host: str, port: int) -> None:
-    try:
-        family, *_, where = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        socket.create_server((where[0], port), family=family).close()
-    except OSError as error:
-        raise _taken(host, port, str(error.strerror)) from error
 
 
 def _taken(host: str, port: int, why: str) -> InvalidOption:
