@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from service.engine import tuning
 from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
 from service.engine.audit import Audit
@@ -35,9 +36,6 @@ from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.samples.log import SampleLog
 from service.state.base import ConfigSource, Goal, ResultCache, ThresholdConfig
-
-# One in so many feature slots may hold an image that waits for its audit.
-AUDIT_SLOTS = 8
 
 
 class Engine:
@@ -79,7 +77,7 @@ class Engine:
         self._lanes = Lanes(
             Plan(sizes),
             limits.feature_slots,
-            audit_backlog=limits.feature_slots // AUDIT_SLOTS,
+            audit_backlog=limits.feature_slots // tuning.AUDIT_SLOTS,
             on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
             on_late=lambda stage: metrics.dropped.labels(names[stage] if stage else "deadline").inc(),
         )
@@ -216,7 +214,7 @@ class Engine:
         )
 
     async def _run(self, entry: Entry, body: bytes) -> tuple[int, Reason]:
-        """Send it on its way and wait. A cancelled caller leaves a dead entry, which is dropped where it is met."""
+        """Send it on its way and wait. If the caller is cancelled, the entry is dropped at its next stage."""
         self._check_running()
         timer = None
         if entry.deadline is not None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from service.engine import tuning
 from service.engine.answer import Reason
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
 from service.engine.decoding import decode_entry
@@ -24,9 +25,6 @@ from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
 from service.networks.cascade import Carried
-
-# How long a worker decodes images of one batch.
-DECODE_SECONDS = 0.02
 
 
 class Executor:
@@ -106,7 +104,7 @@ class Executor:
         return replace(batch, entries=in_time, slots=batch.slots[: len(in_time)])
 
     def _in_time(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Those that their pass may answer in time, though decoding took longer than was foreseen."""
+        """Those that their pass may still answer in time: decoding may have taken longer than predicted."""
         ready = time.monotonic() + self._pace.table.seconds(0, len(entries)) if entries else 0.0
         late = [entry for entry in entries if entry.due < ready]
         self._metrics.dropped.labels("deadline").inc(len(late))
@@ -114,7 +112,7 @@ class Executor:
         return [entry for entry in entries if entry.due >= ready]
 
     def _decoded(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries with their pixels. Those without are decoded here, for ``DECODE_SECONDS``; then the rest wait again.
+        """Entries with their pixels. Those without are decoded here, for a short time; then the rest wait again.
 
         So an image that takes long to decode holds up nobody but the few decoded with it.
         """
@@ -124,7 +122,7 @@ class Executor:
         for index, entry in enumerate(waiting):
             if decode_entry(entry, self._predictor.spec, self._metrics):
                 ready.append(entry)
-            if time.monotonic() > began + DECODE_SECONDS:
+            if time.monotonic() > began + tuning.DECODE_SECONDS:
                 self._wait_again(waiting[index + 1 :])
                 waiting = waiting[: index + 1]
                 break

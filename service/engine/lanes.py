@@ -10,21 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from service.engine import tuning
 from service.engine.entry import Entry, give_up
 from service.engine.pick import Pick, Plan, Release, Waiting, most_in_time, pick
 from service.errors import LowfirstError
-
-# Share of the workers' time that audits get even when there is other work.
-AUDIT_SHARE = 0.01
-
-# How many batches that share looks back on: an idle day earns audits no minutes of their own.
-AUDIT_MEMORY_SECONDS = 60.0
-
-# Full batches of the first stage to have decoded ahead.
-AHEAD = 4
-
-# Weight of the newest batch in the running share of images that escalate.
-NEWEST_BATCH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +81,7 @@ class Lanes:
     def escalate(self, stage: int, entries: Sequence[Entry], of: int, unused: Sequence[int]) -> None:
         """Let ``entries`` of a batch of ``of`` at ``stage`` go on to the next with their slots; free ``unused``."""
         with self._changed:
-            self.escalating[stage] += NEWEST_BATCH * (len(entries) / of - self.escalating[stage])
+            self.escalating[stage] += tuning.NEWEST_BATCH * (len(entries) / of - self.escalating[stage])
             if entries:
                 self._push(stage + 1, entries)
             self._release(unused)
@@ -122,11 +111,9 @@ class Lanes:
         return sum(map(len, self._audits)) + self._audits_reserved < self._audit_backlog
 
     def wait_for_room(self) -> None:
-        """Wait until the first lane holds less than ``AHEAD`` full batches, so that decoding never starves compute."""
+        """Wait until the first lane holds few full batches, so that decoding never starves compute."""
         with self._room:
-            self._room.wait_for(
-                lambda: self._closed or self._failure is not None or len(self._lanes[0]) < AHEAD * self.plan.sizes[0]
-            )
+            self._room.wait_for(self._has_room)
 
     def release(self, slots: Sequence[int]) -> None:
         """Give back feature slots."""
@@ -138,7 +125,7 @@ class Lanes:
         with self._changed:
             self.seconds += 0.0 if is_audit else seconds
             self.single_scale_seconds += single_scale_seconds
-            kept = max(0.0, 1 - seconds / AUDIT_MEMORY_SECONDS)
+            kept = max(0.0, 1 - seconds / tuning.AUDIT_MEMORY_SECONDS)
             self._spent = kept * self._spent + seconds
             self._spent_on_audits = kept * self._spent_on_audits + (seconds if is_audit else 0.0)
 
@@ -203,6 +190,10 @@ class Lanes:
             lane = self._lanes[stage]
             return lane[0][0] if lane else None
 
+    def _has_room(self) -> bool:
+        is_short = len(self._lanes[0]) < tuning.DECODED_AHEAD * self.plan.sizes[0]
+        return is_short or self._closed or self._failure is not None
+
     def _push(self, stage: int, entries: Sequence[Entry]) -> None:
         for entry in entries:
             heapq.heappush(self._lanes[stage], (entry.arrival, next(self._order), entry))
@@ -218,7 +209,7 @@ class Lanes:
             self._drop(stage, now)
         lanes = [_waiting(lane) for lane in self._lanes]
         picked = pick(now, lanes, len(self._free), self.plan, self.escalating)
-        if picked is None or self._spent_on_audits < AUDIT_SHARE * self._spent:
+        if picked is None or self._spent_on_audits < tuning.AUDIT_SHARE * self._spent:
             audit = self._take_audit()
             if audit is not None:
                 return audit

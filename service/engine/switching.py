@@ -9,23 +9,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from service.engine import tuning
 from service.engine.engine import Engine
 from service.engine.models import Models
 from service.errors import ConfigConflict, InvalidOption
 from service.log import logger
 from service.state.base import ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
-
-# How often the runtime config is looked at for models that another replica was told to serve.
-FOLLOW_SECONDS = 0.2
-
-# How long replicas that prepare a model are waited for: as long as it took here, but not less than this.
-MIN_PATIENCE_SECONDS = 1.0
-
-# How long a model is kept ready that another replica is about to ask for, until it does.
-PREPARED_SECONDS = 60.0
-
-# How long before what could not be served is tried again: its files may yet come.
-RETRY_SECONDS = 10.0
 
 
 class Switching:
@@ -118,7 +107,7 @@ class Switching:
         began = time.monotonic()
         engines = await self._prepare(wanted)
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(time.monotonic() - began, MIN_PATIENCE_SECONDS)):
+            async with asyncio.timeout(max(time.monotonic() - began, tuning.MIN_PATIENCE_SECONDS)):
                 await self._config.others_prepared()
         return engines
 
@@ -148,12 +137,12 @@ class Switching:
     async def _follow(self) -> None:
         """Serve what the config names once it is changed elsewhere."""
         while True:
-            await asyncio.sleep(FOLLOW_SECONDS)
+            await asyncio.sleep(tuning.FOLLOW_SECONDS)
             async with self._lock:
                 follows = await self._catch_up()
                 await self._prepare_announced()
             if not follows:
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(tuning.RETRY_SECONDS)
 
     async def _catch_up(self) -> bool:
         """Serve what the config names; whether that is so now. The log has each reason why not once."""
@@ -176,7 +165,7 @@ class Switching:
         if self._config.announced is not self._announced:  # said again, it is another
             self._announced = self._config.announced
             await self._forget()
-            self._forget_at = time.monotonic() + PREPARED_SECONDS
+            self._forget_at = time.monotonic() + tuning.PREPARED_SECONDS
             for key in set(self._announced.items()) - set(self._models.applied.served):
                 with suppress(Exception):  # once it is asked for, the reason is told
                     self._prepared[key] = await self._models.prepare("/".join(map(str, key)))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
+from service.engine import tuning
 from service.engine.executor import Executor
 from service.engine.lanes import Lanes
 from service.engine.pace import Pace
@@ -15,9 +16,6 @@ from service.engine.preparing import Preparation
 from service.errors import DeviceFailed
 from service.inference.latency import LatencyTable
 from service.log import logger
-
-# Seconds before a thread that replaces a failed one tries the device: doubled each time, up to the last.
-FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 
 
 class Workers:
@@ -126,7 +124,7 @@ class Workers:
             self._preparation.warm_up(self._pace.sizes)
         except BaseException as error:
             logger.error("the device still fails: %s", error)
-            self._spawn(partial(self._next_life, min(2 * delay, LAST_RETRY)))
+            self._spawn(partial(self._next_life, min(2 * delay, tuning.LAST_DEVICE_RETRY_SECONDS)))
             return
         self._serve()
 
@@ -139,7 +137,7 @@ class Workers:
         except BaseException as error:
             logger.critical("a worker failed", exc_info=error)
             self._ended(str(error) or type(error).__name__)  # not itself: its traceback holds whatever ran
-            self._spawn(partial(self._next_life, FIRST_RETRY))
+            self._spawn(partial(self._next_life, tuning.FIRST_DEVICE_RETRY_SECONDS))
         else:
             self._ended(None)
 

@@ -426,7 +426,7 @@ async def test_a_goal_solved_for_a_version_that_was_exchanged_meanwhile_is_a_con
     monkeypatch: pytest.MonkeyPatch,
     error_of: Callable[..., dict[str, Any]],
 ) -> None:
-    monkeypatch.setattr("service.engine.switching.FOLLOW_SECONDS", 3600)  # a replica that has not noticed yet
+    monkeypatch.setattr("service.engine.tuning.FOLLOW_SECONDS", 3600)  # a replica that has not noticed yet
     app = make_app(model_store=two_versions, model="tiny/1")
     async with connect(app) as client:
         await app.state.parts.config.update(lambda now: dataclasses.replace(now, models={"tiny": 2}))
