@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from service.api.dependencies import Parts
-from service.api.keys import Keys
+from service.api.keys import Keys, is_under
 from service.api.request_context import ACCEPTED_ID, HEADER, new_id
 from service.api.rpc.calls import CALLS, Call, Method
 from service.api.rpc.messages import METHODS, SERVICE, Message
@@ -21,6 +21,8 @@ from service.processes.reception import free
 from service.settings import Settings
 
 PORT = "LOWFIRST_GRPC_PORT"
+
+PROBE = "/v2/health"
 
 # What a request has beside its images.
 HEAD_BYTES = 1024 * 1024
@@ -146,7 +148,11 @@ class RpcPort:
         refusal = self._keys.refusal(*method.http, headers)
         if refusal is not None:
             raise refusal
-        return await method.answer(self._parts, asked, call)
+        traces = self._parts.traces
+        if traces is None or is_under(method.http[1], PROBE):
+            return await method.answer(self._parts, asked, call)
+        with traces.call(method.route, headers, call.request_id):
+            return await method.answer(self._parts, asked, call)
 
 
 def _as_bytes(name: str, value: str | bytes) -> tuple[bytes, bytes]:
