@@ -13,7 +13,7 @@ from service.api.schemas import FeedbackAnswer, FeedbackBody
 
 router = APIRouter(tags=["feedback"])
 
-MAX_BYTES = 4096
+MAX_BYTES = 8192  # an id and a name of the most characters, each escaped, and what stands between
 
 
 async def _body(request: Request) -> FeedbackBody:
