@@ -55,8 +55,9 @@ def test_two_processes_log_and_take_feedback_of_each_other_and_accuracy_over_tim
     process, client = serve(processes="2", sample_log=str(tmp_path), sample_format="parquet")
     right = 0
     for index in range(IMAGES):
-        with httpx.Client(base_url=client.base_url, timeout=TIMEOUT) as one:  # the next process, each time
-            answer = one.post("/classify", content=make_jpeg(index), headers=RAW).json()
+        with httpx.Client(base_url=client.base_url, timeout=TIMEOUT) as other:  # of the other process: it has fewer
+            asked = other if index % 2 else client
+            answer = asked.post("/classify", content=make_jpeg(index), headers=RAW).json()
         told = client.post("/feedback", json={"request_id": answer["request_id"], "label": index % 4})
         right += told.json()["right"]
     unknown = client.post("/feedback", json={"request_id": "nobody", "label": 0})
