@@ -11,11 +11,15 @@ Reason = Literal["confident", "escalated", "deadline", "brownout", "cached", "on
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds an image spent being decoded, waiting, and in each stage that ran, in order."""
+    """Seconds an image spent being decoded, waiting, and in each stage that ran, in order.
+
+    ``compute`` is its part of what its batches took, known only of images that run behind an answer.
+    """
 
     decode: float = 0.0
     queue: float = 0.0
     stages: list[float] = field(default_factory=list)
+    compute: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Ask:
         top_k: labels to give, at most the number of classes.
         passes: whether to tell what each stage that ran says, not the answering one's answer alone.
         request_id, index: of the request, and the image's place among its images: for the sample log.
+        names_version: whether it names the version of the model too, so that no canary answers it.
     """
 
     arrival: float
@@ -38,6 +43,7 @@ class Ask:
     passes: bool = False
     request_id: str = ""
     index: int = 0
+    names_version: bool = False
 
 
 @dataclass(frozen=True, slots=True)

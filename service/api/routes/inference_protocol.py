@@ -17,6 +17,7 @@ from service.api import receiving, tensors
 from service.api.classifying import ask_of, classify_image, most_images
 from service.api.dependencies import Injected, Parts, parts_of
 from service.api.direct import DirectRoute
+from service.api.error_responses import WORK, protocol_responses
 from service.api.exchange import unless_client_leaves
 from service.api.protocol_schemas import (
     InferAnswer,
@@ -33,45 +34,45 @@ from service.engine.engine import Engine
 from service.errors import InvalidOption, LowfirstError, NotFound
 from service.model_spec import ModelSpec
 
-EXTENSIONS = ["binary_tensor_data", "classification", "parameters"]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
 MODEL = "/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 
-@router.get("")
+@router.get("", operation_id="v2_server")
 async def server() -> ServerMetadata:
     """What this server is, and which extensions of the protocol it speaks."""
     return ServerMetadata(name="lowfirst", version=service.__version__, extensions=EXTENSIONS)
 
 
-@router.get("/health/live")
+@router.get("/health/live", operation_id="v2_live")
 async def live() -> ServerLive:
     """Whether the process answers."""
     return ServerLive()
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", operation_id="v2_ready", responses=protocol_responses(503))
 async def ready(parts: Injected) -> ServerReady:
     """Whether work may be sent; else 503, saying why."""
     parts.check_ready()
     return ServerReady()
 
 
-@router.get(MODEL)
+@router.get(MODEL, operation_id="v2_model", responses=protocol_responses(401, 404))
 async def model(parts: Injected, model: str) -> ModelMetadata:
     """The model's input and outputs."""
     return metadata(served(parts, model).spec)
 
 
-@router.get(VERSION)
+@router.get(VERSION, operation_id="v2_version", responses=protocol_responses(401, 404))
 async def version(parts: Injected, model: str, version: str) -> ModelMetadata:
     """The same of a version, which must be the one served."""
     return metadata(served(parts, model, version).spec)
 
 
-@router.get(MODEL + "/ready")
+@router.get(MODEL + "/ready", operation_id="v2_model_ready", responses=protocol_responses(401, 404, 503))
 async def model_ready(parts: Injected, model: str) -> ModelReady:
     """Whether the model may be asked; else 503, saying why."""
     engine = served(parts, model)
@@ -79,7 +80,7 @@ async def model_ready(parts: Injected, model: str) -> ModelReady:
     return ModelReady(name=engine.spec.name)
 
 
-@router.get(VERSION + "/ready")
+@router.get(VERSION + "/ready", operation_id="v2_version_ready", responses=protocol_responses(401, 404, 503))
 async def version_ready(parts: Injected, model: str, version: str) -> ModelReady:
     """The same of a version."""
     engine = served(parts, model, version)
@@ -111,6 +112,7 @@ DOCUMENTED: dict[str, Any] = {
     "response_model_exclude_none": True,
     "openapi_extra": {"requestBody": {"required": True, "content": {tensors.BINARY: TENSORS}}},
     "responses": {
+        **protocol_responses(*WORK),
         200: {
             "content": {tensors.BINARY: TENSORS},
             "headers": {
@@ -119,7 +121,7 @@ DOCUMENTED: dict[str, Any] = {
                     "schema": {"type": "integer"},
                 }
             },
-        }
+        },
     },
 }
 
@@ -142,11 +144,12 @@ async def infer(request: Request) -> Response:
     return tensors.answer(asked, answers)
 
 
-for _path, _named in ((MODEL, _model), (VERSION, _version)):
+for _path, _named, _id in ((MODEL, _model, "v2_infer"), (VERSION, _version, "v2_infer_version")):
     router.add_api_route(
         _path + "/infer",
         infer,
         methods=["POST"],
+        operation_id=_id,
         dependencies=[Depends(_named), Depends(_body)],
         route_class_override=DirectRoute,
         **DOCUMENTED,
@@ -171,7 +174,8 @@ async def _classify(parts: Parts, engine: Engine, index: int, image: bytes, ask:
 
 
 def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int) -> Ask:
-    return ask_of(request, parts, wanted.threshold, deadline_ms_of(wanted), top_k=classes)
+    names_version = "version" in request.path_params or "/" in request.path_params["model"]
+    return ask_of(request, parts, wanted.threshold, deadline_ms_of(wanted), top_k=classes, names_version=names_version)
 
 
 def deadline_ms_of(wanted: RequestParameters) -> float | None:
@@ -197,5 +201,5 @@ def served(parts: Parts, model: str, version: str | None = None) -> Engine:
 
 
 def metadata(spec: ModelSpec) -> ModelMetadata:
-    """A model's input and outputs."""
+    """What the protocol says of a model."""
     return ModelMetadata.of(spec.name, spec.version, len(spec.classes))

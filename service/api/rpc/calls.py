@@ -85,6 +85,7 @@ async def _model_infer(parts: Parts, asked: Message, call: Call) -> Message:
         deadline=_deadline(parts, wanted, call),
         top_k=len(engine.spec.classes),
         request_id=call.request_id,
+        names_version=bool(asked.model_version) or "/" in asked.model_name,
     )
     with parts.admission.admit(images=len(images), size=size):
         answers = await classify_all(parts, engine, images, ask)
