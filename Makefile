@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu faults pictures wheel image digests sbom audit site lock clean FORCE
+.PHONY: serve install test check format bench gpu faults pictures wheel image digests sbom audit site lock proto clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -24,6 +24,12 @@ format: $(VENV)/.installed-test  ## Format, and mend what the linter can.
 
 bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--data DIR". Takes wrk, a package of most systems.
 	$(BIN)/python loadtest/bench.py $(BENCH)
+
+proto:  ## Compile the messages of gRPC, after a change of inference.proto.
+	$(PYTHON) -m venv build/proto
+	build/proto/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools>=1.70,<2'
+	build/proto/bin/python -m grpc_tools.protoc --proto_path=service/api/rpc \
+	  --descriptor_set_out=service/api/rpc/inference.binpb inference.proto
 
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)

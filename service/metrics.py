@@ -80,6 +80,18 @@ class Metrics:
         self.audits_skipped = Counter(
             "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
         )
+        self.samples = Counter(
+            "lowfirst_samples",
+            "Images for the sample log: written; lost as too many waited (busy), or as it could not be (failed).",
+            ["result"],
+            registry=registry,
+        )
+        self.feedback = Counter(
+            "lowfirst_feedback", "Answers whose truth was told later.", ["model"], registry=registry
+        )
+        self.feedback_right = Counter(
+            "lowfirst_feedback_right", "Of these, the answer was right.", ["model"], registry=registry
+        )
         self.comparisons = Counter(
             "lowfirst_comparisons",
             "Images that a model that is tried answered, and the one that is served too.",
@@ -266,6 +278,8 @@ class Metrics:
         self.single_scale_compute_seconds.labels(model)
         self.audits.labels(model)
         self.audit_disagreements.labels(model)
+        self.feedback.labels(model)
+        self.feedback_right.labels(model)
 
     def try_out(self, model: str) -> None:
         """Start the counters of a model that is tried at zero."""
@@ -282,6 +296,7 @@ class Metrics:
             (self.rejected, ("images", "bytes", "seconds")),
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
+            (self.samples, ("written", "busy", "failed")),
             (self.decoders_ended, ("slow", "crashed")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):

@@ -223,5 +223,30 @@ def serving() -> schema.Dashboard:
             "Stages": stages,
             "Queues": queues,
             "Batches": batches,
+            "Feedback": _feedback(),
         },
     )
+
+
+def _feedback() -> list[Panel]:
+    """Whether answers are right, by those who told later, and what is logged."""
+    told = f"sum by (model) (increase(lowfirst_feedback_total{{{REPLICA}}}[1h]))"
+    right = f"sum by (model) (increase(lowfirst_feedback_right_total{{{REPLICA}}}[1h]))"
+    return [
+        lines(
+            "Accuracy by feedback",
+            "What share of the answers whose true label was reported within the last hour was right? It is the accuracy "
+            "of all answers only if labels are reported for a random sample.",
+            (f"{right} / ({told} > 0)", "{{model}}"),
+            unit=SHARE,
+        ),
+        lines("Feedback", "How many labels of the last hour is it based on?", (told, "{{model}}"), unit=COUNT),
+        lines(
+            "Sample log",
+            "What happens to the images to be logged? busy: more came than were written; failed: the folder, its disk "
+            "or its store, took no more.",
+            (f"sum by (result) (rate(lowfirst_samples_total{{{REPLICA}}}[$__rate_interval]))", "{{result}}"),
+            unit=IMAGES_PER_SECOND,
+            stacked=True,
+        ),
+    ]

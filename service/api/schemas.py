@@ -59,6 +59,27 @@ class ClassifyQuery(Strict):
     passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
 
 
+class FeedbackBody(Strict):
+    """What an image shows."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": "a1", "label": "church"}]})
+
+    request_id: str = Field(min_length=1, max_length=128, description="Of the answer.")
+    label: Annotated[str, Field(strict=True, max_length=256)] | Annotated[int, Field(strict=True)] = Field(
+        description="The true class of the model that answered: its name, or its index."
+    )
+    index: int = Field(0, ge=0, strict=True, description="Which image of a request of several.")
+
+
+class FeedbackAnswer(BaseModel):
+    """It is logged. ``right``: whether the model had answered so."""
+
+    model: str
+    label: str
+    answered: str
+    right: bool
+
+
 class ModelQuery(Strict):
     """Which model a request is about."""
 

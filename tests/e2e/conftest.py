@@ -31,6 +31,13 @@ Serve = Callable[..., Server]
 
 TIMEOUT = 60  # a machine may be busy
 
+_LOGS: dict[subprocess.Popen[str], list[str]] = {}
+
+
+def log_of(process: subprocess.Popen[str]) -> list[str]:
+    """The lines that a server has written to standard error."""
+    return _LOGS[process]
+
 
 @pytest.fixture(scope="session")
 def environment(tiny_store: Path) -> dict[str, str]:
@@ -115,6 +122,7 @@ class _Log:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
         self.lines: list[str] = []
+        _LOGS[process] = self.lines
         self._process = process
         self._stream = process.stderr
         self._address: queue.Queue[str | None] = queue.Queue()
