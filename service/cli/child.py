@@ -18,8 +18,9 @@ from fastapi import FastAPI
 from service.api.dependencies import Parts
 from service.app import create_app
 from service.cli.draining import http_config, leave_alone
+from service.cli.starting import bar
 from service.errors import LowfirstError
-from service.log import configure
+from service.log import configure, starting
 from service.processes.metrics import keep_in_files
 from service.processes.reception import MAIN, OWN, received
 from service.processes.siblings import Together
@@ -42,6 +43,8 @@ def serve_child(
     for each in (signal.SIGTERM, signal.SIGINT):  # sent to a whole group: the parent sees to it
         signal.signal(each, signal.SIG_IGN)
     configure(settings.log_level, settings.log_format)
+    if index:  # the first one tells of all
+        starting.setLevel(logging.WARNING)
     try:
         _serve(settings, index, count, words, handover, files, own_address)
     finally:
@@ -63,13 +66,14 @@ def _serve(
     # gauges are read by functions here, and those of a model that went are not there to be read
     warnings.filterwarnings("ignore", "Removal of labels", UserWarning)
     together = Together(index, count, words, files, own_address)
-    try:
-        app = create_app(settings, together)
-    except LowfirstError as error:
-        words.sendall(frame(0, "failed", error.message))
-        sys.exit(1)
-    server = ChildServer(app, settings, together, handover)
-    server.run(sockets=[])
+    with bar(len(settings.models) + 1, wanted=index == 0 and settings.log_format == "text"):
+        try:
+            app = create_app(settings, together)
+        except LowfirstError as error:
+            words.sendall(frame(0, "failed", error.message))
+            sys.exit(1)
+        server = ChildServer(app, settings, together, handover)
+        server.run(sockets=[])
     together.clear_up()
     if not server.started:
         sys.exit(1)

@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
+from service.engine import tuning
 from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
 from service.engine.audit import Audit
 from service.engine.backlog import Backlog
+from service.engine.behind import Behind
 from service.engine.brown_out import BrownOut
 from service.engine.cached import CachedAnswers
 from service.engine.decide import Policy
@@ -25,7 +28,7 @@ from service.engine.pace import Pace
 from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, predict, solve
 from service.engine.preparing import Preparation
-from service.engine.recent import Recent
+from service.engine.recent import Recent, Totals
 from service.engine.steering import Steering
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
@@ -33,9 +36,6 @@ from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.state.base import ConfigSource, Goal, ResultCache, ThresholdConfig
-
-# One in so many feature slots may hold an image that waits for its audit.
-AUDIT_SLOTS = 8
 
 
 class Engine:
@@ -75,7 +75,7 @@ class Engine:
         self._lanes = Lanes(
             Plan(sizes),
             limits.feature_slots,
-            audit_backlog=limits.feature_slots // AUDIT_SLOTS,
+            audit_backlog=limits.feature_slots // tuning.AUDIT_SLOTS,
             on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
             on_late=lambda stage: metrics.dropped.labels(names[stage] if stage else "deadline").inc(),
         )
@@ -89,6 +89,7 @@ class Engine:
         self._decoders = decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._waiting: set[Entry] = set()
         self._backlog = Backlog(self._waiting, self._lanes, self._pace)
+        self.behind = Behind(spec, self._lanes, self._waiting, max(1, limits.feature_slots // tuning.AUDIT_SLOTS))
         brown_out = BrownOut(limits.target_latency_seconds)
         asked = partial(_asked, config, predictor)  # not the engine's own: it would be part of a cycle
         self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, asked)
@@ -125,6 +126,7 @@ class Engine:
         await asyncio.to_thread(self._aside.close)
         self._lanes.close()
         await asyncio.to_thread(self._workers.join)
+        self.behind.close()
         for entry in list(self._waiting):  # what a device that failed meanwhile left behind
             entry.fail(DeviceFailed("the device failed"))
 
@@ -204,7 +206,7 @@ class Engine:
         )
 
     async def _run(self, entry: Entry, body: bytes) -> tuple[int, Reason]:
-        """Send it on its way and wait. A cancelled caller leaves a dead entry, which is dropped where it is met."""
+        """Send it on its way and wait. If the caller is cancelled, the entry is dropped at its next stage."""
         self._check_running()
         timer = None
         if entry.deadline is not None:
@@ -263,6 +265,15 @@ class Engine:
         single = self._lanes.single_scale_seconds if self._pace.table.single else None
         return TimeSpent(self._answering.computed, self._lanes.seconds, single)
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether results are kept."""
+        return self._cached is not None
+
+    def totals(self) -> Totals:
+        """What was done since the start."""
+        return replace(self.recent.totals(), batches=self._lanes.batches)
+
     def audit(self) -> Audit:
         """What audits say of the threshold that is asked for."""
         threshold, calibration = self.asked.threshold, self.predictor.calibration
@@ -296,4 +307,7 @@ class Engine:
 
 
 def _asked(config: ConfigSource, predictor: Predictor) -> ThresholdConfig:
-    return config.current.thresholds.get(predictor.spec.name) or predictor.default_threshold
+    current, spec = config.current, predictor.spec
+    if current.trial is not None and current.trial.key == spec.key:
+        return current.trial.threshold
+    return current.thresholds.get(spec.name) or predictor.default_threshold

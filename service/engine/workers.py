@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
+from service.engine import tuning
 from service.engine.executor import Executor
 from service.engine.lanes import Lanes
 from service.engine.pace import Pace
@@ -15,13 +16,7 @@ from service.engine.pick import Plan
 from service.engine.preparing import Preparation
 from service.errors import DeviceFailed
 from service.inference.latency import LatencyTable
-from service.log import logger
-
-# Seconds before a thread that replaces a failed one tries the device: doubled each time, up to the last.
-FIRST_RETRY, LAST_RETRY = 0.1, 5.0
-
-# Several times what the largest batch of the largest network takes on a busy core.
-STALL_SECONDS = 10.0
+from service.log import logger, starting
 
 
 class Workers:
@@ -58,6 +53,8 @@ class Workers:
 
         Raises: what a stage raised; DeviceFailed: the network gives no finite numbers.
         """
+        if profile is None:
+            starting.info("measuring %s", self._preparation.model)
         tables: list[Future[LatencyTable]] = [Future() for _ in range(self._count)]
         warm: list[Future[None]] = [Future() for _ in range(self._count)]
         for measured, warmed in zip(tables, warm, strict=True):
@@ -65,6 +62,7 @@ class Workers:
         try:
             self.plan(LatencyTable.mean([future.result() for future in tables]))
             self._preparation.free_single()
+            starting.info("warming up %s", self._preparation.model)
             self._planned.set()
             for future in warm:
                 future.result()
@@ -91,7 +89,7 @@ class Workers:
             return f"the device failed ({self.failure}) and is tried again"
         since = list(self._since.values())
         stalled = time.monotonic() - max(since) if since and len(since) == self.alive else 0.0
-        return f"no worker has finished a batch for {stalled:.0f} s" if stalled > STALL_SECONDS else None
+        return f"no worker has finished a batch for {stalled:.0f} s" if stalled > tuning.STALL_SECONDS else None
 
     def plan(self, table: LatencyTable) -> None:
         """Take the measured times, and what follows from them: how large batches are."""
@@ -139,7 +137,7 @@ class Workers:
             self._preparation.warm_up(self._pace.sizes)
         except BaseException as error:
             logger.error("the device still fails: %s", error)
-            self._spawn(partial(self._next_life, min(2 * delay, LAST_RETRY)))
+            self._spawn(partial(self._next_life, min(2 * delay, tuning.LAST_DEVICE_RETRY_SECONDS)))
             return
         self._serve()
 
@@ -155,7 +153,7 @@ class Workers:
             self._since.pop(thread, None)
             logger.critical("a worker failed", exc_info=error)
             self._ended(str(error) or type(error).__name__)  # not itself: its traceback holds whatever ran
-            self._spawn(partial(self._next_life, FIRST_RETRY))
+            self._spawn(partial(self._next_life, tuning.FIRST_DEVICE_RETRY_SECONDS))
         else:
             self._ended(None)
 

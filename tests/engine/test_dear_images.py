@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from service.engine import workers
+from service.engine import tuning
 from service.engine.answer import Answer
 from service.engine.decoding import Aside
 from service.engine.entry import Entry
@@ -133,7 +133,7 @@ async def test_one_whose_turn_does_not_come_is_told_so(two: Case, dear: bytes) -
 
 
 async def test_readiness_falls_while_no_worker_finishes_a_batch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "STALL_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "STALL_SECONDS", 0.0)
     async with serving(case, workers=2) as server:
         gate = server.gate(0)
         tasks = [server.start(case.images[0].body)]
