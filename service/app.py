@@ -34,10 +34,12 @@ from service.cores import cores
 from service.engine.admission import Admission
 from service.engine.applied import first_config
 from service.engine.engine import Engine
+from service.engine.guard import Guard
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
-from service.errors import BrokenModel, InvalidOption
+from service.engine.trials import Trials
+from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.log import STARTED, logger, starting
@@ -74,19 +76,26 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     )
     own_port = _own_port(observing, settings, siblings, allowed)  # first: whether the port is free is known at once
     parts = observing.state.parts = build_parts(settings, siblings)
+    guard = Guard(parts.trials)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await parts.siblings.start()
-        await parts.config.start()
-        await parts.models.start()
-        await parts.switching.start()
+        try:
+            await parts.config.start()
+            await parts.models.start()
+            await parts.switching.start()
+            await guard.start()
+        except LowfirstError as error:
+            app.state.failure = error  # for whoever started the server to tell
+            raise
         starting.info(STARTED)
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
+        await guard.close()
         await parts.switching.close()
         await parts.models.close()
         await parts.config.close()
@@ -103,6 +112,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     )
     app.state.parts = parts
     app.state.own_port = own_port
+    app.state.failure = None
     app.add_middleware(Direct, routes=classify.router.routes)
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
@@ -144,18 +154,20 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
     )
+    siblings = together or Alone()
     switching = Switching(models, config)
+    trials = Trials(models, config, switching, partial(siblings.others, "trial"))
+    siblings.answer("trial", trials.told)
     admission = _admission(settings, models, metrics)
     metrics.cost_per_hour.set(settings.cost_per_hour or 0.0)
     metrics.watch(metrics.in_flight, lambda: admission.images)
     metrics.watch(metrics.config_version, lambda: models.config.version)
     metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.obstacle is not None)
     targets = MemoryTargets() if link is None else RedisTargets(link)
-    siblings = together or Alone()
     shared = None if together is None else SharedMetrics(metrics, together.files)
     observed = Observed(models, admission, metrics, siblings, shared)
     return Parts(
-        settings, models, switching, admission, config, metrics, targets, siblings, observed, _traces(settings)
+        settings, models, switching, trials, admission, config, metrics, targets, siblings, observed, _traces(settings)
     )
 
 
@@ -180,6 +192,10 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 
 def _load(settings: Settings, folder: Path) -> Predictor:
+    if settings.model_key is not None:
+        from service.signing import verify  # an extra's package, and a second to import
+
+        verify(folder, settings.model_key)
     starting.info("loading %s/%s", folder.parent.name, folder.name)
     predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
     spec = predictor.spec

@@ -23,7 +23,14 @@ from service.errors import (
     UnsupportedImage,
 )
 
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# Narrow where passes and answers are, so that 1.5 ms is told from 1.9. The edges of earlier releases (0.5 ms, 1, 2, 5,
+# 10, …) stay, so that queries that name one go on. What `observe` takes grows with them: 1.1 us, 0.7 with those alone.
+SECONDS = (
+    *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075),
+    *(0.001, 0.00125, 0.0015, 0.00175, 0.002, 0.0025, 0.003, 0.004, 0.005, 0.0075),
+    *(0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
+)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 EARLY_REASONS = ("confident", "brownout", "deadline", "cached")
 LAST_REASONS = ("escalated", "cached")
@@ -73,6 +80,41 @@ class Metrics:
         self.audits_skipped = Counter(
             "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
         )
+        self.comparisons = Counter(
+            "lowfirst_comparisons",
+            "Images that a model that is tried answered, and the one that is served too.",
+            ["model"],
+            registry=registry,
+        )
+        self.comparison_disagreements = Counter(
+            "lowfirst_comparison_disagreements", "Of these, the answers differ.", ["model"], registry=registry
+        )
+        self.comparisons_skipped = Counter(
+            "lowfirst_comparisons_skipped",
+            "Images of a trial that the device had no time to compare.",
+            ["model"],
+            registry=registry,
+        )
+        self.trial_errors = Counter(
+            "lowfirst_trial_errors",
+            "Images that a model failed on while it was tried; clients got the other one's answer.",
+            ["model"],
+            registry=registry,
+        )
+        self.trial_share = Gauge(
+            "lowfirst_trial_share",
+            "Share of the images that a model is tried on, as canary or shadow, beside the model that is served.",
+            ["model", "kind"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.trial_cancelled = Gauge(
+            "lowfirst_trial_cancelled_timestamp_seconds",
+            "When the latest trial beside a model was cancelled by its guard; 0 where it was not.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.request_seconds = Histogram(
             "lowfirst_request_seconds",
             "From a request's head to its answer.",
@@ -80,8 +122,21 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.image_seconds = Histogram(
+            "lowfirst_image_seconds",
+            "From a request's head to an image's answer, by the stage that gives it.",
+            ["model", "exit"],
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.decode_seconds = Histogram(
             "lowfirst_decode_seconds", "Decoding one image.", buckets=SECONDS, registry=registry
+        )
+        self.decoders_ended = Counter(
+            "lowfirst_decoders_ended",
+            "Processes for images that take long to decode which an image ended: by its time, or by a crash.",
+            ["reason"],
+            registry=registry,
         )
         self.queue_seconds = Histogram(
             "lowfirst_queue_wait_seconds",
@@ -202,6 +257,7 @@ class Metrics:
         for stage in stages:
             self.multiply_adds.labels(model, stage)
             self.dropped.labels(stage)
+            self.image_seconds.labels(model, stage)
         for stage in early:
             for reason in EARLY_REASONS:
                 self.images.labels(model, stage, reason)
@@ -210,6 +266,11 @@ class Metrics:
         self.single_scale_compute_seconds.labels(model)
         self.audits.labels(model)
         self.audit_disagreements.labels(model)
+
+    def try_out(self, model: str) -> None:
+        """Start the counters of a model that is tried at zero."""
+        for counter in (self.comparisons, self.comparison_disagreements, self.comparisons_skipped, self.trial_errors):
+            counter.labels(model)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
         """Read ``gauge`` from ``value`` whenever it is scraped."""
@@ -221,6 +282,7 @@ class Metrics:
             (self.rejected, ("images", "bytes", "seconds")),
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
+            (self.decoders_ended, ("slow", "crashed")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):
             for value in label_values:

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import InvalidOption
 
 PREFIX = "LOWFIRST_"
-SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
+SHIPPED_STORE = Path(__file__).with_name("model_store").resolve()  # a folder in a wheel, a link in a checkout
 SHIPPED_MODEL = "imagenette-resnet18"
 
 MIB = 1024 * 1024
@@ -74,6 +74,11 @@ class Settings(BaseSettings):
     model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
     models: Listed = Field((), description="More models to serve, after commas; `?model=` names them in requests.")
+    model_key: Path | None = Field(
+        None,
+        description="Public key (PEM) that every model must be signed with (`lowfirst sign`); unset: unsigned ones "
+        "are served too.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: str = Field(
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
@@ -160,7 +165,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
     log_format: Literal["text", "json"] = Field("text", description="text, or json: an object a line.")
     traces: bool = Field(
-        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (`lowfirst[otel]`)."
+        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (extra `otel`)."
     )
 
     @property

@@ -92,9 +92,13 @@ class ModelStore:
         name, slash, version = reference.partition("/")
         versions = self.versions(name)
         if not versions:
-            raise NotFound(f"model is {name!r}; {self.holds()}", field="model", value=reference)
+            known = ", ".join(self.names()) or "no model"
+            raise NotFound(f"model is {name!r}; {self.holds()}", field="model", value=reference, bound=known)
         if slash and version not in map(str, versions):
-            raise NotFound(f"model is {reference!r}; {name} has versions {versions}", field="model", value=reference)
+            raise NotFound(
+                f"model is {reference!r}; {name} has versions {versions}",
+                field="model", value=reference, bound=", ".join(map(str, versions)),
+            )  # fmt: skip
         return name, int(version) if version else versions[-1]
 
     def specs(self, on_broken: Callable[[str, LowfirstError], None]) -> list[ModelSpec]:

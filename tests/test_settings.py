@@ -20,6 +20,7 @@ VALUES = {
     "receive_timeout_seconds": ("2.5", 2.5),
     "model_store": ("/models", Path("/models")),
     "model": ("bees/2", "bees/2"),
+    "model_key": ("/keys/models.pub", Path("/keys/models.pub")),
     "models": ("ants, wasps/2", ("ants", "wasps/2")),
     "device": ("cpu", "cpu"),
     "precision": ("float32", "float32"),

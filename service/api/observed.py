@@ -82,7 +82,7 @@ class Observed:
             return generate_latest(self._metrics.registry)
         others = await self._siblings.others("sample")
         self._shared.sample()
-        for engine in self._models:
+        for engine in self._models.running:
             if engine.predictor.calibration is not None:
                 audits = [Audit(**told[engine.spec.reference]) for told in others if engine.spec.reference in told]
                 kept = pooled([engine.audit(), *audits]).promise_kept
@@ -108,7 +108,7 @@ class Observed:
     def _sampled(self, _: Any) -> dict[str, Any]:
         assert self._shared is not None
         self._shared.sample()
-        return {engine.spec.reference: asdict(engine.audit()) for engine in self._models}
+        return {engine.spec.reference: asdict(engine.audit()) for engine in self._models.running}
 
     def _told(self, reference: str) -> dict[str, Any] | None:
         try:

@@ -21,7 +21,7 @@ RED_SQUARE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8oaHBgA
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """A body that may hold nothing it does not know."""
 
     model_config = ConfigDict(extra="forbid")
@@ -47,7 +47,7 @@ ANSWER: JsonDict = {
 }
 
 
-class ClassifyQuery(_Strict):
+class ClassifyQuery(Strict):
     """What a request wants of its images."""
 
     top_k: int | None = Field(None, ge=1, description="Labels to give, unset: 5; all if there are fewer.")
@@ -59,7 +59,7 @@ class ClassifyQuery(_Strict):
     passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
 
 
-class ModelQuery(_Strict):
+class ModelQuery(Strict):
     """Which model a request is about."""
 
     model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
@@ -71,7 +71,7 @@ class PreviewQuery(ModelQuery):
     threshold: Share
 
 
-class JsonImage(_Strict):
+class JsonImage(Strict):
     """The JSON form of one image."""
 
     image: str = Field(description="The encoded image in base64, or a data URI of it.", examples=[RED_SQUARE])
@@ -199,7 +199,7 @@ def milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
-class ThresholdPatch(_Strict):
+class ThresholdPatch(Strict):
     """Exactly one goal, and/or a floor. A goal that is null is not given; a floor that is null is cleared."""
 
     model_config = ConfigDict(
@@ -248,19 +248,11 @@ class ThresholdPatch(_Strict):
         return None
 
 
-class ModelPatch(_Strict):
-    """Which model to serve."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "imagenette-resnet18/1"}]})
-
-    model: str = Field(
-        description="Of the store: name (its newest version) or name/version.",
-        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(/[1-9][0-9]{0,8})?$"},
-    )
-
-
 class ThresholdAnswer(BaseModel):
-    """The threshold in force, what was asked for it, and its predicted effect (null without a calibration table)."""
+    """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
+
+    While the server is overloaded a lower one is in force: `effective_threshold` of `/stats`.
+    """
 
     model: str
     goal: Goal
@@ -324,6 +316,9 @@ class ModelAnswer(BaseModel):
     network: str
     classes: list[str]
     resolution: int
+    resize: int = Field(
+        description="Pixels that the shorter side is resized to before the central square of `resolution` is cut out."
+    )
     stages: list[StageAnswer]
     low_mmacs: float = Field(description="Of the first stage.")
     high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
@@ -409,8 +404,10 @@ class StatsAnswer(BaseModel):
     runtime: str
     precision: str
     device: str
-    threshold: float
-    effective_threshold: float = Field(description="Lower than the threshold while the server is overloaded.")
+    threshold: float = Field(description="The threshold asked.")
+    effective_threshold: float = Field(
+        description="The threshold in force: lower than the one asked while the server is overloaded."
+    )
     config_version: int
     images: int
     time: TimeState

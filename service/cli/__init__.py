@@ -24,6 +24,7 @@ from service.cli import (
     quantise,
     report,
     serve,
+    sign,
     train,
 )
 from service.cli.console import warn
@@ -45,7 +46,8 @@ def add(name: str, command: Callable[..., None]) -> None:
 
 
 for command in (
-    serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, import_, compose, models, bench,
+    serve, deploy, classify, train, calibrate, quantise, evaluate, report,
+    publish, sign, import_, compose, models, bench,
 ):  # fmt: skip
     add(command.__name__.rpartition(".")[2].rstrip("_"), vars(command)[command.__name__.rpartition(".")[2]])
 

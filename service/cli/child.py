@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +63,8 @@ def _serve(
     keep_in_files(index)
     if has_hung_up(words):
         return
+    # gauges are read by functions here, and those of a model that went are not there to be read
+    warnings.filterwarnings("ignore", "Removal of labels", UserWarning)
     together = Together(index, count, words, files, own_address)
     with bar(len(settings.models) + 1, wanted=index == 0 and settings.log_format == "text"):
         try:
@@ -81,6 +84,7 @@ class ChildServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings, together: Together, handover: socket.socket) -> None:
         parts: Parts = app.state.parts
+        self._app = app
         self._parts = parts
         self._together = together
         self._handover = handover
@@ -105,7 +109,12 @@ class ChildServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            if (failure := self._app.state.failure) is not None:
+                await self._together.line.ask("failed", failure.message)
+            raise
         leave_alone()
         self._configs[OWN].load()
         self._handover.setblocking(False)

@@ -75,7 +75,24 @@ def model_store() -> ModelStore:
 
 
 def model_folder(reference: str) -> Path:
-    """A run folder, or a model of the store by ``name`` or ``name/version``. Raises NotFound."""
+    """A run folder, or a model of the store by ``name`` or ``name/version``, verified if ``LOWFIRST_MODEL_KEY`` is set.
+
+    Raises:
+        NotFound: there is none.
+        BrokenModel, InvalidOption: see ``signing.verify``.
+    """
+    from service.settings import load_settings
+
+    folder, key = unverified_folder(reference), load_settings().model_key
+    if key is not None and folder != Path(reference):
+        from service.signing import verify
+
+        verify(folder, key)
+    return folder
+
+
+def unverified_folder(reference: str) -> Path:
+    """The same without a look at its signature."""
     path = Path(reference)
     if (path / SPEC).is_file():
         return path

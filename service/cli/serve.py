@@ -25,7 +25,7 @@ from service.settings import Settings, load_settings, unknown_variables
 # What the process that all others are forked from imports. None of it computes or starts a thread.
 TEMPLATE = ["service.cli.child", "service.cli.template"]
 
-MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made there
 
 
 def serve(
@@ -71,7 +71,10 @@ def _alone(settings: Settings) -> None:
     with bar(len(settings.models) + 1, wanted=settings.log_format == "text"):
         app = create_app(settings)
         server = DrainingServer(app, settings, app.state.parts)
-        server.run(sockets=listeners)
+        try:
+            server.run(sockets=listeners)
+        except SystemExit as ended:  # before it listened
+            raise app.state.failure or typer.Exit(1) from ended
     if not server.started:
         raise typer.Exit(1)
 

@@ -145,11 +145,11 @@ class Recent:
             exit_rate=self._exited / images if images else None,
             mean_mmacs=self._mmacs / images if images else None,
             images_per_second=len(seconds) / max(now - since, 1.0),
-            latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in PERCENTILES},
+            latency_ms={f"p{q}": percentile_ms(seconds, q) for q in PERCENTILES},
             seconds=seconds,
         )
 
 
-def _percentile_ms(ordered: list[float], q: int) -> float | None:
-    """Nearest-rank percentile."""
+def percentile_ms(ordered: Sequence[float], q: int) -> float | None:
+    """Nearest-rank percentile of seconds in order, in milliseconds; None without any."""
     return 1e3 * ordered[max(0, -(-len(ordered) * q // 100) - 1)] if ordered else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -45,6 +46,7 @@ class Workers:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
+        self._since: dict[int, float] = {}  # by thread: when its batch began
 
     def start(self, profile: LatencyTable | None = None) -> None:
         """Warm up in all threads at once, as they will run, and measure (unless ``profile`` tells); then pull batches.
@@ -80,6 +82,14 @@ class Workers:
             if thread is None:
                 return
             thread.join()
+
+    def why_not_ready(self) -> str | None:
+        """What keeps new work away, in words: a worker failed, or none finishes its batch; None when nothing does."""
+        if self.failure is not None:
+            return f"the device failed ({self.failure}) and is tried again"
+        since = list(self._since.values())
+        stalled = time.monotonic() - max(since) if since and len(since) == self.alive else 0.0
+        return f"no worker has finished a batch for {stalled:.0f} s" if stalled > tuning.STALL_SECONDS else None
 
     def plan(self, table: LatencyTable) -> None:
         """Take the measured times, and what follows from them: how large batches are."""
@@ -133,11 +143,14 @@ class Workers:
 
     def _serve(self) -> None:
         self._began()
+        thread = threading.get_ident()
         try:
             while (batch := self._lanes.wait()) is not None:
+                self._since[thread] = time.monotonic()
                 self._executor.run(batch)
-                del batch  # or its images live on while this thread waits
+                del batch, self._since[thread]  # or its images live on while this thread waits
         except BaseException as error:
+            self._since.pop(thread, None)
             logger.critical("a worker failed", exc_info=error)
             self._ended(str(error) or type(error).__name__)  # not itself: its traceback holds whatever ran
             self._spawn(partial(self._next_life, tuning.FIRST_DEVICE_RETRY_SECONDS))

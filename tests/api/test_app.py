@@ -21,7 +21,7 @@ ROUTES = {
     "/classify/batch": {"post"},
     "/classify/json": {"post"},
     "/config": {"get"},
-    "/config/model": {"patch"},
+    "/config/model": {"get", "patch"},
     "/config/threshold": {"get", "patch"},
     "/config/threshold/preview": {"get"},
     "/models": {"get"},

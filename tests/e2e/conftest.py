@@ -15,6 +15,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e.console import (  # noqa: F401  (fixtures)
+    _config_as_it_was,
+    any_depth,
+    browser,
+    open_page,
+    page,
+    priced,
+    site,
+    store,
+)
+
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
 

@@ -127,7 +127,8 @@ def _ask(request: Request, parts: Parts) -> tuple[str | None, Ask]:
     query = bodies.query(request, ClassifyQuery)
     parts.models.find(query.model)  # before anything of the body is read
     top_k = query.top_k or DEFAULT_TOP_K
-    return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k, query.passes)
+    names_version = query.model is not None and "/" in query.model
+    return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k, query.passes, names_version)
 
 
 def _body_limit(request: Request, image_limit: int) -> int:

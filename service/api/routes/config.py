@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
@@ -16,7 +15,6 @@ from service.api.error_responses import CHANGE, responses
 from service.api.schemas import (
     ConfigAnswer,
     ModelName,
-    ModelPatch,
     ModelQuery,
     PredictedEffect,
     PreviewAnswer,
@@ -25,6 +23,7 @@ from service.api.schemas import (
     ThresholdAnswer,
     ThresholdPatch,
 )
+from service.api.trial_schemas import EndedAnswer, ModelConfigAnswer, ModelPatch, TrialAnswer
 from service.engine.engine import Engine
 from service.errors import BadRequest, ConfigConflict, InvalidOption, LowfirstError
 from service.log import logger
@@ -84,7 +83,7 @@ async def config(parts: Injected) -> ConfigAnswer:
 
 @router.get("/threshold", operation_id="get_threshold", responses=responses(404, 422))
 async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
-    """The threshold in force, what was asked for it, and its predicted effect."""
+    """The threshold asked, the goal it was asked by, and its predicted effect."""
     engine = parts.models.find(query.model)
     response.headers["ETag"] = f'"{parts.models.config.version}"'
     return _answer(engine, engine.asked, parts.models.config.version)
@@ -120,7 +119,7 @@ async def change_threshold(
             raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
         asked = (before.goal, before.value) if goal is None else goal
         chosen = ThresholdConfig(*asked, threshold=kept, floor=floor)
-        return replace(current, thresholds={**current.thresholds, name: chosen})
+        return parts.trials.following(current, engine, chosen)
 
     current = await parts.config.update(change, _version(if_match))
     chosen = current.thresholds[name]
@@ -132,6 +131,13 @@ async def change_threshold(
     return _answer(engine, chosen, current.version)
 
 
+@router.get("/model", operation_id="get_model", responses=responses(404, 503))
+async def model(parts: Injected, response: Response) -> ModelConfigAnswer:
+    """What is served, and what is tried beside it: how both compare, over all processes of this server."""
+    response.headers["ETag"] = f'"{parts.models.config.version}"'
+    return await _model_config(parts)
+
+
 @router.patch("/model", operation_id="change_model", responses=responses(*CHANGE), openapi_extra=json_body(ModelPatch))
 async def change_model(
     parts: Injected,
@@ -139,19 +145,30 @@ async def change_model(
     response: Response,
     query: Annotated[ModelQuery, Query()],
     if_match: IfMatch = None,
-) -> ConfigAnswer:
+) -> ModelConfigAnswer | ConfigAnswer:
     """Serve another model, or another version, without a stop: no request fails, no image is lost.
 
     It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
     names, or the default one. What was asked for there is solved again. What cannot be served changes nothing.
+
+    With `share` it is tried on that share of the images instead, with `shadow` behind the answers, until `promote` or
+    `cancel`, or until its guard `max_disagreement` cancels it.
     """
+    version = _version(if_match)
     try:
-        await parts.switching.switch(patch.model, query.model, _version(if_match))
+        if patch.promote:
+            await parts.trials.promote(version)
+        elif patch.cancel:
+            await parts.trials.cancel(expected_version=version)
+        elif patch.model is not None and patch.is_switch:
+            await parts.switching.switch(patch.model, query.model, version)
+        else:
+            await parts.trials.change(patch.wish, query.model, version)
     except LowfirstError as error:
-        logger.warning("%s is not served: %s", patch.model[:100], error)
+        logger.warning("%s is refused: %s", patch.model_dump_json(exclude_unset=True)[:200], error)
         raise
     response.headers["ETag"] = f'"{parts.models.config.version}"'
-    return _config(parts)
+    return _config(parts) if patch.is_switch else await _model_config(parts)
 
 
 @router.get("/threshold/preview", operation_id="preview_threshold", responses=responses(404, 422))
@@ -176,6 +193,15 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
 def _predict(engine: Engine, threshold: float) -> PredictedEffect | None:
     prediction = engine.predict(threshold)
     return None if prediction.effect is None else PredictedEffect.of(prediction.effect, prediction.time)
+
+
+async def _model_config(parts: Parts) -> ModelConfigAnswer:
+    config, trial = parts.models.config, None
+    if config.trial is not None:
+        beside = parts.models.find(config.trial.beside).spec.version
+        trial = TrialAnswer.of(config.trial, beside, await parts.trials.comparison(config.trial))
+    ended = None if config.ended is None else EndedAnswer.of(config.ended)
+    return ModelConfigAnswer(**dict(_config(parts)), trial=trial, ended=ended)
 
 
 def _config(parts: Parts) -> ConfigAnswer:

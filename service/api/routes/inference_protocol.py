@@ -178,7 +178,8 @@ def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int
         if deadline_ms is not None:
             raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
         deadline_ms = wanted.timeout / 1e3
-    return ask_of(request, parts, wanted.threshold, deadline_ms, top_k=classes)
+    names_version = "version" in request.path_params or "/" in request.path_params["model"]
+    return ask_of(request, parts, wanted.threshold, deadline_ms, top_k=classes, names_version=names_version)
 
 
 def served(parts: Parts, model: str, version: str | None = None) -> Engine:

@@ -41,7 +41,7 @@ def choose_runtime(name: str, device: torch.device) -> str:
         if device.type != "cpu":
             raise InvalidOption("runtime", name, f"auto, eager or cuda: the device is {device.type}")
         if not find_spec("openvino"):
-            raise InvalidOption("runtime", name, "an installed one: pip install 'lowfirst[openvino]'")
+            raise InvalidOption("runtime", name, "an installed one: pip install '.[openvino]'")
     return name
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: a whole pass is one call, outside Python's lock (``pip install lowfirst[openvino]``)."""
+"""OpenVINO on the CPU: a whole pass is one call, outside Python's lock (``pip install '.[openvino]'``)."""
 
 from __future__ import annotations
 
