@@ -24,10 +24,11 @@ import service
 from service.api import error_handlers, keys
 from service.api.dependencies import Parts
 from service.api.direct import Direct
+from service.api.following import Following
 from service.api.observed import Observed
 from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, console, inference_protocol, models, observe
+from service.api.routes import calibration, classify, config, console, inference_protocol, models, observe
 from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
@@ -76,11 +77,13 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         await parts.config.start()
         await parts.models.start()
         await parts.switching.start()
+        await parts.following.start()
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
+        await parts.following.close()
         await parts.switching.close()
         await parts.models.close()
         await parts.config.close()
@@ -108,7 +111,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
     error_handlers.install(app)
-    for routes in (classify, config, console, models, observe):
+    for routes in (calibration, classify, config, console, models, observe):
         app.include_router(routes.router, responses=error_handlers.RESPONSES)
     app.include_router(inference_protocol.router, responses=error_handlers.PROTOCOL_RESPONSES)
     return app
@@ -144,9 +147,11 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     siblings = together or Alone()
     shared = None if together is None else SharedMetrics(metrics, together.files)
     observed = Observed(models, admission, metrics, siblings, shared)
+    following = Following(models, siblings, metrics, settings.audit_probability)
     return Parts(
-        settings, models, switching, admission, config, metrics, targets, siblings, observed, _traces(settings)
-    )
+        settings, models, switching, admission, config, metrics, targets, siblings, observed, following,
+        _traces(settings),
+    )  # fmt: skip
 
 
 def _admission(settings: Settings, models: Models, metrics: Metrics) -> Admission:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from service.api.following import Following
 from service.api.observed import Observed
 from service.engine.admission import Admission
 from service.engine.models import Models
@@ -34,6 +35,7 @@ class Parts:
     targets: Targets
     siblings: Siblings
     observed: Observed
+    following: Following
     traces: Traces | None = None
 
     def check_ready(self) -> None:

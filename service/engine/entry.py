@@ -32,6 +32,8 @@ class Entry:
         latest: the latest stage that ran, and why its output is given, should its deadline come.
         failure: why there is no answer. Not in the future: whoever raises it would be part of a cycle.
         enqueued: when it entered the lane it is in.
+        drawn_with: probability with which it was drawn for the live table; 0 of one that was not.
+        audited: confidence and answer of each stage but the last that ran after its answer.
     """
 
     threshold: float
@@ -51,6 +53,8 @@ class Entry:
     latest: tuple[int, Reason] | None = None
     failure: LowfirstError | None = None
     enqueued: float = 0.0
+    drawn_with: float = 0.0
+    audited: list[tuple[float, int]] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import replace
 from service.engine.answer import Reason
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
 from service.engine.decoding import decode_entry
+from service.engine.drawing import is_drawn, is_governed, seen
 from service.engine.entry import Entry, give_up
 from service.engine.features import FeaturePool
 from service.engine.lanes import Batch, Lanes
@@ -225,6 +226,7 @@ class Executor:
         answered: list[tuple[Entry, Reason]] = []
         escalated: list[Entry] = []
         unused: list[int] = []
+        drawn: list[Entry] = []
         for row, (entry, decision) in enumerate(zip(batch.entries, outcome.decisions, strict=True)):
             entry.slot, entry.enqueued = batch.slots[row], now
             if isinstance(decision, Drop):
@@ -236,11 +238,15 @@ class Executor:
                 escalated.append(entry)
                 continue
             answered.append((entry, decision.reason))
+            if decision.reason == "escalated" and is_drawn(entry, self.policy) and self._lanes.has_audit_room:
+                drawn.append(entry)
             if not (outcome.is_audited[row] and self._send_to_audit(stage, entry)):
                 unused.append(batch.slots[row])
                 entry.slot = None
         if answered:
             answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
+        if drawn:
+            drawn[0].loop.call_soon_threadsafe(self._recent.draw, [seen(entry, now) for entry in drawn])
         self._lanes.escalate(stage, escalated, len(batch.entries), unused)
 
     def _note(self, entry: Entry, row: int, stage: int, outcome: Outcome) -> None:
@@ -254,23 +260,30 @@ class Executor:
         entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"  # last: it may expire now
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
+        entry.drawn_with = self.policy.audit_probability
         if self._lanes.audit(stage + 1, entry):
             return True
         self._metrics.audits_skipped.inc()
         return False
 
     def _commit_audit(self, batch: Batch, outcome: Outcome) -> None:
+        answers: list[int] = outcome.probabilities.argmax(1).tolist()
         if batch.stage < self.policy.last:
+            for entry, each in zip(batch.entries, zip(outcome.confidences, answers, strict=True), strict=True):
+                entry.audited.append(each)
             refused = [entry.slot for entry in batch.entries if not self._send_to_audit(batch.stage, entry)]
             self._lanes.release([slot for slot in refused if slot is not None])
             return
         self._lanes.release(batch.slots)
-        for entry, answer in zip(batch.entries, outcome.probabilities.argmax(1).tolist(), strict=True):
+        now = time.monotonic()
+        for entry, answer in zip(batch.entries, answers, strict=True):
             agreed = answer == int(entry.outputs[-1].argmax())
             self._metrics.audits.labels(self._model).inc()
             if not agreed:
                 self._metrics.audit_disagreements.labels(self._model).inc()
             entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.threshold, agreed)
+            if is_governed(entry):
+                entry.loop.call_soon_threadsafe(self._recent.draw, [seen(entry, now, [answer])])
 
     def _count(self, batch: Batch, seconds: float) -> None:
         work, images = self._work(batch), len(batch.entries)

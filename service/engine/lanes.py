@@ -105,6 +105,11 @@ class Lanes:
             self._changed.notify()
             return True
 
+    @property
+    def has_audit_room(self) -> bool:
+        """Whether ``audit`` would take one now."""
+        return sum(map(len, self._audits)) < self._audit_backlog
+
     def wait_for_room(self) -> None:
         """Wait until the first lane holds less than ``AHEAD`` full batches, so that decoding never starves compute."""
         with self._room:

@@ -10,6 +10,7 @@ from service.errors import ConfigConflict
 
 Goal = Literal["threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
+Table = Literal["stored", "live"]
 BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are shares
 
 
@@ -17,13 +18,15 @@ BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are 
 class ThresholdConfig:
     """One model's threshold: what was asked (``goal``, ``value``), the threshold solved from it, and the floor.
 
-    ``floor`` is how low an overloaded server may bring the threshold; None never lowers it.
+    ``floor`` is how low an overloaded server may bring the threshold; None never lowers it. ``table`` is what the goal
+    is held by: the model's own, or ``live`` traffic, which moves the threshold from ``threshold`` on.
     """
 
     goal: Goal
     value: float
     threshold: float
     floor: float | None = None
+    table: Table = "stored"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from service.state.base import BUDGETS, GOALS, CachedOutputs, RuntimeConfig, ThresholdConfig
+from service.state.base import BUDGETS, GOALS, CachedOutputs, RuntimeConfig, Table, ThresholdConfig
 
 FORMAT = 1
 MAX_VERSION = 2**53 - 1  # what every JSON reader keeps exactly
@@ -27,7 +27,7 @@ class Unreadable(Exception):
 
 def encode_config(config: RuntimeConfig) -> bytes:
     """``config`` as JSON."""
-    thresholds = {name: asdict(threshold) for name, threshold in config.thresholds.items()}
+    thresholds = {name: _told(threshold) for name, threshold in config.thresholds.items()}
     told = {"format": FORMAT, "version": config.version, "thresholds": thresholds, "models": dict(config.models)}
     return json.dumps(told, allow_nan=False).encode()
 
@@ -56,10 +56,18 @@ def decode_config(raw: bytes) -> RuntimeConfig:
         raise Unreadable(raw, str(error)[:MAX_ECHO]) from error
 
 
+def _told(threshold: ThresholdConfig) -> dict[str, Any]:
+    """Its fields; without ``table`` where that is the stored one, as earlier releases know no such field."""
+    fields = asdict(threshold)
+    return {field: value for field, value in fields.items() if (field, value) != ("table", "stored")}
+
+
 def _threshold(name: str, fields: Mapping[str, Any]) -> ThresholdConfig:
     config = ThresholdConfig(**fields)
     if config.goal not in GOALS:
         raise ValueError(f"thresholds.{name}.goal is {config.goal!r}; it must be one of {', '.join(GOALS)}")
+    if config.table not in get_args(Table):
+        raise ValueError(f"thresholds.{name}.table is {config.table!r}; it must be one of {', '.join(get_args(Table))}")
     most = math.inf if config.goal in BUDGETS else 1
     if not _is_between(config.value, 0, most):
         raise ValueError(f"thresholds.{name}.value is {config.value!r}; it must be between 0 and {most}")
