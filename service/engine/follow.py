@@ -88,7 +88,7 @@ class Standing:
 
 
 def begin(asked: ThresholdConfig, now: float, before: Followed | None = None) -> Followed:
-    """Follow from the threshold on that was solved when it was asked for; ``before`` is what was followed until then."""
+    """Follow from the threshold on that was solved when it was asked for; ``before`` was followed until then."""
     changes = () if before is None else before.changes
     change = Change(now, None if before is None else before.threshold, asked.threshold, "asked for")
     return Followed(asked, asked.threshold, None, (*changes, change)[-CHANGES:])

@@ -245,8 +245,8 @@ def count_table(
     """
     last = answers[:, -1]
     ends = end_stages(confidence, np.array(THRESHOLDS)[:, None, None])  # (thresholds, n)
-    given = np.take_along_axis(answers, ends.T, axis=1).T
-    counted = [(ends == stage).sum(axis=1) for stage in range(answers.shape[1])]
+    given = answers[np.arange(len(answers)), ends]
+    counted = [np.count_nonzero(ends == stage, axis=1) for stage in range(answers.shape[1])]
     events = [given != last]
     if targets is not None:
         is_right, last_right = given == targets, last == targets
@@ -256,7 +256,7 @@ def count_table(
         for threshold, at_each, of_these in zip(
             THRESHOLDS,
             np.stack(counted, axis=1).tolist(),
-            np.stack([event.sum(axis=1) for event in events], axis=1).tolist(),
+            np.stack([np.count_nonzero(event, axis=1) for event in events], axis=1).tolist(),
             strict=True,
         )
     )

@@ -39,7 +39,10 @@ def end_stages(
         threshold: the same for all stages; or t of them, (t, 1, 1), for a result of (t, n).
     """
     sure = confidence > threshold
-    ends: npt.NDArray[np.int64] = np.concatenate([sure, np.ones((*sure.shape[:-1], 1), bool)], axis=-1).argmax(axis=-1)
+    early = sure.shape[-1]
+    ends = np.full(sure.shape[:-1], early, dtype=np.int64)
+    for stage in reversed(range(early)):
+        np.putmask(ends, sure[..., stage], stage)
     return ends
 
 
