@@ -212,10 +212,10 @@ class ThresholdPatch(_Strict):
         empty = [goal for goal in named if getattr(self, goal) is None]
         if empty:
             raise InvalidOption(empty[0], None, "a number")
-        if len(named) > 1 or (not named and "floor" not in self.model_fields_set):
-            raise ValueError(f"{len(named)} goals are given; it must be exactly one of {', '.join(GOALS)}")
         if not named and "table" in self.model_fields_set:
             raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(GOALS)}")
+        if len(named) > 1 or (not named and "floor" not in self.model_fields_set):
+            raise ValueError(f"{len(named)} goals are given; it must be exactly one of {', '.join(GOALS)}")
         return self
 
     @property
