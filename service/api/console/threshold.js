@@ -39,6 +39,22 @@ export function use(serving) {
 }
 
 export const version = () => inForce?.version ?? null;
+export const at = () => inForce?.threshold ?? null; // which moves without a new version where it follows the traffic
+
+// What /stats tells of the traffic: whether it is unlike the calibration's, and whether a budget is held.
+export function watch({drift, budget}) {
+  tell("drift", drift?.notice ?? "");
+  tell("kept", budget?.kept === false ? exceeded(budget) : "");
+}
+
+function tell(id, words) {
+  if ($(id).textContent !== words) $(id).textContent = words; // read aloud once, not every second
+}
+
+function exceeded({goal, asked, mean, images}) {
+  const format = goal === "max_mean_ms" ? ms : millions;
+  return `The budget is exceeded: the latest ${count(images)} images took ${format(mean)} each, of ${format(asked)}.`;
+}
 
 // Take what is in force; what is being chosen stays.
 export async function load() {
@@ -153,13 +169,15 @@ function render() {
   renderCurve(choice, expected);
 }
 
-function why({goal, value}) {
-  return {
+function why({goal, value, table, followed}) {
+  const reason = {
     max_mean_mmacs: `, for at most ${value} M an image`,
     max_mean_ms: `, for at most ${value} ms an image`,
     min_agreement: `, for an agreement of at least ${percent(value)}`,
     max_accuracy_drop: `, for a loss of at most ${percent(value)}`,
   }[goal] ?? "";
+  if (table !== "live") return reason;
+  return `${reason} of today's traffic${followed?.lost ? `, which cannot be kept: ${followed.lost}` : ""}`;
 }
 
 function floorInWords() {
@@ -174,9 +192,13 @@ const ROWS = [
   ["Multiply-adds an image", (effect) => effect.mean_mmacs, millions],
   ["… of the single-scale network", (effect) => effect.mean_mmacs / model.stages.at(-1).mmacs, wholePercent],
   ["Exit early", (effect) => effect.exit_rate, percent],
-  ["Accuracy", (effect) => effect.accuracy, percent],
+  ["Accuracy", (effect) => effect, accuracy],
   ["Answers as the last stage", (effect) => effect.agreement, percent],
 ];
+
+function accuracy({accuracy: share, accuracy_interval: interval}) {
+  return interval === null ? percent(share) : `${percent(share)} (${interval.map(percent).join(" – ")})`;
+}
 
 function renderPreview(choice, expected) {
   $("preview-title").textContent = isChosen() ? `At ${share(choice)}` : "Chosen";
