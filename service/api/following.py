@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
 
@@ -93,7 +93,10 @@ class Following:
         live = await asyncio.to_thread(
             LiveTable.of, drawn, passed, engine.spec.mmacs, predictor.runtime, predictor.precision
         )
-        return live, lately
+        is_complete = (
+            len(others) >= self._siblings.ready - 1
+        )  # else a busy process would look like images that are gone
+        return replace(live, is_complete=is_complete), lately
 
     async def solve(self, engine: Engine, asked: ThresholdConfig) -> float:
         """The threshold that the latest traffic gives. Raises InvalidOption: it cannot tell, saying what it takes."""
@@ -127,7 +130,7 @@ class Following:
         asked = engine.asked_first
         is_followed = asked.table == "live"
         live, lately = await self.table(engine, *((asked.goal, asked.value) if is_followed else ()))
-        if is_followed and engine.asked_first == asked:
+        if is_followed and engine.asked_first == asked and live.is_complete:
             self._move(engine, asked, live, lately)
         elif not is_followed:
             engine.standing.followed = None

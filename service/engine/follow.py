@@ -82,9 +82,14 @@ class Standing:
 
     def applied(self, asked: ThresholdConfig) -> ThresholdConfig:
         """What is asked for, with the threshold in force."""
+        followed = self.of(asked)
+        return asked if followed is None else replace(asked, threshold=followed.threshold)
+
+    def of(self, asked: ThresholdConfig) -> Followed | None:
+        """What follows ``asked``; None where that is held by the stored table, or nothing follows it yet."""
         if asked.table == "stored" or self.followed is None or self.followed.asked != asked:
-            return asked
-        return replace(asked, threshold=self.followed.threshold)
+            return None
+        return self.followed
 
 
 def begin(asked: ThresholdConfig, now: float, before: Followed | None = None) -> Followed:

@@ -92,6 +92,7 @@ class LiveTable:
         mmacs: of each stage alone, in millions.
         oldest, newest: when drawn images were, seconds on their clock; 0 without any.
         stands_for: images that the drawn ones stand for.
+        is_complete: whether every process that is ready told its images in time.
     """
 
     table: CalibrationTable
@@ -100,6 +101,7 @@ class LiveTable:
     oldest: float = 0.0
     newest: float = 0.0
     stands_for: float = 0.0
+    is_complete: bool = True
 
     @classmethod
     def of(

@@ -188,8 +188,7 @@ def _config(parts: Parts) -> ConfigAnswer:
 
 
 def _answer(engine: Engine, asked: ThresholdConfig, version: int) -> ThresholdAnswer:
-    asked = engine.standing.applied(asked)
-    followed = engine.standing.followed if asked.table == "live" else None
+    followed, asked = engine.standing.of(asked), engine.standing.applied(asked)
     return ThresholdAnswer(
         model=engine.spec.name,
         goal=asked.goal,
