@@ -93,9 +93,7 @@ class Following:
         live = await asyncio.to_thread(
             LiveTable.of, drawn, passed, engine.spec.mmacs, predictor.runtime, predictor.precision
         )
-        is_complete = (
-            len(others) >= self._siblings.ready - 1
-        )  # else a busy process would look like images that are gone
+        is_complete = len(others) >= self._siblings.ready - 1  # a busy process must not look like images that are gone
         return replace(live, is_complete=is_complete), lately
 
     async def solve(self, engine: Engine, asked: ThresholdConfig) -> float:

@@ -56,9 +56,9 @@ class Share:
     disagreements: int
     exit_rate: float | None
     promised: float | None
-    budget: Budget | None
-    last_minute: Totals
-    since_change: Totals
+    budget: Budget | None = None
+    last_minute: Totals = Totals()
+    since_change: Totals = Totals()
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Share:

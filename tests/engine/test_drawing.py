@@ -1,4 +1,4 @@
-"""Which images the live table counts: exits and escalations with one probability, and only what was asked for decides."""
+"""Which images the live table counts: exits and escalations with one probability, where what was asked decides."""
 
 from __future__ import annotations
 
