@@ -13,7 +13,7 @@ from service.engine.admission import Admission
 from service.engine.audit import Audit, Budget
 from service.engine.engine import Engine
 from service.engine.models import Models
-from service.engine.periods import Totals
+from service.engine.periods import NOTHING, Totals
 from service.engine.prediction import TimeSpent
 from service.engine.recent import CONFIDENCES, PERCENTILES
 from service.errors import NotFound
@@ -57,8 +57,8 @@ class Share:
     exit_rate: float | None
     promised: float | None
     budget: Budget | None = None
-    last_minute: Totals = Totals()
-    since_change: Totals = Totals()
+    last_minute: Totals = NOTHING
+    since_change: Totals = NOTHING
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Share:

@@ -51,6 +51,9 @@ class Totals:
         )
 
 
+NOTHING = Totals()
+
+
 class Periods:
     """Used from the event loop's thread alone; a minute of totals is kept, one for each second.
 
