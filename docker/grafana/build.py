@@ -273,11 +273,36 @@ def early_exit() -> schema.Dashboard:
             unit=EACH_SECOND,
         ),
     ]
+    traffic: list[Panel] = [
+        lines(
+            "Drift from the calibration",
+            "Are today's images unlike those of the calibration (1)? By four two-sample tests of 5 % together, see "
+            "/calibration/live.",
+            (f"max by (model) (lowfirst_drift{{{MODEL}, {REPLICA}}})", "{{model}}"),
+            unit="none",
+            steps=True,
+        ),
+        lines(
+            "Goal by the live table lost",
+            "Is what was asked with the live table kept by no threshold now (1)?",
+            (f"max by (model) (lowfirst_promise_lost{{{MODEL}, {REPLICA}}})", "{{model}}"),
+            unit="none",
+            steps=True,
+        ),
+    ]
     return dashboard(
         "lowfirst-early-exit",
         "lowfirst: Early exit",
         "What the early exit does, what it saves, and whether it keeps its promise.",
-        {"Time": time, "Now": now, "Course": course, "Why": why, "Confidence": [confidences], "Audit": audits},
+        {
+            "Time": time,
+            "Now": now,
+            "Course": course,
+            "Why": why,
+            "Confidence": [confidences],
+            "Audit": audits,
+            "Traffic": traffic,
+        },
         by_model=True,
     )
 
