@@ -67,14 +67,14 @@ async def test_table_is_counted_of_exits_and_escalations_alike(
     assert both["drift"]["level"] == 4 * both["drift"]["level_of_each"] == 0.05
 
 
-async def test_table_of_an_unused_server_is_empty(client: httpx.AsyncClient) -> None:
-    answer = (await client.get(LIVE)).json()
+async def test_table_of_an_unused_server_is_empty(fresh: httpx.AsyncClient) -> None:
+    answer = (await fresh.get(LIVE)).json()
     assert (answer["images"], answer["exit_rate"], answer["drawn_per_second"], answer["adapts_in_seconds"]) == (
         0, None, None, None,
     )  # fmt: skip
     assert {tuple(row["ends"]) for row in answer["live"]["rows"]} == {(0, 0)}
     assert (answer["drift"]["differs"], answer["drift"]["notice"]) == (None, None)
-    assert (await client.get("/stats")).json()["drift"]["differs"] is None
+    assert (await fresh.get("/stats")).json()["drift"]["differs"] is None
 
 
 async def test_a_goal_by_the_live_table_is_solved_on_it_and_followed(
