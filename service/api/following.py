@@ -18,7 +18,7 @@ from typing import Any
 from service.engine.engine import Engine
 from service.engine.follow import Followed, begin, follow, solve_live
 from service.engine.models import Models
-from service.engine.periods import Totals
+from service.engine.periods import Done
 from service.errors import NotFound
 from service.inference.drift import Drift, drift
 from service.inference.live import BUDGET_IMAGES, WINDOW, LiveTable, Passed, Seen, check_follows, window
@@ -79,7 +79,7 @@ class Following:
         """How the traffic differed at the last look; None before it, or without a calibration table."""
         return self._drifts.get(engine.spec.reference)
 
-    async def table(self, engine: Engine, goal: Goal | None = None, value: float = 0.0) -> tuple[LiveTable, Totals]:
+    async def table(self, engine: Engine, goal: Goal | None = None, value: float = 0.0) -> tuple[LiveTable, Done]:
         """Of the latest traffic of all processes, as many images as a goal takes; and what was done lately."""
         count = WINDOW if goal is None else window(goal, value)
         others = await self._siblings.others("traffic", [engine.spec.reference, count])
@@ -88,7 +88,7 @@ class Following:
         passed = Passed.together([engine.passed(), *(_passed(told["passed"]) for told in others)])
         lately = engine.periods.lately(BUDGET_IMAGES)
         for told in others:
-            lately = lately.beside(Totals(**told["lately"]))
+            lately = lately.beside(Done(**told["lately"]))
         predictor = engine.predictor
         live = await asyncio.to_thread(
             LiveTable.of, drawn, passed, engine.spec.mmacs, predictor.runtime, predictor.precision
@@ -138,7 +138,7 @@ class Following:
         if self._siblings.index == 0:
             self._tell_metrics(engine)
 
-    def _move(self, engine: Engine, asked: ThresholdConfig, live: LiveTable, lately: Totals) -> None:
+    def _move(self, engine: Engine, asked: ThresholdConfig, live: LiveTable, lately: Done) -> None:
         self.begin(engine, asked)
         before = engine.standing.followed
         assert before is not None
@@ -187,7 +187,7 @@ class Following:
                     self._drifts[engine.spec.reference] = Drift.of_json(found)
 
 
-def costs_now(engine: Engine, goal: Goal, live: LiveTable, lately: Totals) -> tuple[float, ...]:
+def costs_now(engine: Engine, goal: Goal, live: LiveTable, lately: Done) -> tuple[float, ...]:
     """What each stage alone costs an image, in the unit of a budget.
 
     Milliseconds are as many times those measured at the start as images took lately: batches may be smaller than the

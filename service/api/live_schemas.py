@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from service.calibration_table import CalibrationTable
 from service.engine.follow import Change, Followed
-from service.engine.periods import Totals
+from service.engine.periods import Done
 from service.inference.calibration import Calibration, interval
 from service.inference.drift import LEVEL, TESTS, Drift
 from service.inference.live import LiveTable
@@ -172,7 +172,7 @@ class PeriodState(BaseModel):
     mean_ms: float | None = Field(description="Compute of one worker per image that was not cached.")
 
     @staticmethod
-    def of(totals: Totals) -> PeriodState:
+    def of(totals: Done) -> PeriodState:
         """As a body."""
         images = totals.images
         return PeriodState(

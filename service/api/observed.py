@@ -13,7 +13,7 @@ from service.engine.admission import Admission
 from service.engine.audit import Audit, Budget
 from service.engine.engine import Engine
 from service.engine.models import Models
-from service.engine.periods import NOTHING, Totals
+from service.engine.periods import NOTHING, Done
 from service.engine.prediction import TimeSpent
 from service.engine.recent import CONFIDENCES, PERCENTILES
 from service.errors import NotFound
@@ -57,13 +57,13 @@ class Share:
     exit_rate: float | None
     promised: float | None
     budget: Budget | None = None
-    last_minute: Totals = NOTHING
-    since_change: Totals = NOTHING
+    last_minute: Done = NOTHING
+    since_change: Done = NOTHING
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Share:
         """What ``asdict`` made, once it went through JSON."""
-        own = {name: Totals(**told[name]) for name in ("last_minute", "since_change")}
+        own = {name: Done(**told[name]) for name in ("last_minute", "since_change")}
         return cls(**{**told, **own, "budget": _budget(told)})
 
 
@@ -185,11 +185,11 @@ def _pooled_budget(budgets: Sequence[Budget | None]) -> Budget | None:
     return replace(first, spent=sum(each.spent for each in known), images=sum(each.images for each in known))
 
 
-def periods(shares: Sequence[Share]) -> tuple[Totals, Totals]:
+def periods(shares: Sequence[Share]) -> tuple[Done, Done]:
     """What all did in the last minute, and since the threshold was moved last."""
     return (
-        reduce(Totals.beside, [each.last_minute for each in shares]),
-        reduce(Totals.beside, [each.since_change for each in shares]),
+        reduce(Done.beside, [each.last_minute for each in shares]),
+        reduce(Done.beside, [each.since_change for each in shares]),
     )
 
 

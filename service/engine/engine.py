@@ -23,7 +23,7 @@ from service.engine.follow import Standing
 from service.engine.lanes import Lanes
 from service.engine.limits import Limits
 from service.engine.pace import Pace
-from service.engine.periods import Periods, Totals
+from service.engine.periods import Done, Periods
 from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, costs, predict, solve
 from service.engine.preparing import Preparation
@@ -320,6 +320,6 @@ def _in_force(config: ConfigSource, predictor: Predictor, standing: Standing) ->
     return standing.applied(_asked(config, predictor))
 
 
-def _totals(recent: Recent, answering: Answering, lanes: Lanes) -> Totals:
-    images, exited, mmacs = recent.totals
-    return Totals(0.0, images, exited, mmacs, answering.computed, lanes.seconds)
+def _totals(recent: Recent, answering: Answering, lanes: Lanes) -> Done:
+    images, exited, mmacs = recent.counts
+    return Done(0.0, images, exited, mmacs, answering.computed, lanes.seconds)

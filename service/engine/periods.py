@@ -12,7 +12,7 @@ LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class Done:
     """Of a time: since the start, or of a part of it.
 
     Attributes:
@@ -28,9 +28,9 @@ class Totals:
     computed: float = 0.0
     compute_seconds: float = 0.0
 
-    def since(self, earlier: Totals) -> Totals:
+    def since(self, earlier: Done) -> Done:
         """What came after ``earlier``."""
-        return Totals(
+        return Done(
             self.seconds - earlier.seconds,
             self.images - earlier.images,
             self.exited - earlier.exited,
@@ -39,9 +39,9 @@ class Totals:
             self.compute_seconds - earlier.compute_seconds,
         )
 
-    def beside(self, other: Totals) -> Totals:
+    def beside(self, other: Done) -> Done:
         """Of two processes at the same time."""
-        return Totals(
+        return Done(
             max(self.seconds, other.seconds),
             self.images + other.images,
             self.exited + other.exited,
@@ -51,7 +51,7 @@ class Totals:
         )
 
 
-NOTHING = Totals()
+NOTHING = Done()
 
 
 class Periods:
@@ -61,11 +61,11 @@ class Periods:
         totals: gives those since the start, but for ``seconds``, which this adds: ``clock``'s.
     """
 
-    def __init__(self, totals: Callable[[], Totals], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, totals: Callable[[], Done], clock: Callable[[], float] = time.monotonic) -> None:
         self._totals = totals
         self._clock = clock
         self._began = clock()
-        self._looks: deque[Totals] = deque([self._now()], maxlen=MINUTE_SECONDS + 1)
+        self._looks: deque[Done] = deque([self._now()], maxlen=MINUTE_SECONDS + 1)
         self._changed = self._looks[0]
         self._threshold: float | None = None
 
@@ -77,24 +77,24 @@ class Periods:
         if now.seconds - self._looks[-1].seconds >= LOOK_SECONDS:
             self._looks.append(now)
 
-    def last_minute(self) -> Totals:
+    def last_minute(self) -> Done:
         """Of the last minute, or since the start."""
         now = self._now()
         kept = [each for each in self._looks if now.seconds - each.seconds <= MINUTE_SECONDS + LOOK_SECONDS]
         return now.since(kept[0] if kept else now)
 
-    def since_change(self) -> Totals:
+    def since_change(self) -> Done:
         """Since the threshold was moved last, or the start."""
         return self._now().since(self._changed)
 
-    def lately(self, least: int) -> Totals:
+    def lately(self, least: int) -> Done:
         """The shorter of both; the last minute has too few images to tell where they are fewer than ``least``."""
         minute, since = self.last_minute(), self.since_change()
         return minute if minute.seconds < since.seconds and minute.images >= least else since
 
-    def _now(self) -> Totals:
+    def _now(self) -> Done:
         totals = self._totals()
-        return Totals(
+        return Done(
             self._clock() - self._began,
             totals.images,
             totals.exited,

@@ -24,7 +24,7 @@ PERCENTILES = (50, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Totals since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known.
+    """Done since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known.
 
     ``seconds`` are these latencies, in order of length.
     """
@@ -52,7 +52,7 @@ class Recent:
         self._mmacs = 0.0
 
     @property
-    def totals(self) -> tuple[int, int, float]:
+    def counts(self) -> tuple[int, int, float]:
         """Since the start: images answered, of these before the last stage, and millions of multiply-adds for all."""
         return self._images, self._exited, self._mmacs
 

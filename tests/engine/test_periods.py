@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from service.engine.periods import Periods, Totals
+from service.engine.periods import Done, Periods
 from tests.engine.test_recent import Clock
 
 
 class Work:
-    """Totals of images that cost 10 each, half of which exit."""
+    """Done of images that cost 10 each, half of which exit."""
 
     def __init__(self) -> None:
         self.images = 0
 
-    def __call__(self) -> Totals:
-        return Totals(0.0, self.images, self.images / 2, 10.0 * self.images, self.images, 0.001 * self.images)
+    def __call__(self) -> Done:
+        return Done(0.0, self.images, self.images / 2, 10.0 * self.images, self.images, 0.001 * self.images)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_time_since_a_change_begins_where_the_threshold_moved(periods: Periods, 
     run(periods, work, clock, 100, 5)
     assert periods.since_change().images == 495  # from the first look on
     periods.look(0.7)
-    assert periods.since_change() == Totals()
+    assert periods.since_change() == Done()
     run(periods, work, clock, 100, 3, threshold=0.7)
     assert (periods.since_change().seconds, periods.since_change().images) == (100, 300)
 
@@ -73,5 +73,5 @@ def test_lately_is_the_shorter_of_both_unless_the_minute_has_too_few(
 
 
 def test_processes_add_up() -> None:
-    one, other = Totals(10, 100, 50, 1000, 90, 1.0), Totals(12, 10, 5, 100, 10, 0.5)
-    assert one.beside(other) == Totals(12, 110, 55, 1100, 100, 1.5)
+    one, other = Done(10, 100, 50, 1000, 90, 1.0), Done(12, 10, 5, 100, 10, 0.5)
+    assert one.beside(other) == Done(12, 110, 55, 1100, 100, 1.5)
