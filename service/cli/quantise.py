@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import Data, Workers, output, progress
+from service.cli.console import Data, Workers, next_step, progress, say
 
 
 def quantise(
@@ -20,10 +20,9 @@ def quantise(
 
     with progress("quantising") as show:
         spec, agreement = make(run, data, workers, lambda images: show(images, 0))
-    output.print(
+    say(
         f"int8 answers as float32 does on {100 * agreement:.2f} % of the held-out photographs; default threshold "
-        f"{spec.start_threshold('openvino', 'int8'):g}. Serve it with LOWFIRST_RUNTIME=openvino "
-        "LOWFIRST_PRECISION=int8.",
-        highlight=False,
-        soft_wrap=True,
+        f"{spec.start_threshold('openvino', 'int8'):g}. Servers take it with LOWFIRST_RUNTIME=openvino "
+        "LOWFIRST_PRECISION=int8"
     )
+    next_step("evaluate", run, "--data", data, "--precision", "int8")

@@ -30,6 +30,20 @@ AUDIT_MEMORY_SECONDS = 60.0
 # One in so many feature slots may hold an image that waits for its audit.
 AUDIT_SLOTS = 8
 
+# How often audits that make way for another model's work look whether it is done.
+YIELD_SECONDS = 0.005
+
+# Trials
+
+# Bytes of encoded images that may wait to be run behind an answer. They were admitted once, and are in flight no more.
+MOST_BEHIND_BYTES = 64 << 20
+
+# How many of the latest images' times a process keeps of each model that is compared.
+COMPARED_TIMES = 1000
+
+# How often a trial's guard looks at what was counted.
+GUARD_SECONDS = 0.2
+
 # Brown-out
 
 # How often the threshold in force is set, and from how many of the latest images.
@@ -60,3 +74,7 @@ RETRY_SECONDS = 10.0
 
 # Seconds before a thread that replaces a failed one tries the device: doubled each time, up to the last.
 FIRST_DEVICE_RETRY_SECONDS, LAST_DEVICE_RETRY_SECONDS = 0.1, 5.0
+
+# Seconds after which a worker that has finished no batch counts as stuck: several times what the largest batch of the
+# largest network takes on a busy core.
+STALL_SECONDS = 10.0

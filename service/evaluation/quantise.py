@@ -1,4 +1,4 @@
-"""A model in eight-bit integers for OpenVINO, if it still answers as in float32 (``lowfirst[int8]``)."""
+"""A model in eight-bit integers for OpenVINO, if it still answers as in float32 (extra ``int8``)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def quantise(
         DataError: not calibrated yet, as in ``calibrate``, or an agreement below ``MIN_AGREEMENT``.
     """
     if not (find_spec("nncf") and find_spec("openvino")):
-        raise InvalidOption("precision", "int8", "another one, or: pip install 'lowfirst[int8]'")
+        raise InvalidOption("precision", "int8", "float32 or bfloat16 without NNCF: pip install '.[int8]'")
     from service.inference.runtimes import INT8_FOLDER
 
     spec = read_spec(folder)

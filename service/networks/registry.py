@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from service.errors import InvalidOption
@@ -112,6 +113,10 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
         raise InvalidOption("network", name, f"one of {', '.join(names())}")
     backbone_options = dict(options or {})
     fusion: Any = backbone_options.pop("fusion", "before_relu") if depth(name) > 1 else None
+    known = [*(["fusion"] if depth(name) > 1 else []), *list(signature(BACKBONES[backbone_name(name)]).parameters)[1:]]
+    unknown = set(options or {}) - set(known)
+    if unknown:
+        raise InvalidOption("option", min(unknown), f"among the options that {name} has: {', '.join(known) or 'none'}")
     make = partial(BACKBONES[backbone_name(name)], num_classes, **backbone_options)
     try:
         return MSNet([make() for _ in range(depth(name))], fusion) if depth(name) > 1 else make()

@@ -76,11 +76,11 @@ async def test_image_that_dies_while_its_batch_is_decoded_is_not_computed(
 ) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
-    def wait_at_the_third(data: bytes, preprocessing: Preprocessing) -> Tensor:
+    def wait_at_the_third(data: bytes, preprocessing: Preprocessing, *, waits: bool) -> Tensor:
         if data == two.images[2].body:
             reached.set()
             assert go_on.wait(TIMEOUT)
-        return decode(data, preprocessing)
+        return decode(data, preprocessing, waits=waits)
 
     monkeypatch.setattr(decoding, "decode", wait_at_the_third)
     async with serving(two) as server:
@@ -99,10 +99,10 @@ async def test_image_that_dies_while_its_batch_is_decoded_is_not_computed(
 async def test_decoder_that_breaks_is_our_fault_and_costs_its_image_alone(
     two: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_down(data: bytes, preprocessing: Preprocessing) -> Tensor:
+    def break_down(data: bytes, preprocessing: Preprocessing, *, waits: bool) -> Tensor:
         if data == two.images[0].body:
             raise MemoryError
-        return decode(data, preprocessing)
+        return decode(data, preprocessing, waits=waits)
 
     monkeypatch.setattr(decoding, "decode", break_down)
     async with serving(two) as server:

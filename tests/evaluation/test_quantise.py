@@ -16,7 +16,7 @@ from service.store import read_spec
 from service.training.loop import train
 from service.training.options import TrainOptions
 
-pytest.importorskip("nncf", reason="NNCF is missing: pip install 'lowfirst[int8]'")
+pytest.importorskip("nncf", reason="NNCF is missing: pip install '.[int8]'")
 
 
 @pytest.mark.parametrize("network", ["mobilenet_v1_025", "ms_mobilenet_v1_025", "ms3_mobilenet_v1_025"])

