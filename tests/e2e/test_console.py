@@ -595,7 +595,7 @@ def test_everything_that_is_used_or_drawn_has_a_name(page: Page) -> None:
     expect(page.get_by_label(re.compile("Choose photographs"))).to_have_count(1)
     expect(page.get_by_role("button", name="Serve this: tiny/2")).to_be_visible()
     for name in ("Try a photograph", "Threshold", "Live checks", "Live", "Models"):
-        expect(page.get_by_role("region", name=name)).to_be_visible()
+        expect(page.get_by_role("region", name=name, exact=True)).to_be_visible()
 
 
 def test_phone_needs_no_horizontal_scrolling(open_page: Open, site: httpx.Client) -> None:
