@@ -292,8 +292,8 @@ class ThresholdPatch(Strict):
 class ThresholdAnswer(BaseModel):
     """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
 
-    Where ``table`` is live, the threshold follows the traffic and ``followed`` tells how. While the server is overloaded a
-    lower one is in force: `effective_threshold` of `/stats`.
+    Where ``table`` is live, the threshold follows the traffic and ``followed`` tells how. While the server is
+    overloaded a lower one is in force: `effective_threshold` of `/stats`.
     """
 
     model: str

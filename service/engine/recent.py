@@ -89,7 +89,7 @@ class Recent:
     @property
     def counts(self) -> tuple[int, int, float]:
         """Since the start: images answered, of these before the last stage, and millions of multiply-adds for all."""
-        return self._images, self._exited, self._mmacs
+        return self._totals.images, self._exited, self._mmacs
 
     def add(self, answer: Answer) -> None:
         """Count an answer."""
