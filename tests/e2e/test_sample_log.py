@@ -109,6 +109,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(environment: dic
     (tmp_path / "file").touch()
     for processes in ("1", "2"):
         settings = {"LOWFIRST_SAMPLE_LOG": str(tmp_path / "file" / "log"), "LOWFIRST_PROCESSES": processes}
+        settings |= {"LOWFIRST_LOG_LEVEL": "error"}
         done = subprocess.run(
             [sys.executable, "-m", "service.cli", "serve"],
             env={**environment, **settings},
