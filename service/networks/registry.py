@@ -97,7 +97,7 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
     Args:
         name: one of ``names()``, or ``composed``.
         num_classes: logits given, at least 2.
-        options: ``fusion`` of a multi-scale network (see ``MSNet``); every other goes to the backbone
+        options: ``fusion`` and ``gated`` of a multi-scale network (see ``MSNet``); every other goes to the backbone
             (ResNet-18: ``projection``). Of a composed one ``members`` (network and options of each) and
             ``order`` (see ``Composed``).
 
@@ -111,10 +111,12 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
     if backbone_name(name) not in BACKBONES:
         raise InvalidOption("network", name, f"one of {', '.join(names())}")
     backbone_options = dict(options or {})
-    fusion: Any = backbone_options.pop("fusion", "before_relu") if depth(name) > 1 else None
+    together: dict[str, Any] = {}
+    if depth(name) > 1:
+        together = {key: backbone_options.pop(key) for key in ("fusion", "gated") if key in backbone_options}
     make = partial(BACKBONES[backbone_name(name)], num_classes, **backbone_options)
     try:
-        return MSNet([make() for _ in range(depth(name))], fusion) if depth(name) > 1 else make()
+        return MSNet([make() for _ in range(depth(name))], **together) if depth(name) > 1 else make()
     except (TypeError, ValueError) as error:
         raise InvalidOption("options", dict(options or {}), f"options that {name} has: {error}") from error
 

@@ -124,7 +124,7 @@ def test_what_does_not_exist_is_named(make_options: MakeOptions, tiny_store: Pat
     assert not options.out.exists()
 
 
-@pytest.mark.parametrize("network", ["ms_mobilenet_v1_050", "ms_resnet18", "mobilenet_v1_025"])
+@pytest.mark.parametrize("network", ["ms_mobilenet_v1_050", "ms_resnet18", "mobilenet_v1_050"])
 def test_weights_of_another_network_are_refused(make_options: MakeOptions, tiny_store: Path, network: str) -> None:
     with pytest.raises(BrokenModel, match="init is 'tiny', ") as caught:
         initialise_from(build(network, 3), make_options(network=network, init="tiny"), tiny_store)
