@@ -49,7 +49,7 @@ build/uv/bin/uv:
 # What was interrupted goes on. Multi-scale ones are calibrated.
 runs/%: $(VENV)/.installed FORCE
 	$(if $(word 2,$(words_of)),,$(error $@ names no pixels: make runs/NETWORK-PIXELS DATA=DIR))
-	$(if $(unknown),$(error $@: $(unknown) is none of $(if $(multi),plain soft) adapt varied epochs1 … seed1 …))
+	$(if $(unknown),$(error $@: $(unknown) is none of $(if $(multi),plain soft ungated) adapt varied epochs1 … seed1 …))
 	$(if $(DATA),,$(error say where the photographs are: make $@ DATA=DIR))
 	$(BIN)/lowfirst train $(word 1,$(words_of)) --resolution $(word 2,$(words_of)) --out $@ --data "$(DATA)" \
 	  $(variant) $(numbers) $(if $(INIT),--init "$(INIT)") $(TRAIN) $(if $(wildcard $@/options.json),--resume)
@@ -57,8 +57,8 @@ runs/%: $(VENV)/.installed FORCE
 words_of = $(subst -, ,$*)
 rest = $(wordlist 3,99,$(words_of))
 multi = $(filter ms_%,$*)
-unknown = $(strip $(filter-out $(if $(multi),plain soft) adapt varied epochs% seed%,$(rest)) $(filter epochs seed,$(rest)))
-variant = $(if $(filter plain,$(rest)),--option fusion=after_relu) $(if $(filter soft,$(rest)),--distillation 1) \
+unknown = $(strip $(filter-out $(if $(multi),plain soft ungated) adapt varied epochs% seed%,$(rest)) $(filter epochs seed,$(rest)))
+variant = $(if $(filter plain,$(rest)),--option fusion=after_relu) $(if $(filter ungated,$(rest)),--option gated=false) $(if $(filter soft,$(rest)),--distillation 1) \
   $(if $(filter varied,$(rest)),--augment --label-smoothing 0.1) $(if $(filter adapt,$(rest)),--recipe adapt)
 numbers = $(patsubst epochs%,--epochs %,$(patsubst seed%,--seed %,$(filter epochs% seed%,$(rest))))
 FORCE:

@@ -96,7 +96,9 @@ def _options(context: typer.Context, recipe: Recipe, values: dict[str, Any]) -> 
     sources = {name: context.get_parameter_source(name) for name in values}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if recipe is Recipe.adapt and values["init"] is None:
-        raise InvalidOption("init", None, "given for --recipe adapt, such as efficientnet-lite0 or a model of the store")
+        raise InvalidOption(
+            "init", None, "given for --recipe adapt, such as efficientnet-lite0 or a model of the store"
+        )
     of_recipe = _of_recipe(recipe, values["network"])
     asked = _network_options(values["network_options"] or [])
     network_options = {**of_recipe.pop("network_options", {}), **asked}

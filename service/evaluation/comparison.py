@@ -95,7 +95,7 @@ class Bench:
         """
         key = repr(run.spec.architecture), resolution or run.resolution
         if key not in self._seconds:
-            self._seconds[key] = _time(self.predictor(run, resolution))
+            self._seconds[key] = stage_seconds(self.predictor(run, resolution))
         return tuple(1e3 * seconds for seconds in self._seconds[key])
 
     def readable(self, passes: Passes) -> Photographs:
@@ -109,7 +109,7 @@ def timed_batch(device: torch.device) -> int:
     return TIMED_BATCH["cpu" if device.type == "cpu" else "cuda"]
 
 
-def _time(predictor: Predictor) -> tuple[float, ...]:
+def stage_seconds(predictor: Predictor) -> tuple[float, ...]:
     """Seconds of an image at each stage; on a CPU by one thread, as the server's workers run."""
     images = predictor.noise(timed_batch(predictor.device))
     before = torch.get_num_threads()

@@ -44,9 +44,7 @@ class MSNet(Cascade):
         gated: whether what comes from below is scaled by gates, zero at first.
     """
 
-    def __init__(
-        self, backbones: Sequence[Backbone], fusion: Fusion = "before_relu", gated: bool = False
-    ) -> None:
+    def __init__(self, backbones: Sequence[Backbone], fusion: Fusion = "before_relu", gated: bool = False) -> None:
         super().__init__()
         if not isinstance(gated, bool):
             raise ValueError(f"gated is {gated!r}; it must be true or false")
@@ -92,8 +90,7 @@ class MSNet(Cascade):
             return carried
         gates = self.gates.get_submodule(self.names[stage]).parameters()
         return tuple(
-            given * (gate if given.dim() == 4 else gate.flatten())
-            for given, gate in zip(carried, gates, strict=True)
+            given * (gate if given.dim() == 4 else gate.flatten()) for given, gate in zip(carried, gates, strict=True)
         )
 
     def summands(self, block: nn.Module, x: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
