@@ -158,8 +158,8 @@ def _check_enough(images: int) -> None:
         certified = 100 * (1 - upper_bound(0, images))
         raise DataError(
             f"{images} photographs are left to count the agreement on (the other half sets the ranges), and certify "
-            f"{certified:.1f} % even if all agree: {100 * MIN_AGREEMENT:.0f} % takes {needed}; name a folder with more, "
-            "--split NAME",
+            f"{certified:.1f} % even if all agree: {100 * MIN_AGREEMENT:.0f} % takes {needed}; name a folder "
+            "with more, --split NAME",
             field="data",
             value=images,
             bound=needed,

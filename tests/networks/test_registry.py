@@ -129,6 +129,8 @@ def test_fewer_than_two_classes_are_refused(num_classes: int) -> None:
         ("ms_resnet18", {"fusion": None}),
         ("ms_resnet18", {"fusion": ["after_relu"]}),
         ("resnet18", {"fusion": "after_relu"}),  # nothing to fuse
+        ("ms_resnet18", {"gated": "false"}),
+        ("resnet18", {"gated": True}),
         ("ms_resnet18", {"depth": 50}),
         ("ms_resnet18", {"projection": "false"}),
         ("resnet18", {"num_classes": 3}),
