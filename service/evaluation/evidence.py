@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.errors import LowfirstError
+import torch
+
+from service.errors import BrokenModel, LowfirstError
 from service.evaluation.contests import Comparison, Evidence
 from service.evaluation.kept import LOGITS, Kept, keep
 from service.evaluation.milliseconds import Milliseconds, key, measure, measured_with
@@ -72,11 +74,26 @@ def read(folder: Path) -> tuple[dict[str, Comparison], Mapping[str, Any]]:
 
 
 def evidence(folder: Path) -> Evidence:
-    """All that ``folder`` keeps. Raises BrokenModel: a file of it cannot be read."""
+    """All that ``folder`` keeps.
+
+    Raises BrokenModel: a file of it cannot be read, or two runs were tested on other photographs.
+    """
     comparisons, raw = read(folder)
     wanted = {run for comparison in comparisons.values() for run in comparison.runs}
     kept = {run: Kept.read(folder / RUNS / run) for run in wanted if (folder / RUNS / run / LOGITS).is_file()}
+    for data in {comparison.data for comparison in comparisons.values()}:
+        _check_same_photographs(
+            {run: kept[run] for each in comparisons.values() if each.data == data for run in each.runs if run in kept}
+        )
     return Evidence(comparisons, raw["bar"], raw["contrast"], kept, Milliseconds.read(folder / MILLISECONDS))
+
+
+def _check_same_photographs(kept: Mapping[str, Kept]) -> None:
+    """As far as their classes tell: every one of them in the same place. Raises BrokenModel naming two runs."""
+    first, *others = kept or [""]
+    for other in others:
+        if not torch.equal(kept[first].passes.targets, kept[other].passes.targets):
+            raise BrokenModel(f"{first} and {other} were tested on other photographs", field="runs", value=other)
 
 
 def update(folder: Path, runs: Path, data: Mapping[str, Path], workers: int | None = None) -> Iterator[str]:

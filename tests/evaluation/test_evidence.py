@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -207,6 +208,18 @@ def test_damaged_logits_are_named(docs: Path) -> None:
     folder.mkdir(parents=True)
     (folder / LOGITS).write_bytes(b"PK")
     with pytest.raises(BrokenModel, match=f"{MULTI} is no run that was kept"):
+        evidence(docs / "results")
+
+
+def test_runs_that_were_tested_on_other_photographs_are_not_compared(docs: Path, runs: Path, shapes: Path) -> None:
+    folder = docs / "results" / RUNS
+    keep(runs / MULTI, shapes, folder / MULTI, device="cpu", workers=0)
+    base = folder / "mobilenet_v1_025-64-epochs4"
+    shutil.copytree(folder / MULTI, base)
+    (base / OPTIONS).write_text((base / OPTIONS).read_text().replace("ms_mobilenet", "mobilenet"))
+    with np.load(base / LOGITS) as kept:
+        np.savez(base / LOGITS, targets=kept["targets"][::-1], logits0=kept["logits0"])
+    with pytest.raises(BrokenModel, match=r"mobilenet_v1_025-64-epochs4 and .* were tested on other photographs"):
         evidence(docs / "results")
 
 
