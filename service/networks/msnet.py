@@ -90,7 +90,8 @@ class MSNet(Cascade):
             return carried
         gates = self.gates.get_submodule(self.names[stage]).parameters()
         return tuple(
-            given * (gate if given.dim() == 4 else gate.flatten()) for given, gate in zip(carried, gates, strict=True)
+            given * (gate if given.dim() == 4 else gate.flatten()).to(given.dtype)
+            for given, gate in zip(carried, gates, strict=True)
         )
 
     def summands(self, block: nn.Module, x: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,7 @@ ROUNDING = {"cpu": 2e-4, "cuda": 2e-2}  # of the largest logit; a GPU's convolut
 T = TypeVar("T")
 
 every_network = pytest.mark.parametrize("network", [*MULTI_SCALE, *FAMILIES])
+every_kind = pytest.mark.parametrize("network", [*MULTI_SCALE, *FAMILIES, "ms_mobilenet_v1_025+gated"])
 every_multi_scale = pytest.mark.parametrize("network", MULTI_SCALE)
 small = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025", "mobilenet_v1_025"])
 small_multi_scale = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025"])
@@ -197,7 +198,7 @@ def in_threads(*works: Callable[[], T]) -> list[T]:
 # the function
 
 
-@pytest.mark.parametrize("network", [*MULTI_SCALE, *FAMILIES, "ms_mobilenet_v1_025+gated"])
+@every_kind
 def test_runtime_computes_the_networks_function(subject: Subject) -> None:
     images = pixels(4)
     expected = subject.expected(images)
@@ -262,7 +263,7 @@ def test_images_may_lie_in_memory_in_any_way(subject: Subject, layout: str) -> N
     assert torch.equal(laid, before)  # and are as they were
 
 
-@every_network
+@every_kind
 def test_bfloat16_is_close(runtime_name: str, network: str) -> None:
     device = CUDA if runtime_name == "cuda" else CPU
     subject = Subject(build_for(runtime_name, network, "bfloat16"), network, device)
