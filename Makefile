@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu lock evidence imagenet-lite0 clean FORCE
+.PHONY: serve install test check format bench gpu faults wheel image digests sbom audit site lock evidence imagenet-lite0 clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -28,17 +28,50 @@ bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--da
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)
 
+faults: $(VENV)/.installed-test  ## Attacks, faults and load, as one table: make faults FAULTS="--data DIR". FAULTS=--quick: as CI.
+	$(BIN)/python loadtest/faults.py $(FAULTS)
+
+wheel: $(VENV)/.installed  ## dist/lowfirst-VERSION-py3-none-any.whl: the server, and the models of model_store/.
+	rm -rf build/lib build/bdist.* dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
+image:  ## lowfirst:cpu, labelled with this commit; make image TARGET=cuda, or ray. Takes Docker.
+	docker build --file docker/Dockerfile --target $(TARGET) --tag lowfirst:$(TARGET) \
+	  --label org.opencontainers.image.revision=$$(git rev-parse HEAD) .
+TARGET := cpu
+
+digests:  ## The digest that each image's tag has in its registry today, to pin. Takes Docker with buildx.
+	@sed -nE 's,^( *image: |ARG PYTHON_IMAGE=)([a-z0-9/.-]+:[a-z0-9.-]+).*,\2,p' $(NAMING_IMAGES) | grep -v ^lowfirst: | sort -u \
+	  | while read -r image; do echo "$$image@$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $$image)"; done
+NAMING_IMAGES := docker-compose.yml docker/Dockerfile docker/kubernetes/base/redis.yaml
+
+sbom: $(VENV)/.installed-test  ## dist/sbom.cdx.json: what the image installs, in CycloneDX, with hashes.
+	mkdir -p build/sbom dist
+	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > build/sbom/pyproject.toml
+	$(BIN)/cyclonedx-py requirements requirements/serve.txt --pyproject build/sbom/pyproject.toml \
+	  --output-reproducible --output-format JSON --output-file dist/sbom.cdx.json
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
+
+audit: $(VENV)/.installed-test  ## Known vulnerabilities of locked packages; make audit LOCKS=serve. Asks pypi.org.
+	@failed=0; for lock in $(LOCKS); do echo "requirements/$$lock.txt"; \
+	  $(BIN)/pip-audit --disable-pip --progress-spinner off --requirement requirements/$$lock.txt || failed=1; \
+	done; exit $$failed
+LOCKS := serve ray test bench
+
+site: $(VENV)/.installed-test  ## The documents as a site, in build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.
 # What is locked is for every system and Python from 3.11 on; tried is Python 3.11 on Linux, x86_64.
 lock: build/uv/bin/uv  ## Lock what pyproject.toml asks for, with hashes, in requirements/.
-	$(call compile,test)
-	$(call compile,serve) --constraint requirements/test.txt
-	$(call compile,ray) --constraint requirements/test.txt
-	$(call compile,bench)
+	$(call compile,test,openvino signing docs test)
+	$(call compile,serve,openvino signing) --constraint requirements/test.txt
+	$(call compile,ray,openvino signing ray) --constraint requirements/test.txt
+	$(call compile,bench,openvino bench)
 compile = build/uv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
   --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK) \
-  --extra openvino $(if $(filter-out serve,$(1)),--extra $(1)) --output-file requirements/$(1).txt
+  $(addprefix --extra ,$(2)) --output-file requirements/$(1).txt
 build/uv/bin/uv:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
@@ -76,7 +109,7 @@ imagenet-lite0: $(VENV)/.installed  ## A cascade of 1,000 classes in the store: 
 	$(BIN)/lowfirst compose imagenet-lite0 --stage lite0@128 --stage lite0@224
 
 clean:  ## Remove what the other targets made.
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -84,6 +117,7 @@ $(VENV)/bin/python:
 # The locked packages, then lowfirst itself, built by the locked setuptools. Those of test hold those of serve. Those of
 # bench may differ, which pip remarks upon; bench and test each bring their own back.
 define install
+@echo "installing what requirements/$(1).txt locks into $(VENV): some minutes the first time"
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/$(1).txt
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 endef

@@ -1,10 +1,12 @@
-"""Takes the pictures of the console: ``python docs/screenshots.py URL`` of a running server, with Chromium installed.
+"""Takes the pictures of the console: ``python docs/screenshots.py URL [NAME…]`` of a running server, with Chromium.
 
-For a minute it sends the pictures of ``tests/examples``, so that the charts have something to show.
+For a minute it sends the pictures of ``tests/examples``, so that the charts have something to show. For the picture of
+a trial another model of the store with the same classes runs behind the answers, and is cancelled in the end.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
 import shutil
@@ -14,13 +16,14 @@ from pathlib import Path
 
 import httpx
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent / "tests/examples").glob("*.jpg"))
 SHOWN = ("parachute-3.jpg", "parachute.jpg", "church.jpg", "golf-ball.jpg", "gas-pump.jpg")
 SECONDS = 60
 PREVIEWED = 0.85
+TRIAL = "console-trial.png"
 VIEWS = {
     "console-light.png": {"viewport": {"width": 1280, "height": 1080}, "color_scheme": "light"},
     "console-phone-dark.png": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
@@ -41,11 +44,40 @@ def load(url: str, page: Page) -> None:
                 return
 
 
-def main(url: str) -> None:
-    """Write each view beside this file, in 256 colours."""
+def begin_shadow(url: str) -> None:
+    """Try the first model of the store that can be."""
+    models = httpx.get(f"{url}/models").json()["models"]
+    (served, *_) = (each for each in models if each["serving"])
+    other = next(each for each in models if each["classes"] == served["classes"] and not each["serving"])
+    body = {"model": f"{other['name']}/{other['version']}", "shadow": True, "max_disagreement": 0.5}
+    httpx.patch(f"{url}/config/model", json=body, timeout=120).raise_for_status()
+
+
+def write(picture: bytes, name: str) -> None:
+    """In 256 colours."""
+    with Image.open(io.BytesIO(picture)) as image:
+        colours = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=4)
+        colours.save(HERE / name, optimize=True)
+
+
+def take_trial(url: str, browser: Browser) -> None:
+    """The part of the page that compares two models."""
+    begin_shadow(url)
+    page = browser.new_page(viewport={"width": 1280, "height": 1080}, color_scheme="light")
+    page.goto(url)
+    load(url, page)
+    page.locator("#compared tr").first.wait_for()
+    write(page.locator("#trial").screenshot(), TRIAL)
+    httpx.patch(f"{url}/config/model", json={"cancel": True}).raise_for_status()
+
+
+def main(url: str, *names: str) -> None:
+    """Write each view beside this file, or those that are named."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, view in VIEWS.items():
+            if names and name not in names:
+                continue
             page = browser.new_page(**view)  # type: ignore[arg-type]
             page.goto(url)
             load(url, page)
@@ -57,13 +89,11 @@ def main(url: str) -> None:
             page.locator("#curve circle.then").wait_for()
             page.wait_for_timeout(1500)  # one more second of the charts
             page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-            page.screenshot(path=HERE / name)
-            with Image.open(HERE / name) as picture:
-                picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=4).save(
-                    HERE / name, optimize=True
-                )
+            write(page.screenshot(), name)
+        if not names or TRIAL in names:
+            take_trial(url, browser)
         browser.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -206,7 +206,8 @@ def _in_one_piece(measure: Measure) -> Measure:
     """With batches of every size run as they are."""
 
     def measured() -> float:
-        with _replaced(openvino, "PIECES", tuple(range(BATCH, 0, -1))):
+        whole = tuple(range(BATCH, 0, -1))
+        with _replaced(openvino, "FIRST_PIECES", whole), _replaced(openvino, "LATER_PIECES", whole):
             return measure()
 
     return measured

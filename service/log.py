@@ -12,6 +12,10 @@ from contextvars import ContextVar
 
 logger = logging.getLogger("lowfirst")
 
+# What a start-up is doing, ``STARTED`` in the end. A terminal shows it as a bar: ``service.cli.starting``.
+starting = logger.getChild("starting")
+STARTED = "started"
+
 # The request that is being answered; "" outside of any.
 current_request: ContextVar[str] = ContextVar("current_request", default="")
 

@@ -30,7 +30,7 @@ LAST_REASONS = ("escalated", "cached")
 ONLY_REASONS = ("only", "cached")
 CONFIDENCES = tuple(i / 20 for i in range(1, 21))
 INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
-CLASSIFYING = ("/classify", "/classify/batch", *INFER)
+CLASSIFYING = ("/classify", "/classify/json", "/classify/batch", *INFER)
 STATUSES = (200, 429, 500, 503, 504)  # an answer, or what alerts look at
 IMAGE_ERRORS = (InvalidImage, UnsupportedImage, ImageTooLarge, BadRequest, Draining, DeadlinePassed, DeviceFailed)
 
@@ -73,6 +73,41 @@ class Metrics:
         self.audits_skipped = Counter(
             "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
         )
+        self.comparisons = Counter(
+            "lowfirst_comparisons",
+            "Images that a model that is tried answered, and the one that is served too.",
+            ["model"],
+            registry=registry,
+        )
+        self.comparison_disagreements = Counter(
+            "lowfirst_comparison_disagreements", "Of these, the answers differ.", ["model"], registry=registry
+        )
+        self.comparisons_skipped = Counter(
+            "lowfirst_comparisons_skipped",
+            "Images of a trial that the device had no time to compare.",
+            ["model"],
+            registry=registry,
+        )
+        self.trial_errors = Counter(
+            "lowfirst_trial_errors",
+            "Images that a model failed on while it was tried; clients got the other one's answer.",
+            ["model"],
+            registry=registry,
+        )
+        self.trial_share = Gauge(
+            "lowfirst_trial_share",
+            "Share of the images that a model is tried on, as canary or shadow, beside the model that is served.",
+            ["model", "kind"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.trial_cancelled = Gauge(
+            "lowfirst_trial_cancelled_timestamp_seconds",
+            "When the latest trial beside a model was cancelled by its guard; 0 where it was not.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.request_seconds = Histogram(
             "lowfirst_request_seconds",
             "From a request's head to its answer.",
@@ -82,6 +117,12 @@ class Metrics:
         )
         self.decode_seconds = Histogram(
             "lowfirst_decode_seconds", "Decoding one image.", buckets=SECONDS, registry=registry
+        )
+        self.decoders_ended = Counter(
+            "lowfirst_decoders_ended",
+            "Processes for images that take long to decode which an image ended: by its time, or by a crash.",
+            ["reason"],
+            registry=registry,
         )
         self.queue_seconds = Histogram(
             "lowfirst_queue_wait_seconds",
@@ -211,6 +252,11 @@ class Metrics:
         self.audits.labels(model)
         self.audit_disagreements.labels(model)
 
+    def try_out(self, model: str) -> None:
+        """Start the counters of a model that is tried at zero."""
+        for counter in (self.comparisons, self.comparison_disagreements, self.comparisons_skipped, self.trial_errors):
+            counter.labels(model)
+
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
         """Read ``gauge`` from ``value`` whenever it is scraped."""
         (gauge.labels(**labels) if labels else gauge).set_function(value)
@@ -221,6 +267,7 @@ class Metrics:
             (self.rejected, ("images", "bytes", "seconds")),
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
+            (self.decoders_ended, ("slow", "crashed")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):
             for value in label_values:

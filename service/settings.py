@@ -16,11 +16,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import InvalidOption
 
 PREFIX = "LOWFIRST_"
-SHIPPED_STORE = Path(__file__).resolve().parent.parent / "model_store"
+SHIPPED_STORE = Path(__file__).with_name("model_store").resolve()  # a folder in a wheel, a link in a checkout
 SHIPPED_MODEL = "imagenette-resnet18"
 
 MIB = 1024 * 1024
 MOST_PROCESSES = 256
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+", re.ASCII)
 KEY = re.compile(r"[!-~]{16,}", re.ASCII)
 ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    root_path: str = Field(
+        "", description="Prefix under which a proxy serves this server, such as /vision; empty: none."
+    )
     api_key: SecretStr | None = Field(None, description="Key that clients must send; unset: none is asked for.")
     admin_key: SecretStr | None = Field(
         None, description="Key for changes; unset: only a server on a loopback address without any key allows them."
@@ -70,6 +74,11 @@ class Settings(BaseSettings):
     model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
     models: Listed = Field((), description="More models to serve, after commas; `?model=` names them in requests.")
+    model_key: Path | None = Field(
+        None,
+        description="Public key (PEM) that every model must be signed with (`lowfirst sign`); unset: unsigned ones "
+        "are served too.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: str = Field(
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
@@ -156,7 +165,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
     log_format: Literal["text", "json"] = Field("text", description="text, or json: an object a line.")
     traces: bool = Field(
-        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (`lowfirst[otel]`)."
+        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (extra `otel`)."
     )
 
     @property
@@ -173,6 +182,14 @@ class Settings(BaseSettings):
     @classmethod
     def _in_any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, value: str) -> str:
+        bare = value.rstrip("/")
+        if bare and not ROOT_PATH.fullmatch(bare):
+            raise PydanticCustomError("root_path", "a path like /vision or /teams/vision")
+        return bare
 
     @field_validator("processes", mode="before")
     @classmethod

@@ -38,6 +38,13 @@ class ModelStore:
             path.name for path in self.root.iterdir() if NAME.fullmatch(path.name) and self.versions(path.name)
         )
 
+    def holds(self) -> str:
+        """The names in words, for messages."""
+        if not self.root.is_dir():
+            return f"there is no model store {self.root} (LOWFIRST_MODEL_STORE)"
+        known = ", ".join(self.names())
+        return f"{self.root} has {known}" if known else f"the model store {self.root} is empty"
+
     def versions(self, name: str) -> list[int]:
         """The versions of model ``name``, ascending; empty if there is none."""
         return sorted(version for version, folder in self._folders(name) if (folder / SPEC).is_file())
@@ -86,9 +93,12 @@ class ModelStore:
         versions = self.versions(name)
         if not versions:
             known = ", ".join(self.names()) or "no model"
-            raise NotFound(f"model is {name!r}; {self.root} has {known}", field="model", value=reference)
+            raise NotFound(f"model is {name!r}; {self.holds()}", field="model", value=reference, bound=known)
         if slash and version not in map(str, versions):
-            raise NotFound(f"model is {reference!r}; {name} has versions {versions}", field="model", value=reference)
+            raise NotFound(
+                f"model is {reference!r}; {name} has versions {versions}",
+                field="model", value=reference, bound=", ".join(map(str, versions)),
+            )  # fmt: skip
         return name, int(version) if version else versions[-1]
 
     def specs(self, on_broken: Callable[[str, LowfirstError], None]) -> list[ModelSpec]:

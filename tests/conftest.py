@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from redis import ConnectionError as NoConnection
 from redis import Redis
+from safetensors.torch import load_file
 
 from service.evaluation.passes import Passes
 from service.images.decode import decode
@@ -143,6 +144,23 @@ def two_versions(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return root
 
 
+@pytest.fixture(scope="session")
+def trial_store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny/1``; ``tiny/2``, which answers as it does; ``tiny/3``, whose answers are all off by one class; ``tiny/4``
+    of other classes; ``tiny/5`` of the same ones in another order."""
+    root = tmp_path_factory.mktemp("trial")
+    for version in range(1, 6):
+        folder = Path(shutil.copytree(tiny_store / "tiny" / "1", root / "tiny" / str(version)))
+        spec = dataclasses.replace(read_spec(folder), version=version)
+        if version == 3:
+            weights = load_file(folder / WEIGHTS)
+            off = {name: each.roll(1, 0) if "classifier" in name else each for name, each in weights.items()}
+            spec = dataclasses.replace(spec, weights_sha256=write_weights(folder, off))
+        classes = {4: ("ant", "bee", "cow", "dog"), 5: ("ant", "cat", "bee", "dog")}.get(version, CLASSES)
+        write_spec(folder, dataclasses.replace(spec, classes=classes))
+    return root
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own shell reaches a test."""
@@ -236,7 +254,7 @@ def redis_server(stopped_redis: RedisServer) -> RedisServer:
 @pytest.fixture(scope="session")
 def openvino() -> None:
     """Asked for by whatever needs OpenVINO, which is no part of the smallest installation."""
-    need(find_spec("openvino") is not None, "OpenVINO", "pip install 'lowfirst[openvino]'")
+    need(find_spec("openvino") is not None, "OpenVINO", "pip install '.[openvino]'")
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import service
 from service.api.dependencies import Parts
 from service.app import create_app
 from service.networks.registry import BACKBONES
@@ -26,12 +28,37 @@ def test_document_lists_every_setting_with_its_default(name: str) -> None:
     text = (ROOT / "docs/settings.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith(f"| `LOWFIRST_{name.upper()}` "))
     default = Settings.model_fields[name].default
-    assert {None: "unset", (): "none"}.get(default, str(default)) in row or name == "model_store"
+    assert {None: "unset", (): "none", "": "none"}.get(default, str(default)) in row or name == "model_store"
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_document_lists_every_base_network_with_its_time(name: str) -> None:
     assert f"\n| {name} | " in (ROOT / "docs/networks.md").read_text()
+
+
+def test_extras_are_named_as_they_can_be_installed() -> None:
+    """lowfirst is not on PyPI, so that `pip install lowfirst` would bring another's package, or none."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in (
+        "*.md",
+        "*.yml",
+        "docs/*.md",
+        "docker/**/*.y*ml",
+        "docker/Dockerfile",
+        "service/**/*.py",
+        "loadtest/*.py",
+    ):
+        for path in ROOT.glob(name):
+            text = path.read_text()
+            assert not re.search(r"\blowfirst\[[a-z]|pip install '?lowfirst\b", text), path
+            assert set(re.findall(r"pip install '\.\[(\w+)\]'", text)) <= set(extras), path
+
+
+def test_changelog_begins_with_what_is_unreleased_and_this_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\](.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == service.__version__
+    assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", date) for _, date in headings[1:])
 
 
 def test_readme_tree_names_what_is_there() -> None:

@@ -273,11 +273,44 @@ def early_exit() -> schema.Dashboard:
             unit=EACH_SECOND,
         ),
     ]
+    trial: list[Panel] = [
+        lines(
+            "Disagreement of a trial",
+            "Of the images that a canary or a shadow answered as well as the model that is served, on how many do both "
+            "differ? All replicas, one hour, with Wilson's bounds, each at 95 %.",
+            (f"lowfirst:trial_disagreement:upper1h{{{MODEL}}}", "{{model}} at most"),
+            (f"lowfirst:trial_disagreement:ratio1h{{{MODEL}}}", "{{model}}"),
+            (f"lowfirst:trial_disagreement:lower1h{{{MODEL}}}", "{{model}} at least"),
+            unit=SHARE,
+        ),
+        lines(
+            "Share of a trial",
+            "On which share of the images is which model tried, as canary or shadow?",
+            (f"max by (model, kind) (lowfirst_trial_share{{{MODEL}, {REPLICA}}})", "{{model}} {{kind}}"),
+            unit=SHARE,
+            steps=True,
+        ),
+        lines(
+            "Images of a trial",
+            "How many are compared, for how many was there no time, and on how many did the new model fail?",
+            (f"sum by (model) (rate(lowfirst_comparisons_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))", "{{model}}"),
+            (
+                f"sum by (model) (rate(lowfirst_comparisons_skipped_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))",
+                "{{model}} skipped",
+            ),
+            (
+                f"sum by (model) (rate(lowfirst_trial_errors_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))",
+                "{{model}} failed",
+            ),
+            unit=EACH_SECOND,
+        ),
+    ]
     return dashboard(
         "lowfirst-early-exit",
         "lowfirst: Early exit",
         "What the early exit does, what it saves, and whether it keeps its promise.",
-        {"Time": time, "Now": now, "Course": course, "Why": why, "Confidence": [confidences], "Audit": audits},
+        {"Time": time, "Now": now, "Course": course, "Why": why, "Confidence": [confidences], "Audit": audits}
+        | {"Trial": trial},
         by_model=True,
     )
 

@@ -21,6 +21,8 @@ MAX_OTHER_PARTS = 16
 MAX_PART_HEAD = 8192
 VERBATIM = (b"binary", b"8bit", b"7bit")
 FORMS = "image/*, application/octet-stream, multipart/form-data with a part `image`, or application/json"
+JSON = "application/json"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors and Windows programs begin UTF-8 with it
 FIELD = "image"
 
 # Values in a JSON body, and objects and arrays that may be nested in it. Each of a million unknown keys would become an
@@ -46,11 +48,19 @@ def one_image(request: Request, body: bytes) -> bytes:
     kind = content_type(request)
     if kind.startswith("image/") or kind in RAW:
         return body
-    if kind == "application/json":
-        return _from_base64(parse(JsonImage, body).image)
+    if kind == JSON:
+        return image_in_json(request, body)
     if kind == MULTIPART:
         return many_images(request, body, most=1)[0]
     raise unsupported(kind, FORMS)
+
+
+def image_in_json(request: Request, body: bytes) -> bytes:
+    """The encoded image in a JSON body. Raises as ``one_image``."""
+    kind = content_type(request)
+    if kind != JSON:
+        raise unsupported(kind, JSON)
+    return from_base64(parse(JsonImage, body).image, FIELD)
 
 
 def many_images(request: Request, body: bytes, most: int) -> list[bytes]:
@@ -76,7 +86,7 @@ def many_images(request: Request, body: bytes, most: int) -> list[bytes]:
 
 
 def parse(schema: type[Schema], body: bytes, most_values: int = MAX_JSON_VALUES) -> Schema:
-    """A JSON body.
+    """A JSON body, with or without a byte order mark.
 
     Raises:
         InvalidOption: more than ``most_values`` values. BadRequest: more arrays or objects than that. Nothing is made
@@ -88,7 +98,7 @@ def parse(schema: type[Schema], body: bytes, most_values: int = MAX_JSON_VALUES)
     if _has_more(body, b"[", most_values) or _has_more(body, b"{", most_values):
         raise BadRequest(f"the JSON has more than {most_values} arrays or objects")
     with _validation():
-        return schema.model_validate_json(body)
+        return schema.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
 
 
 def _has_more(body: bytes, sign: bytes, most: int) -> bool:
@@ -150,11 +160,20 @@ def _broken(why: str) -> BadRequest:
     return BadRequest(f"the multipart body is broken: {why}")
 
 
-def _from_base64(text: str) -> bytes:
+def from_base64(text: str, field: str) -> bytes:
+    """Base64, on one line or several, by itself or in a data URI (RFC 2397). Raises BadRequest: anything else."""
     try:
         return base64.b64decode(text, validate=True)
+    except ValueError:  # seldom: the usual form pays for no other
+        pass
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.rstrip().lower().endswith(";base64"):
+            raise BadRequest(f"{field} is a data URI without `;base64,` before its data", field=field)
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
-        raise BadRequest(f"{FIELD} is not base64: {error}", field=FIELD) from error
+        raise BadRequest(f"{field} is not base64: {error}", field=field) from error
 
 
 def unsupported(given: str, expected: str) -> UnsupportedBody:

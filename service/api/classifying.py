@@ -18,6 +18,7 @@ def ask_of(
     deadline_ms: float | None,
     top_k: int,
     passes: bool = False,
+    names_version: bool = False,
 ) -> Ask:
     """What a request wants of its images; without a ``deadline_ms`` of its own it has the one of the settings."""
     if deadline_ms is None:
@@ -28,6 +29,7 @@ def ask_of(
         deadline=None if deadline_ms is None else deadline_ms / 1e3,
         top_k=top_k,
         passes=passes,
+        names_version=names_version,
     )
 
 
@@ -61,8 +63,10 @@ async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -
     """
     try:
         _check_size(image, parts.settings.max_image_bytes)
-        answer = await engine.classify(image, ask)
+        trial = parts.models.trial
+        answer = await (engine.classify(image, ask) if trial is None else trial.classify(engine, image, ask))
     except LowfirstError as error:
+        engine.recent.fail(ask.arrival)
         parts.metrics.image_errors.labels(error.code).inc()
         raise
     if parts.traces is not None:

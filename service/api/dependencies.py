@@ -11,6 +11,7 @@ from service.api.observed import Observed
 from service.engine.admission import Admission
 from service.engine.models import Models
 from service.engine.switching import Switching
+from service.engine.trials import Trials
 from service.errors import Draining
 from service.metrics import Metrics
 from service.processes.siblings import Siblings
@@ -28,6 +29,7 @@ class Parts:
     settings: Settings
     models: Models
     switching: Switching
+    trials: Trials
     admission: Admission
     config: ConfigStore
     metrics: Metrics

@@ -20,8 +20,6 @@ from service.log import logger
 from service.metrics import Metrics
 
 MAX_ECHO = 200
-RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "Any error."}}
-PROTOCOL_RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ProtocolError, "description": "Any error."}}
 
 
 def install(app: FastAPI) -> None:

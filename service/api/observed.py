@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -13,7 +13,7 @@ from service.engine.audit import Audit
 from service.engine.engine import Engine
 from service.engine.models import Models
 from service.engine.prediction import TimeSpent
-from service.engine.recent import CONFIDENCES, PERCENTILES
+from service.engine.recent import CONFIDENCES, PERCENTILES, Totals
 from service.errors import NotFound
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
@@ -21,6 +21,8 @@ from service.processes.siblings import Siblings
 
 # How many latencies a process tells of; where it has more, some stand for several.
 POINTS = 2000
+
+ADDED = [each.name for each in fields(Totals) if each.name != "idle_seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Observed:
         self._siblings = siblings
         self._shared = shared
         siblings.answer("share", self._told)
+        siblings.answer("totals", self._totals_told)
         siblings.answer("sample", self._sampled)
 
     async def exposition(self) -> bytes:
@@ -79,7 +82,7 @@ class Observed:
             return generate_latest(self._metrics.registry)
         others = await self._siblings.others("sample")
         self._shared.sample()
-        for engine in self._models:
+        for engine in self._models.running:
             if engine.predictor.calibration is not None:
                 audits = [Audit(**told[engine.spec.reference]) for told in others if engine.spec.reference in told]
                 kept = pooled([engine.audit(), *audits]).promise_kept
@@ -91,10 +94,21 @@ class Observed:
         others = await self._siblings.others("share", engine.spec.reference)
         return [self._share(engine), *(Share(**told) for told in others)]
 
+    async def totals(self, engine: Engine) -> Totals:
+        """Of all processes that serve the same model, together."""
+        others = await self._siblings.others("totals", engine.spec.reference)
+        return together([engine.totals(), *(Totals(**told) for told in others)])
+
+    def _totals_told(self, reference: str) -> dict[str, Any] | None:
+        try:
+            return asdict(self._models.find(reference).totals())
+        except NotFound:  # the others are a moment ahead
+            return None
+
     def _sampled(self, _: Any) -> dict[str, Any]:
         assert self._shared is not None
         self._shared.sample()
-        return {engine.spec.reference: asdict(engine.audit()) for engine in self._models}
+        return {engine.spec.reference: asdict(engine.audit()) for engine in self._models.running}
 
     def _told(self, reference: str) -> dict[str, Any] | None:
         try:
@@ -122,6 +136,13 @@ class Observed:
             exit_rate=audit.exit_rate,
             promised=audit.promised,
         )
+
+
+def together(totals: Sequence[Totals]) -> Totals:
+    """Those of several processes as those of one."""
+    idle = [each.idle_seconds for each in totals if each.idle_seconds is not None]
+    sums = {name: sum(getattr(each, name) for each in totals) for name in ADDED}
+    return Totals(**sums, idle_seconds=min(idle, default=None))
 
 
 def thinned(ordered: Sequence[float], most: int = POINTS) -> list[tuple[float, float]]:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 
-from service.api.schemas import Share
+from service.api.schemas import RED_SQUARE, Share
 from service.engine.answer import Answer
 
 PROBABILITIES = "probabilities"
+MOST_ID = 2**64 - 1
+WholeNumber = Annotated[int, Field(ge=0, le=MOST_ID)]
 
 Datatype = Literal["BYTES", "BOOL", "FP32", "FP64", "INT64"]
 OutputName = Literal["probabilities", "label", "exit", "reason", "confidence", "threshold", "mmacs", "degraded"]
@@ -42,6 +45,12 @@ def _flat(data: Any) -> Any:
     if isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [element for row in data for element in row]
     return data
+
+
+def _as_text(id_: Any) -> Any:
+    """Triton takes whole numbers for ids, too, and gives them back as strings."""
+    is_number = isinstance(id_, int) and not isinstance(id_, bool)
+    return str(id_) if is_number and 0 <= id_ <= MOST_ID else id_
 
 
 class _Strict(BaseModel):
@@ -96,13 +105,23 @@ class RequestParameters(_Strict):
     binary_data_output: bool = Field(False, description="Every output that does not say otherwise after the JSON.")
 
 
+REQUEST: JsonDict = {
+    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [RED_SQUARE]}],
+    "outputs": [{"name": "label"}],
+}
+
+
 class InferRequest(_Strict):
     """Images to classify."""
 
-    id: str | None = Field(None, description="Given back with the answer.")
+    model_config = ConfigDict(json_schema_extra={"examples": [REQUEST]})
+
+    id: Annotated[str, BeforeValidator(_as_text, str | WholeNumber)] | None = Field(
+        None, description="Given back with the answer, as a string."
+    )
     inputs: list[InferInput] = Field(min_length=1, max_length=1)
     outputs: list[RequestedOutput] | None = Field(
-        None, max_length=len(OUTPUTS), description="Unset: every one, as /v2/models/{model} lists them."
+        None, max_length=len(OUTPUTS), description="Unset or empty: every one, as /v2/models/{model} lists them."
     )
     parameters: RequestParameters | None = None
 
@@ -197,13 +216,13 @@ class ServerMetadata(BaseModel):
 class ServerLive(BaseModel):
     """The process answers."""
 
-    live: Literal[True] = True
+    live: bool = True
 
 
 class ServerReady(BaseModel):
     """Work may be sent."""
 
-    ready: Literal[True] = True
+    ready: bool = True
 
 
 class ModelReady(ServerReady):
@@ -214,5 +233,7 @@ class ModelReady(ServerReady):
 
 class ProtocolError(BaseModel):
     """The body of every error of the protocol."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"error": "image 0: image has 0 bytes"}]})
 
     error: str

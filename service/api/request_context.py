@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import cache as memoise
+from functools import partial
 from random import getrandbits
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Draining
+from service.errors import Draining, LowfirstError
 from service.log import current_request, logger
 from service.metrics import Metrics
 
@@ -44,7 +46,7 @@ class RequestContext:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, partial(_send_quietly, send))
             return
         arrival = time.monotonic()
         id_ = _given_id(scope) or new_id()
@@ -79,6 +81,13 @@ class RequestContext:
             self._seconds(route).observe(seconds)
             if logger.isEnabledFor(logging.DEBUG):
                 _log(scope["method"], route, code, seconds)
+
+
+async def _send_quietly(send: Send, message: Message) -> None:
+    """Starlette tells the traceback of whatever stops the start; an error of ours is told by who started the server."""
+    if message["type"] == "lifespan.startup.failed" and isinstance(sys.exception(), LowfirstError):
+        message = {**message, "message": ""}
+    await send(message)
 
 
 def _log(method: str, route: str, code: int, seconds: float) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from service.engine.answer import Reason
 from service.engine.prediction import TimeSpent
@@ -14,19 +15,42 @@ from service.state.base import GOALS, Goal
 
 UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
+# A PNG of 8 x 8 pixels.
+RED_SQUARE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8oaHBgA0wMeAAg1MCAOA4ASjhBhuDAAAAAElFTkSuQmCC"
+
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """A body that may hold nothing it does not know."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ClassifyQuery(_Strict):
+# Of tests/examples/golf-ball.jpg.
+ANSWER: JsonDict = {
+    "label": "golf ball",
+    "score": 0.97,
+    "top_k": [{"label": "golf ball", "index": 7, "score": 0.97}, {"label": "parachute", "index": 9, "score": 0.02}],
+    "exit": "low",
+    "reason": "confident",
+    "confidence": 0.97,
+    "threshold": 0.91,
+    "mmacs": 335.47,
+    "degraded": False,
+    "cached": False,
+    "model": {"name": "imagenette-resnet18", "version": 1},
+    "config_version": 1,
+    "request_id": "4f6c1b1f6d9c4b7e8a0d2c3e5f708192",
+    "timing_ms": {"decode": 0.9, "queue": 0.1, "low": 3.2, "high": 0.0, "total": 4.5},
+    "passes": None,
+}
+
+
+class ClassifyQuery(Strict):
     """What a request wants of its images."""
 
-    top_k: int | None = Field(None, ge=1, description="Labels to give; unset: 5, or all if there are fewer.")
+    top_k: int | None = Field(None, ge=1, description="Labels to give, unset: 5; all if there are fewer.")
     threshold: Share | None = Field(None, description="Threshold for this request only.")
     deadline_ms: float | None = Field(
         None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
@@ -35,7 +59,7 @@ class ClassifyQuery(_Strict):
     passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
 
 
-class ModelQuery(_Strict):
+class ModelQuery(Strict):
     """Which model a request is about."""
 
     model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
@@ -47,10 +71,10 @@ class PreviewQuery(ModelQuery):
     threshold: Share
 
 
-class JsonImage(_Strict):
+class JsonImage(Strict):
     """The JSON form of one image."""
 
-    image: str = Field(description="The encoded image in base64.")
+    image: str = Field(description="The encoded image in base64, or a data URI of it.", examples=[RED_SQUARE])
 
 
 class RankedLabel(BaseModel):
@@ -69,7 +93,9 @@ class ModelName(BaseModel):
 
 
 class ClassifyAnswer(BaseModel):
-    """The answer to one image: see ``service.api.answers``."""
+    """The answer to one image."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [ANSWER]})
 
     label: str
     score: float
@@ -93,6 +119,18 @@ class ClassifyAnswer(BaseModel):
     )
 
 
+ERROR: JsonDict = {
+    "error": {
+        "code": "invalid_field",
+        "message": "threshold is '2': Input should be less than or equal to 1",
+        "field": "threshold",
+        "value": "2",
+        "bound": 1.0,
+        "request_id": "4f6c1b1f6d9c4b7e8a0d2c3e5f708192",
+    }
+}
+
+
 class ErrorDetail(BaseModel):
     """What went wrong: stable ``code``, words, and where they mean something the field, its value and its bound."""
 
@@ -106,6 +144,8 @@ class ErrorDetail(BaseModel):
 
 class ErrorAnswer(BaseModel):
     """The body of every error."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [ERROR]})
 
     error: ErrorDetail
 
@@ -159,16 +199,12 @@ def milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
-_ONE_OF_THE_GOALS: list[JsonValue] = [{"required": [goal]} for goal in GOALS]
-
-
-class ThresholdPatch(_Strict):
-    """Exactly one goal, and/or a floor."""
+class ThresholdPatch(Strict):
+    """Exactly one goal, and/or a floor. A goal that is null is not given; a floor that is null is cleared."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"threshold": 0.6}, {"max_mean_ms": 0.5}, {"max_mean_mmacs": 60.0}, {"min_agreement": 0.98}],
-            "oneOf": [*_ONE_OF_THE_GOALS, {"required": ["floor"], "maxProperties": 1}],
+            "examples": [{"threshold": 0.6}, {"max_mean_ms": 0.5}, {"max_mean_mmacs": 60.0}, {"min_agreement": 0.98}]
         }
     )
 
@@ -193,12 +229,13 @@ class ThresholdPatch(_Strict):
 
     @model_validator(mode="after")
     def _one_goal(self) -> ThresholdPatch:
-        named = [goal for goal in GOALS if goal in self.model_fields_set]
-        empty = [goal for goal in named if getattr(self, goal) is None]
-        if empty:
-            raise InvalidOption(empty[0], None, "a number")
-        if len(named) > 1 or (not named and "floor" not in self.model_fields_set):
-            raise ValueError(f"{len(named)} goals are given; it must be exactly one of {', '.join(GOALS)}")
+        named = [goal for goal in GOALS if getattr(self, goal) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are given; it must be exactly one of {', '.join(GOALS)}")
+        if not named and "floor" not in self.model_fields_set:
+            for goal in self.model_fields_set:
+                raise InvalidOption(goal, None, "a number")
+            raise ValueError(f"no goal is given; it must be exactly one of {', '.join(GOALS)}")
         return self
 
     @property
@@ -209,17 +246,6 @@ class ThresholdPatch(_Strict):
             if value is not None:
                 return goal, float(value)
         return None
-
-
-class ModelPatch(_Strict):
-    """Which model to serve."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "imagenette-resnet18/1"}]})
-
-    model: str = Field(
-        description="Of the store: name (its newest version) or name/version.",
-        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(/[1-9][0-9]{0,8})?$"},
-    )
 
 
 class ThresholdAnswer(BaseModel):
@@ -290,7 +316,7 @@ class ModelAnswer(BaseModel):
     stages: list[StageAnswer]
     low_mmacs: float = Field(description="Of the first stage.")
     high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
-    default_threshold: float | None
+    default_threshold: float = Field(description="That a server starts with in its runtime and precision.")
     dataset: str
     calibration_images: int
     curve: list[CurvePoint]

@@ -5,7 +5,6 @@ Binary tensors are little-endian and dense; an element of ``BYTES`` is its lengt
 
 from __future__ import annotations
 
-import base64
 import struct
 from collections.abc import Sequence
 
@@ -64,7 +63,7 @@ def read(request: Request, body: bytes, most: int) -> tuple[InferRequest, list[b
 def answer(asked: InferRequest, answers: list[Answer]) -> Response:
     """The response with the outputs wanted; ``answers`` are of one model and rank each of its classes."""
     binary_by_default = asked.parameters is not None and asked.parameters.binary_data_output
-    wanted = [RequestedOutput(name=name) for name in OUTPUTS] if asked.outputs is None else asked.outputs
+    wanted = asked.outputs or [RequestedOutput(name=name) for name in OUTPUTS]
     outputs = [_output(output, answers, binary_by_default) for output in wanted]
     body = InferAnswer(
         model_name=answers[0].model,
@@ -118,18 +117,14 @@ def _images(given: InferInput, tail: bytes, most: int) -> list[bytes]:
             value=size,
             bound=len(tail),
         )
-    images = _elements(tail, most) if given.data is None else [_decoded(i, text) for i, text in enumerate(given.data)]
+    images = (
+        _elements(tail, most)
+        if given.data is None
+        else [bodies.from_base64(text, f"inputs.0.data.{i}") for i, text in enumerate(given.data)]
+    )
     if len(images) != count:
         raise InvalidOption("inputs.0.shape", given.shape, f"[{len(images)}], the images that come with it")
     return images
-
-
-def _decoded(index: int, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        field = f"inputs.0.data.{index}"
-        raise BadRequest(f"{field} is not base64: {error}", field=field) from error
 
 
 def _elements(data: bytes, most: int) -> list[bytes]:

@@ -1,6 +1,6 @@
 """Traces by OpenTelemetry: one span a request, and in it one for each stage of each image.
 
-Imported only where ``LOWFIRST_TRACES`` asks for it; ``lowfirst[otel]`` brings the packages. Where the spans go is said
+Imported only where ``LOWFIRST_TRACES`` asks for it; the extra ``otel`` brings the packages. Where the spans go is said
 by OpenTelemetry's own ``OTEL_…`` variables: by default to a collector on this machine, by OTLP over HTTP.
 """
 
@@ -25,7 +25,7 @@ try:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 except ImportError as error:
-    raise InvalidOption("LOWFIRST_TRACES", True, "unset without `pip install 'lowfirst[otel]'`") from error
+    raise InvalidOption("LOWFIRST_TRACES", True, "unset without `pip install '.[otel]'`") from error
 
 
 class Traces:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 import service
 from service.cli import (
@@ -22,22 +24,32 @@ from service.cli import (
     quantise,
     report,
     serve,
+    sign,
     train,
 )
-from service.cli.console import errors
+from service.cli.console import warn
 from service.errors import LowfirstError
 
 app = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # else names of options are cut where a terminal has 80 columns
     help="Image classification that spends compute only where an image needs it.",
 )
+
+
+def add(name: str, command: Callable[..., None]) -> None:
+    """Add a command; the list of all says the whole first sentence of its docstring."""
+    first, *_ = (command.__doc__ or "").partition("\n\n")
+    app.command(name, short_help=" ".join(first.split()))(command)
+
+
 for command in (
-    serve, deploy, classify, train, calibrate, quantise, evaluate, report, publish, compose, models, bench,
+    serve, deploy, classify, train, calibrate, quantise, evaluate, report,
+    publish, sign, import_, compose, models, bench,
 ):  # fmt: skip
-    app.command()(getattr(command, command.__name__.rpartition(".")[2]))
-app.command("import")(import_.import_)
+    add(command.__name__.rpartition(".")[2].rstrip("_"), vars(command)[command.__name__.rpartition(".")[2]])
 
 
 # Threads that compute a layer together wait for each other at its end. By default they spin, and where anything else
@@ -60,14 +72,33 @@ def before_any(
     ] = False,
 ) -> None:
     """Set what PyTorch reads as it is loaded, which is later."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
     if context.invoked_subcommand in WAITING:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> None:
-    """Run the command line; our own errors become one line, and status 1."""
+    """Run the command line. Errors are one line each: of usage with status 2, our own and the system's with 1."""
     try:
-        app(prog_name="lowfirst")
+        sys.exit(app(prog_name="lowfirst", standalone_mode=False) or 0)
     except LowfirstError as error:
-        errors.print(f"error: {error.message}", style="red", highlight=False, markup=False, emoji=False, soft_wrap=True)
-        sys.exit(1)
+        end(error.message, 1)
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        usage = f" {context.get_usage()}; see `{context.command_path} --help`" if context is not None else ""
+        end(f"{error.format_message().rstrip('.')}.{usage}", error.exit_code)
+    except typer.Abort:
+        end("aborted", 1)
+    except OSError as error:  # a folder that may not be written to, a disk that is full
+        if error.strerror is None:
+            raise
+        named = f"{error.filename}: " if error.filename is not None else ""
+        end(f"{named}{error.strerror}", 1)
+
+
+def end(message: str, status: int) -> NoReturn:
+    """Print an error in one line, and end with ``status``."""
+    warn(f"error: {' '.join(message.split())}", "red")
+    sys.exit(status)

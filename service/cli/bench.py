@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from service.cli.console import AsJson, Device, Precision, Runtime, model_folder, output
+from service.cli.console import AsJson, Device, Precision, Runtime, model_folder, next_step, output, say
+from service.errors import InvalidOption
 
 if TYPE_CHECKING:
     from service.evaluation.throughput import Arrangement
@@ -26,7 +27,7 @@ def bench(
     runtime: Runtime = "auto",
     escalated: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of images that escalate. \\[default: the model's own at its default]"),
+        typer.Option(min=0, max=1, help="Share of images that escalate. [default: the model's own at its default]"),
     ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(min=0, help="What an hour of one worker (a core or a GPU) costs.")
@@ -36,12 +37,15 @@ def bench(
 ) -> None:
     """Time every stage at every batch size, and say whether the cascade pays on this machine."""
     from service.evaluation.pays import Payoff, payoff
-    from service.evaluation.throughput import arrange, measure_together, peak
+    from service.evaluation.peak import peak
+    from service.evaluation.throughput import arrange, measure_together
     from service.inference.device import cores
     from service.inference.latency import LatencyProfile
     from service.inference.predictor import Predictor
 
     folder = model_folder(model)
+    if save is not None and (save.is_dir() or not save.parent.is_dir()):  # known before minutes of measuring
+        raise InvalidOption("save", str(save), "a file in a folder that exists")
 
     def load(threads: int) -> Predictor:
         return Predictor.load(folder, device, precision, runtime, threads)
@@ -69,16 +73,21 @@ def bench(
         return
     output.print(_times(predictor, table, workers, most))
     output.print(_arrangements(arrangements, size, verdict.reaching))
-    output.print(verdict.told(), highlight=False, soft_wrap=True)
+    say(verdict.told())
+    if save is None:
+        next_step("bench", model, "--save", "profile.json")
+    else:
+        next_step("serve", "--model", model, LOWFIRST_PROFILE=save)
 
 
 def _times(predictor: Predictor, table: LatencyTable, workers: int, most: float) -> Table:
     """Each stage at each batch size, beside the single-scale network; rates are of all workers together."""
     spec = predictor.spec
     shown = Table(
-        "stage", "batch", "ms", "images/s", "G multiply-adds/s", "% of peak",
-        title=f"{spec.name}: {predictor.runtime} {predictor.precision}, {workers} x {predictor.threads} threads, "
-        f"peak {most / 1e9:.0f} G multiply-adds/s (matrix products)",
+        "stage", "batch", "ms", "images/s", "G/s", "% of peak",
+        title=f"{spec.name}: {predictor.runtime} {predictor.precision}, {workers} x {predictor.threads} threads",
+        caption="G/s: thousand million multiply-adds per second; "
+        f"peak: {most / 1e9:.0f}, of matrix products by the same runtime, precision and threads",
     )  # fmt: skip
     rows = [(stage.name, stage.mmacs, times) for stage, times in zip(spec.stages, table.stages, strict=True)]
     for name, mmacs, times in [*rows, ("single-scale network", spec.single_scale_mmacs, table.single)]:

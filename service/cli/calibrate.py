@@ -7,16 +7,22 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from service.cli.console import Data, Device, Workers, model_folder, output, progress
+from service.cli.console import Data, Device, Workers, model_folder, next_step, output, progress, say
 
 SHOWN = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+LEGEND = (
+    "* default threshold. exit: images that end before the last stage. mean M: mean million multiply-adds per image. "
+    "top-1: right answers. agree: answered as the last stage would. agree >=, drop <=: with 95 % confidence at least "
+    "so many agree, and at most so many right answers are lost."
+)
 
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Run folder, or model of the store by name or name/version.")],
     data: Data,
     split: Annotated[
-        str | None, typer.Option(help="Folder of --data to use. \\[default: what training held out of train/]")
+        str | None, typer.Option(help="Folder of --data to use. [default: what training held out of train/]")
     ] = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="--data is any folder of photographs: certify the agreement alone.")
@@ -34,14 +40,13 @@ def calibrate(
     with progress("calibrating") as show:
         spec = fit_and_certify(model_folder(model), data, split, not unlabelled, device, workers, show)
     temperatures = ", ".join(f"{stage.name} {stage.temperature:.3f}" for stage in spec.stages)
-    output.print(
-        f"temperatures: {temperatures}; default threshold {spec.default_threshold:g}", highlight=False, soft_wrap=True
-    )
+    say(f"temperatures: {temperatures}; default threshold {spec.default_threshold:g}")
     for table in spec.calibration:
         calibration = Calibration(table, spec.mmacs)
         shown = Table(
             "threshold", "exit %", "mean M", "top-1 %", "agree %", "agree >= %", "drop <= %",
             title=f"{table.runtime} {table.precision}, {table.n} photographs, bounds at 95 %",
+            caption=LEGEND,
         )  # fmt: skip
         default = spec.start_threshold(table.runtime, table.precision)
         for threshold in sorted({*SHOWN, default}):
@@ -56,6 +61,12 @@ def calibrate(
                 _percent(effect.accuracy_drop_at_most),
             )
         output.print(shown)
+    if not unlabelled:
+        next_step("evaluate", model, "--data", data)
+    elif spec.version:
+        next_step("serve", "--model", spec.name)
+    else:
+        next_step("publish", model, "--name", "NAME")
 
 
 def _percent(share: float | None) -> str:

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +18,9 @@ from fastapi import FastAPI
 from service.api.dependencies import Parts
 from service.app import create_app
 from service.cli.draining import http_config, leave_alone
+from service.cli.starting import bar
 from service.errors import LowfirstError
-from service.log import configure
+from service.log import configure, starting
 from service.processes.metrics import keep_in_files
 from service.processes.reception import MAIN, OWN, received
 from service.processes.siblings import Together
@@ -41,6 +43,8 @@ def serve_child(
     for each in (signal.SIGTERM, signal.SIGINT):  # sent to a whole group: the parent sees to it
         signal.signal(each, signal.SIG_IGN)
     configure(settings.log_level, settings.log_format)
+    if index:  # the first one tells of all
+        starting.setLevel(logging.WARNING)
     try:
         _serve(settings, index, count, words, handover, files, own_address)
     finally:
@@ -59,14 +63,17 @@ def _serve(
     keep_in_files(index)
     if has_hung_up(words):
         return
+    # gauges are read by functions here, and those of a model that went are not there to be read
+    warnings.filterwarnings("ignore", "Removal of labels", UserWarning)
     together = Together(index, count, words, files, own_address)
-    try:
-        app = create_app(settings, together)
-    except LowfirstError as error:
-        words.sendall(frame(0, "failed", error.message))
-        sys.exit(1)
-    server = ChildServer(app, settings, together, handover)
-    server.run(sockets=[])
+    with bar(len(settings.models) + 1, wanted=index == 0 and settings.log_format == "text"):
+        try:
+            app = create_app(settings, together)
+        except LowfirstError as error:
+            words.sendall(frame(0, "failed", error.message))
+            sys.exit(1)
+        server = ChildServer(app, settings, together, handover)
+        server.run(sockets=[])
     together.clear_up()
     if not server.started:
         sys.exit(1)
@@ -77,6 +84,7 @@ class ChildServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings, together: Together, handover: socket.socket) -> None:
         parts: Parts = app.state.parts
+        self._app = app
         self._parts = parts
         self._together = together
         self._handover = handover
@@ -101,7 +109,12 @@ class ChildServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            if (failure := self._app.state.failure) is not None:
+                await self._together.line.ask("failed", failure.message)
+            raise
         leave_alone()
         self._configs[OWN].load()
         self._handover.setblocking(False)

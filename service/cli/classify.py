@@ -9,28 +9,34 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from service.cli.console import AsJson, errors, output
+from service.cli.console import AsJson, columns, next_step, output, warn
+from service.cli.starting import bar
 from service.errors import LowfirstError
 from service.settings import Settings, load_settings
 
 
 def classify(
     photographs: Annotated[list[Path], typer.Argument(help="Photographs.")],
-    model: Annotated[str | None, typer.Option(help="Model of the store. \\[default: LOWFIRST_MODEL]")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="\\[default: the model's]")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels to give.")] = 5,
+    model: Annotated[str | None, typer.Option(help="Model of the store. [default: LOWFIRST_MODEL]")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Confidence above which an image ends early; 1: none does. [default: the model's]"
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels to give; all if the model has fewer.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Classify photographs without a server: the same engine, the same answers."""
     settings = load_settings({} if model is None else {"model": model})
-    answers = asyncio.run(_classify(settings, photographs, threshold, top_k))
+    with bar(len(settings.models) + 1):
+        answers = asyncio.run(_classify(settings, photographs, threshold, top_k))
     if as_json:
         output.print_json(json.dumps(answers))
     else:
         _print(answers)
+        next_step("serve", *([] if model is None else ["--model", model]))
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
@@ -52,28 +58,22 @@ async def _classify(
                 fields = fields_of(await models.find(None).classify(path.read_bytes(), ask), "")
                 del fields["request_id"], fields["config_version"]  # of servers
                 answers.append({"file": str(path), **fields})
-            except (LowfirstError, OSError) as error:
-                answers.append({"file": str(path), "error": str(error)})
+            except LowfirstError as error:
+                answers.append({"file": str(path), "error": error.message})
+            except OSError as error:
+                answers.append({"file": str(path), "error": error.strerror or str(error)})
     finally:
         await models.close()
     return answers
 
 
 def _print(answers: list[dict[str, Any]]) -> None:
-    table = Table("file", "label", "score", "exit", "confidence", "M multiply-adds")
+    rows = []
     for answer in answers:
         if "error" in answer:
-            errors.print(
-                f"{answer['file']}: {answer['error']}", style="red", highlight=False, markup=False, soft_wrap=True
-            )
+            warn(f"{answer['file']}: {answer['error']}", "red")
             continue
-        table.add_row(
-            escape(answer["file"]),
-            escape(answer["label"]),
-            f"{answer['score']:.3f}",
-            answer["exit"],
-            f"{answer['confidence']:.3f}",
-            f"{answer['mmacs']:.1f}",
-        )
-    if table.row_count:
-        output.print(table)
+        numbers = f"{answer['score']:.3f}", answer["exit"], f"{answer['confidence']:.3f}", f"{answer['mmacs']:.1f}"
+        rows.append((answer["file"], answer["label"], *numbers))
+    if rows:
+        columns(("file", "label", "score", "exit", "confidence", "M multiply-adds"), rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.console import model_folder, model_store, output
+from service.cli.console import model_folder, model_store, next_step
 from service.errors import InvalidOption
 from service.model_spec import SPEC
 
@@ -31,13 +31,8 @@ def compose(
     store = model_store()
     spec = put([_part(each) for each in stage], store, name)
     stages = ", ".join(f"{each.name} {each.mmacs:.1f}" for each in spec.stages)
-    output.print(
-        f"composed {store.root / spec.name / str(spec.version)} of {stages} million multiply-adds; next: "
-        f"lowfirst calibrate {spec.reference} --data DIR",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    done = f"composed {store.root / spec.name / str(spec.version)} of {stages} million multiply-adds"
+    next_step("calibrate", spec.reference, "--data", "DIR", done=done)
 
 
 def _part(asked: str) -> Part:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -21,10 +22,49 @@ errors = Console(stderr=True)
 
 Data = Annotated[Path, typer.Option(help="Folder with train/<class>/ and val/<class>/ photographs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 (CUDA), or int8 (quantised models).")]
-Runtime = Annotated[str, typer.Option(help="auto, eager, openvino or cuda; auto: the fastest that is installed.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. \\[default: one a core]")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "int8"],
+    typer.Option(help="float16: on CUDA; int8: by OpenVINO, once `lowfirst quantise` has made it."),
+]
+EagerPrecision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="float16: on CUDA.")]
+Runtime = Annotated[
+    Literal["auto", "eager", "openvino", "cuda"], typer.Option(help="auto: the fastest that is installed.")
+]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. [default: one per core]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def say(text: str) -> None:
+    """Print ``text`` as it is, never cut."""
+    output.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def warn(text: str, style: str = "yellow") -> None:
+    """The same on standard error."""
+    errors.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def next_step(*command: str | Path, done: str = "", **variables: str | Path) -> None:
+    """Print what is ``done``, and the command that comes next, as a shell takes it."""
+    settings = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items()]
+    following = " ".join(["next:", *settings, shlex.join(["lowfirst", *map(str, command)])])
+    say(f"{done}; {following}" if done else following)
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose cells are never cut, to be copied and to be piped. Numbers stand to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    are_numbers = [all(_is_number(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, are_numbers, strict=True)
+        ]
+        say("  ".join(cells).rstrip())
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).removeprefix("-").isdecimal() or cell == "-"
 
 
 def model_store() -> ModelStore:
@@ -35,16 +75,31 @@ def model_store() -> ModelStore:
 
 
 def model_folder(reference: str) -> Path:
-    """A run folder, or a model of the store by ``name`` or ``name/version``. Raises NotFound."""
+    """A run folder, or a model of the store by ``name`` or ``name/version``, verified if ``LOWFIRST_MODEL_KEY`` is set.
+
+    Raises:
+        NotFound: there is none.
+        BrokenModel, InvalidOption: see ``signing.verify``.
+    """
+    from service.settings import load_settings
+
+    folder, key = unverified_folder(reference), load_settings().model_key
+    if key is not None and folder != Path(reference):
+        from service.signing import verify
+
+        verify(folder, key)
+    return folder
+
+
+def unverified_folder(reference: str) -> Path:
+    """The same without a look at its signature."""
     path = Path(reference)
     if (path / SPEC).is_file():
         return path
     store = model_store()
-    known = store.names()
-    if reference.partition("/")[0] not in known:
-        found = ", ".join(known) or "no model"
+    if reference.partition("/")[0] not in store.names():
         raise NotFound(
-            f"model is {reference!r}; it is no run folder, and {store.root} has {found}", field="model", value=reference
+            f"model is {reference!r}; it is no run folder, and {store.holds()}", field="model", value=reference
         )
     return store.find(reference)
 
@@ -52,8 +107,8 @@ def model_folder(reference: str) -> Path:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error; call what it gives with (just done, in all)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, advance=done, total=total)
 
@@ -68,10 +123,4 @@ def name_unreadable(files: tuple[str, ...]) -> None:
     if files:
         listed = "\n  ".join(files[:20])
         more = f"\n  … and {len(files) - 20} more" if len(files) > 20 else ""
-        errors.print(
-            f"{len(files)} unreadable, left out:\n  {listed}{more}",
-            style="yellow",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        warn(f"{len(files)} unreadable, left out:\n  {listed}{more}")

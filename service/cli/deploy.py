@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import output
+from service.cli.console import say
 from service.errors import DeploymentFailed
 from service.settings import load_settings
 
@@ -15,34 +15,34 @@ def deploy(
     address: Annotated[
         str,
         typer.Option(
-            help="Of a running Ray cluster: host:port, ray://host:port, or auto for one on this machine.",
+            help="Running Ray cluster: host:port, ray://host:port, or auto for one on this machine.",
             envvar="RAY_ADDRESS",
         ),
     ] = "auto",
-    replicas: Annotated[int | None, typer.Option(help="Replicas. \\[default: 1]")] = None,
-    min_replicas: Annotated[int | None, typer.Option(help="Instead: at least so many. \\[default: 1]")] = None,
-    max_replicas: Annotated[int | None, typer.Option(help="And at most, as the requests in work ask for.")] = None,
-    cpus_per_replica: Annotated[float | None, typer.Option(help="Cores of each. \\[default: 1]")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Replicas. [default: 1]")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Autoscaling: replicas at least. [default: 1]")] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="Autoscaling: replicas at most, as load asks.")] = None,
+    cpus_per_replica: Annotated[float | None, typer.Option(help="Cores per replica. [default: 1]")] = None,
     gpus_per_replica: Annotated[
-        float | None, typer.Option(help="GPUs of each; 0.5: two replicas share one. \\[default: 0]")
+        float | None, typer.Option(help="GPUs per replica; 0.5: two share one. [default: 0]")
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the application.")] = "lowfirst",
+    name: Annotated[str, typer.Option(help="Name of the Ray Serve application.")] = "lowfirst",
     route_prefix: Annotated[str, typer.Option(help="Path under which it answers.")] = "/",
     host: Annotated[
-        str | None, typer.Option(help="Address that Serve's proxies listen on. \\[default: LOWFIRST_HOST or 127.0.0.1]")
+        str | None, typer.Option(help="Address that Serve's proxies listen on. [default: LOWFIRST_HOST or 127.0.0.1]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="And their port. \\[default: LOWFIRST_PORT or 8000]")] = None,
+    port: Annotated[int | None, typer.Option(help="Their port. [default: LOWFIRST_PORT or 8000]")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the replicas may take to come up.")] = 300.0,
     cluster_grows: Annotated[
-        bool, typer.Option("--cluster-grows", help="More replicas than fit: Ray's autoscaler adds nodes.")
+        bool, typer.Option("--cluster-grows", help="Allow more replicas than fit now: Ray's autoscaler adds nodes.")
     ] = False,
 ) -> None:
-    """Serve on a Ray cluster, a replica a device. Settings: LOWFIRST_* of this environment, see docs/settings.md."""
+    """Serve on a Ray cluster, one replica per device. Settings: LOWFIRST_*, see docs/settings.md."""
     try:
         from service.cluster.deploy import deploy as bring_up
         from service.cluster.options import read_options
     except ImportError as error:
-        takes = "Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'"
+        takes = "Ray is not installed, which `lowfirst deploy` takes: pip install '.[ray]'"
         raise DeploymentFailed(takes) from error
     wanted = {
         "replicas": replicas,
@@ -63,4 +63,5 @@ def deploy(
         seconds=timeout,
         grows=cluster_grows,
     )
-    output.print(f"{name} is up at {route_prefix}", highlight=False)
+    say(f"{name} is up at {route_prefix}")
+    say(f"next: curl http://{settings.host}:{settings.port}{route_prefix.rstrip('/')}/health/ready")

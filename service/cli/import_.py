@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import model_store, output
+from service.cli.console import model_store, next_step, say
 from service.errors import DataError
 
 
@@ -18,11 +18,9 @@ def import_(
         str, typer.Option(help="torchvision, efficientnet-lite0, or a file of such weights.")
     ] = "torchvision",
     resolution: Annotated[
-        int | None, typer.Option(min=32, help="Pixels. \\[default: what the weights were released for]")
+        int | None, typer.Option(min=32, help="Pixels. [default: what the weights were released for]")
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="File with a label per line. \\[default: ImageNet's 1,000]")
-    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with a label per line. [default: ImageNet's 1,000]")] = None,
 ) -> None:
     """Put a network with published weights into the store, without training."""
     from service.evaluation.pretrained import Source, import_pretrained
@@ -30,13 +28,9 @@ def import_(
     store = model_store()
     source = Source(network, weights, resolution, None if labels is None else _lines(labels))
     spec = import_pretrained(source, store, name)
-    output.print(
-        f"imported {store.root / spec.reference}; serve it with LOWFIRST_MODEL={spec.name}, or make a cascade of it: "
-        f"lowfirst compose NAME --stage {spec.name}@{spec.preprocessing.crop // 2} --stage {spec.name}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"imported {store.root / spec.reference}; `lowfirst serve --model {spec.name}` serves it as it is")
+    half = f"{spec.name}@{spec.preprocessing.crop // 2}"
+    next_step("compose", f"{spec.name}-cascade", "--stage", half, "--stage", spec.name)
 
 
 def _lines(path: Path) -> list[str]:

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
-from service.cli.console import AsJson, errors, model_store, output, progress
+from service.cli.console import AsJson, columns, model_store, next_step, progress, say, warn
 from service.errors import LowfirstError
+from service.settings import load_settings
 
 if TYPE_CHECKING:
     from service.evaluation.architectures import Footprint
 
 CLASSES = 1000
+LEGEND = """px: side of an image in pixels; first M, last M: million multiply-adds of the first and the last stage;
+default: threshold that a server starts with here. Any picture gets one of a model's labels: none can say
+"none of these".""".replace("\n", " ")
 
 
 def models(
@@ -34,20 +37,22 @@ def models(
         typer.echo(json.dumps(rows, indent=1))
         return
     if not rows:
-        output.print(f"{model_store().root} holds no model", highlight=False, markup=False, soft_wrap=True)
+        store = model_store()
+        say(f"{store.root} holds no model")
+        if not store.root.is_dir():
+            warn("there is no such folder: LOWFIRST_MODEL_STORE names it")
         return
     _print([_short(row) for row in rows])
-    output.print('Any picture at all gets one of a model\'s labels: none can say "none of these".', highlight=False)
+    say(LEGEND)
+    next_step("serve", "--model", rows[-1]["name"])
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    first, *others = rows[0]
-    lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    names = Column(first, min_width=max(len(name) for name, *_ in lines))  # to be copied, so whole
-    table = Table(names, *others, box=None, pad_edge=False)
-    for line in lines:
-        table.add_row(*line)
-    output.print(table)
+    columns([*rows[0]], [[_shown(each) for each in row.values()] for row in rows])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _list_networks(timed: bool, as_json: bool) -> None:
@@ -73,7 +78,9 @@ def _list_networks(timed: bool, as_json: bool) -> None:
             f"ms: milliseconds per image, {measured_with()}.",
             "even: when more images than this exit early, two scales are faster than one.",
         ]
-    output.print("\n".join(lines), highlight=False, soft_wrap=True)
+    for line in lines:
+        say(line)
+    next_step("train", "ms_resnet18", "--data", "DIR", "--out", "runs/first")
 
 
 def _network_row(name: str, found: Mapping[str, Footprint]) -> dict[str, Any]:
@@ -112,6 +119,12 @@ def _backbone_row(each: Footprint) -> dict[str, Any]:
 
 
 def _stored() -> list[dict[str, Any]]:
+    from service.inference.device import choose_device, choose_precision
+    from service.inference.runtimes import choose_runtime
+
+    settings = load_settings()
+    device = choose_device(settings.device)
+    by, what = choose_runtime(settings.runtime, device), choose_precision(settings.precision, device)
     return [
         {
             "name": spec.name,
@@ -122,7 +135,7 @@ def _stored() -> list[dict[str, Any]]:
             "stages": [stage.name for stage in spec.stages],
             "low_mmacs": spec.mmacs[0],
             "high_mmacs": spec.mmacs[-1],
-            "default_threshold": spec.default_threshold,
+            "default_threshold": spec.start_threshold(by, what),
             "dataset": spec.dataset,
         }
         for spec in model_store().specs(_name_broken)
@@ -130,9 +143,7 @@ def _stored() -> list[dict[str, Any]]:
 
 
 def _name_broken(reference: str, error: LowfirstError) -> None:
-    errors.print(
-        f"{reference} is left out: {error.message}", style="yellow", highlight=False, markup=False, soft_wrap=True
-    )
+    warn(f"{reference} is left out: {error.message}")
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
@@ -140,8 +151,8 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": f"{row['name']}/{row['version']}",
         "network": row["network"],
-        "pixels": row["resolution"],
+        "px": row["resolution"],
         "first M": row["low_mmacs"],
         "last M": row["high_mmacs"],
-        "threshold": row["default_threshold"],
+        "default": row["default_threshold"],
     }

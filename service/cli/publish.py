@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import model_store, output
+from service.cli.console import model_store, next_step
 
 
 def publish(
@@ -19,9 +19,4 @@ def publish(
 
     store = model_store()
     spec = put(run, store, name)
-    output.print(
-        f"published {store.root / spec.name / str(spec.version)}; serve it with LOWFIRST_MODEL={spec.name}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    next_step("serve", "--model", spec.name, done=f"published {store.root / spec.name / str(spec.version)}")

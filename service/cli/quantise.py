@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import Data, Workers, output, progress
+from service.cli.console import Data, Workers, next_step, progress, say
 
 
 def quantise(
@@ -24,12 +24,11 @@ def quantise(
 
     with progress("quantising") as show:
         made = make(run, data, split, workers, lambda images: show(images, 0))
-    output.print(
+    say(
         f"int8 answers as float32 does on {100 * made.agreement:.2f} % of {made.images} photographs, "
         f"{100 * made.agreement_at_least:.1f} % or more with 95 % confidence, and takes {100 * made.time:.0f} % of the "
         f"time of {made.instead} here, {100 * made.time_at_most:.0f} % or less; default threshold "
-        f"{made.spec.start_threshold('openvino', 'int8'):g}. Serve it with LOWFIRST_RUNTIME=openvino "
-        "LOWFIRST_PRECISION=int8.",
-        highlight=False,
-        soft_wrap=True,
+        f"{made.spec.start_threshold('openvino', 'int8'):g}. Servers take it with LOWFIRST_RUNTIME=openvino "
+        "LOWFIRST_PRECISION=int8"
     )
+    next_step("evaluate", run, "--data", data, "--precision", "int8")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import Data, Device, Precision, Workers, model_folder, output, progress
+from service.cli.console import Data, Device, EagerPrecision, Workers, model_folder, progress, say
 
 
 def report(
@@ -15,9 +15,9 @@ def report(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")],
     split: Annotated[str, typer.Option(help="Folder of --data to measure on.")] = "val",
-    limit: Annotated[int | None, typer.Option(help="Look at so many photographs only.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Look at this many photographs only.")] = None,
     device: Device = "auto",
-    precision: Precision = "float32",
+    precision: EagerPrecision = "float32",
     workers: Workers = None,
 ) -> None:
     """Compare runs with each other and with the paper: one HTML page, its figures as PNG."""
@@ -26,4 +26,5 @@ def report(
     folders = [model_folder(reference) for reference in runs]
     with progress("passes") as show:
         page = write(folders, data, out, split, limit, device, precision, workers, show)
-    output.print(f"wrote {page}", highlight=False, markup=False, soft_wrap=True)
+    say(f"wrote {page}")
+    say(f"next: open {page.resolve().as_uri()} in a browser")

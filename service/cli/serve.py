@@ -15,28 +15,29 @@ from typing import Annotated, Any
 
 import typer
 
+from service.cli.starting import bar
 from service.cores import cores
-from service.errors import InvalidOption, LowfirstError
-from service.log import configure, logger
+from service.errors import LowfirstError
+from service.log import configure, logger, starting
 from service.processes.share import how_many, is_on_gpu, share
 from service.settings import Settings, load_settings, unknown_variables
 
 # What the process that all others are forked from imports. None of it computes or starts a thread.
 TEMPLATE = ["service.cli.child", "service.cli.template"]
 
-MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made there
 
 
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. \\[default: LOWFIRST_HOST or 127.0.0.1]")
+        str | None, typer.Option(help="Address to listen on. [default: LOWFIRST_HOST or 127.0.0.1]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port, 0 for a free one. \\[default: LOWFIRST_PORT or 8000]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 for a free one. [default: LOWFIRST_PORT or 8000]")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to serve. \\[default: LOWFIRST_MODEL or the shipped one]")
+        str | None, typer.Option(help="Model to serve. [default: LOWFIRST_MODEL or the shipped one]")
     ] = None,
     processes: Annotated[
-        str | None, typer.Option(help="Processes that serve as one. \\[default: LOWFIRST_PROCESSES or auto]")
+        str | None, typer.Option(help="Processes that serve as one. [default: LOWFIRST_PROCESSES or auto]")
     ] = None,
 ) -> None:
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see docs/settings.md."""
@@ -60,12 +61,20 @@ def serve(
 
 
 def _alone(settings: Settings) -> None:
+    from service.processes.reception import bind
+
+    listeners = asyncio.run(bind(settings.host, settings.port))  # first: the rest takes its time
+    starting.info("starting: loading PyTorch")
     from service.app import create_app
     from service.cli.draining import DrainingServer
 
-    app = create_app(settings)
-    server = DrainingServer(app, settings, app.state.parts)
-    server.run()
+    with bar(len(settings.models) + 1, wanted=settings.log_format == "text"):
+        app = create_app(settings)
+        server = DrainingServer(app, settings, app.state.parts)
+        try:
+            server.run(sockets=listeners)
+        except SystemExit as ended:  # before it listened
+            raise app.state.failure or typer.Exit(1) from ended
     if not server.started:
         raise typer.Exit(1)
 
@@ -86,18 +95,14 @@ async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals
     from service.processes.parent import Parent
     from service.processes.reception import MAIN, OWN, bind
 
-    try:
-        listeners = {MAIN: await bind(settings.host, settings.port)}
-    except OSError as error:
-        raise InvalidOption(
-            "LOWFIRST_PORT", settings.port, f"one that can be listened on at {settings.host} ({error.strerror})"
-        ) from error
+    listeners = {MAIN: await bind(settings.host, settings.port)}
     own_address = ""
     if settings.metrics_port is not None:
         from service.api.own_port import bind_own
 
         listener, own_address = bind_own(settings.metrics_host or settings.host, settings.metrics_port)
         listeners[OWN] = [listener]
+    starting.info("starting %d processes", count)
     # Children are forked from one process that has all imported: each further one takes some 200 to 280 MiB instead of
     # the 690 that one started by itself takes (loadtest/process_memory.py).
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(files)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING
 from enum import StrEnum
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from service.cli.console import errors, is_first_process, model_store, name_unreadable, output
+from service.cli.console import errors, is_first_process, model_store, name_unreadable, next_step, say, warn
 from service.errors import InvalidOption
 from service.training.options import TrainOptions, adapt_recipe, described, paper_recipe
 
@@ -43,24 +44,22 @@ def train(context: typer.Context, recipe: Recipe, resume: bool, **values: Any) -
 
     options = _options(context, recipe, values)
     try:
-        with _bar() as show:
+        with _bar() as bar:
             finished = run(
                 options,
                 resume=resume,
                 store=model_store().root,
                 on_start=_print_summary,
-                on_step=show,
-                on_epoch=_print_epoch,
+                on_step=bar.show,
+                on_epoch=bar.print_epoch,
             )
     except KeyboardInterrupt:
         if is_first_process():
-            say = f"interrupted; the same command with --resume goes on with {options.out}"
-            errors.print(say, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            warn(f"interrupted; the same command with --resume goes on with {options.out}")
         raise typer.Exit(130) from None
     if is_first_process():
         name_unreadable(finished.unreadable)
-        say = f"trained {options.out}; next: lowfirst {_next(options)}"
-        output.print(say, highlight=False, markup=False, soft_wrap=True)
+        next_step(*_next(options), done=f"trained {options.out}")
 
 
 def _signature() -> Signature:
@@ -116,19 +115,19 @@ def _of_recipe(recipe: Recipe, network: str) -> dict[str, Any]:
             return {}
 
 
-def _next(options: TrainOptions) -> str:
+def _next(options: TrainOptions) -> tuple[str | Path, ...]:
     """The command that comes next."""
     if len(options.stages) == 1:  # it has no exit to calibrate
-        return f"report {options.out} RUNS… --data {options.data} --out FOLDER"
-    data = options.data if options.calibration_share else "DIR, with photographs that were not trained on"
-    return f"calibrate {options.out} --data {data}"
+        return "report", options.out, "--data", options.data, "--out", "report"
+    data = options.data if options.calibration_share else "DIR_OF_OTHER_PHOTOGRAPHS"
+    return "calibrate", options.out, "--data", data
 
 
 def _print_summary(summary: Summary) -> None:
     for line in summary.lines():
-        output.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
     for warning in summary.warnings:
-        errors.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        warn(f"warning: {warning}")
 
 
 def _network_options(pairs: list[str]) -> dict[str, Any]:
@@ -144,35 +143,42 @@ def _network_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
+class _Bar:
+    """Steps of the epoch that runs, below the lines of those that are over."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", numbers="")
+
+    def show(self, now: TrainProgress) -> None:
+        """Draw a step."""
+        minutes, seconds = divmod(round(now.seconds_left), 60)
+        self._bar.update(
+            self._task,
+            description=f"epoch {now.epoch}/{now.epochs} at {now.resolution}",
+            completed=now.step,
+            total=now.steps,
+            numbers=f"loss {now.loss:.3f}  {_accuracies(now.accuracy)}  "
+            f"{now.images_per_second:.0f} images/s  {minutes}:{seconds:02d} left",
+        )
+
+    def print_epoch(self, line: EpochLog) -> None:
+        """On standard output, with the bar on standard error out of the way."""
+        self._bar.stop()
+        say(
+            f"epoch {line.epoch}  {line.resolution} px  loss {line.loss:.3f}  train {_accuracies(line.accuracy)}  "
+            f"held out {_accuracies(line.held_out)}  {line.images_per_second:.0f} images/s, waited {line.waited:.0%}"
+        )
+        self._bar.start()
+
+
 @contextmanager
-def _bar() -> Iterator[Callable[[TrainProgress], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
+def _bar() -> Iterator[_Bar]:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[numbers]}"))
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("", numbers="")
-
-        def show(now: TrainProgress) -> None:
-            minutes, seconds = divmod(round(now.seconds_left), 60)
-            bar.update(
-                task,
-                description=f"epoch {now.epoch}/{now.epochs} at {now.resolution}",
-                completed=now.step,
-                total=now.steps,
-                numbers=f"loss {now.loss:.3f}  {_accuracies(now.accuracy)}  "
-                f"{now.images_per_second:.0f} images/s  {minutes}:{seconds:02d} left",
-            )
-
-        yield show
+        yield _Bar(bar)
 
 
 def _accuracies(accuracy: Mapping[str, float]) -> str:
     """``low/high 0.812/0.874``, of each stage."""
     return f"{'/'.join(accuracy)} {'/'.join(f'{share:.3f}' for share in accuracy.values())}"
-
-
-def _print_epoch(line: EpochLog) -> None:
-    output.print(
-        f"epoch {line.epoch}  {line.resolution} px  loss {line.loss:.3f}  train {_accuracies(line.accuracy)}  "
-        f"held out {_accuracies(line.held_out)}  {line.images_per_second:.0f} images/s, waited {line.waited:.0%}",
-        highlight=False,
-        soft_wrap=True,
-    )

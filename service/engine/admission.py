@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from service.engine import tuning
 from service.engine.arriving import Arriving, Body
 from service.errors import Busy
-
-# Images in flight that are accepted however long the device takes for them.
-ALWAYS = 16
 
 # One in so many places, bytes and queued seconds is left to requests of few images.
 RESERVE = 4
@@ -103,7 +101,7 @@ class Admission:
         held = self._whole_bytes  # none: one body alone is bounded elsewhere
         if held and held + size + spare_bytes > self.max_bytes:
             raise self._busy(images, "bytes", "in_flight", held, self.max_bytes, spare)
-        if self.images < ALWAYS:
+        if self.images < tuning.ALWAYS_ADMITTED:
             return
         seconds = self._wait_seconds()
         if seconds * (self.images + images - 1 + spare) / self.images > self.max_seconds:

@@ -11,11 +11,15 @@ Reason = Literal["confident", "escalated", "deadline", "brownout", "cached", "on
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds an image spent being decoded, waiting, and in each stage that ran, in order."""
+    """Seconds an image spent being decoded, waiting, and in each stage that ran, in order.
+
+    ``compute`` is its part of what its batches took, known only of images that run behind an answer.
+    """
 
     decode: float = 0.0
     queue: float = 0.0
     stages: list[float] = field(default_factory=list)
+    compute: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Ask:
         deadline: seconds after ``arrival``; None waits as long as it takes.
         top_k: labels to give, at most the number of classes.
         passes: whether to tell what each stage that ran says, not the answering one's answer alone.
+        names_version: whether it names the version of the model too, so that no canary answers it.
     """
 
     arrival: float
@@ -35,6 +40,7 @@ class Ask:
     deadline: float | None = None
     top_k: int = 5
     passes: bool = False
+    names_version: bool = False
 
 
 @dataclass(frozen=True, slots=True)

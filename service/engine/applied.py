@@ -23,11 +23,12 @@ class Applied:
     Its thresholds were solved for the models it names: none of them would keep its promise with another version.
 
     Attributes:
-        served: name and version of each model that serves, in order.
+        served: name and version of each model that serves, in order. ``tried``: of the one that can be tried.
     """
 
     def __init__(self, config: ConfigSource, start: RuntimeConfig) -> None:
         self.served = start.served
+        self.tried: tuple[str, int] | None = None
         self._config = config
         self._last = start
 
@@ -41,5 +42,7 @@ class Applied:
 
     @property
     def is_newest(self) -> bool:
-        """Whether what serves is what is asked for."""
-        return self._config.current.served == self.served
+        """Whether what serves, and is tried, is what is asked for."""
+        newest = self._config.current
+        tried = None if newest.trial is None else newest.trial.key
+        return newest.served == self.served and tried == self.tried

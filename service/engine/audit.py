@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.inference.calibration import upper_bound
+from service.inference.calibration import lower_bound, upper_bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Audit:
         allowed = 1 - self.promised
         if self.overall_at_most <= allowed:
             return True
-        at_least = self._overall(1 - upper_bound(self.images - self.disagreements, self.images))
+        at_least = self._overall(lower_bound(self.disagreements, self.images))
         return False if at_least is not None and at_least > allowed else None
 
     def _overall(self, of_audited: float | None) -> float | None:

@@ -7,11 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Share of the target that queued work may take; the rest is for decoding, HTTP and chance.
-ROOM = 0.6
-
-# Seconds in which the sustainable share of escalations may return from none to all: it falls at once.
-RETURN_SECONDS = 3.0
+from service.engine import tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ class BrownOut:
             allowed: seconds of queued work behind which new images would come too late for their deadlines.
         """
         sustainable = self._sustainable(load, min(self._target, allowed))
-        risen = self._share + (now - self._at) / RETURN_SECONDS
+        risen = self._share + (now - self._at) / tuning.RETURN_SECONDS
         self._share, self._at = min(1.0, sustainable, risen), now
         if floor is None or self._share >= 1.0 or not confidences:
             return threshold
@@ -76,7 +72,7 @@ class BrownOut:
 
     def _sustainable(self, load: Load, target: float) -> float:
         """The share of the undecided images that may escalate if all that is queued shall be done in time."""
-        left = ROOM * target - load.queued_seconds(escalating=0.0)
+        left = tuning.QUEUE_SHARE * target - load.queued_seconds(escalating=0.0)
         if not load.undecided or not load.later_seconds:
             return 1.0 if left > 0 else 0.0
         return max(0.0, left / (load.undecided * load.later_seconds))

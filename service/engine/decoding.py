@@ -3,34 +3,88 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from service.engine.entry import Entry
-from service.errors import DeviceFailed, LowfirstError
-from service.images.decode import decode
+from service.errors import Busy, DeviceFailed, LowfirstError
+from service.images.decode import TakesLong, decode
+from service.images.helper import TURN_SECONDS, Crashed, TookTooLong
 from service.images.sizes import in_sizes
 from service.log import logger
 from service.metrics import Metrics
 from service.model_spec import ModelSpec
 
+ENDED: dict[type[LowfirstError], str] = {TookTooLong: "slow", Crashed: "crashed"}
 
-def decode_threads(count: int) -> ThreadPoolExecutor:
+
+def decode_threads(count: int, name: str = "decode") -> ThreadPoolExecutor:
     """Threads that decode beside the workers."""
-    return ThreadPoolExecutor(count, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics) -> bool:
-    """Whether ``entry`` has its pixels now; if not it has failed, or nobody waits for it."""
+class Aside:
+    """One thread that waits for the helper process, so that no worker does, nor the images batched with a dear one.
+
+    Args:
+        spec: of the model.
+        metrics: where images are counted.
+        push: called with an entry that has its pixels.
+        patience: seconds after which an image whose turn has not come is refused.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        metrics: Metrics,
+        push: Callable[[Sequence[Entry]], None],
+        patience: float = TURN_SECONDS,
+    ) -> None:
+        self._spec = spec
+        self._metrics = metrics
+        self._push = push
+        self._patience = patience
+        self._thread = decode_threads(1, "decode-aside")  # started by the first dear image
+
+    def take(self, entry: Entry) -> bool:
+        """Whether it is decoded here, to be pushed again with its pixels; not once this is closed."""
+        try:
+            self._thread.submit(self._decode, entry, time.monotonic())
+        except RuntimeError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Wait until all that was taken is decoded; what nobody waits for takes no time."""
+        self._thread.shutdown()
+
+    def _decode(self, entry: Entry, taken: float) -> None:
+        if time.monotonic() > taken + self._patience:
+            error = Busy("too many images that take long to decode", field="image")
+            entry.loop.call_soon_threadsafe(entry.fail, error)
+        elif decode_entry(entry, self._spec, self._metrics):
+            entry.enqueued = time.monotonic()
+            self._push([entry])
+
+
+def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics, aside: Callable[[Entry], bool] | None = None) -> bool:
+    """Whether ``entry`` has its pixels now; if not it has failed, nobody waits for it, or it was taken ``aside``."""
     body = entry.body
     if body is None or entry.is_dead:
         metrics.dropped.labels("decode").inc()
         return False
     began = time.monotonic()
     try:
-        entry.pixels = in_sizes(decode(body, spec.preprocessing), spec.resolutions)
+        entry.pixels = in_sizes(_decoded(body, spec, entry, aside), spec.resolutions)
+    except TakesLong:
+        return False
     except LowfirstError as error:
+        if reason := ENDED.get(type(error)):
+            logger.warning("the process that decodes was ended: %s", error)
+            metrics.decoders_ended.labels(reason).inc()
         entry.loop.call_soon_threadsafe(entry.fail, error)
         return False
     except BaseException:
@@ -42,3 +96,14 @@ def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics) -> bool:
     entry.timing.decode = time.monotonic() - began
     metrics.decode_seconds.observe(entry.timing.decode)
     return True
+
+
+def _decoded(body: bytes, spec: ModelSpec, entry: Entry, aside: Callable[[Entry], bool] | None) -> Tensor:
+    """Raises: TakesLong: it was taken ``aside``; else as ``decode`` does."""
+    try:
+        return decode(body, spec.preprocessing, waits=aside is None)
+    except TakesLong:
+        assert aside is not None
+        if aside(entry):
+            raise
+        return decode(body, spec.preprocessing)

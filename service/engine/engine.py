@@ -6,16 +6,19 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
+from service.engine import tuning
 from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
 from service.engine.audit import Audit
 from service.engine.backlog import Backlog
+from service.engine.behind import Behind
 from service.engine.brown_out import BrownOut
 from service.engine.cached import CachedAnswers
 from service.engine.decide import Policy
-from service.engine.decoding import decode_entry, decode_threads
+from service.engine.decoding import Aside, decode_entry, decode_threads
 from service.engine.entry import Entry, too_late
 from service.engine.executor import Executor
 from service.engine.features import FeaturePool
@@ -25,7 +28,7 @@ from service.engine.pace import Pace
 from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, predict, solve
 from service.engine.preparing import Preparation
-from service.engine.recent import Recent
+from service.engine.recent import Recent, Totals
 from service.engine.steering import Steering
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
@@ -33,9 +36,6 @@ from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.state.base import ConfigSource, Goal, ResultCache, ThresholdConfig
-
-# One in so many feature slots may hold an image that waits for its audit.
-AUDIT_SLOTS = 8
 
 
 class Engine:
@@ -75,17 +75,21 @@ class Engine:
         self._lanes = Lanes(
             Plan(sizes),
             limits.feature_slots,
-            audit_backlog=limits.feature_slots // AUDIT_SLOTS,
+            audit_backlog=limits.feature_slots // tuning.AUDIT_SLOTS,
             on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
             on_late=lambda stage: metrics.dropped.labels(names[stage] if stage else "deadline").inc(),
         )
         policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
-        self._executor = Executor(self._lanes, predictor, self._pool, self._pace, self.recent, metrics, policy)
+        self._aside = Aside(spec, metrics, self._lanes.push)
+        self._executor = Executor(
+            self._lanes, predictor, self._pool, self._pace, self.recent, metrics, policy, self._aside.take
+        )
         preparation = Preparation(predictor, single, limits)
         self._workers = Workers(self._lanes, self._executor, preparation, self._pace, limits.workers)
         self._decoders = decode_threads(limits.decode_threads) if limits.decode_threads else None
         self._waiting: set[Entry] = set()
         self._backlog = Backlog(self._waiting, self._lanes, self._pace)
+        self.behind = Behind(spec, self._lanes, self._waiting, max(1, limits.feature_slots // tuning.AUDIT_SLOTS))
         brown_out = BrownOut(limits.target_latency_seconds)
         asked = partial(_asked, config, predictor)  # not the engine's own: it would be part of a cycle
         self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, asked)
@@ -119,8 +123,10 @@ class Engine:
         self._steering.stop()
         if self._decoders is not None:
             await asyncio.to_thread(self._decoders.shutdown)
+        await asyncio.to_thread(self._aside.close)
         self._lanes.close()
         await asyncio.to_thread(self._workers.join)
+        self.behind.close()
         for entry in list(self._waiting):  # what a device that failed meanwhile left behind
             entry.fail(DeviceFailed("the device failed"))
 
@@ -131,8 +137,8 @@ class Engine:
 
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words; None when nothing does."""
-        if self._workers.failure is not None:
-            return f"the device failed ({self._workers.failure}) and is tried again"
+        if (reason := self._workers.why_not_ready()) is not None:
+            return reason
         if self._draining:
             return "the server is stopping"
         return None if self._running else "the model is being loaded"
@@ -200,7 +206,7 @@ class Engine:
         )
 
     async def _run(self, entry: Entry, body: bytes) -> tuple[int, Reason]:
-        """Send it on its way and wait. A cancelled caller leaves a dead entry, which is dropped where it is met."""
+        """Send it on its way and wait. If the caller is cancelled, the entry is dropped at its next stage."""
         self._check_running()
         timer = None
         if entry.deadline is not None:
@@ -229,7 +235,7 @@ class Engine:
         """In a decode thread."""
         if not entry.is_dead:
             self._lanes.wait_for_room()
-        if decode_entry(entry, self.spec, self._metrics):
+        if decode_entry(entry, self.spec, self._metrics, self._aside.take):
             self._push(entry)
 
     def _push(self, entry: Entry) -> None:
@@ -258,6 +264,15 @@ class Engine:
         """Compute since the start, beside the single-scale network's for the same images in the same batches."""
         single = self._lanes.single_scale_seconds if self._pace.table.single else None
         return TimeSpent(self._answering.computed, self._lanes.seconds, single)
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether results are kept."""
+        return self._cached is not None
+
+    def totals(self) -> Totals:
+        """What was done since the start."""
+        return replace(self.recent.totals(), batches=self._lanes.batches)
 
     def audit(self) -> Audit:
         """What audits say of the threshold that is asked for."""
@@ -292,4 +307,7 @@ class Engine:
 
 
 def _asked(config: ConfigSource, predictor: Predictor) -> ThresholdConfig:
-    return config.current.thresholds.get(predictor.spec.name) or predictor.default_threshold
+    current, spec = config.current, predictor.spec
+    if current.trial is not None and current.trial.key == spec.key:
+        return current.trial.threshold
+    return current.thresholds.get(spec.name) or predictor.default_threshold

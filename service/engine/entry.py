@@ -21,6 +21,7 @@ class Entry:
     Attributes:
         threshold, config_version: in force when it arrived.
         is_fixed: whether the request named the threshold, so that overload does not lower it.
+        is_behind: whether it runs behind an answer that another model gave, in the audits' lane.
         arrival, deadline: absolute, on the clock of ``time.monotonic``.
         future: of the stage that answers, and why it does; None once it failed, see ``failure``.
         body: the encoded image until it is decoded, or nobody waits for it any more.
@@ -42,6 +43,7 @@ class Entry:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[tuple[int, Reason] | None]
     is_fixed: bool = False
+    is_behind: bool = False
     body: bytes | None = None
     pixels: tuple[Tensor, ...] = ()
     slot: int | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from service.engine import tuning
 from service.engine.answer import Reason
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
 from service.engine.decoding import decode_entry
@@ -17,16 +18,13 @@ from service.engine.lanes import Batch, Lanes
 from service.engine.outcome import Outcome
 from service.engine.pace import Pace
 from service.engine.recent import Recent
-from service.errors import DeviceFailed
+from service.errors import DeviceFailed, Draining
 from service.images.decode import stack
 from service.inference.exit_rule import confidence
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics
 from service.networks.cascade import Carried
-
-# How long a worker decodes images of one batch.
-DECODE_SECONDS = 0.02
 
 
 class Executor:
@@ -39,6 +37,7 @@ class Executor:
         pace: how long batches take.
         recent: where the outcomes of audits go, in the event loop's thread.
         metrics: where batches are counted.
+        aside: takes an image that is dear to decode, if it says so.
 
     Attributes:
         policy: how images are decided now; replaced from the event loop's thread.
@@ -53,6 +52,7 @@ class Executor:
         recent: Recent,
         metrics: Metrics,
         policy: Policy,
+        aside: Callable[[Entry], bool] | None = None,
     ) -> None:
         self.policy = policy
         self._lanes = lanes
@@ -61,6 +61,7 @@ class Executor:
         self._pace = pace
         self._recent = recent
         self._metrics = metrics
+        self._aside = aside
         self._model = predictor.spec.reference
         self._names = [stage.name for stage in predictor.spec.stages]
 
@@ -106,7 +107,7 @@ class Executor:
         return replace(batch, entries=in_time, slots=batch.slots[: len(in_time)])
 
     def _in_time(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Those that their pass may answer in time, though decoding took longer than was foreseen."""
+        """Those that their pass may still answer in time: decoding may have taken longer than predicted."""
         ready = time.monotonic() + self._pace.table.seconds(0, len(entries)) if entries else 0.0
         late = [entry for entry in entries if entry.due < ready]
         self._metrics.dropped.labels("deadline").inc(len(late))
@@ -114,7 +115,7 @@ class Executor:
         return [entry for entry in entries if entry.due >= ready]
 
     def _decoded(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries with their pixels. Those without are decoded here, for ``DECODE_SECONDS``; then the rest wait again.
+        """Entries with their pixels. Those without are decoded here, for a short time; then the rest wait again.
 
         So an image that takes long to decode holds up nobody but the few decoded with it.
         """
@@ -122,9 +123,9 @@ class Executor:
         waiting = [entry for entry in entries if not entry.pixels]
         began = time.monotonic()
         for index, entry in enumerate(waiting):
-            if decode_entry(entry, self._predictor.spec, self._metrics):
+            if decode_entry(entry, self._predictor.spec, self._metrics, self._aside):
                 ready.append(entry)
-            if time.monotonic() > began + DECODE_SECONDS:
+            if time.monotonic() > began + tuning.DECODE_SECONDS:
                 self._wait_again(waiting[index + 1 :])
                 waiting = waiting[: index + 1]
                 break
@@ -136,7 +137,11 @@ class Executor:
         now = time.monotonic()
         for entry in entries:
             entry.enqueued = now
-        self._lanes.push(entries)
+        if not entries or not entries[0].is_behind:
+            self._lanes.push(entries)
+        elif not self._lanes.behind(entries):
+            for entry in entries:
+                entry.loop.call_soon_threadsafe(entry.fail, Draining("the engine stops"))
 
     def _run(self, batch: Batch) -> None:
         """One batch; if it raises, its entries one by one, so that only the one at fault fails.
@@ -179,7 +184,9 @@ class Executor:
     def _decide(self, batch: Batch, confidences: Sequence[float]) -> list[Decision]:
         stage, policy = batch.stage, self.policy
         if batch.is_audit:
-            return [Exit("escalated", 1.0) if stage == policy.last else Escalate(1.0) for _ in confidences]
+            return [
+                self._decide_audit(sure, stage, entry) for sure, entry in zip(confidences, batch.entries, strict=True)
+            ]
         next_answer_at = time.monotonic()
         if stage < policy.last:
             next_answer_at += self._pace.next_answer(stage + 1, self._lanes.depths[stage : stage + 2])
@@ -187,6 +194,12 @@ class Executor:
             decide(sure, stage, entry, policy, next_answer_at)
             for sure, entry in zip(confidences, batch.entries, strict=True)
         ]
+
+    def _decide_audit(self, sure: float, stage: int, entry: Entry) -> Decision:
+        """What runs behind an answer ends where it would for a client; what is audited, at the last stage."""
+        if entry.is_behind:
+            return decide(sure, stage, entry, self.policy, -math.inf)
+        return Exit("escalated", 1.0) if stage == self.policy.last else Escalate(1.0)
 
     def _is_audited(self, batch: Batch, decision: Decision) -> bool:
         return (
@@ -260,17 +273,31 @@ class Executor:
         return False
 
     def _commit_audit(self, batch: Batch, outcome: Outcome) -> None:
-        if batch.stage < self.policy.last:
-            refused = [entry.slot for entry in batch.entries if not self._send_to_audit(batch.stage, entry)]
-            self._lanes.release([slot for slot in refused if slot is not None])
-            return
-        self._lanes.release(batch.slots)
-        for entry, answer in zip(batch.entries, outcome.probabilities.argmax(1).tolist(), strict=True):
-            agreed = answer == int(entry.outputs[-1].argmax())
-            self._metrics.audits.labels(self._model).inc()
-            if not agreed:
-                self._metrics.audit_disagreements.labels(self._model).inc()
-            entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.threshold, agreed)
+        stage, answered, unused = batch.stage, list[tuple[Entry, Reason]](), list[int]()
+        for row, (entry, decision) in enumerate(zip(batch.entries, outcome.decisions, strict=True)):
+            entry.slot = batch.slots[row]
+            if entry.is_behind and not isinstance(decision, Drop):
+                self._note(entry, row, stage, outcome)
+                entry.timing.compute += outcome.seconds / len(batch.entries)
+            if isinstance(decision, Escalate) and self._send_to_audit(stage, entry):
+                continue
+            unused.append(batch.slots[row])
+            if isinstance(decision, Exit):
+                if entry.is_behind:
+                    answered.append((entry, decision.reason))
+                else:
+                    self._judge(entry, int(outcome.probabilities[row].argmax()))
+        self._lanes.release(unused)
+        if answered:
+            answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
+
+    def _judge(self, entry: Entry, answer: int) -> None:
+        """Count an audit by what the last stage answers."""
+        agreed = answer == int(entry.outputs[-1].argmax())
+        self._metrics.audits.labels(self._model).inc()
+        if not agreed:
+            self._metrics.audit_disagreements.labels(self._model).inc()
+        entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.threshold, agreed)
 
     def _count(self, batch: Batch, seconds: float) -> None:
         work, images = self._work(batch), len(batch.entries)

@@ -10,21 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from service.engine import tuning
 from service.engine.entry import Entry, give_up
 from service.engine.pick import Pick, Plan, Release, Waiting, most_in_time, pick
 from service.errors import LowfirstError
-
-# Share of the workers' time that audits get even when there is other work.
-AUDIT_SHARE = 0.01
-
-# How many batches that share looks back on: an idle day earns audits no minutes of their own.
-AUDIT_MEMORY_SECONDS = 60.0
-
-# Full batches of the first stage to have decoded ahead.
-AHEAD = 4
-
-# Weight of the newest batch in the running share of images that escalate.
-NEWEST_BATCH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +25,14 @@ class Batch:
     entries: list[Entry]
     slots: list[int]
     is_audit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another model's work on the same device: whether there is any now, and the seconds that it took lately."""
+
+    is_busy: Callable[[], bool]
+    spent: Callable[[], float]
 
 
 class Lanes:
@@ -50,8 +47,9 @@ class Lanes:
 
     Attributes:
         escalating: share of each stage's images that escalate, lately.
-        seconds: of compute since the start, audits left out.
+        batches, seconds: run, and of compute, since the start, audits left out.
         single_scale_seconds: that the single-scale network would have taken for the same images.
+        neighbour: whose work audits make way for too; None while no other model is compared with this one.
     """
 
     def __init__(
@@ -64,6 +62,7 @@ class Lanes:
     ) -> None:
         self.plan = plan
         self.escalating = [0.0] * len(plan.sizes)
+        self.neighbour: Neighbour | None = None
         self._free = list(range(slots))
         self._audit_backlog = audit_backlog
         self._on_drop = on_drop
@@ -71,7 +70,7 @@ class Lanes:
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
         self._audits: list[deque[Entry]] = [deque() for _ in plan.sizes]
         self._spent, self._spent_on_audits = 0.0, 0.0
-        self.seconds, self.single_scale_seconds = 0.0, 0.0
+        self.batches, self.seconds, self.single_scale_seconds = 0, 0.0, 0.0
         self._order = itertools.count()
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -91,26 +90,40 @@ class Lanes:
     def escalate(self, stage: int, entries: Sequence[Entry], of: int, unused: Sequence[int]) -> None:
         """Let ``entries`` of a batch of ``of`` at ``stage`` go on to the next with their slots; free ``unused``."""
         with self._changed:
-            self.escalating[stage] += NEWEST_BATCH * (len(entries) / of - self.escalating[stage])
+            self.escalating[stage] += tuning.NEWEST_BATCH * (len(entries) / of - self.escalating[stage])
             if entries:
                 self._push(stage + 1, entries)
             self._release(unused)
 
     def audit(self, stage: int, entry: Entry) -> bool:
-        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do already."""
+        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do already.
+
+        What runs behind an answer is never turned away once it began: escalated images would be missing more often.
+        """
         with self._changed:
-            if sum(map(len, self._audits)) >= self._audit_backlog:
+            if not entry.is_behind and self._audited() >= self._audit_backlog:
                 return False
             self._audits[stage].append(entry)
             self._changed.notify()
             return True
 
+    def behind(self, entries: Sequence[Entry]) -> bool:
+        """Let ``entries``, without slots, wait for the first stage behind all clients' work; False while none runs."""
+        with self._changed:
+            if self._closed or self._failure is not None:
+                return False
+            self._audits[0].extend(entries)
+            self._changed.notify()
+            return True
+
+    def spent_lately(self) -> float:
+        """Seconds of compute, audits and all, as far as the audits' share looks back."""
+        return self._spent
+
     def wait_for_room(self) -> None:
-        """Wait until the first lane holds less than ``AHEAD`` full batches, so that decoding never starves compute."""
+        """Wait until the first lane holds few full batches, so that decoding never starves compute."""
         with self._room:
-            self._room.wait_for(
-                lambda: self._closed or self._failure is not None or len(self._lanes[0]) < AHEAD * self.plan.sizes[0]
-            )
+            self._room.wait_for(self._has_room)
 
     def release(self, slots: Sequence[int]) -> None:
         """Give back feature slots."""
@@ -120,9 +133,10 @@ class Lanes:
     def spent(self, seconds: float, is_audit: bool, single_scale_seconds: float = 0.0) -> None:
         """Count the time of a batch, for the audits' share; and the single-scale network's, once for each image."""
         with self._changed:
+            self.batches += not is_audit
             self.seconds += 0.0 if is_audit else seconds
             self.single_scale_seconds += single_scale_seconds
-            kept = max(0.0, 1 - seconds / AUDIT_MEMORY_SECONDS)
+            kept = max(0.0, 1 - seconds / tuning.AUDIT_MEMORY_SECONDS)
             self._spent = kept * self._spent + seconds
             self._spent_on_audits = kept * self._spent_on_audits + (seconds if is_audit else 0.0)
 
@@ -141,7 +155,7 @@ class Lanes:
                 if self._closed and not any(self._lanes):
                     self._changed.notify_all()  # workers that waited for a slot: no release may come to wake them
                     return None
-                self._changed.wait()
+                self._changed.wait(tuning.YIELD_SECONDS if any(self._audits) else None)
 
     def close(self) -> None:
         """Let waiting workers go once the lanes are empty; audits are given up."""
@@ -187,6 +201,10 @@ class Lanes:
             lane = self._lanes[stage]
             return lane[0][0] if lane else None
 
+    def _has_room(self) -> bool:
+        is_short = len(self._lanes[0]) < tuning.DECODED_AHEAD * self.plan.sizes[0]
+        return is_short or self._closed or self._failure is not None
+
     def _push(self, stage: int, entries: Sequence[Entry]) -> None:
         for entry in entries:
             heapq.heappush(self._lanes[stage], (entry.arrival, next(self._order), entry))
@@ -202,7 +220,7 @@ class Lanes:
             self._drop(stage, now)
         lanes = [_waiting(lane) for lane in self._lanes]
         picked = pick(now, lanes, len(self._free), self.plan, self.escalating)
-        if picked is None or self._spent_on_audits < AUDIT_SHARE * self._spent:
+        if any(self._audits) and self._may_audit(picked):
             audit = self._take_audit()
             if audit is not None:
                 return audit
@@ -231,13 +249,26 @@ class Lanes:
         self._lanes[stage] = ordered
         return entries
 
+    def _may_audit(self, picked: Pick | None) -> bool:
+        """Whether nothing else is to be done, or audits had less than their share of the time."""
+        spent, is_idle = self._spent, picked is None
+        if self.neighbour is not None:
+            spent += self.neighbour.spent()
+            is_idle = is_idle and not self.neighbour.is_busy()
+        return is_idle or self._spent_on_audits < tuning.AUDIT_SHARE * spent
+
     def _take_audit(self) -> Batch | None:
         for stage in reversed(range(len(self._audits))):
             waiting = self._audits[stage]
-            if waiting:
-                entries = [waiting.popleft() for _ in range(min(len(waiting), self.plan.sizes[stage]))]
-                return Batch(stage, "drained", entries, _slots(entries), is_audit=True)
+            room = self.plan.sizes[stage] if stage else min(self.plan.sizes[0], len(self._free))
+            entries = [waiting.popleft() for _ in range(min(len(waiting), room))]
+            if entries:
+                slots = _slots(entries) if stage else [self._free.pop() for _ in entries]
+                return Batch(stage, "drained", entries, slots, is_audit=True)
         return None
+
+    def _audited(self) -> int:
+        return sum(not entry.is_behind for audits in self._audits for entry in audits)
 
     def _drop(self, stage: int, now: float) -> None:
         """All that nobody waits for, wherever they stand, so that they take no memory; and all that would be late."""

@@ -10,6 +10,8 @@ from service.engine.applied import Applied, first_config
 from service.engine.engine import Engine
 from service.engine.gauges import EngineGauges
 from service.engine.limits import Limits
+from service.engine.trial import TrialRun
+from service.engine.trial_gauges import TrialGauges
 from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
@@ -33,6 +35,9 @@ class Models:
         limits: of each engine.
         profile: times measured before, for the model that they fit; None measures at start-up.
         agree: gives the times that all processes reckon with, of a model's reference and those measured here.
+
+    Attributes:
+        trial: what can be tried beside them, should the config say so; None where nothing can.
     """
 
     def __init__(
@@ -56,10 +61,13 @@ class Models:
         self._profile = profile
         self._agree = agree
         self._gauges = EngineGauges(metrics)
+        self._trial_gauges = TrialGauges(metrics, self.applied)
         self._engines = {predictor.spec.name: self._engine(predictor) for predictor in first}
+        self.trial: TrialRun | None = None
+        self.running = tuple(self)  # what serves, and what is tried
         self._retiring: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._gauges.follow(self)
+        self._follow()
 
     def __iter__(self) -> Iterator[Engine]:
         """Every engine, that of the default model first."""
@@ -72,7 +80,7 @@ class Models:
 
     def queued_seconds(self) -> float:
         """How long the device needs for all that is queued."""
-        return sum(engine.queued_seconds() for engine in self)
+        return sum(engine.queued_seconds() for engine in self.running)
 
     def named(self, name: str) -> Engine | None:
         """The engine that serves a version of model ``name``."""
@@ -101,7 +109,7 @@ class Models:
 
     async def close(self) -> None:
         """Finish what was accepted, then stop every thread."""
-        await asyncio.gather(*self._retiring, *(engine.close() for engine in self))
+        await asyncio.gather(*self._retiring, *(engine.close() for engine in self.running))
 
     @property
     def is_draining(self) -> bool:
@@ -135,15 +143,34 @@ class Models:
             raise DeviceFailed(f"{reference} cannot be warmed up: {error}", field="model", value=reference) from error
         return engine
 
-    def adopt(self, engines: Mapping[str, Engine]) -> None:
-        """From now on these serve, in this order; those that served before finish what they have."""
-        before, self._engines = self._engines, dict(engines)
+    def stand_by(self, engine: Engine | None) -> None:
+        """Have ``engine`` ready to be tried, from the moment at which the config says so; None: nothing."""
+        if engine is not None and self.trial is not None and self.trial.tried is engine:
+            return
+        if self.trial is not None:
+            self.trial.end()
+        self.trial = None if engine is None else TrialRun(engine, self.applied, self._metrics)
+
+    def adopt(self, engines: Mapping[str, Engine], tried: Engine | None = None) -> None:
+        """From now on these serve, in this order, and ``tried`` is tried; those before finish what they have."""
+        before, self._engines = self.running, dict(engines)
+        self.stand_by(tried)
+        self.running = (*self._engines.values(), *(() if tried is None else (tried,)))
         self.applied.served = tuple(engine.spec.key for engine in engines.values())
-        for old in set(before.values()) - set(self):
+        self.applied.tried = None if tried is None else tried.spec.key
+        for old in set(before) - set(self.running):
             retiring = asyncio.create_task(_retire(old))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
-        self._gauges.follow(self)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Have the gauges tell of what runs now."""
+        self._gauges.follow(self.running)
+        tried = self.running[len(self._engines) :]
+        self._trial_gauges.follow(
+            [(engine.spec.name, engine.spec.reference) for engine in self], tried[0].spec.reference if tried else None
+        )
 
     def _engine(self, predictor: Predictor) -> Engine:
         return Engine(predictor, self.applied, self._cache, self._metrics, self._limits, single=single_scale(predictor))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from service.engine import tuning
 from service.inference.latency import LatencyTable
-
-# Weight of the newest batch in the running averages.
-NEWEST = 0.1
 
 
 @dataclass(slots=True)
@@ -64,8 +62,8 @@ class Pace:
 
     def ran(self, stage: int, size: int, seconds: float) -> None:
         """Count a batch."""
-        self.slowdown += NEWEST * (seconds / self.table.seconds(stage, size) - self.slowdown)
+        self.slowdown += tuning.NEWEST_BATCH * (seconds / self.table.seconds(stage, size) - self.slowdown)
 
     def decoded(self, images: int, seconds: float) -> None:
         """Count images that a worker decoded."""
-        self.decoding += NEWEST * (seconds / images - self.decoding)
+        self.decoding += tuning.NEWEST_BATCH * (seconds / images - self.decoding)

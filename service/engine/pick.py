@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from service.engine import tuning
+
 # Why a batch was released: it is full, nothing else waits, no more feature slots are free, or a larger one would come
 # too late for its images.
 Release = Literal["full", "drained", "slots", "deadline"]
-
-# How long new images may overtake escalated ones for the sake of a fuller batch, in full batches of the stage before.
-PATIENCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def _can_wait(
     more = escalating[before] * sizes[before]
     if now + delay + _in_batches(stage, lane.size + more, plan) > lane.deadline:
         return False
-    return now + delay - lane.since <= PATIENCE * plan.seconds(before, plan.sizes[before])
+    return now + delay - lane.since <= tuning.OVERTAKING * plan.seconds(before, plan.sizes[before])
 
 
 def _in_batches(stage: int, images: float, plan: Plan) -> float:

@@ -25,6 +25,11 @@ class Preparation:
         self._single = single
         self._limits = limits
 
+    @property
+    def model(self) -> str:
+        """Name and version."""
+        return self._predictor.spec.reference
+
     def use_one_core(self) -> None:
         """Let the calling thread compute as a worker does."""
         if self._predictor.device.type == "cpu":

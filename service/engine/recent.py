@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from service.engine.answer import Answer
@@ -33,6 +33,41 @@ class Summary:
     seconds: Sequence[float] = ()
 
 
+@dataclass(slots=True)
+class Totals:
+    """Since the start.
+
+    Attributes:
+        images: answered; ``cached``: of these from the cache.
+        seconds: from the request's arrival to the answer, of all ``images``; in it ``decode_seconds``,
+            ``queue_seconds`` and ``compute_seconds`` (of whole batches, for each image in them).
+        failed, failed_seconds: images that got an error.
+        batches: run, audits left out.
+        idle_seconds: since the last answer; None before the first.
+    """
+
+    images: int = 0
+    cached: int = 0
+    seconds: float = 0.0
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    failed: int = 0
+    failed_seconds: float = 0.0
+    batches: int = 0
+    idle_seconds: float | None = None
+
+    def add(self, answer: Answer) -> None:
+        """Count an answer."""
+        timing = answer.timing
+        self.images += 1
+        self.cached += answer.reason == "cached"
+        self.seconds += answer.seconds
+        self.decode_seconds += timing.decode
+        self.queue_seconds += timing.queue
+        self.compute_seconds += sum(timing.stages)
+
+
 class Recent:
     """Used from the event loop's thread alone; bounded memory. ``clock`` gives seconds."""
 
@@ -42,17 +77,27 @@ class Recent:
         self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)  # (when, seconds)
         self._confidences: deque[tuple[float, ...]] = deque(maxlen=CONFIDENCES)
         self._audits: deque[tuple[float, float, bool]] = deque(maxlen=CONFIDENCES)  # (confidence, above, agreed)
-        self._images = 0
+        self._totals = Totals()
         self._exited = 0
         self._mmacs = 0.0
 
     def add(self, answer: Answer) -> None:
         """Count an answer."""
-        self._images += 1
+        self._totals.add(answer)
         self._exited += answer.exited
         self._mmacs += answer.mmacs
         self._answers.append((self._clock(), answer.seconds))
         self._confidences.append(answer.confidences)
+
+    def fail(self, arrival: float) -> None:
+        """Count an image that came with a request of that ``arrival`` and got an error."""
+        self._totals.failed += 1
+        self._totals.failed_seconds += self._clock() - arrival
+
+    def totals(self) -> Totals:
+        """Since the start; batches are not counted here."""
+        idle = self._clock() - self._answers[-1][0] if self._answers else None
+        return replace(self._totals, idle_seconds=idle)
 
     def audit(self, confidence: float, above: float, agreed: bool) -> None:
         """Note what the last stage said of an image that exited while those above ``above`` were audited."""
@@ -91,20 +136,20 @@ class Recent:
 
     def summary(self) -> Summary:
         """Now."""
-        now = self._clock()
+        now, images = self._clock(), self._totals.images
         known_since = self._answers[0][0] if len(self._answers) == ANSWERS else self._started
         since = max(known_since, now - WINDOW_SECONDS)
         seconds = sorted(spent for when, spent in self._answers if when >= since)
         return Summary(
-            images=self._images,
-            exit_rate=self._exited / self._images if self._images else None,
-            mean_mmacs=self._mmacs / self._images if self._images else None,
+            images=images,
+            exit_rate=self._exited / images if images else None,
+            mean_mmacs=self._mmacs / images if images else None,
             images_per_second=len(seconds) / max(now - since, 1.0),
-            latency_ms={f"p{q}": _percentile_ms(seconds, q) for q in PERCENTILES},
+            latency_ms={f"p{q}": percentile_ms(seconds, q) for q in PERCENTILES},
             seconds=seconds,
         )
 
 
-def _percentile_ms(ordered: list[float], q: int) -> float | None:
-    """Nearest-rank percentile."""
+def percentile_ms(ordered: Sequence[float], q: int) -> float | None:
+    """Nearest-rank percentile of seconds in order, in milliseconds; None without any."""
     return 1e3 * ordered[max(0, -(-len(ordered) * q // 100) - 1)] if ordered else None

@@ -8,18 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from service.engine import tuning
 from service.engine.backlog import Backlog
 from service.engine.brown_out import BrownOut
 from service.engine.executor import Executor
 from service.engine.recent import Recent
 from service.state.base import ThresholdConfig
 
-STEERING_SECONDS = 0.05
-STEERING_CONFIDENCES = 1024  # of the latest images
-
 
 class Steering:
-    """Sets the executor's policy every ``STEERING_SECONDS``, in the event loop's thread.
+    """Sets the executor's policy every ``tuning.STEERING_SECONDS``, in the event loop's thread.
 
     Args:
         executor: whose policy it is.
@@ -52,7 +50,7 @@ class Steering:
     def run(self) -> None:
         """Look now, and again until ``stop``."""
         config = self._asked()
-        confidences = self._recent.confidences(STEERING_CONFIDENCES) if config.floor is not None else ()
+        confidences = self._recent.confidences(tuning.STEERING_CONFIDENCES) if config.floor is not None else ()
         lowered = self._brown_out.steer(
             time.monotonic(),
             self._backlog.load(),
@@ -64,7 +62,7 @@ class Steering:
         self._executor.policy = replace(
             self._executor.policy, lowered=lowered if lowered < config.threshold else math.inf
         )
-        self._timer = asyncio.get_running_loop().call_later(STEERING_SECONDS, self.run)
+        self._timer = asyncio.get_running_loop().call_later(tuning.STEERING_SECONDS, self.run)
 
     def stop(self) -> None:
         """Look no more."""

@@ -9,23 +9,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from service.engine import tuning
 from service.engine.engine import Engine
 from service.engine.models import Models
-from service.errors import ConfigConflict, InvalidOption
+from service.errors import ConfigConflict, Conflict, InvalidOption
 from service.log import logger
 from service.state.base import ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
-
-# How often the runtime config is looked at for models that another replica was told to serve.
-FOLLOW_SECONDS = 0.2
-
-# How long replicas that prepare a model are waited for: as long as it took here, but not less than this.
-MIN_PATIENCE_SECONDS = 1.0
-
-# How long a model is kept ready that another replica is about to ask for, until it does.
-PREPARED_SECONDS = 60.0
-
-# How long before what could not be served is tried again: its files may yet come.
-RETRY_SECONDS = 10.0
 
 
 class Switching:
@@ -34,7 +23,7 @@ class Switching:
     def __init__(self, models: Models, config: ConfigStore) -> None:
         self._models = models
         self._config = config
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         self._prepared: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
         self._announced = config.announced  # of which they are
@@ -48,7 +37,7 @@ class Switching:
 
     async def start(self) -> None:
         """Serve what the config names already, and follow it from now on."""
-        async with self._lock:
+        async with self.lock:
             await self._catch_up()
         self._following = asyncio.create_task(self._follow())
 
@@ -58,6 +47,7 @@ class Switching:
             self._following.cancel()
             with suppress(asyncio.CancelledError):
                 await self._following
+        self._models.stand_by(self._tried if self._tried in self._models.running else None)
         await self._forget()
 
     async def switch(
@@ -74,21 +64,21 @@ class Switching:
             InvalidOption: it cannot be served, or the goal not be reached with it. Nothing has changed then.
             ConfigConflict: see ``ConfigStore.update``; or others switched meanwhile.
         """
-        async with self._lock:
-            if expected_version is not None and expected_version < self._config.current.version:
-                check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
-            follows = await self._catch_up()
+        async with self.lock:
+            follows = await self.begin(expected_version)
             name, version = self._models.store.locate(reference)
-            old = self._replaced_by(name, instead_of)
+            old = self.replaced_by(name, instead_of)
+            check_not_tried_beside(self._config.current, old, reference)
             if (name, version) == old.spec.key and follows:
                 check_expected_version(self._config.current, expected_version)
                 return old
             before = self._models.applied.served
             wanted = dict((name, version) if key == old.spec.key else key for key in before)
-            engines = await self._prepare_everywhere(wanted)
+            engines = await self.prepare_everywhere(wanted)
             new = engines[name]
 
             def change(current: RuntimeConfig) -> RuntimeConfig:
+                check_not_tried_beside(current, old, reference)
                 if follows and current.served != before:
                     raise ConfigConflict("the served models were changed meanwhile", field="model", value=reference)
                 kept = {each: asked for each, asked in current.thresholds.items() if each in wanted}
@@ -98,13 +88,27 @@ class Switching:
             try:
                 await self._config.update(change, expected_version)
             except BaseException:
-                await self._discard(engines)
+                await self.discard(engines)
                 raise
-            self._models.adopt(engines)
+            self._models.adopt(engines, self._tried)
             logger.info("serving %s instead of %s", new.spec.reference, old.spec.reference)
             return new
 
-    def _replaced_by(self, name: str, instead_of: str | None) -> Engine:
+    async def begin(self, expected_version: int | None) -> bool:
+        """Before a change, under ``lock``: whether what the config names is served. Raises ConfigConflict."""
+        if expected_version is not None and expected_version < self._config.current.version:
+            check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
+        return await self._catch_up()
+
+    @property
+    def _tried(self) -> Engine | None:
+        """What is tried now."""
+        run, config = self._models.trial, self._config.current
+        is_on = run is not None and config.trial is not None and config.trial.key == run.tried.spec.key
+        return run.tried if run is not None and is_on else None
+
+    def replaced_by(self, name: str, instead_of: str | None) -> Engine:
+        """What a model called ``name`` takes the place of. Raises NotFound, InvalidOption."""
         if instead_of is None:
             return self._models.named(name) or self._models.find(None)
         old = self._models.find(instead_of)
@@ -112,13 +116,13 @@ class Switching:
             raise InvalidOption("model", name, f"one that is not served already, as {name} is beside {old.spec.name}")
         return old
 
-    async def _prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
+    async def prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
         """Engines of exactly ``wanted`` here, once other replicas have theirs or have been waited for long enough."""
         await self._config.announce(wanted)
         began = time.monotonic()
         engines = await self._prepare(wanted)
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(time.monotonic() - began, MIN_PATIENCE_SECONDS)):
+            async with asyncio.timeout(max(time.monotonic() - began, tuning.MIN_PATIENCE_SECONDS)):
                 await self._config.others_prepared()
         return engines
 
@@ -126,21 +130,18 @@ class Switching:
         """Engines of exactly ``wanted``: those that serve already, and new ones, warmed up. Raises as ``prepare``."""
         engines: dict[str, Engine] = {}
         try:
-            for name, version in wanted.items():
-                known = self._models.named(name)
-                if known is None or known.spec.version != version:
-                    known = self._prepared.pop((name, version), None) or await self._models.prepare(f"{name}/{version}")
-                engines[name] = known
+            for key in wanted.items():
+                known = next((engine for engine in self._models.running if engine.spec.key == key), None)
+                engines[key[0]] = known or self._prepared.pop(key, None) or await self._models.prepare(_reference(key))
         except BaseException:
-            await self._discard(engines)
+            await self.discard(engines)
             raise
         return engines
 
-    async def _discard(self, engines: Mapping[str, Engine]) -> None:
+    async def discard(self, engines: Mapping[str, Engine]) -> None:
         """Close those that were prepared and are not to serve."""
-        serving = set(self._models)
         for engine in engines.values():
-            if engine not in serving:
+            if engine not in self._models.running:
                 await engine.close()
 
     # what other replicas were told
@@ -148,26 +149,34 @@ class Switching:
     async def _follow(self) -> None:
         """Serve what the config names once it is changed elsewhere."""
         while True:
-            await asyncio.sleep(FOLLOW_SECONDS)
-            async with self._lock:
+            await asyncio.sleep(tuning.FOLLOW_SECONDS)
+            async with self.lock:
                 follows = await self._catch_up()
                 await self._prepare_announced()
             if not follows:
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(tuning.RETRY_SECONDS)
 
     async def _catch_up(self) -> bool:
         """Serve what the config names; whether that is so now. The log has each reason why not once."""
         if self._models.applied.is_newest:
             self._obstacle = None
             return True
+        trial = self._config.current.trial
         try:
-            self._models.adopt(await self._prepare(self._config.current.models))
+            engines = await self._prepare(self._config.current.models)
+            try:
+                tried = {} if trial is None else await self._prepare({trial.name: trial.version})
+            except Exception:
+                self._models.adopt(engines)
+                raise
+            self._models.adopt(engines, next(iter(tried.values()), None))
         except Exception as error:
             if str(error) != self._obstacle:
                 logger.error("what the shared config names cannot be served here: %s", error)
             self._obstacle = str(error)
             return False
-        logger.info("serving %s, as the shared config names", ", ".join(each.spec.reference for each in self._models))
+        names = ", ".join(engine.spec.reference for engine in self._models.running)
+        logger.info("serving %s, as the shared config names", names)
         self._obstacle = None
         return True
 
@@ -176,18 +185,40 @@ class Switching:
         if self._config.announced is not self._announced:  # said again, it is another
             self._announced = self._config.announced
             await self._forget()
-            self._forget_at = time.monotonic() + PREPARED_SECONDS
-            for key in set(self._announced.items()) - set(self._models.applied.served):
+            self._forget_at = time.monotonic() + tuning.PREPARED_SECONDS
+            for key in set(self._announced.items()) - {engine.spec.key for engine in self._models.running}:
                 with suppress(Exception):  # once it is asked for, the reason is told
-                    self._prepared[key] = await self._models.prepare("/".join(map(str, key)))
+                    self._prepared[key] = await self._models.prepare(_reference(key))
+                    if self._tried is None:
+                        self._models.stand_by(self._prepared[key])
             await self._config.tell_prepared(self._announced)
         if time.monotonic() > self._forget_at:
             await self._forget()
 
     async def _forget(self) -> None:
         self._forget_at = math.inf
-        while self._prepared:
-            await self._prepared.popitem()[1].close()
+        if self._tried is None:
+            self._models.stand_by(None)
+        for key in list(self._prepared):
+            if self._prepared[key] is not self._tried:  # else the config names it since a moment ago
+                await self._prepared.pop(key).close()
+
+
+def _reference(key: tuple[str, int]) -> str:
+    return "/".join(map(str, key))
+
+
+def check_not_tried_beside(config: RuntimeConfig, old: Engine, reference: str) -> None:
+    """Raise Conflict if another model is tried beside ``old``, which is to be replaced by ``reference``."""
+    trial = config.trial
+    if trial is not None and trial.beside == old.spec.name:
+        raise Conflict(
+            f"model is {reference!r}; {trial.reference} is the {trial.kind} beside {old.spec.reference}: promote or "
+            "cancel it first",
+            field="model",
+            value=reference,
+            bound=trial.reference,
+        )
 
 
 def solved_again(asked: ThresholdConfig, old: Engine, new: Engine) -> ThresholdConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
+from service.engine import tuning
 from service.engine.executor import Executor
 from service.engine.lanes import Lanes
 from service.engine.pace import Pace
@@ -14,10 +16,7 @@ from service.engine.pick import Plan
 from service.engine.preparing import Preparation
 from service.errors import DeviceFailed
 from service.inference.latency import LatencyTable
-from service.log import logger
-
-# Seconds before a thread that replaces a failed one tries the device: doubled each time, up to the last.
-FIRST_RETRY, LAST_RETRY = 0.1, 5.0
+from service.log import logger, starting
 
 
 class Workers:
@@ -47,12 +46,15 @@ class Workers:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
+        self._since: dict[int, float] = {}  # by thread: when its batch began
 
     def start(self, profile: LatencyTable | None = None) -> None:
         """Warm up in all threads at once, as they will run, and measure (unless ``profile`` tells); then pull batches.
 
         Raises: what a stage raised; DeviceFailed: the network gives no finite numbers.
         """
+        if profile is None:
+            starting.info("measuring %s", self._preparation.model)
         tables: list[Future[LatencyTable]] = [Future() for _ in range(self._count)]
         warm: list[Future[None]] = [Future() for _ in range(self._count)]
         for measured, warmed in zip(tables, warm, strict=True):
@@ -60,6 +62,7 @@ class Workers:
         try:
             self.plan(LatencyTable.mean([future.result() for future in tables]))
             self._preparation.free_single()
+            starting.info("warming up %s", self._preparation.model)
             self._planned.set()
             for future in warm:
                 future.result()
@@ -79,6 +82,14 @@ class Workers:
             if thread is None:
                 return
             thread.join()
+
+    def why_not_ready(self) -> str | None:
+        """What keeps new work away, in words: a worker failed, or none finishes its batch; None when nothing does."""
+        if self.failure is not None:
+            return f"the device failed ({self.failure}) and is tried again"
+        since = list(self._since.values())
+        stalled = time.monotonic() - max(since) if since and len(since) == self.alive else 0.0
+        return f"no worker has finished a batch for {stalled:.0f} s" if stalled > tuning.STALL_SECONDS else None
 
     def plan(self, table: LatencyTable) -> None:
         """Take the measured times, and what follows from them: how large batches are."""
@@ -126,20 +137,23 @@ class Workers:
             self._preparation.warm_up(self._pace.sizes)
         except BaseException as error:
             logger.error("the device still fails: %s", error)
-            self._spawn(partial(self._next_life, min(2 * delay, LAST_RETRY)))
+            self._spawn(partial(self._next_life, min(2 * delay, tuning.LAST_DEVICE_RETRY_SECONDS)))
             return
         self._serve()
 
     def _serve(self) -> None:
         self._began()
+        thread = threading.get_ident()
         try:
             while (batch := self._lanes.wait()) is not None:
+                self._since[thread] = time.monotonic()
                 self._executor.run(batch)
-                del batch  # or its images live on while this thread waits
+                del batch, self._since[thread]  # or its images live on while this thread waits
         except BaseException as error:
+            self._since.pop(thread, None)
             logger.critical("a worker failed", exc_info=error)
             self._ended(str(error) or type(error).__name__)  # not itself: its traceback holds whatever ran
-            self._spawn(partial(self._next_life, FIRST_RETRY))
+            self._spawn(partial(self._next_life, tuning.FIRST_DEVICE_RETRY_SECONDS))
         else:
             self._ended(None)
 

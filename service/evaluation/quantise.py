@@ -1,4 +1,4 @@
-"""A model in eight-bit integers for OpenVINO, if it surely answers as in float32 and is faster (``lowfirst[int8]``)."""
+"""A model in eight-bit integers for OpenVINO, if it surely answers as in float32 and is faster (extra ``int8``)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def quantise(
             agreement that may be below it, or no time saved.
     """
     if not (find_spec("nncf") and find_spec("openvino")):
-        raise InvalidOption("precision", "int8", "another one, or: pip install 'lowfirst[int8]'")
+        raise InvalidOption("precision", "int8", "float32 or bfloat16 without NNCF: pip install '.[int8]'")
     from service.inference.runtimes import INT8_FOLDER
 
     spec = read_spec(folder)

@@ -15,7 +15,6 @@ from service.inference.predictor import Predictor
 from service.inference.single_scale import single_scale
 from service.networks.cascade import Carried
 
-PEAK_SIZE = 1024
 SECONDS = 1.5
 
 
@@ -56,20 +55,6 @@ def together(count: int, threads: int, work: Callable[[], float]) -> list[float]
     if first:
         raise first[0]
     return results
-
-
-def peak(predictor: Predictor, workers: int, seconds: float = SECONDS) -> float:
-    """Multiply-adds a second of large matrix products in the predictor's precision, on all workers at once.
-
-    PyTorch has no fast product of integers: of int8 it is float32's.
-    """
-    dtype: torch.dtype = torch.float32 if predictor.precision == "int8" else getattr(torch, predictor.precision)
-    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=predictor.device).to(dtype) for _ in range(2))
-
-    def work() -> float:
-        return PEAK_SIZE**3 * rate(lambda: torch.mm(a, b).sum().item(), seconds)
-
-    return sum(together(workers, predictor.threads, work))
 
 
 def measure_together(predictor: Predictor, workers: int) -> LatencyTable:

@@ -54,7 +54,11 @@ ORIENTATIONS = {
 }
 
 
-def decode(data: bytes, preprocessing: Preprocessing) -> Tensor:
+class TakesLong(Exception):
+    """The image would be decoded in the helper process, and nobody is to wait for that here."""
+
+
+def decode(data: bytes, preprocessing: Preprocessing, *, waits: bool = True) -> Tensor:
     """An encoded photograph -> its central square, uint8 (3, crop, crop), RGB.
 
     Channels come last in memory: ``permute(1, 2, 0)`` is contiguous. It runs in the calling thread alone where
@@ -65,11 +69,14 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Tensor:
         ImageTooLarge: more pixels than its kind may have, more parts than are read, or more time than there is.
         InvalidImage: truncated or corrupt.
         Busy: it is dear, and so are too many others.
+        TakesLong: it is dear, and ``waits`` is false.
     """
     picture = read(data)
     part = Part.of(picture, preprocessing)
     check_memory(picture, memory(picture, part))
     if _is_dear(picture, part):
+        if not waits:
+            raise TakesLong
         found = HELPER.pixels(data, preprocessing)
     else:
         by_torchvision = _webp(picture, part)

@@ -48,6 +48,14 @@ READY, PIXELS, ERROR = b"r", b"p", b"e"
 ERRORS = {each.__name__: each for each in (InvalidImage, UnsupportedImage, ImageTooLarge)}
 
 
+class TookTooLong(ImageTooLarge):
+    """The process was ended at its deadline."""
+
+
+class Crashed(InvalidImage):
+    """The process ended while it decoded."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Process:
     popen: subprocess.Popen[bytes]
@@ -81,8 +89,8 @@ class Helper:
 
         Raises:
             Busy: its turn did not come.
-            ImageTooLarge: it takes longer than the deadline, or too much memory.
-            InvalidImage: as the decoder says, or it crashed on the image.
+            ImageTooLarge: it takes too much memory, or longer than the deadline (TookTooLong).
+            InvalidImage: as the decoder says, or it crashed on the image (Crashed).
             OSError: no process can be started.
         """
         if not self._turn.acquire(timeout=self._patience):
@@ -123,12 +131,12 @@ class Helper:
             what, answer = _answer(process.socket, until)
         except TimeoutError as error:
             self._replace(process)
-            raise ImageTooLarge(
+            raise TookTooLong(
                 f"image takes longer than {self._deadline:g} s to decode", field="image", bound=self._deadline
             ) from error
         except OSError as error:
             self._replace(process)
-            raise InvalidImage("image ended the process that decoded it", field="image") from error
+            raise Crashed("image ended the process that decoded it", field="image") from error
         if what == ERROR:
             named = json.loads(answer)
             raise ERRORS[named.pop("error")](**named)

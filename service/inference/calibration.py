@@ -209,6 +209,11 @@ def upper_bound(count: int, n: int, risk: float = RISK) -> float:
     return 1.0 if count >= n else float(betaincinv(count + 1, n - count, 1 - risk))
 
 
+def lower_bound(count: int, n: int, risk: float = RISK) -> float:
+    """Clopper-Pearson: the smallest share that could still show ``count`` in ``n``; 0 without any."""
+    return 1 - upper_bound(n - count, n, risk) if n else 0.0
+
+
 def count_table(
     confidence: npt.NDArray[np.float64],
     answers: npt.NDArray[np.int64],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from service.errors import InvalidOption
@@ -117,6 +118,10 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
     of_scales: dict[str, Any] = {}
     if depth(name) > 1:
         of_scales = {key: backbone_options.pop(key) for key in OF_SCALES if key in backbone_options}
+    known = [*(OF_SCALES if depth(name) > 1 else ()), *list(signature(BACKBONES[backbone_name(name)]).parameters)[1:]]
+    unknown = set(options or {}) - set(known)
+    if unknown:
+        raise InvalidOption("option", min(unknown), f"among the options that {name} has: {', '.join(known) or 'none'}")
     make = partial(BACKBONES[backbone_name(name)], num_classes, **backbone_options)
     try:
         return MSNet([make() for _ in range(depth(name))], **of_scales) if depth(name) > 1 else make()

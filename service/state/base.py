@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal, Protocol, get_args
 
 from service.errors import ConfigConflict
@@ -11,6 +12,13 @@ from service.errors import ConfigConflict
 Goal = Literal["threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are shares
+
+# How a trial ended. The last two are its guard's doing.
+Outcome = Literal["promoted", "cancelled", "disagreement", "errors"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+GUARDED: tuple[Outcome, ...] = ("disagreement", "errors")
+
+PLACE_BYTES, PLACES = 4, 2.0**32  # of a digest that says whether an image is of a share
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,65 @@ class ThresholdConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A model that is tried on a share of the images of one that is served: a canary, or a shadow.
+
+    Attributes:
+        name, version: what is tried. ``beside``: the name of what is served.
+        share: of the images, see ``picks``.
+        is_shadow: whether it runs behind the answers of what is served, or gives them itself.
+        max_disagreement: once more of the images differ, or fail, the trial ends by itself; None: never.
+        threshold: what was asked of the model that it is tried beside, solved for this one.
+        began: seconds since the epoch; tells it from another trial of the same model.
+    """
+
+    name: str
+    version: int
+    beside: str
+    share: float
+    is_shadow: bool
+    max_disagreement: float | None
+    threshold: ThresholdConfig
+    began: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name and version."""
+        return self.name, self.version
+
+    @property
+    def reference(self) -> str:
+        """``name/version``."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def kind(self) -> Literal["canary", "shadow"]:
+        """In a word."""
+        return "shadow" if self.is_shadow else "canary"
+
+    def picks(self, image: bytes) -> bool:
+        """Whether an encoded image is of the share: always the same, and of every larger share too."""
+        return place(image) < self.share
+
+
+def place(image: bytes) -> float:
+    """Where the bytes of an encoded image stand, from 0 to below 1: their BLAKE2b digest of four bytes over 2^32."""
+    return int.from_bytes(blake2b(image, digest_size=PLACE_BYTES).digest(), "big") / PLACES
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTrial:
+    """How the latest trial ended: ``why`` in words, ``at`` in seconds since the epoch; else see ``Trial``."""
+
+    name: str
+    version: int
+    beside: str
+    outcome: Outcome
+    why: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """What can be changed while the server runs.
 
@@ -34,11 +101,14 @@ class RuntimeConfig:
         version: grows by one with every change.
         thresholds: of each served model, by its name.
         models: version of each served model, by its name; the first is the one a request means that names none.
+        trial: of another model beside one of them. ``ended``: the latest one that was over.
     """
 
     version: int
     thresholds: Mapping[str, ThresholdConfig]
     models: Mapping[str, int]
+    trial: Trial | None = None
+    ended: EndedTrial | None = None
 
     @property
     def served(self) -> tuple[tuple[str, int], ...]:

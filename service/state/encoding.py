@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from service.state.base import BUDGETS, GOALS, CachedOutputs, RuntimeConfig, ThresholdConfig
+from service.state.base import (
+    BUDGETS,
+    GOALS,
+    OUTCOMES,
+    CachedOutputs,
+    EndedTrial,
+    RuntimeConfig,
+    ThresholdConfig,
+    Trial,
+)
 
 FORMAT = 1
 MAX_VERSION = 2**53 - 1  # what every JSON reader keeps exactly
@@ -26,9 +35,16 @@ class Unreadable(Exception):
 
 
 def encode_config(config: RuntimeConfig) -> bytes:
-    """``config`` as JSON."""
+    """``config`` as JSON.
+
+    A trial stands there only where there is one: releases that know none read the rest, and serve without it.
+    """
     thresholds = {name: asdict(threshold) for name, threshold in config.thresholds.items()}
     told = {"format": FORMAT, "version": config.version, "thresholds": thresholds, "models": dict(config.models)}
+    if config.trial is not None:
+        told["trial"] = asdict(config.trial)
+    if config.ended is not None:
+        told["ended"] = asdict(config.ended)
     return json.dumps(told, allow_nan=False).encode()
 
 
@@ -45,10 +61,13 @@ def decode_config(raw: bytes) -> RuntimeConfig:
             raise Unreadable(raw, f"it has format {told['format']!r}; this release knows {FORMAT}", is_newer)
         if not told["models"]:
             raise ValueError("models is empty")
+        models = {name: _version(version, f"models.{name}") for name, version in told["models"].items()}
         return RuntimeConfig(
             _version(told["version"], "version"),
-            {name: _threshold(name, fields) for name, fields in told["thresholds"].items()},
-            {name: _version(version, f"models.{name}") for name, version in told["models"].items()},
+            {name: _threshold(f"thresholds.{name}", fields) for name, fields in told["thresholds"].items()},
+            models,
+            _trial(told["trial"], models) if "trial" in told else None,
+            _ended(told["ended"]) if "ended" in told else None,
         )
     except KeyError as error:
         raise Unreadable(raw, f"{error.args[0]} is missing") from error
@@ -56,18 +75,44 @@ def decode_config(raw: bytes) -> RuntimeConfig:
         raise Unreadable(raw, str(error)[:MAX_ECHO]) from error
 
 
-def _threshold(name: str, fields: Mapping[str, Any]) -> ThresholdConfig:
+def _threshold(where: str, fields: Mapping[str, Any]) -> ThresholdConfig:
     config = ThresholdConfig(**fields)
     if config.goal not in GOALS:
-        raise ValueError(f"thresholds.{name}.goal is {config.goal!r}; it must be one of {', '.join(GOALS)}")
-    most = math.inf if config.goal in BUDGETS else 1
-    if not _is_between(config.value, 0, most):
-        raise ValueError(f"thresholds.{name}.value is {config.value!r}; it must be between 0 and {most}")
-    if not _is_between(config.threshold, 0, 1):
-        raise ValueError(f"thresholds.{name}.threshold is {config.threshold!r}; it must be between 0 and 1")
+        raise ValueError(f"{where}.goal is {config.goal!r}; it must be one of {', '.join(GOALS)}")
+    _check_between(config.value, f"{where}.value", math.inf if config.goal in BUDGETS else 1)
+    _check_between(config.threshold, f"{where}.threshold", 1)
     if config.floor is not None and not _is_between(config.floor, 0, config.threshold):
-        raise ValueError(f"thresholds.{name}.floor is {config.floor!r}; it must be between 0 and the threshold")
+        raise ValueError(f"{where}.floor is {config.floor!r}; it must be between 0 and the threshold")
     return config
+
+
+def _trial(fields: Mapping[str, Any], models: Mapping[str, int]) -> Trial:
+    trial = Trial(**{**fields, "threshold": _threshold("trial.threshold", fields["threshold"])})
+    _version(trial.version, "trial.version")
+    _check_between(trial.share, "trial.share", 1)
+    if trial.max_disagreement is not None:
+        _check_between(trial.max_disagreement, "trial.max_disagreement", 1)
+    _check_between(trial.began, "trial.began", math.inf)
+    if not isinstance(trial.is_shadow, bool):
+        raise ValueError(f"trial.is_shadow is {trial.is_shadow!r}; it must be true or false")
+    if trial.beside not in models:
+        raise ValueError(f"trial.beside is {trial.beside!r}; it must be one of {', '.join(models)}")
+    others = {name: version for name, version in models.items() if name != trial.beside or version == trial.version}
+    if not isinstance(trial.name, str) or trial.name in others:
+        raise ValueError(f"trial.name is {trial.name!r}; it must be that of a model that is not served")
+    return trial
+
+
+def _ended(fields: Mapping[str, Any]) -> EndedTrial:
+    ended = EndedTrial(**fields)
+    _version(ended.version, "ended.version")
+    if ended.outcome not in OUTCOMES:
+        raise ValueError(f"ended.outcome is {ended.outcome!r}; it must be one of {', '.join(OUTCOMES)}")
+    for name in ("name", "beside", "why"):
+        if not isinstance(getattr(ended, name), str):
+            raise ValueError(f"ended.{name} is {getattr(ended, name)!r}; it must be text")
+    _check_between(ended.at, "ended.at", math.inf)
+    return ended
 
 
 def _version(value: Any, name: str) -> int:
@@ -78,6 +123,11 @@ def _version(value: Any, name: str) -> int:
 
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_between(value: Any, name: str, most: float) -> None:
+    if not _is_between(value, 0, most):
+        raise ValueError(f"{name} is {value!r}; it must be between 0 and {most}")
 
 
 def _is_between(value: Any, least: float, most: float) -> bool:

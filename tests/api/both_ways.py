@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from service.api.direct import Direct
 
-ROUTES = ("/classify", "/classify/batch")
+ROUTES = ("/classify", "/classify/json", "/classify/batch")
 OF_CHANCE = ("content-length", "server-timing")  # as digits of times are
 FLOAT = re.compile(r"\d+\.\d+(e-?\d+)?|\d+e-?\d+")
 TIMING = re.compile(r'"timing_ms":\{[^}]*\}')

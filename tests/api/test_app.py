@@ -19,8 +19,9 @@ RAW = {"Content-Type": "image/jpeg"}
 ROUTES = {
     "/classify": {"post"},
     "/classify/batch": {"post"},
+    "/classify/json": {"post"},
     "/config": {"get"},
-    "/config/model": {"patch"},
+    "/config/model": {"get", "patch"},
     "/config/threshold": {"get", "patch"},
     "/config/threshold/preview": {"get"},
     "/models": {"get"},
@@ -32,10 +33,15 @@ ROUTES = {
     "/v2": {"get"},
     "/v2/health/live": {"get"},
     "/v2/health/ready": {"get"},
+    "/v2/models/stats": {"get"},
     "/v2/models/{model}": {"get"},
+    "/v2/models/{model}/config": {"get"},
+    "/v2/models/{model}/stats": {"get"},
     "/v2/models/{model}/ready": {"get"},
     "/v2/models/{model}/infer": {"post"},
     "/v2/models/{model}/versions/{version}": {"get"},
+    "/v2/models/{model}/versions/{version}/config": {"get"},
+    "/v2/models/{model}/versions/{version}/stats": {"get"},
     "/v2/models/{model}/versions/{version}/ready": {"get"},
     "/v2/models/{model}/versions/{version}/infer": {"post"},
 }
@@ -102,13 +108,28 @@ async def test_openapi_tells_the_one_shape_of_errors_and_the_forms_of_bodies(cli
             error = operation["responses"]["default"]["content"]["application/json"]["schema"]
             assert error == {"$ref": f"#/components/schemas/{shape}"}
     assert "HTTPValidationError" not in schema["components"]["schemas"]
-    assert set(schema["paths"]["/classify"]["post"]["requestBody"]["content"]) == {
-        "image/*", "application/octet-stream", "multipart/form-data", "application/json"
-    }  # fmt: skip
+    bodies = {path: schema["paths"][path]["post"]["requestBody"]["content"] for path in ROUTES if "classify" in path}
+    assert {path: list(forms) for path, forms in bodies.items()} == {  # one each: generated clients take but one
+        "/classify": ["application/octet-stream"],
+        "/classify/json": ["application/json"],
+        "/classify/batch": ["multipart/form-data"],
+    }
     patch = schema["paths"]["/config/threshold"]["patch"]["requestBody"]["content"]["application/json"]["schema"]
     assert set(patch["properties"]) == {
         "threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop", "floor"
     }  # fmt: skip
+
+
+@pytest.mark.anyio
+async def test_operations_have_names_and_say_which_errors_they_may_answer_with(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    operations = {path: operation for path, each in paths.items() for operation in each.values()}
+    names = [operation["operationId"] for each in paths.values() for operation in each.values()]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+){0,2}", name) for name in names)
+    for path in ("/classify", "/classify/json", "/classify/batch", "/v2/models/{model}/infer"):
+        assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} <= set(operations[path]["responses"])
+        assert "Retry-After" in operations[path]["responses"]["429"]["headers"]
 
 
 @pytest.mark.anyio

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -108,6 +109,7 @@ async def test_json_of_another_shape_names_the_field(
     ("method", "path"),
     [
         ("POST", "/classify"),
+        ("POST", "/classify/json"),
         ("PATCH", "/config/threshold"),
         ("PATCH", "/config/model"),
         ("POST", "/v2/models/tiny/infer"),
@@ -166,3 +168,68 @@ async def test_a_content_type_with_parameters_or_capitals_is_read(client: httpx.
     for kind, body in (("IMAGE/JPEG; q=1", jpeg), ("Application/JSON; charset=utf-8", encoded)):
         response = await client.post("/classify", content=body, headers={"Content-Type": kind})
         assert response.status_code == 200
+
+
+def in_lines(data: bytes, width: int = 76) -> str:
+    """As MIME, PEM and `base64` write it."""
+    text = base64.b64encode(data).decode()
+    return "\r\n".join(text[at : at + width] for at in range(0, len(text), width))
+
+
+WRITTEN: dict[str, Callable[[bytes], str]] = {
+    "one line": lambda data: base64.b64encode(data).decode(),
+    "lines": in_lines,
+    "a line with an end": lambda data: base64.encodebytes(data).decode(),
+    "indented": lambda data: in_lines(data).replace("\r\n", "\n\t  "),
+    "data URI": lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
+    "data URI in lines": lambda data: f"DATA:image/jpeg;charset=x;BASE64,\n{in_lines(data)}",
+    "data URI without a type": lambda data: f"data:;base64,{base64.b64encode(data).decode()}",
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+@pytest.mark.parametrize("form", WRITTEN)
+async def test_base64_is_read_as_it_is_written_elsewhere(
+    client: httpx.AsyncClient, jpeg: bytes, form: str, mark: bytes
+) -> None:
+    text = WRITTEN[form](jpeg)
+    for path in ("/classify", "/classify/json"):
+        body = mark + json.dumps({"image": text}).encode()
+        response = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code == 200, response.text
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}
+    body = mark + json.dumps({"inputs": [tensor]}).encode()
+    answer = (await client.post("/v2/models/tiny/infer", content=body)).json()
+    assert answer["outputs"][1]["data"] == [response.json()["label"]]
+    with_tail = {"Inference-Header-Content-Length": str(len(body))}
+    assert (await client.post("/v2/models/tiny/infer", content=body, headers=with_tail)).json() == answer
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("text", ["data:image/jpeg,abcd", "data:", "data:image/jpeg;base64", "data:;base64,é", "a b!="])
+async def test_what_is_neither_base64_nor_a_data_uri_of_it_is_a_bad_request(
+    client: httpx.AsyncClient, error_of: Callable[..., dict[str, Any]], text: str
+) -> None:
+    for path in ("/classify", "/classify/json"):
+        error = error_of(await client.post(path, json={"image": text}), 400, "bad_request")
+        assert error["field"] == "image"
+
+
+@pytest.mark.anyio
+async def test_the_largest_image_fits_however_its_base64_is_written(
+    make_app: Callable[..., FastAPI], connect: Callable[..., Any], jpeg: bytes
+) -> None:
+    padded = jpeg + bytes(100_000)  # what follows a picture is not read
+    async with connect(make_app(max_image_bytes=len(padded))) as client:
+        for form in WRITTEN.values():
+            assert (await client.post("/classify/json", json={"image": form(padded)})).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["image/jpeg", "application/octet-stream", "multipart/form-data; boundary=edge", ""])
+async def test_the_route_for_json_reads_nothing_else(
+    client: httpx.AsyncClient, jpeg: bytes, error_of: Callable[..., dict[str, Any]], kind: str
+) -> None:
+    response = await client.post("/classify/json", content=jpeg, headers={"Content-Type": kind})
+    assert error_of(response, 415, "unsupported_body")["bound"] == "application/json"

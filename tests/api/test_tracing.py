@@ -118,4 +118,4 @@ except InvalidOption as error:
     print(error.message)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
-    assert done.stdout == "LOWFIRST_TRACES is True; it must be unset without `pip install 'lowfirst[otel]'`\n"
+    assert done.stdout == "LOWFIRST_TRACES is True; it must be unset without `pip install '.[otel]'`\n"

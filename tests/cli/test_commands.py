@@ -56,7 +56,7 @@ def test_training_has_every_option_with_its_default(lowfirst: Lowfirst, monkeypa
         assert named or f"--{field.name.replace('_', '-')} " in done
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert f"[default: {field.default}]" in done
-    assert all(f"--{name} --no-{name} " in done for name in ("augment", "progressive"))
+    assert all(f"--{name} / --no-{name} " in done for name in ("augment", "progressive"))
     assert "--recipe " in done
     assert "--resume " in done
 

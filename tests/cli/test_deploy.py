@@ -35,7 +35,7 @@ def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: py
     monkeypatch.delitem(sys.modules, "service.cluster.deploy", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     assert refusal(lowfirst("deploy")) == (
-        "error: Ray is not installed, which `lowfirst deploy` takes: pip install 'lowfirst[ray]'"
+        "error: Ray is not installed, which `lowfirst deploy` takes: pip install '.[ray]'"
     )
 
 

@@ -87,7 +87,7 @@ def test_evaluating_as_json_prints_json_alone(said: dict[str, str], root: Path) 
 
 def test_publishing_says_where_and_how_to_serve(said: dict[str, str], root: Path) -> None:
     folder = root / "store" / "shapes" / "1"
-    assert said["publish"] == f"published {folder}; serve it with LOWFIRST_MODEL=shapes\n"
+    assert said["publish"] == f"published {folder}; next: lowfirst serve --model shapes\n"
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "curve.png", "model.json", "trained_on.bin", "weights.safetensors"
     }  # fmt: skip

@@ -14,11 +14,13 @@ from service.state.base import (
     CachedOutputs,
     Change,
     ConfigStore,
+    EndedTrial,
     ResultCache,
     RuntimeConfig,
     Target,
     Targets,
     ThresholdConfig,
+    Trial,
 )
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
 from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
@@ -178,6 +180,15 @@ async def test_models_change_and_keep_their_order(store: ConfigStore) -> None:
     models = {"other": 4, "new": 1, "tiny": 2}
     await store.update(lambda config: dataclasses.replace(config, models=models))
     assert list(store.current.models.items()) == list(models.items())
+
+
+async def test_a_trial_is_shared_and_goes(store: ConfigStore) -> None:
+    trial = Trial("tiny", 2, "tiny", 0.05, True, None, ThresholdConfig("threshold", 0.5, 0.5), 1.8e9)
+    ended = EndedTrial("tiny", 2, "tiny", "cancelled", "as asked", 1.8e9)
+    await store.update(lambda config: dataclasses.replace(config, trial=trial))
+    assert (await store.update(setting(0.25))).trial == trial
+    await store.update(lambda config: dataclasses.replace(config, trial=None, ended=ended))
+    assert (store.current.trial, store.current.ended) == (None, ended)
 
 
 async def test_version_that_a_change_gives_means_nothing(store: ConfigStore) -> None:

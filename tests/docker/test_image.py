@@ -6,7 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import service
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,3 +34,24 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
     sources = {source for line in copied for source in line.split()}
     assert {f"!{source}" for source in sources} == {line for line in allowed if line.startswith("!")}
     assert all((ROOT / source).exists() for source in sources)
+
+
+def test_every_image_of_others_is_pinned_by_its_digest_the_same_everywhere() -> None:
+    files = ("docker-compose.yml", "docker/Dockerfile", "docker/kubernetes/base/redis.yaml")
+    text = "\n".join((ROOT / name).read_text() for name in files)
+    named = re.findall(r"^(?: *image: |ARG PYTHON_IMAGE=)([^\s:]+:\S+)", text, re.MULTILINE)
+    pinned = dict(image.partition("@")[::2] for image in named)
+    unpinned = {image for image, digest in pinned.items() if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest)}
+    assert unpinned == {"lowfirst:cpu", "locustio/locust:2.47.0"}  # ours, and one that only loads
+    assert len(set(named)) == len(pinned)
+
+
+def test_image_says_what_it_is() -> None:
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="(.*)"', (ROOT / "docker/Dockerfile").read_text()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert labels == {
+        "title": project["name"],
+        "description": project["description"],
+        "version": service.__version__,
+        "licenses": project["license"],
+    }

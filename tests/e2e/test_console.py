@@ -474,6 +474,43 @@ def test_models_are_listed_and_served_once_confirmed(page: Page, site: httpx.Cli
         site.patch("/config/model", json={"model": "tiny/1"})
 
 
+def test_a_model_is_tried_behind_the_answers_compared_and_promoted(page: Page, site: httpx.Client) -> None:
+    trial = page.locator("#trial")
+    try:
+        page.get_by_role("button", name="Serve this: tiny/2").click()
+        page.get_by_role("button", name="Try it behind the answers first").locator("visible=true").click()
+        expect(page.locator("#trial-kind")).to_have_text(
+            "tiny/2 runs behind the answers to 100 % of the images of tiny/1"
+        )
+        expect(page.locator("#store .tried .kind")).to_have_text("shadow")
+        expect(page.locator("#agreement")).to_have_text("No image was compared yet.")
+        upload(page, "church.jpg", "golf-ball.jpg")
+        expect(page.locator("#agreement")).to_contain_text("They agree on 100.0% of 2 images: on 22.4% at least")
+        expect(trial.locator("thead th")).to_have_text(["tiny/1", "tiny/2"])
+        rows = dict(row.split("\t", 1) for row in page.locator("#compared").inner_text().splitlines())
+        assert rows["Errors"] == "0\t0"
+        assert re.fullmatch(r"[\d.]+\sms\t[\d.]+\sms", rows["p99, waits left out"])
+        site.patch("/config/model", json={"share": 0.5, "shadow": False, "max_disagreement": 0.02})
+        expect(page.locator("#trial-kind")).to_have_text("tiny/2 answers 50 % of the images of tiny/1")
+        expect(page.locator("#guard")).to_contain_text("once more than 2 % surely differ")
+        trial.get_by_role("button", name="Promote tiny/2").click()
+        expect(trial.get_by_role("group", name="Serve it to everybody, instead of tiny/1?")).to_be_visible()
+        assert site.get("/config/model").json()["trial"] is not None
+        trial.get_by_role("button", name="Yes").locator("visible=true").click()
+        expect(page.get_by_role("banner")).to_contain_text("tiny/2")
+        expect(page.locator("#ended")).to_contain_text("The latest trial, of tiny/2, was promoted")
+    finally:
+        if site.get("/config/model").json()["trial"] is not None:
+            site.patch("/config/model", json={"cancel": True})
+        site.patch("/config/model", json={"model": "tiny/1"})
+
+
+def test_a_trial_that_cannot_begin_says_why(page: Page) -> None:
+    page.get_by_role("button", name="Serve this: broken/1").click()
+    page.get_by_role("button", name="Try it behind the answers first").locator("visible=true").click()
+    expect(page.locator("#switched")).to_contain_text("broken/1 is not tried. The model must be one that can be served")
+
+
 def serve_instead(page: Page, model: str) -> None:
     """Both steps."""
     page.get_by_role("button", name=f"Serve this: {model}").click()

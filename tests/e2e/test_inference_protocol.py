@@ -70,6 +70,18 @@ def check_equal(result: InferResult, answers: list[dict[str, Any]]) -> None:
         assert result.as_numpy(name).tolist() == [answer[name] for answer in answers]
 
 
+def test_config_and_statistics_are_as_tritons_tools_ask_for_them(
+    triton: InferenceServerClient, photographs: list[bytes]
+) -> None:
+    config = triton.get_model_config("tiny", "1")
+    assert (config["name"], config["max_batch_size"], config["input"][0]["data_type"]) == ("tiny", 0, "TYPE_STRING")
+    before = triton.get_inference_statistics("tiny")["model_stats"][0]
+    triton.infer("tiny", [tensor(photographs)], request_id="5")
+    (after,) = triton.get_inference_statistics()["model_stats"]
+    assert after["inference_count"] - before["inference_count"] == len(photographs)
+    assert after["inference_stats"]["success"]["ns"] > before["inference_stats"]["success"]["ns"]
+
+
 def test_server_and_model_are_live_and_ready(triton: InferenceServerClient) -> None:
     assert triton.is_server_live()
     assert triton.is_server_ready()

@@ -82,6 +82,10 @@ def test_every_panel_rule_and_alert_has_its_answer(
             recorded, rate = f"lowfirst:early_exit:ratio_rate5m{{{this}}}", exits["low"] / len(own)
             until(partial(is_about, prometheus, recorded, rate))
 
+        assert replicas[0].patch("/config/model", json={"model": "tiny/2", "shadow": True}).status_code == 200
+        until(lambda: all(each.get("/config/model").json()["trial"] is not None for each in replicas))
+        classify(replicas, photographs)
+
         rules = prometheus.rules()
         asked = panel_queries() | {rule["name"]: rule["name"] for rule in rules if rule["type"] == "recording"}
         asked |= {name: name for rule in rules for name in names(rule["query"])}

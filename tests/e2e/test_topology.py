@@ -163,7 +163,7 @@ def test_replicas_behind_the_proxy_serve_as_one(topology: Topology, jpeg: bytes)
     assert (status, httpx.Response(status, text=body).json()["error"]["code"]) == (413, "image_too_large")
     large = proxy.post("/classify", content=bytes(17 * MIB), headers=RAW)
     assert (large.status_code, large.json()["error"]["bound"]) == (413, 16 * MIB)  # the replica's own
-    assert proxy.get("/metrics").status_code == 404
+    assert {proxy.get(path).status_code for path in ("/metrics", "/metrics/")} == {404}
 
     until(lambda: topology.prometheus.value("sum(up)") == 2)
     until(lambda: topology.prometheus.value("sum(lowfirst_images_total)") == 10)

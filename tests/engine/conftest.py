@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engine import executor
+from service.engine import tuning
 from service.images.decode import decode
 from service.inference.predictor import Predictor
 from service.store import ModelStore, read_spec, write_spec
@@ -37,7 +37,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.fixture(autouse=True)
 def _patient_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine splits no batch for want of time to decode it."""
-    monkeypatch.setattr(executor, "DECODE_SECONDS", TIMEOUT)
+    monkeypatch.setattr(tuning, "DECODE_SECONDS", TIMEOUT)
 
 
 @pytest.fixture(scope="session")

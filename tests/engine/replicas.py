@@ -17,9 +17,12 @@ from torch import Tensor
 
 from service.engine.answer import Answer, Ask
 from service.engine.applied import first_config
+from service.engine.comparison import Comparison
+from service.engine.guard import Guard
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
+from service.engine.trials import Trials
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
@@ -76,6 +79,7 @@ class Replica:
 
     models: Models
     switching: Switching
+    trials: Trials
     config: MemoryConfigStore
     registry: CollectorRegistry
 
@@ -102,6 +106,21 @@ class Replica:
     async def classify(self, body: bytes, reference: str | None = None) -> Answer:
         return await self.models.find(reference).classify(body, Ask(arrival=time.monotonic()))
 
+    async def ask_for(self, body: bytes, **ask: Any) -> Answer:
+        """As a client does, of the default model."""
+        engine, asked = self.models.find(None), Ask(arrival=time.monotonic(), **ask)
+        run = self.models.trial
+        return await (engine.classify(body, asked) if run is None else run.classify(engine, body, asked))
+
+    async def compared(self, images: int) -> Comparison:
+        """What was counted, once that is of so many images."""
+        trial = self.config.current.trial
+        assert trial is not None
+        async with asyncio.timeout(TIMEOUT):
+            while (counts := await self.trials.comparison(trial)).images < images:
+                await asyncio.sleep(0.001)
+        return counts
+
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"lowfirst_{name}", labels)
 
@@ -117,13 +136,22 @@ async def serving_models(
     models = Models(predictors, store, load, config, None, Metrics(registry), chosen, PROFILE)
     del predictors  # or the models that are replaced live on here
     switching = Switching(models, config)
+    trials = Trials(models, config, switching, _nobody)
+    guard = Guard(trials)
     try:
         await in_time(models.start())
         await in_time(switching.start())
-        yield Replica(models, switching, config, registry)
+        await guard.start()
+        yield Replica(models, switching, trials, config, registry)
     finally:
+        await in_time(guard.close())
         await in_time(switching.close())
         await in_time(models.close())
+
+
+async def _nobody(_: Any) -> list[dict[str, Any]]:
+    """What the other processes counted: there are none."""
+    return []
 
 
 def workers() -> set[threading.Thread]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.admission import ALWAYS, Admission
+from service.engine import tuning
+from service.engine.admission import Admission
 from service.engine.arriving import Body
 from service.errors import Busy
 
@@ -62,14 +63,14 @@ def test_image_behind_too_much_work_is_busy_unless_few_are_in_flight() -> None:
     admission = Admission(
         99, 100, max_seconds=1.5, wait_seconds=lambda: queued, on_reject=lambda reason, _: reasons.append(reason)
     )
-    with admission.admit(images=ALWAYS - 1), admission.admit(images=1):
+    with admission.admit(images=tuning.ALWAYS_ADMITTED - 1), admission.admit(images=1):
         with pytest.raises(Busy, match=r"2\.0 seconds are queued; .* 1\.5") as busy, admission.admit(images=1):
             pytest.fail("admitted")
         assert (busy.value.field, busy.value.value, busy.value.bound) == ("seconds_queued", 2.0, 1.5)
         assert reasons == ["seconds"]
         queued = 1.5
         with admission.admit(images=1):
-            assert admission.images == ALWAYS + 1
+            assert admission.images == tuning.ALWAYS_ADMITTED + 1
 
 
 Admitted = Callable[..., int]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.brown_out import RETURN_SECONDS, ROOM, BrownOut, Load
+from service.engine import tuning
+from service.engine.brown_out import BrownOut, Load
 
 TARGET = 0.5
 LOW, HIGH = 0.004, 0.016  # seconds an image
@@ -44,7 +45,7 @@ def test_deadlines_that_leave_less_room_than_the_target_take_its_place(allowed: 
 
 def sustainable(load: Load) -> float:
     """The share of undecided images that may escalate: what is left of the target, by what their later stages take."""
-    left = ROOM * TARGET - load.undecided * load.first_seconds - load.escalated_seconds
+    left = tuning.QUEUE_SHARE * TARGET - load.undecided * load.first_seconds - load.escalated_seconds
     wanted = load.undecided * load.later_seconds
     return min(1.0, max(0.0, left) / wanted) if wanted else float(left > 0)
 
@@ -114,14 +115,14 @@ def test_more_to_do_never_raises_the_threshold() -> None:
 
 def test_threshold_falls_at_once_and_returns_slowly() -> None:
     brown_out = BrownOut(TARGET)
-    moments = [i * RETURN_SECONDS / 20 for i in range(20)]
+    moments = [i * tuning.RETURN_SECONDS / 20 for i in range(20)]
     assert brown_out.steer(-1.0, IDLE, EVENLY, 1.0, 0.0) == 1.0
     assert brown_out.steer(0.0, SWAMPED, EVENLY, 1.0, 0.0) == 0.0
     returning = [brown_out.steer(now, IDLE, EVENLY, 1.0, 0.0) for now in moments]
     assert returning == sorted(returning)
     for now, lowered in zip(moments[1:], returning[1:], strict=True):
-        assert escalating(lowered, EVENLY) == pytest.approx(now / RETURN_SECONDS, abs=0.02)
-    assert brown_out.steer(RETURN_SECONDS + 0.01, IDLE, EVENLY, 1.0, 0.0) == 1.0
+        assert escalating(lowered, EVENLY) == pytest.approx(now / tuning.RETURN_SECONDS, abs=0.02)
+    assert brown_out.steer(tuning.RETURN_SECONDS + 0.01, IDLE, EVENLY, 1.0, 0.0) == 1.0
 
 
 def test_return_takes_as_long_however_often_it_is_looked_at() -> None:
@@ -129,8 +130,8 @@ def test_return_takes_as_long_however_often_it_is_looked_at() -> None:
     for brown_out in (seldom, often):
         brown_out.steer(0.0, SWAMPED, EVENLY, 1.0, 0.0)
     for i in range(1, 300):
-        often.steer(i * RETURN_SECONDS / 600, IDLE, EVENLY, 1.0, 0.0)
-    now = RETURN_SECONDS / 2
+        often.steer(i * tuning.RETURN_SECONDS / 600, IDLE, EVENLY, 1.0, 0.0)
+    now = tuning.RETURN_SECONDS / 2
     ours, theirs = (brown_out.steer(now, IDLE, EVENLY, 1.0, 0.0) for brown_out in (seldom, often))
     assert ours == pytest.approx(theirs, abs=0.01)
 
@@ -138,8 +139,8 @@ def test_return_takes_as_long_however_often_it_is_looked_at() -> None:
 def test_second_burst_during_the_return_falls_at_once() -> None:
     brown_out = BrownOut(TARGET)
     brown_out.steer(0.0, SWAMPED, EVENLY, THRESHOLD, FLOOR)
-    assert brown_out.steer(RETURN_SECONDS / 2, IDLE, EVENLY, THRESHOLD, FLOOR) > FLOOR
-    assert brown_out.steer(RETURN_SECONDS / 2, SWAMPED, EVENLY, THRESHOLD, FLOOR) == FLOOR
+    assert brown_out.steer(tuning.RETURN_SECONDS / 2, IDLE, EVENLY, THRESHOLD, FLOOR) > FLOOR
+    assert brown_out.steer(tuning.RETURN_SECONDS / 2, SWAMPED, EVENLY, THRESHOLD, FLOOR) == FLOOR
 
 
 # a closed loop
@@ -241,8 +242,8 @@ def test_threshold_returns_after_the_burst(seed: int) -> None:
     loop.run()
     lowered = [now for now, threshold in loop.steered.items() if threshold < THRESHOLD]
     assert min(lowered) > 5
-    assert 25 <= max(lowered) <= 25 + TARGET + RETURN_SECONDS
-    assert loop.share(25 + TARGET + RETURN_SECONDS, 45) == pytest.approx(escalating(THRESHOLD, EVENLY), abs=0.05)
+    assert 25 <= max(lowered) <= 25 + TARGET + tuning.RETURN_SECONDS
+    assert loop.share(25 + TARGET + tuning.RETURN_SECONDS, 45) == pytest.approx(escalating(THRESHOLD, EVENLY), abs=0.05)
 
 
 def test_overload_beyond_all_help_keeps_the_floor() -> None:

@@ -8,9 +8,8 @@ import threading
 import pytest
 from torch import Tensor
 
-from service.engine import decoding, executor
+from service.engine import decoding, tuning
 from service.engine.answer import Answer
-from service.engine.lanes import AHEAD
 from service.errors import DeviceFailed, InvalidImage, UnsupportedImage
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
@@ -47,7 +46,7 @@ async def test_batch_of_nothing_but_broken_images_is_told_and_gives_its_slots_ba
 
 
 async def test_images_not_decoded_in_time_wait_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "DECODE_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "DECODE_SECONDS", 0.0)
     async with serving(case, 1.0) as server:
         gate = server.gate(0)
         tasks = await server.behind(gate, [image.body for image in case.images[:4]])
@@ -77,11 +76,11 @@ async def test_image_that_dies_while_its_batch_is_decoded_is_not_computed(
 ) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
-    def wait_at_the_third(data: bytes, preprocessing: Preprocessing) -> Tensor:
+    def wait_at_the_third(data: bytes, preprocessing: Preprocessing, *, waits: bool) -> Tensor:
         if data == two.images[2].body:
             reached.set()
             assert go_on.wait(TIMEOUT)
-        return decode(data, preprocessing)
+        return decode(data, preprocessing, waits=waits)
 
     monkeypatch.setattr(decoding, "decode", wait_at_the_third)
     async with serving(two) as server:
@@ -100,10 +99,10 @@ async def test_image_that_dies_while_its_batch_is_decoded_is_not_computed(
 async def test_decoder_that_breaks_is_our_fault_and_costs_its_image_alone(
     two: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_down(data: bytes, preprocessing: Preprocessing) -> Tensor:
+    def break_down(data: bytes, preprocessing: Preprocessing, *, waits: bool) -> Tensor:
         if data == two.images[0].body:
             raise MemoryError
-        return decode(data, preprocessing)
+        return decode(data, preprocessing, waits=waits)
 
     monkeypatch.setattr(decoding, "decode", break_down)
     async with serving(two) as server:
@@ -123,4 +122,4 @@ async def test_decoded_images_that_wait_are_bounded(two: Case) -> None:
             depths.append(server.engine.queue_depth()["low"])
             gate.let_one_through()
         assert all(isinstance(answer, Answer) for answer in await outcomes(tasks))
-        assert max(depths) <= AHEAD + 2 - 1
+        assert max(depths) <= tuning.DECODED_AHEAD + 2 - 1

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.engine import tuning
 from service.engine.answer import Answer
-from service.engine.lanes import AHEAD
 from service.errors import DeviceFailed, Draining
 from service.inference.latency import LatencyTable
 from tests.engine.serving import (
@@ -59,7 +59,7 @@ async def test_nobody_waits_for_a_dead_worker(two: Case, workers: int, decode_th
     ) as server:
         gate = Gate(0)
         server.predictor.before = one_after_another(gate, die)
-        tasks = [server.start(image.body) for image in two.images[: 3 * AHEAD]]
+        tasks = [server.start(image.body) for image in two.images[: 3 * tuning.DECODED_AHEAD]]
         await gate.arrival()
         gate.open()
         errors = await outcomes(tasks)
@@ -204,9 +204,9 @@ async def test_close_does_not_wait_for_a_device_that_fails(two: Case, closes_fir
     async with serving(two, 1.0, max_batch_size=1, decode_threads=2) as server:
         gate = Gate(0)
         server.predictor.before = one_after_another(gate, fail)
-        tasks = [server.start(image.body) for image in two.images[: 3 * AHEAD]]
+        tasks = [server.start(image.body) for image in two.images[: 3 * tuning.DECODED_AHEAD]]
         await gate.arrival()
-        await until(lambda: sum(server.engine.queue_depth().values()) >= AHEAD)  # decoders wait for room
+        await until(lambda: sum(server.engine.queue_depth().values()) >= tuning.DECODED_AHEAD)  # decoders wait for room
         closing = asyncio.create_task(server.engine.close()) if closes_first else None
         await asyncio.sleep(0)
         gate.open()

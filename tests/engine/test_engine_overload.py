@@ -51,7 +51,7 @@ async def test_overload_lowers_the_threshold_to_its_floor_and_says_so(
 
 
 async def test_threshold_returns_when_the_overload_is_over(two: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.brown_out.RETURN_SECONDS", 0.1)
+    monkeypatch.setattr("service.engine.tuning.RETURN_SECONDS", 0.1)
     async with serving(two, 1.0, floor=0.1, target_latency_seconds=1e-9) as server:
         gate, task = await swamp(server, two.images[0].body)
         gate.open()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from service.engine import tuning
 from service.engine.admission import Admission
 from service.engine.backlog import Backlog
 from service.engine.brown_out import BrownOut
@@ -22,7 +23,6 @@ from service.engine.entry import Entry
 from service.engine.lanes import Batch, Lanes
 from service.engine.pace import Pace
 from service.engine.pick import Plan
-from service.engine.steering import STEERING_SECONDS
 from service.errors import Busy
 from service.inference.latency import LatencyTable
 
@@ -81,8 +81,8 @@ class Rush:
         arrival, rate = 0.0, self.load / self._seconds_each()
         while (arrival := arrival + self.chance.expovariate(rate)) < end:
             self._at(arrival, "arrive", None)
-        for tick in range(int(end / STEERING_SECONDS)):
-            self._at(tick * STEERING_SECONDS, "steer", None)
+        for tick in range(int(end / tuning.STEERING_SECONDS)):
+            self._at(tick * tuning.STEERING_SECONDS, "steer", None)
         while self.events:
             self.now, _, what, thing = heapq.heappop(self.events)
             if what == "arrive":

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.engine import tuning
 from service.engine.answer import Reason
 from service.engine.entry import Entry
-from service.engine.lanes import AUDIT_SHARE, Batch, Lanes
-from service.engine.pick import PATIENCE, Plan
+from service.engine.lanes import Batch, Lanes
+from service.engine.pick import Plan
 from service.errors import DeviceFailed
 from tests.engine.lanes_of import TABLE, MakeEntry, arrivals, entry_of, go_on, taken, timed, untimed
 
@@ -103,7 +104,7 @@ def test_waiting_is_counted_from_when_an_image_came_into_its_lane(make_entry: Ma
     lanes.escalating[0] = 0.5
     assert taken(lanes.take(1001.0)).stage == 0  # old, but not long in the second lane
     lanes.push([make_entry(1002.0) for _ in range(8)])
-    assert taken(lanes.take(1001.0 + PATIENCE * TABLE.seconds(0, 8))).stage == 1
+    assert taken(lanes.take(1001.0 + tuning.OVERTAKING * TABLE.seconds(0, 8))).stage == 1
 
 
 @pytest.mark.parametrize(("deadline", "stage"), [(None, 0), (1e6, 0), (20.0, 1)])
@@ -304,4 +305,4 @@ def test_audits_get_their_share_of_a_device_that_always_has_work_and_no_more(
     assert lanes.seconds == pytest.approx(now - on_audits)
     one_batch = TABLE.seconds(1, 8) / 1000
     assert on_audits > 10 * one_batch  # else this proves little
-    assert on_audits == pytest.approx(AUDIT_SHARE * now, rel=0.1, abs=one_batch)
+    assert on_audits == pytest.approx(tuning.AUDIT_SHARE * now, rel=0.1, abs=one_batch)

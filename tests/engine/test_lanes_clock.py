@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine import tuning
 from service.engine.lanes import Batch, Lanes
-from service.engine.pick import PATIENCE
 from tests.engine.lanes_of import TABLE, MakeEntry, entry_of, go_on, timed
 
 
@@ -108,12 +108,12 @@ class Day:
         """The promise: the work that is older, and the batches that the image itself is in, with what overtakes it.
 
         While it waits, some worker runs a batch with an older image in it; or, once it has escalated, one that
-        overtakes it, until ``PATIENCE`` full batches of the stage before after that. Of one or two stages such a batch
-        holds none but older images and takes no longer than they would one by one; of more, it takes no longer than a
-        full one.
+        overtakes it, until a few full batches of the stage before after that. Of one or two stages such a batch holds
+        none but older images and takes no longer than they would one by one; of more, it takes no longer than a full
+        one.
         """
         end, tight = self.ends[arrival], self.last < 2
-        work = sum(self.full(stage) for stage in range(end + 1)) + PATIENCE * sum(map(self.full, range(end)))
+        work = sum(self.full(stage) for stage in range(end + 1)) + tuning.OVERTAKING * sum(map(self.full, range(end)))
         for older in self.admitted:
             if older not in self.ended:
                 for stage in range(self.done[older], self.ends[older] + 1):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from service.engine import tuning
 from service.engine.answer import Reason
 from service.engine.entry import Entry
-from service.engine.lanes import AHEAD, Batch, Lanes
+from service.engine.lanes import Batch, Lanes
 from service.errors import DeviceFailed
 from tests.engine.lanes_of import TIMEOUT, MakeEntry, entry_of, go_on, taken, untimed
 
@@ -183,18 +184,18 @@ def test_decoders_stay_a_few_batches_ahead_and_no_more(make_entry: MakeEntry) ->
     decoders = [decode_through(lanes, [make_entry(0.0) for _ in range(50)], depths) for _ in range(3)]
     ran = 0
     while ran < 150:
-        until(lambda: len(depths) == 150 or lanes.depths[0] >= AHEAD * 2)  # nothing is run before
+        until(lambda: len(depths) == 150 or lanes.depths[0] >= tuning.DECODED_AHEAD * 2)  # nothing is run before
         batch = taken(lanes.take(0.0))
         ran += len(batch.entries)
         lanes.release(batch.slots)
     join(decoders)
-    assert AHEAD * 2 <= max(depths) <= AHEAD * 2 + len(decoders) - 1
+    assert tuning.DECODED_AHEAD * 2 <= max(depths) <= tuning.DECODED_AHEAD * 2 + len(decoders) - 1
 
 
 def full(make_entry: MakeEntry, slots: int = 4) -> tuple[Lanes, list[Entry]]:
     """Lanes that let no decoder go on."""
     lanes = Lanes(untimed(2), slots=slots)
-    entries = [make_entry(float(i)) for i in range(AHEAD * 2)]
+    entries = [make_entry(float(i)) for i in range(tuning.DECODED_AHEAD * 2)]
     lanes.push(entries)
     return lanes, entries
 
@@ -222,6 +223,6 @@ def test_images_whose_clients_left_make_room(make_entry: MakeEntry) -> None:
 
 def test_escalated_images_do_not_keep_decoders_waiting(make_entry: MakeEntry) -> None:
     lanes, _ = full(make_entry, slots=64)
-    for batch in [taken(lanes.take(0.0)) for _ in range(AHEAD)]:
+    for batch in [taken(lanes.take(0.0)) for _ in range(tuning.DECODED_AHEAD)]:
         go_on(lanes, batch, batch.entries)
     join([run_in_thread(lanes.wait_for_room)])

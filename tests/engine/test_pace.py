@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.engine.pace import NEWEST, Pace
+from service.engine import tuning
+from service.engine.pace import Pace
 from service.inference.latency import LatencyTable
 
 TABLE = LatencyTable(({1: 1.0, 8: 4.0}, {1: 3.0, 2: 4.0, 4: 6.0}, {1: 10.0, 2: 12.0}))
@@ -50,9 +51,9 @@ def test_batch_is_predicted_as_the_device_runs_now_with_its_decoding() -> None:
 def test_averages_follow_the_newest_batches() -> None:
     pace = pace_of()
     pace.ran(1, 4, 12.0)
-    assert pace.slowdown == pytest.approx(1 + NEWEST)
+    assert pace.slowdown == pytest.approx(1 + tuning.NEWEST_BATCH)
     pace.decoded(4, 2.0)
-    assert pace.decoding == pytest.approx(NEWEST * 0.5)
+    assert pace.decoding == pytest.approx(tuning.NEWEST_BATCH * 0.5)
     for _ in range(100):
         pace.ran(1, 4, 6.0)
     assert pace.slowdown == pytest.approx(1, abs=1e-3)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.pick import PATIENCE, Pick, Plan, Waiting, most_in_time, pick
+from service.engine import tuning
+from service.engine.pick import Pick, Plan, Waiting, most_in_time, pick
 from service.inference.latency import LatencyTable
 from tests.engine.lanes_of import TABLE, timed, untimed
 
@@ -104,7 +105,7 @@ def test_image_that_would_miss_its_deadline_does_not_wait() -> None:
 
 
 def test_escalated_image_is_overtaken_for_a_few_batches_and_no_longer() -> None:
-    last = 100.0 + (PATIENCE - 1) * TABLE.seconds(0, 8)  # started then, a batch of the first stage ends just in time
+    last = 100.0 + (tuning.OVERTAKING - 1) * TABLE.seconds(0, 8)  # a batch of the first stage ends just in time
     assert overtakes(now=last - 1e-6, since=100.0)
     assert not overtakes(now=last + 1e-6, since=100.0)
 
@@ -126,7 +127,7 @@ def test_image_is_passed_over_by_no_batch_that_it_has_no_time_for(stage: int, de
     in_time = 100.0 + delay + TABLE.seconds(2, 1 + 0.9)
     assert picked_of_three(deadline=in_time + 1e-6) == stage
     assert picked_of_three(deadline=in_time - 1e-6) == stage + 1
-    longest = 100.0 + delay - PATIENCE * TABLE.seconds(1, 8)
+    longest = 100.0 + delay - tuning.OVERTAKING * TABLE.seconds(1, 8)
     assert picked_of_three(since=longest + 1e-6) == stage
     assert picked_of_three(since=longest - 1e-6) == stage + 1
 
@@ -193,7 +194,7 @@ def test_younger_image_goes_first_only_for_want_of_slots_or_for_a_while_to_fill_
         lane = lanes[stage]
         assert lane.size < plan.sizes[stage]
         assert end + plan.seconds(stage, lane.size) <= lane.deadline
-        assert end <= lane.since + PATIENCE * plan.seconds(stage - 1, plan.sizes[stage - 1])
+        assert end <= lane.since + tuning.OVERTAKING * plan.seconds(stage - 1, plan.sizes[stage - 1])
 
 
 @pytest.mark.parametrize(

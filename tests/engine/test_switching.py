@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be served is tried again soon."""
-    monkeypatch.setattr("service.engine.switching.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("service.engine.tuning.RETRY_SECONDS", 0.1)
 
 
 async def test_newer_version_takes_the_place_of_its_own_name(store: ModelStore, jpeg: bytes) -> None:
@@ -214,7 +214,7 @@ async def test_who_announced_is_told_once_it_is_prepared_or_cannot_be(
 async def test_a_model_changes_once_the_other_replicas_are_prepared(
     store: ModelStore, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.engine.switching.MIN_PATIENCE_SECONDS", TIMEOUT)
+    monkeypatch.setattr("service.engine.tuning.MIN_PATIENCE_SECONDS", TIMEOUT)
     config = Shared(store)
     async with serving_models(store, config=config) as replica:
         switching = asyncio.create_task(replica.switching.switch("tiny/2"))
@@ -229,14 +229,14 @@ async def test_a_model_changes_once_the_other_replicas_are_prepared(
 async def test_a_replica_that_was_lost_is_not_waited_for_for_ever(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.engine.switching.MIN_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.tuning.MIN_PATIENCE_SECONDS", 0.0)
     async with serving_models(store, config=Shared(store)) as replica:
         await in_time(replica.switching.switch("tiny/2"))
         assert replica.served() == ["tiny/2"]
 
 
 async def test_what_is_not_asked_for_after_all_is_forgotten(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.switching.PREPARED_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.tuning.PREPARED_SECONDS", 0.0)
     others = workers()
     async with serving_models(store) as replica:
         first = workers() - others

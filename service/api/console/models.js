@@ -5,10 +5,21 @@ import {bar} from "./charts.js";
 import {$, count, h, millions, reference, sum, tone} from "./dom.js";
 
 let onSwitch = () => {};
+let trial = null;
 
-// `whenSwitched(to, from)`: the names of both models.
-export function start(whenSwitched) {
+// `whenSwitched(to, from)`: the names of both models. `tries`: what begins a shadow.
+export function start(whenSwitched, tries) {
   onSwitch = whenSwitched;
+  trial = tries;
+}
+
+// Say which one is tried: {model: name/version, kind}, or null.
+export function mark(tried) {
+  for (const one of $("store").children) {
+    const isTried = one.querySelector("h3").textContent === tried?.model;
+    one.classList.toggle("tried", isTried);
+    one.querySelector(".kind").textContent = isTried ? tried.kind : "";
+  }
 }
 
 // models: of /models; served: of /config, the default first.
@@ -31,7 +42,7 @@ function row(model, most, instead) {
   const checked = model.calibration_images ? `calibrated on ${count(model.calibration_images)} images` : "not calibrated";
   return h(
     "li", {class: serving ? "serving" : ""},
-    h("div", {}, h("h3", {tabindex: "-1"}, reference(model)), h("p", {class: "quiet"}, facts.filter(Boolean).join(" · "))),
+    h("div", {}, h("div", {class: "named"}, h("h3", {tabindex: "-1"}, reference(model)), h("span", {class: "kind"})), h("p", {class: "quiet"}, facts.filter(Boolean).join(" · "))),
     h("div", {}, h("p", {}, costs), bar(parts, null), h("p", {class: "quiet"}, checked)),
     ...(serving ? [h("span", {class: "badge"}, "serving")] : offer(model, instead)),
   );
@@ -42,10 +53,11 @@ function offer(model, instead) {
   const wanted = reference(model);
   const first = h("button", {type: "button", class: "small", "aria-label": `Serve this: ${wanted}`, click: () => ask(true)}, "Serve this");
   const yes = h("button", {type: "button", class: "small", click: () => serve(yes, model, instead, () => ask(false))}, `Serve ${wanted}`);
+  const behind = h("button", {type: "button", class: "small", click: () => shadow(behind, wanted, instead, () => ask(false))}, "Try it behind the answers first");
   const no = h("button", {type: "button", class: "plain", click: () => ask(false)}, "Cancel");
   const question = h(
     "div", {class: "sure", role: "group", "aria-label": `Serve ${wanted}?`, hidden: true},
-    h("p", {class: "quiet"}, `To everybody, instead of ${reference(instead)}?`), yes, no,
+    h("p", {class: "quiet"}, `To everybody, instead of ${reference(instead)}?`), yes, no, behind,
   );
   function ask(isAsked) {
     first.hidden = isAsked;
@@ -53,6 +65,22 @@ function offer(model, instead) {
     (isAsked ? yes : first).focus();
   }
   return [question, first];
+}
+
+async function shadow(button, wanted, instead, done) {
+  if (button.ariaDisabled === "true") return;
+  button.ariaDisabled = "true";
+  say(`Loading ${wanted} …`);
+  try {
+    await trial.shadow(wanted, instead.name);
+    say(`${wanted} runs behind the answers.`);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    say(`${wanted} is not tried. ${whyNot(error)}`, true);
+  } finally {
+    button.ariaDisabled = null;
+    done();
+  }
 }
 
 async function serve(button, model, instead, giveUp) {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from service.api import answers, bodies
 from service.api.answers import Fields, fields_of
@@ -13,12 +14,13 @@ from service.api.classifying import ask_of, check_room, classify_image, most_ima
 from service.api.dependencies import Parts, parts_of
 from service.api.direct import DirectRoute
 from service.api.error_handlers import detail
+from service.api.error_responses import WORK, responses
 from service.api.exchange import unless_client_leaves
 from service.api.receiving import read
 from service.api.request_context import request_id
 from service.api.schemas import BatchAnswer, BatchError, ClassifyAnswer, ClassifyQuery, JsonImage
 from service.engine.answer import Ask
-from service.errors import InvalidOption, LowfirstError
+from service.errors import LowfirstError
 
 DEFAULT_TOP_K = 5
 
@@ -27,24 +29,19 @@ def _query(query: Annotated[ClassifyQuery, Query()]) -> None:
     """For the documentation."""
 
 
-router = APIRouter(tags=["classify"], route_class=DirectRoute, dependencies=[Depends(_query)])
+def _json_image(asked: Annotated[JsonImage, Body()]) -> None:
+    """For the documentation."""
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+router = APIRouter(
+    tags=["classify"], route_class=DirectRoute, dependencies=[Depends(_query)], responses=responses(*WORK)
+)
+
+# One form per route: what generates clients takes the first content type of a route, or the union of all.
 ONE_IMAGE = {
     "requestBody": {
         "required": True,
-        "content": {
-            "image/*": BINARY,
-            "application/octet-stream": BINARY,
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"image": {"type": "string", "format": "binary"}},
-                    "required": ["image"],
-                }
-            },
-            "application/json": {"schema": JsonImage.model_json_schema()},
-        },
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 MANY_IMAGES = {
@@ -63,23 +60,39 @@ MANY_IMAGES = {
 }
 
 
-@router.post("/classify", response_model=ClassifyAnswer, openapi_extra=ONE_IMAGE)
+@router.post("/classify", operation_id="classify", response_model=ClassifyAnswer, openapi_extra=ONE_IMAGE)
 async def classify(request: Request) -> Response:
-    """Classify one image: the body itself, a multipart part `image`, or base64 in JSON. No URLs are fetched.
+    """Classify one image: the body is the image, as `application/octet-stream` or `image/*`. No URLs are fetched.
 
-    Any picture at all gets one of the model's labels: it cannot say "none of these".
+    A multipart part `image`, and the JSON of `POST /classify/json`, are read here too. Any picture at all gets one of
+    the model's labels: it cannot say "none of these".
     """
+    return await _one(request, bodies.one_image)
+
+
+@router.post(
+    "/classify/json",
+    operation_id="classify_json",
+    response_model=ClassifyAnswer,
+    dependencies=[Depends(_json_image)],
+)
+async def classify_json(request: Request) -> Response:
+    """Classify one image that comes as base64 in JSON, on one line or several, or as a data URI."""
+    return await _one(request, bodies.image_in_json)
+
+
+async def _one(request: Request, image_in: Callable[[Request, bytes], bytes]) -> Response:
     parts = parts_of(request)
     model, ask = _ask(request, parts)
     check_room(parts, parts.models.find(model), ask)
-    image = bodies.one_image(request, await read(request, _body_limit(request, parts.settings.max_image_bytes)))
+    image = image_in(request, await read(request, _body_limit(request, parts.settings.max_image_bytes)))
     with parts.admission.admit(images=1, size=len(image)):
         return answers.one(
             await unless_client_leaves(request, _classify(parts, model, image, ask, request_id(request)))
         )
 
 
-@router.post("/classify/batch", response_model=BatchAnswer, openapi_extra=MANY_IMAGES)
+@router.post("/classify/batch", operation_id="classify_batch", response_model=BatchAnswer, openapi_extra=MANY_IMAGES)
 async def classify_batch(request: Request) -> Response:
     """Classify several images, the multipart parts `image`, answered in their order.
 
@@ -112,16 +125,15 @@ async def _classify_or_error(parts: Parts, model: str | None, image: bytes, ask:
 def _ask(request: Request, parts: Parts) -> tuple[str | None, Ask]:
     """Of which model, and what."""
     query = bodies.query(request, ClassifyQuery)
-    classes = len(parts.models.find(query.model).spec.classes)
-    if query.top_k is not None and query.top_k > classes:
-        raise InvalidOption("top_k", query.top_k, f"between 1 and {classes}, the model's classes")
-    top_k = query.top_k or min(DEFAULT_TOP_K, classes)
-    return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k, query.passes)
+    parts.models.find(query.model)  # before anything of the body is read
+    top_k = query.top_k or DEFAULT_TOP_K
+    names_version = query.model is not None and "/" in query.model
+    return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k, query.passes, names_version)
 
 
 def _body_limit(request: Request, image_limit: int) -> int:
     """Bytes of a body with an image of ``image_limit`` bytes in it: base64 and multipart take more than the image."""
     kind = bodies.content_type(request)
-    if kind == "application/json":
-        return image_limit * 4 // 3 + 1024
+    if kind == bodies.JSON:
+        return image_limit * 3 // 2 + 1024  # 4/3, and where it is on several lines 1/16 for their ends
     return image_limit + 1024 if kind == bodies.MULTIPART else image_limit

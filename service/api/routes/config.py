@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from pydantic import BaseModel, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api import bodies, receiving
 from service.api.dependencies import Injected, Parts
+from service.api.error_responses import CHANGE, responses
 from service.api.schemas import (
     ConfigAnswer,
     ModelName,
-    ModelPatch,
     ModelQuery,
     PredictedEffect,
     PreviewAnswer,
@@ -24,12 +23,13 @@ from service.api.schemas import (
     ThresholdAnswer,
     ThresholdPatch,
 )
+from service.api.trial_schemas import EndedAnswer, ModelConfigAnswer, ModelPatch, TrialAnswer
 from service.engine.engine import Engine
 from service.errors import BadRequest, ConfigConflict, InvalidOption, LowfirstError
 from service.log import logger
 from service.state.base import RuntimeConfig, ThresholdConfig
 
-router = APIRouter(prefix="/config", tags=["config"])
+router = APIRouter(prefix="/config", tags=["config"], responses=responses(401))
 
 MAX_PATCH_BYTES = 4096
 
@@ -42,8 +42,22 @@ IfMatch = Annotated[
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, object]:
-    """The documentation of a body that ``_json`` reads."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema.model_json_schema()}}}}
+    """The documentation of a body that ``_json`` reads; ``document`` adds what it refers to."""
+    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def document(app: FastAPI) -> None:
+    """Have OpenAPI name the bodies that ``_json`` reads, as it names those that FastAPI reads."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = plain()
+        for each in (ModelPatch, ThresholdPatch):
+            schema["components"]["schemas"][each.__name__] = each.model_json_schema()
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
@@ -61,13 +75,13 @@ def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
     return read
 
 
-@router.get("")
+@router.get("", operation_id="get_config")
 async def config(parts: Injected) -> ConfigAnswer:
     """Everything that can be changed while the server runs."""
     return _config(parts)
 
 
-@router.get("/threshold")
+@router.get("/threshold", operation_id="get_threshold", responses=responses(404, 422))
 async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
     """The threshold in force, what was asked for it, and its predicted effect."""
     engine = parts.models.find(query.model)
@@ -75,7 +89,9 @@ async def threshold(parts: Injected, response: Response, query: Annotated[ModelQ
     return _answer(engine, engine.asked, parts.models.config.version)
 
 
-@router.patch("/threshold", openapi_extra=json_body(ThresholdPatch))
+@router.patch(
+    "/threshold", operation_id="change_threshold", responses=responses(*CHANGE), openapi_extra=json_body(ThresholdPatch)
+)
 async def change_threshold(
     parts: Injected,
     patch: Annotated[ThresholdPatch, Depends(_json(ThresholdPatch))],
@@ -103,7 +119,7 @@ async def change_threshold(
             raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
         asked = (before.goal, before.value) if goal is None else goal
         chosen = ThresholdConfig(*asked, threshold=kept, floor=floor)
-        return replace(current, thresholds={**current.thresholds, name: chosen})
+        return parts.trials.following(current, engine, chosen)
 
     current = await parts.config.update(change, _version(if_match))
     chosen = current.thresholds[name]
@@ -115,29 +131,47 @@ async def change_threshold(
     return _answer(engine, chosen, current.version)
 
 
-@router.patch("/model", openapi_extra=json_body(ModelPatch))
+@router.get("/model", operation_id="get_model", responses=responses(404, 503))
+async def model(parts: Injected, response: Response) -> ModelConfigAnswer:
+    """What is served, and what is tried beside it: how both compare, over all processes of this server."""
+    response.headers["ETag"] = f'"{parts.models.config.version}"'
+    return await _model_config(parts)
+
+
+@router.patch("/model", operation_id="change_model", responses=responses(*CHANGE), openapi_extra=json_body(ModelPatch))
 async def change_model(
     parts: Injected,
     patch: Annotated[ModelPatch, Depends(_json(ModelPatch))],
     response: Response,
     query: Annotated[ModelQuery, Query()],
     if_match: IfMatch = None,
-) -> ConfigAnswer:
+) -> ModelConfigAnswer | ConfigAnswer:
     """Serve another model, or another version, without a stop: no request fails, no image is lost.
 
     It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
     names, or the default one. What was asked for there is solved again. What cannot be served changes nothing.
+
+    With `share` it is tried on that share of the images instead, with `shadow` behind the answers, until `promote` or
+    `cancel`, or until its guard `max_disagreement` cancels it.
     """
+    version = _version(if_match)
     try:
-        await parts.switching.switch(patch.model, query.model, _version(if_match))
+        if patch.promote:
+            await parts.trials.promote(version)
+        elif patch.cancel:
+            await parts.trials.cancel(expected_version=version)
+        elif patch.model is not None and patch.is_switch:
+            await parts.switching.switch(patch.model, query.model, version)
+        else:
+            await parts.trials.change(patch.wish, query.model, version)
     except LowfirstError as error:
-        logger.warning("%s is not served: %s", patch.model[:100], error)
+        logger.warning("%s is refused: %s", patch.model_dump_json(exclude_unset=True)[:200], error)
         raise
     response.headers["ETag"] = f'"{parts.models.config.version}"'
-    return _config(parts)
+    return _config(parts) if patch.is_switch else await _model_config(parts)
 
 
-@router.get("/threshold/preview")
+@router.get("/threshold/preview", operation_id="preview_threshold", responses=responses(404, 422))
 async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> PreviewAnswer:
     """What a threshold would do: by the calibration table, and to the images seen lately. Nothing is changed."""
     engine = parts.models.find(query.model)
@@ -159,6 +193,15 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
 def _predict(engine: Engine, threshold: float) -> PredictedEffect | None:
     prediction = engine.predict(threshold)
     return None if prediction.effect is None else PredictedEffect.of(prediction.effect, prediction.time)
+
+
+async def _model_config(parts: Parts) -> ModelConfigAnswer:
+    config, trial = parts.models.config, None
+    if config.trial is not None:
+        beside = parts.models.find(config.trial.beside).spec.version
+        trial = TrialAnswer.of(config.trial, beside, await parts.trials.comparison(config.trial))
+    ended = None if config.ended is None else EndedAnswer.of(config.ended)
+    return ModelConfigAnswer(**dict(_config(parts)), trial=trial, ended=ended)
 
 
 def _config(parts: Parts) -> ConfigAnswer:

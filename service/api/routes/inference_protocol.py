@@ -16,6 +16,7 @@ from service.api import receiving, tensors
 from service.api.classifying import ask_of, classify_image, most_images
 from service.api.dependencies import Injected, Parts, parts_of
 from service.api.direct import DirectRoute
+from service.api.error_responses import WORK, protocol_responses
 from service.api.exchange import unless_client_leaves
 from service.api.protocol_schemas import (
     InferAnswer,
@@ -32,56 +33,56 @@ from service.engine.engine import Engine
 from service.errors import InvalidOption, LowfirstError, NotFound
 from service.model_spec import ModelSpec
 
-EXTENSIONS = ["binary_tensor_data", "classification", "parameters"]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
 MODEL = "/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 
-@router.get("")
+@router.get("", operation_id="v2_server")
 async def server() -> ServerMetadata:
     """What this server is, and which extensions of the protocol it speaks."""
     return ServerMetadata(name="lowfirst", version=service.__version__, extensions=EXTENSIONS)
 
 
-@router.get("/health/live")
+@router.get("/health/live", operation_id="v2_live")
 async def live() -> ServerLive:
     """Whether the process answers."""
     return ServerLive()
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", operation_id="v2_ready", responses=protocol_responses(503))
 async def ready(parts: Injected) -> ServerReady:
     """Whether work may be sent; else 503, saying why."""
     parts.check_ready()
     return ServerReady()
 
 
-@router.get(MODEL)
+@router.get(MODEL, operation_id="v2_model", responses=protocol_responses(401, 404))
 async def model(parts: Injected, model: str) -> ModelMetadata:
     """The model's input and outputs."""
-    return _metadata(_served(parts, model).spec)
+    return metadata(served(parts, model).spec)
 
 
-@router.get(VERSION)
+@router.get(VERSION, operation_id="v2_version", responses=protocol_responses(401, 404))
 async def version(parts: Injected, model: str, version: str) -> ModelMetadata:
     """The same of a version, which must be the one served."""
-    return _metadata(_served(parts, model, version).spec)
+    return metadata(served(parts, model, version).spec)
 
 
-@router.get(MODEL + "/ready")
+@router.get(MODEL + "/ready", operation_id="v2_model_ready", responses=protocol_responses(401, 404, 503))
 async def model_ready(parts: Injected, model: str) -> ModelReady:
     """Whether the model may be asked; else 503, saying why."""
-    engine = _served(parts, model)
+    engine = served(parts, model)
     parts.check_ready()
     return ModelReady(name=engine.spec.name)
 
 
-@router.get(VERSION + "/ready")
+@router.get(VERSION + "/ready", operation_id="v2_version_ready", responses=protocol_responses(401, 404, 503))
 async def version_ready(parts: Injected, model: str, version: str) -> ModelReady:
     """The same of a version."""
-    engine = _served(parts, model, version)
+    engine = served(parts, model, version)
     parts.check_ready()
     return ModelReady(name=engine.spec.name)
 
@@ -110,6 +111,7 @@ DOCUMENTED: dict[str, Any] = {
     "response_model_exclude_none": True,
     "openapi_extra": {"requestBody": {"required": True, "content": {tensors.BINARY: TENSORS}}},
     "responses": {
+        **protocol_responses(*WORK),
         200: {
             "content": {tensors.BINARY: TENSORS},
             "headers": {
@@ -118,7 +120,7 @@ DOCUMENTED: dict[str, Any] = {
                     "schema": {"type": "integer"},
                 }
             },
-        }
+        },
     },
 }
 
@@ -130,22 +132,23 @@ async def infer(request: Request) -> Response:
     """
     parts = parts_of(request)
     named = request.path_params["model"], request.path_params.get("version")
-    _served(parts, *named)
+    served(parts, *named)
     parts.admission.check()
     body = await receiving.read(request, parts.settings.max_batch_bytes)
     asked, images = tensors.read(request, body, most_images(parts))
-    engine = _served(parts, *named)  # once for all images: they may have been exchanged while the body came
+    engine = served(parts, *named)  # once for all images: they may have been exchanged while the body came
     ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
     with parts.admission.admit(images=len(images), size=len(body)):
         answers = await unless_client_leaves(request, _classify_all(parts, engine, images, ask))
     return tensors.answer(asked, answers)
 
 
-for _path, _named in ((MODEL, _model), (VERSION, _version)):
+for _path, _named, _id in ((MODEL, _model, "v2_infer"), (VERSION, _version, "v2_infer_version")):
     router.add_api_route(
         _path + "/infer",
         infer,
         methods=["POST"],
+        operation_id=_id,
         dependencies=[Depends(_named), Depends(_body)],
         route_class_override=DirectRoute,
         **DOCUMENTED,
@@ -175,10 +178,11 @@ def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int
         if deadline_ms is not None:
             raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
         deadline_ms = wanted.timeout / 1e3
-    return ask_of(request, parts, wanted.threshold, deadline_ms, top_k=classes)
+    names_version = "version" in request.path_params or "/" in request.path_params["model"]
+    return ask_of(request, parts, wanted.threshold, deadline_ms, top_k=classes, names_version=names_version)
 
 
-def _served(parts: Parts, model: str, version: str | None = None) -> Engine:
+def served(parts: Parts, model: str, version: str | None = None) -> Engine:
     """The engine of that model. Raises NotFound: another name, or another version."""
     engine = parts.models.find(model)
     if version is not None and version != str(engine.spec.version):
@@ -191,5 +195,6 @@ def _served(parts: Parts, model: str, version: str | None = None) -> Engine:
     return engine
 
 
-def _metadata(spec: ModelSpec) -> ModelMetadata:
+def metadata(spec: ModelSpec) -> ModelMetadata:
+    """What the protocol says of a model."""
     return ModelMetadata.of(spec.name, spec.version, len(spec.classes))

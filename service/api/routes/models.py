@@ -5,16 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.api.dependencies import Injected
+from service.api.error_responses import responses
 from service.api.schemas import UNKNOWN_TIME, CurvePoint, ModelAnswer, ModelsAnswer, StageAnswer
 from service.engine.engine import Engine
 from service.inference.calibration import Calibration
 from service.log import logger
 from service.model_spec import ModelSpec
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], responses=responses(401))
 
 
-@router.get("/models")
+@router.get("/models", operation_id="list_models")
 def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and computes bounds by the hundred
     """Every version of every model in the store, with its costs and its calibration table."""
     served = {engine.spec.key: engine for engine in parts.models}
@@ -31,13 +32,14 @@ def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and 
         predictor = (engine or default).predictor
         try:
             calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
-            found.append(_answer(spec, calibration, engine))
+            start = spec.start_threshold(predictor.runtime, predictor.precision)
+            found.append(_answer(spec, start, calibration, engine))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of other types than a spec's
             leave_out(spec.reference, error)
     return ModelsAnswer(models=found, broken=broken)
 
 
-def _answer(spec: ModelSpec, calibration: Calibration | None, engine: Engine | None) -> ModelAnswer:
+def _answer(spec: ModelSpec, start: float, calibration: Calibration | None, engine: Engine | None) -> ModelAnswer:
     return ModelAnswer(
         name=spec.name,
         version=spec.version,
@@ -48,7 +50,7 @@ def _answer(spec: ModelSpec, calibration: Calibration | None, engine: Engine | N
         stages=[StageAnswer(name=each.name, resolution=each.resolution, mmacs=each.mmacs) for each in spec.stages],
         low_mmacs=spec.mmacs[0],
         high_mmacs=spec.single_scale_mmacs,
-        default_threshold=spec.default_threshold,
+        default_threshold=start,
         dataset=spec.dataset,
         calibration_images=0 if calibration is None else calibration.table.n,
         curve=[] if calibration is None else _curve(calibration, engine),

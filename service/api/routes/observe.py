@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.dependencies import Injected
+from service.api.error_responses import Responses, responses
 from service.api.observed import audit_of, latency_ms, time_spent
 from service.api.schemas import (
     AuditState,
@@ -26,8 +27,10 @@ from service.errors import NotFound
 
 router = APIRouter(tags=["observe"])
 
+TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
-@router.get("/stats")
+
+@router.get("/stats", operation_id="get_stats", responses=responses(401, 404, 422))
 async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> StatsAnswer:
     """A snapshot of one served model, for people."""
     engine = parts.models.find(query.model)
@@ -72,13 +75,13 @@ def _audit(audit: Audit) -> AuditState:
     )
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", operation_id="get_metrics", responses=TEXT | responses(401), response_class=Response)
 async def metrics(parts: Injected) -> Response:
     """Everything, for Prometheus."""
     return Response(await parts.observed.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/metrics/targets")
+@router.get("/metrics/targets", operation_id="list_metrics_targets", responses=responses(401, 404))
 async def targets(parts: Injected) -> list[MetricsTarget]:
     """Where each live replica's own metrics are, for Prometheus' ``http_sd_configs``."""
     if parts.settings.metrics_port is None:
@@ -89,14 +92,14 @@ async def targets(parts: Injected) -> list[MetricsTarget]:
 
 
 @router.head("/health/live", include_in_schema=False)
-@router.get("/health/live", response_model_exclude_none=True)
+@router.get("/health/live", operation_id="live", response_model_exclude_none=True)
 async def live() -> Health:
     """Whether the process answers."""
     return Health(status="ok")
 
 
 @router.head("/health/ready", include_in_schema=False)
-@router.get("/health/ready", response_model_exclude_none=True)
+@router.get("/health/ready", operation_id="ready", responses=responses(503), response_model_exclude_none=True)
 async def ready(parts: Injected) -> Health:
     """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why.
 

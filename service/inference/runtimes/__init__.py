@@ -41,7 +41,7 @@ def choose_runtime(name: str, device: torch.device) -> str:
         if device.type != "cpu":
             raise InvalidOption("runtime", name, f"auto, eager or cuda: the device is {device.type}")
         if not find_spec("openvino"):
-            raise InvalidOption("runtime", name, "an installed one: pip install 'lowfirst[openvino]'")
+            raise InvalidOption("runtime", name, "an installed one: pip install '.[openvino]'")
     return name
 
 
@@ -86,7 +86,7 @@ def build_quantised(name: str, folder: Path, spec: ModelSpec, threads: int) -> R
         BrokenModel: what is there is not what ``spec`` says.
     """
     if name != "openvino":
-        raise InvalidOption("precision", "int8", f"another one, or the runtime openvino: it is {name}")
+        raise InvalidOption("precision", "int8", f"auto, float32 or bfloat16: {name} runs no int8, openvino does")
     from service.inference.runtimes.openvino import OpenVINORuntime, quantised
 
     return OpenVINORuntime(quantised(folder, spec), "int8", threads)

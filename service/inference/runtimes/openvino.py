@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: a whole pass is one call, outside Python's lock (``pip install lowfirst[openvino]``)."""
+"""OpenVINO on the CPU: a whole pass is one call, outside Python's lock (``pip install '.[openvino]'``)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-# Batch sizes that stages are compiled for, each with weights of its own. A larger one is no faster per image: 8 is
-# within 3 % of 32. With 6 and 3 a server with 16 connections answered 4 to 8 % more images than without.
-PIECES = (8, 6, 4, 3, 2, 1)
+# Batch sizes that the first stage is compiled for, and later ones, each with weights of its own. A larger one is no
+# faster per image: 8 is within 3 % of 32. The first stage has them all, since a piece of one image takes half as long
+# as four; a later stage takes longer per image, and mostly runs one to three.
+FIRST_PIECES = (8, 7, 6, 5, 4, 3, 2, 1)
+LATER_PIECES = (8, 4, 3, 2, 1)
 
 # One a process, never given back: OpenVINO's CPU plug-in gives the thread that loads it a stack for signals, and takes
 # it away with itself. Of several, the last may leave that thread with one already freed: the next signal crashes.
@@ -62,16 +64,30 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
         BrokenModel: they are not what its spec says.
     """
     if not is_quantised(spec):
-        raise InvalidOption("precision", "int8", f"another one: {spec.name} has not been quantised (lowfirst quantise)")
+        raise InvalidOption(
+            "precision", "int8", f"auto, float32 or bfloat16 until {spec.name} is quantised: lowfirst quantise"
+        )
     for name, digest in spec.files.items():
         verified(folder, name, digest)
     models = [CORE.read_model(folder / INT8_FOLDER / f"{stage.name}.xml") for stage in spec.stages]
     for model, stage in zip(models, spec.stages, strict=True):
         if model.inputs[0].partial_shape[1].get_length() != stage.resolution:
             raise InvalidOption(
-                "precision", "int8", f"another one: an earlier version quantised {spec.name} (lowfirst quantise again)"
+                "precision",
+                "int8",
+                f"auto, float32 or bfloat16 until {spec.name} is quantised again: an earlier version did",
             )
     return models
+
+
+def config(precision: Precision, threads: int) -> dict[str, Any]:
+    """How models are compiled: for one caller at a time, with so many threads."""
+    return {
+        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+    }
 
 
 class OpenVINORuntime:
@@ -85,19 +101,15 @@ class OpenVINORuntime:
 
     def __init__(self, models: Sequence[ov.Model], precision: Precision, threads: int) -> None:
         self._models = _with_bfloat16_features(models) if precision == "bfloat16" else models
-        self._config = {
-            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,
-        }
+        self._config = config(precision, threads)
         self._own = threading.local()
 
     def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         """See ``Runtime``."""
         own: dict[int, CompiledStage] = self._own.__dict__.setdefault("stages", {})
         if stage not in own:
-            own[stage] = CompiledStage(self._models[stage].outputs, partial(self._compile, stage))
+            pieces = LATER_PIECES if stage else FIRST_PIECES
+            own[stage] = CompiledStage(self._models[stage].outputs, partial(self._compile, stage), pieces)
         logits, *handed_on = own[stage].run([_pixels(images), *(each.contiguous() for each in carried)])
         return logits, tuple(handed_on)
 
@@ -109,14 +121,22 @@ class OpenVINORuntime:
 
 
 class CompiledStage:
-    """One stage, used by one thread. It is compiled for the batch sizes ``PIECES``, and runs any other in such pieces.
+    """One stage, used by one thread. It is compiled for a few batch sizes, and runs any other in such pieces.
 
     Of a model that takes any batch size, each batch of another size than the one before took half a millisecond more.
+
+    Args:
+        ports: the stage's outputs.
+        compile_: gives the stage for batches of one size.
+        pieces: those sizes, largest first; the last is 1.
     """
 
-    def __init__(self, ports: Sequence[Any], compile_: Callable[[int], ov.CompiledModel]) -> None:
+    def __init__(
+        self, ports: Sequence[Any], compile_: Callable[[int], ov.CompiledModel], pieces: Sequence[int]
+    ) -> None:
         self._ports = ports
         self._compile = compile_
+        self._sizes = pieces
         self._pieces: dict[int, _Piece] = {}
         self._outputs: list[Tensor] = []
 
@@ -134,7 +154,7 @@ class CompiledStage:
             for piece in self._pieces.values():
                 piece.write_to(self._outputs)
         first = 0
-        for size in in_pieces(rows):
+        for size in in_pieces(rows, self._sizes):
             part = inputs if size == rows else [tensor[first : first + size] for tensor in inputs]
             self._piece(size).run(first, part)
             first += size
@@ -173,10 +193,10 @@ class _Piece:
         self._request.infer()
 
 
-def in_pieces(rows: int) -> list[int]:
-    """The sizes of ``PIECES``, largest first, that ``rows`` are."""
+def in_pieces(rows: int, pieces: Sequence[int]) -> list[int]:
+    """``rows`` as a sum of ``pieces``, which are largest first: as few of them as there can be."""
     sizes = []
-    for size in PIECES:
+    for size in pieces:
         sizes += [size] * (rows // size)
         rows %= size
     return sizes

@@ -219,6 +219,18 @@ async def test_unknown_query_parameters_are_named(
     assert error_of(response, 422, "invalid_field")["field"] == "modle"
 
 
+async def test_a_goal_that_is_null_is_not_given(fresh: httpx.AsyncClient) -> None:
+    answer = (await fresh.patch(PATH, json={"threshold": None, "max_mean_mmacs": None, "min_agreement": 0.5})).json()
+    assert (answer["goal"], answer["value"]) == ("min_agreement", 0.5)
+    answer = (await fresh.patch(PATH, json={"max_mean_ms": None, "floor": 0.0})).json()
+    assert (answer["goal"], answer["floor"]) == ("min_agreement", 0.0)
+
+
+async def test_json_may_begin_with_a_byte_order_mark(fresh: httpx.AsyncClient) -> None:
+    response = await fresh.patch(PATH, content=b'\xef\xbb\xbf{"threshold": 0.5}', headers=JSON)
+    assert response.json()["threshold"] == 0.5
+
+
 async def test_a_floor_is_kept_until_it_is_cleared(fresh: httpx.AsyncClient) -> None:
     for change, floor in (
         ({"floor": 0.4}, 0.4),
@@ -426,7 +438,7 @@ async def test_a_goal_solved_for_a_version_that_was_exchanged_meanwhile_is_a_con
     monkeypatch: pytest.MonkeyPatch,
     error_of: Callable[..., dict[str, Any]],
 ) -> None:
-    monkeypatch.setattr("service.engine.switching.FOLLOW_SECONDS", 3600)  # a replica that has not noticed yet
+    monkeypatch.setattr("service.engine.tuning.FOLLOW_SECONDS", 3600)  # a replica that has not noticed yet
     app = make_app(model_store=two_versions, model="tiny/1")
     async with connect(app) as client:
         await app.state.parts.config.update(lambda now: dataclasses.replace(now, models={"tiny": 2}))

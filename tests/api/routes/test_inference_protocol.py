@@ -81,6 +81,12 @@ async def test_data_may_be_nested_as_its_shape_and_null_stands_for_nothing(
     assert answers[0]["outputs"][0]["shape"] == [1, 4]
 
 
+async def test_a_whole_number_is_an_id_and_no_outputs_are_all(client: httpx.AsyncClient, jpeg: bytes) -> None:
+    plain = (await client.post(INFER, json={"id": "18446744073709551615", "inputs": [encoded(jpeg)]})).json()
+    asked = {"id": 2**64 - 1, "inputs": [encoded(jpeg)], "outputs": []}
+    assert (await client.post(INFER, json=asked)).json() == plain
+
+
 async def test_requests_are_counted_by_their_route(fresh: httpx.AsyncClient, jpeg: bytes) -> None:
     for path in (INFER, "/v2/models/tiny/versions/1/infer"):
         assert (await fresh.post(path, **binary(jpeg))).status_code == 200
@@ -122,7 +128,9 @@ async def test_an_output_says_by_itself_where_it_is_wanted(
         ({"inputs": [{}, {}]}, 422, "inputs is "),
         ({"outputs": [{"name": "label"}] * 9}, 422, "outputs is "),
         ({"model": "tiny"}, 422, "model is 'tiny'"),
-        ({"id": 5}, 422, "id is 5"),
+        ({"id": -5}, 422, "id is -5"),
+        ({"id": True}, 422, "id is True"),
+        ({"id": 5.5}, 422, "id is 5.5"),
         ({"parameters": {"treshold": 0.5}}, 422, "parameters.treshold is 0.5"),
         ({"parameters": {"threshold": "0.5"}}, 422, "parameters.threshold is '0.5'"),
         ({"parameters": {"deadline_ms": 0}}, 422, "parameters.deadline_ms is 0"),
@@ -153,7 +161,7 @@ async def test_a_wrong_field_is_told_with_value_and_bound(
         ({"shape": [1, 2]}, 422, "inputs.0.shape is [1, 2]"),
         ({"shape": [1, 1, 1]}, 422, "inputs.0.shape is [1, 1, 1]"),
         ({"shape": ["1"]}, 422, "inputs.0.shape.0 is '1'"),
-        ({"data": None}, 422, "inputs.0.data is None"),
+        ({"data": None}, 422, "inputs.0.data is null"),
         ({"data": []}, 422, "inputs.0.shape is [1]; it must be [0]"),
         ({"data": [5]}, 422, "inputs.0.data.0 is 5"),
         ({"data": [[["eA=="]]]}, 422, "inputs.0.data.0 is "),

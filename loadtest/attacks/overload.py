@@ -1,0 +1,66 @@
+"""Rows of arrivals at a rate: below what the server can do, and far beyond; with deadlines and without."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from loadtest.attacks.clients import Fates, arrivals, classify, for_seconds
+from loadtest.attacks.outcome import Outcome
+from loadtest.attacks.target import Bench, Target
+
+CLIENTS = 16
+RATES = (0.5, 0.9, 1.5, 3.0)
+GOODPUT = 0.9
+DEADLINE_MS = 300
+
+
+async def capacity(bench: Bench, target: Target) -> float:
+    """Answers per second to clients that always wait for one."""
+    await for_seconds(target.port, bench.requests, CLIENTS, 1)
+    seconds = max(2.0, min(10.0, bench.seconds))
+    return (await for_seconds(target.port, bench.requests, CLIENTS, seconds)).counts["200"] / seconds
+
+
+async def rates(bench: Bench) -> AsyncIterator[Outcome]:
+    """Open loop at shares of the capacity."""
+    with bench.shared() as target:
+        most = await capacity(bench, target)
+        for share in RATES:
+            outcome = Outcome(f"Load: {share:.0%} of capacity", "200, beyond capacity 429 as well; none lost")
+            fates, dropped = await arrivals(target.port, bench.requests, share * most, bench.seconds)
+            outcome.did = f"{share * most:.0f} arrivals per second for {bench.seconds:g} s, capacity {most:.0f}"
+            outcome.fates = fates.counts
+            outcome.expect_fates("200", "429")
+            outcome.measured = {"answers per second": fates.counts["200"] / bench.seconds, **_latency(fates)}
+            if dropped:
+                outcome.measured["found no free connection of 256"] = dropped
+            if share < 0.9 and not bench.is_quick:
+                outcome.expect(set(fates.counts) == {"200"}, "429 below capacity")
+            yield outcome
+
+
+async def overload(bench: Bench) -> AsyncIterator[Outcome]:
+    """Three times the capacity, without a deadline, and with one that an idle server meets."""
+    bound = GOODPUT if not bench.is_quick else 0.3
+    outcome = Outcome(
+        f"Load: overload with a deadline of {DEADLINE_MS} ms", f"answers in time at least {bound} of those without one"
+    )
+    with bench.shared() as target:
+        most = await capacity(bench, target)
+        without, _ = await arrivals(target.port, bench.requests, 3 * most, bench.seconds)
+        query = f"?deadline_ms={DEADLINE_MS}"
+        requests = [classify(photograph, query) for photograph in bench.photographs]
+        given, _ = await arrivals(target.port, requests, 3 * most, bench.seconds)
+    plain = without.counts["200"]
+    outcome.did = f"{3 * most:.0f} arrivals per second, {bench.seconds:g} s each, capacity {most:.0f}"
+    outcome.fates = without.counts + given.counts
+    outcome.expect_fates("200", "429", "504")
+    goodput = given.counts["200"] / max(plain, 1)
+    with_one = given.counts["200"]
+    outcome.measured = {"answers without": plain, "with": with_one, "ratio": goodput, **_latency(given)}
+    outcome.expect(goodput >= bound, f"{goodput:.2f} of the answers")
+    yield outcome
+
+
+def _latency(fates: Fates) -> dict[str, float]:
+    return {"p50, ms": 1e3 * fates.quantile(0.5), "p99, ms": 1e3 * fates.quantile(0.99)}

@@ -1,0 +1,174 @@
+"""Bodies of ``/config/model``: which model is served, and which is tried beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+from service.api.schemas import ConfigAnswer, LatencyMs, ModelName, Share, Strict
+from service.engine.comparison import Comparison, Side
+from service.engine.trials import Wish
+from service.errors import InvalidOption
+from service.state.base import EndedTrial, Outcome, Trial
+
+# What the end of a trial stands alone with, and what a null means nothing for.
+ENDS = ("promote", "cancel")
+NOT_NULL = {
+    "model": "a model of the store",
+    "share": "between 0 and 1",
+    "shadow": "true or false",
+    "promote": "true, or left out",
+    "cancel": "true, or left out",
+}
+
+
+class ModelPatch(Strict):
+    """Which model to serve; or to try, and what becomes of the one that is tried."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "imagenette-resnet18/1"},
+                {"model": "imagenette-resnet18/2", "share": 0.05, "max_disagreement": 0.02},
+            ]
+        }
+    )
+
+    model: str | None = Field(
+        None,
+        description="Of the store: name (its newest version) or name/version. Left out: the one that is tried.",
+        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(/[1-9][0-9]{0,8})?$"},
+    )
+    share: Share | None = Field(
+        None, strict=True, description="Try it on this share of the images, by a hash of their bytes."
+    )
+    shadow: StrictBool | None = Field(
+        None, description="Try it behind the answers, so that no client sees it; of all images where no share is named."
+    )
+    max_disagreement: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
+        None,
+        strict=True,
+        description="Cancel it as soon as the lower bound (95 %) of the share of images on which both differ, or on "
+        "which it fails, is above this; null: never.",
+    )
+    promote: StrictBool | None = Field(None, description="Serve what is tried.")
+    cancel: StrictBool | None = Field(None, description="Try it no longer.")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> ModelPatch:
+        named = self.model_fields_set
+        for field, bound in NOT_NULL.items():
+            if field in named and getattr(self, field) is None:
+                raise InvalidOption(field, None, bound)
+        for field in ENDS:
+            if field in named and getattr(self, field) is not True:
+                raise InvalidOption(field, False, NOT_NULL[field])
+            if field in named and len(named) > 1:
+                others = ", ".join(sorted(named - {field}))
+                raise InvalidOption(field, True, f"alone, without {others}")
+        if not named:
+            raise InvalidOption("model", None, "a model of the store, where nothing else is asked")
+        return self
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it names a model to serve, and nothing of a trial."""
+        return self.model_fields_set == {"model"}
+
+    @property
+    def wish(self) -> Wish:
+        """What it asks of a trial."""
+        is_guarded = "max_disagreement" in self.model_fields_set
+        return Wish(self.model, self.share, self.shadow, self.max_disagreement, is_guarded)
+
+
+class TrialSide(BaseModel):
+    """One of both models, on the images that both answered; null without any."""
+
+    model: ModelName
+    exit_rate: float | None = Field(description="Share that ends before the last stage.")
+    mean_mmacs: float | None
+    mean_ms: float | None = Field(
+        description="Compute of one worker per image, of all that it computed here since the trial began."
+    )
+    errors: int = Field(description="Images that it failed on.")
+    latency_ms: LatencyMs = Field(description="Decoding and passes of the latest images; their waits are left out.")
+
+    @classmethod
+    def of(cls, name: str, version: int, side: Side) -> TrialSide:
+        """What was counted of ``name/version``."""
+        mean = side.mean_seconds
+        return cls(
+            model=ModelName(name=name, version=version),
+            exit_rate=side.share(side.exited),
+            mean_mmacs=side.share(side.mmacs),
+            mean_ms=None if mean is None else 1e3 * mean,
+            errors=side.errors,
+            latency_ms=LatencyMs(**side.latency_ms),
+        )
+
+
+class TrialAnswer(BaseModel):
+    """A model that is tried, and how it compares; counts are of this server since the trial began. Bounds hold at 95 %,
+    each by itself."""
+
+    model: ModelName
+    beside: ModelName
+    kind: Literal["canary", "shadow"]
+    share: float
+    max_disagreement: float | None
+    threshold: float = Field(description="Of the model that is tried: what was asked of the other, solved for it.")
+    began: float = Field(description="Seconds since 1970.")
+    images: int = Field(description="That both answered; degraded answers are left out.")
+    disagreements: int = Field(description="Of these, with another label.")
+    skipped: int = Field(description="Images that could not be compared, as there was no time.")
+    agreement: float | None
+    agreement_at_least: float | None
+    disagreement_at_least: float | None
+    served: TrialSide
+    tried: TrialSide
+
+    @classmethod
+    def of(cls, trial: Trial, beside: int, counts: Comparison) -> TrialAnswer:
+        """``trial`` as it stands; ``beside`` is the version that is served."""
+        return cls(
+            model=ModelName(name=trial.name, version=trial.version),
+            beside=ModelName(name=trial.beside, version=beside),
+            kind=trial.kind,
+            share=trial.share,
+            max_disagreement=trial.max_disagreement,
+            threshold=trial.threshold.threshold,
+            began=trial.began,
+            images=counts.images,
+            disagreements=counts.disagreements,
+            skipped=counts.skipped,
+            agreement=counts.agreement,
+            agreement_at_least=counts.agreement_at_least,
+            disagreement_at_least=counts.disagreement_at_least if counts.images else None,
+            served=TrialSide.of(trial.beside, beside, counts.served),
+            tried=TrialSide.of(trial.name, trial.version, counts.tried),
+        )
+
+
+class EndedAnswer(BaseModel):
+    """How the latest trial ended; the outcomes `disagreement` and `errors` are its guard's."""
+
+    model: ModelName
+    beside: str
+    outcome: Outcome
+    why: str
+    at: float = Field(description="Seconds since 1970.")
+
+    @classmethod
+    def of(cls, ended: EndedTrial) -> EndedAnswer:
+        """As a body."""
+        model = ModelName(name=ended.name, version=ended.version)
+        return cls(model=model, beside=ended.beside, outcome=ended.outcome, why=ended.why, at=ended.at)
+
+
+class ModelConfigAnswer(ConfigAnswer):
+    """The runtime config, and what is tried beside the models that are served."""
+
+    trial: TrialAnswer | None
+    ended: EndedAnswer | None = Field(description="The latest trial that is over.")

@@ -1,0 +1,95 @@
+"""Images that a model runs behind another one's answers, when clients leave it time: see ``TrialRun``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+
+from service.engine import tuning
+from service.engine.comparison import Seen
+from service.engine.entry import Entry
+from service.engine.lanes import Lanes, Neighbour
+from service.errors import Draining
+from service.model_spec import ModelSpec
+
+
+class Behind:
+    """What one engine runs in its audits' lane for the sake of comparing. In the event loop's thread.
+
+    Args:
+        spec: of the engine's model.
+        lanes: of the engine.
+        waiting: the engine's entries that clients wait for.
+        most: images at a time; more are skipped.
+
+    Attributes:
+        computed, compute: images that were run since it is compared, and seconds of workers for them.
+    """
+
+    def __init__(self, spec: ModelSpec, lanes: Lanes, waiting: Collection[Entry], most: int) -> None:
+        self._spec = spec
+        self._lanes = lanes
+        self._waiting = waiting
+        self._most = most
+        self.computed, self.compute = 0, 0.0
+        self._entries: set[Entry] = set()
+        self._bytes = 0
+
+    def begin(self, other: Behind) -> None:
+        """Be compared with ``other`` from now on, and make way for the work of its clients too."""
+        self.computed, self.compute = 0, 0.0
+        waiting, lanes = other._waiting, other._lanes
+        self._lanes.neighbour = Neighbour(lambda: bool(waiting), lanes.spent_lately)
+
+    def end(self) -> None:
+        """Be compared no longer."""
+        self._lanes.neighbour = None  # it is part of a cycle with the other's
+
+    async def run(self, body: bytes, threshold: float) -> Seen | None:
+        """What the model says of an encoded image at ``threshold``, by itself; None where there is no room for it.
+
+        Raises as ``Engine.classify``.
+        """
+        if len(self._entries) >= self._most or self._bytes + len(body) > tuning.MOST_BEHIND_BYTES:
+            return None
+        entry = self._entry(body, threshold)
+        self._entries.add(entry)
+        self._bytes += len(body)
+        try:
+            if not self._lanes.behind([entry]):
+                return None
+            stage, _ = await entry.answered()
+        finally:
+            entry.body = None
+            self._entries.discard(entry)
+            self._bytes -= len(body)
+        self.computed += 1
+        self.compute += entry.timing.compute
+        return Seen(
+            label=self._spec.classes[int(entry.outputs[stage].argmax())],
+            exited=stage < self._spec.depth - 1,
+            mmacs=self._spec.mmacs_up_to[stage],
+            seconds=entry.timing.decode + sum(entry.timing.stages),
+        )
+
+    def close(self) -> None:
+        """Give up what is left, once no worker runs any more."""
+        for entry in list(self._entries):
+            entry.fail(Draining("the engine stopped before it was compared"))
+
+    def _entry(self, body: bytes, threshold: float) -> Entry:
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        return Entry(
+            threshold=threshold,
+            config_version=0,
+            top_k=1,
+            arrival=now,
+            deadline=None,
+            loop=loop,
+            future=loop.create_future(),
+            is_fixed=True,
+            is_behind=True,
+            body=body,
+            enqueued=now,
+        )

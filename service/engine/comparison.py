@@ -1,0 +1,162 @@
+"""Two models on the same images: how often they agree, and what each takes. Counts of several processes add up."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from service.engine import tuning
+from service.engine.answer import Answer
+from service.engine.recent import PERCENTILES, percentile_ms
+from service.inference.calibration import lower_bound, upper_bound
+from service.model_spec import ModelSpec
+from service.state.base import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one model said of an image, and what it took for that.
+
+    Attributes:
+        label: its answer. ``exited``: before the last stage.
+        mmacs: of the stages that ran.
+        seconds: to decode it and run its batches, its waits left out; None where the cache answered.
+    """
+
+    label: str
+    exited: bool
+    mmacs: float
+    seconds: float | None
+
+    @classmethod
+    def of(cls, answer: Answer, spec: ModelSpec) -> Seen:
+        """A client's ``answer`` by the model of ``spec``."""
+        seconds = None if answer.cached else answer.timing.decode + sum(answer.timing.stages)
+        return cls(answer.top_k[0].label, answer.exited, spec.mmacs_up_to[answer.stage], seconds)
+
+
+@dataclass(slots=True)
+class Side:
+    """One of both models.
+
+    Attributes:
+        images, exited, mmacs: of the images that both answered: how many, those before the last stage, their cost.
+        computed, compute: all images that it computed since the trial began, and seconds of workers for them.
+        errors: images that it failed on.
+        seconds: see ``Seen``, of the latest of these images.
+    """
+
+    images: int = 0
+    exited: int = 0
+    mmacs: float = 0.0
+    computed: int = 0
+    compute: float = 0.0
+    errors: int = 0
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=tuning.COMPARED_TIMES))
+
+    def add(self, seen: Seen) -> None:
+        """Count an image that both answered."""
+        self.images += 1
+        self.exited += seen.exited
+        self.mmacs += seen.mmacs
+        if seen.seconds is not None:
+            self.seconds.append(seen.seconds)
+
+    def share(self, total: float) -> float | None:
+        """``total`` of all images both answered, per image."""
+        return total / self.images if self.images else None
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """Seconds of a worker per image."""
+        return self.compute / self.computed if self.computed else None
+
+    @property
+    def latency_ms(self) -> dict[str, float | None]:
+        """Percentiles of ``seconds``."""
+        ordered = sorted(self.seconds)
+        return {f"p{q}": percentile_ms(ordered, q) for q in PERCENTILES}
+
+    @property
+    def errors_at_least(self) -> float:
+        """Lower bound (95 %) of the share of images that it fails on."""
+        return lower_bound(self.errors, self.images + self.errors)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """A model that is tried, and the one that is served. Bounds are one-sided Clopper-Pearson at 95 %.
+
+    Attributes:
+        images: that both answered, degraded answers left out. ``disagreements``: of these, otherwise.
+        skipped: that could not be compared, for want of room.
+    """
+
+    images: int = 0
+    disagreements: int = 0
+    skipped: int = 0
+    served: Side = field(default_factory=Side)
+    tried: Side = field(default_factory=Side)
+
+    def add(self, served: Seen, tried: Seen) -> bool:
+        """Count an image that both answered; whether they agree."""
+        agree = served.label == tried.label
+        self.images += 1
+        self.disagreements += not agree
+        self.served.add(served)
+        self.tried.add(tried)
+        return agree
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the images."""
+        return 1 - self.disagreements / self.images if self.images else None
+
+    @property
+    def agreement_at_least(self) -> float | None:
+        """Its lower bound."""
+        return 1 - upper_bound(self.disagreements, self.images) if self.images else None
+
+    @property
+    def disagreement_at_least(self) -> float:
+        """Lower bound of the disagreement; 0 without images."""
+        return lower_bound(self.disagreements, self.images)
+
+    def verdict(self, most: float) -> Outcome | None:
+        """What ends a trial of which ``most`` is allowed: a lower bound beyond that; None while there is none."""
+        if self.disagreement_at_least > most:
+            return "disagreement"
+        return "errors" if self.tried.errors_at_least > most else None
+
+    def as_json(self, with_times: bool = True) -> dict[str, Any]:
+        """For another process."""
+        told = asdict(self)
+        for side in (told["served"], told["tried"]):
+            side["seconds"] = list(side["seconds"]) if with_times else []
+        return told
+
+
+def pooled(parts: Iterable[Mapping[str, Any]]) -> Comparison:
+    """Those of several processes, each as JSON, as one."""
+    told = list(parts)
+    return Comparison(
+        images=sum(each["images"] for each in told),
+        disagreements=sum(each["disagreements"] for each in told),
+        skipped=sum(each["skipped"] for each in told),
+        served=_pooled([each["served"] for each in told]),
+        tried=_pooled([each["tried"] for each in told]),
+    )
+
+
+def _pooled(sides: Sequence[Mapping[str, Any]]) -> Side:
+    return Side(
+        images=sum(each["images"] for each in sides),
+        exited=sum(each["exited"] for each in sides),
+        mmacs=sum(each["mmacs"] for each in sides),
+        computed=sum(each["computed"] for each in sides),
+        compute=sum(each["compute"] for each in sides),
+        errors=sum(each["errors"] for each in sides),
+        seconds=deque(seconds for each in sides for seconds in each["seconds"]),
+    )

@@ -1,0 +1,75 @@
+"""Ends a trial by itself once what was counted shows, with 95 % confidence, that it differs or fails too often."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from service.engine import tuning
+from service.engine.comparison import Comparison
+from service.engine.trials import Trials
+from service.errors import ConfigConflict, Conflict, LowfirstError
+from service.log import logger
+from service.state.base import Outcome
+
+
+class Guard:
+    """Looks after the trial that is on. In the event loop."""
+
+    def __init__(self, trials: Trials) -> None:
+        self._trials = trials
+        self._task: asyncio.Task[None] | None = None
+        self._known: tuple[float, ...] = ()  # when it looked last
+
+    async def start(self) -> None:
+        """Look now and then from now on."""
+        self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def look(self) -> None:
+        """End the trial if need be, by the counts of all processes; where nothing new was counted here, others look.
+
+        Raises: as ``Trials.cancel``.
+        """
+        trial = self._trials.current
+        own = None if trial is None else self._trials.counted(trial)
+        if trial is None or trial.max_disagreement is None or own is None:
+            return
+        known = trial.began, trial.max_disagreement, own.images, own.tried.errors
+        if known == self._known:
+            return
+        version = self._trials.version
+        counts = await self._trials.comparison(trial, with_times=False)
+        outcome = counts.verdict(trial.max_disagreement)
+        if outcome is not None:
+            why = _in_words(outcome, counts, trial.max_disagreement)
+            logger.warning("%s %s is cancelled by its guard: %s", trial.kind, trial.reference, why)
+            await self._trials.cancel(outcome, why, version)
+        self._known = known
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(tuning.GUARD_SECONDS)
+            try:
+                await self.look()
+            except (Conflict, ConfigConflict):  # another one was faster, or the config changed: it looks again
+                pass
+            except LowfirstError as error:
+                logger.error("the trial cannot be ended: %s", error)
+            except Exception:
+                logger.exception("the guard of the trial failed")
+
+
+def _in_words(outcome: Outcome, counts: Comparison, most: float) -> str:
+    if outcome == "disagreement":
+        of, at_least = f"{counts.disagreements} of {counts.images} images differ", counts.disagreement_at_least
+    else:
+        errors = counts.tried.errors
+        of, at_least = f"{errors} of {counts.tried.images + errors} images failed", counts.tried.errors_at_least
+    return f"{of}, a share of at least {at_least:.4f} (95 %); {most:g} is allowed"
