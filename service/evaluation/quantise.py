@@ -83,7 +83,8 @@ def quantise(
     from service.inference.runtimes import INT8_FOLDER
 
     spec = read_spec(folder)
-    if spec.default_threshold is None:
+    threshold = spec.default_threshold
+    if threshold is None:
         raise DataError(f"{folder} has no default threshold: run `lowfirst calibrate {folder} --data DIR` first")
     fitting, certifying = split_in_halves(photographs_for(spec, folder, data, split))
     _check_enough(len(certifying))
@@ -103,7 +104,7 @@ def quantise(
         agrees = _answers(reference, spec) == _answers(passes, spec)
         at_least = surely_agrees(agrees)
         other = Predictor.load(folder, "cpu", "auto", "openvino")
-        ratios = _times(predictor, other, passes.answers(spec.temperatures).ends(spec.default_threshold))
+        ratios = _times(predictor, other, passes.answers(spec.temperatures).ends(threshold))
         time, time_at_most = surely_faster(ratios, other.precision)
         own = run_passes(predictor, fitting, workers, on_batch)
         table = dataclasses.replace(certify(passes, quantising, predictor), default_threshold=cheapest(own, spec))

@@ -57,7 +57,7 @@ def written(page: str, tables: Mapping[str, str]) -> str:
     def put(match: re.Match[str]) -> str:
         if match["name"] not in tables:
             raise DataError(f"results.md has a place for {match['name']!r}: it must be one of {', '.join(tables)}")
-        return f"{match[1]}{tables[match['name']]}\n{match[3]}"
+        return f"{match[1]}\n{tables[match['name']]}\n\n{match[3]}"
 
     return BLOCK.sub(put, page)
 

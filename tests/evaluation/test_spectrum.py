@@ -42,7 +42,8 @@ def test_maps_are_what_the_network_adds_up(images: torch.Tensor, fusion: str, ga
     assert isinstance(network, MSNet)
     for gate in network.gates.parameters():
         torch.nn.init.normal_(gate)
-    gates = [*network.gates.parameters()] or [torch.ones(())] * 5
+    gates: list[torch.Tensor] = [*network.gates.parameters()]
+    gates = gates or [torch.ones(())] * 5
     found = spectra(network, iter([images[:1], images[1:]]))
     assert set(found) == {LOW, OWN, SUM}
     with torch.inference_mode():

@@ -109,7 +109,7 @@ def low_maps(network: MSNet, x: Tensor) -> list[Tensor]:
 
 def gates_of(network: MSNet, maps: list[Tensor]) -> list[Tensor]:
     """Of the high network's blocks: 1 where there are none."""
-    gates = list(network.gates.parameters())
+    gates: list[Tensor] = [*network.gates.parameters()]
     return gates or [torch.ones(()) for _ in maps]
 
 
