@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu faults wheel image digests sbom audit site lock evidence imagenet-lite0 clean FORCE
+.PHONY: serve install test check format bench gpu faults pictures wheel image digests sbom audit site lock proto clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -24,6 +24,12 @@ format: $(VENV)/.installed-test  ## Format, and mend what the linter can.
 
 bench: $(VENV)/.installed-bench  ## Beside other servers: make bench BENCH="--data DIR". Takes wrk, a package of most systems.
 	$(BIN)/python loadtest/bench.py $(BENCH)
+
+proto:  ## Compile the messages of gRPC, after a change of inference.proto.
+	$(PYTHON) -m venv build/proto
+	build/proto/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools>=1.70,<2'
+	build/proto/bin/python -m grpc_tools.protoc --proto_path=service/api/rpc \
+	  --descriptor_set_out=service/api/rpc/inference.binpb inference.proto
 
 gpu: $(VENV)/.installed-test  ## All that waits for a GPU, in ten minutes: make gpu GPU="--data DIR". Takes wrk.
 	$(BIN)/python loadtest/gpu.py $(GPU)
@@ -60,6 +66,10 @@ LOCKS := serve ray test bench
 
 site: $(VENV)/.installed-test  ## The documents as a site, in build/site.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.installed-test  ## Take the pictures of the console and of the dashboards again, in ten minutes.
+	$(BIN)/python -m docs.screenshots
+	$(BIN)/python -m docs.dashboards
 
 # Versions stay while pyproject.toml allows them. LOCK=--upgrade takes the newest of everything, LOCK="--upgrade-package
 # NAME" of one package. The server and Ray get what is tested; bench is by itself, since the peers pin packages of ours.

@@ -1,7 +1,8 @@
-"""Takes the pictures of the console: ``python docs/screenshots.py URL [NAME…]`` of a running server, with Chromium.
+"""Takes the pictures of the console: ``python -m docs.screenshots [NAME…]``, in the repository's folder.
 
-For a minute it sends the pictures of ``tests/examples``, so that the charts have something to show. For the picture of
-a trial another model of the store with the same classes runs behind the answers, and is cancelled in the end.
+Chromium must be installed. Starts a server with the shipped model and sends it the pictures of ``tests/examples`` for a
+minute per picture, so that the charts have something to show. For the picture of a trial, another model of the store
+with the same classes runs behind the answers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import httpx
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from docs.served import served
+
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent / "tests/examples").glob("*.jpg"))
 SHOWN = ("parachute-3.jpg", "parachute.jpg", "church.jpg", "golf-ball.jpg", "gas-pump.jpg")
@@ -25,7 +28,7 @@ SECONDS = 60
 PREVIEWED = 0.85
 TRIAL = "console-trial.png"
 VIEWS = {
-    "console-light.png": {"viewport": {"width": 1280, "height": 1080}, "color_scheme": "light"},
+    "console-light.png": {"viewport": {"width": 1280, "height": 1200}, "color_scheme": "light"},
     "console-phone-dark.png": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
 
@@ -96,4 +99,5 @@ def main(url: str, *names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with served(audit_probability="0.2", cost_per_hour="0.04") as address:
+        main(f"http://{address}", *sys.argv[1:])

@@ -6,13 +6,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.servers import free_port
+
 FILES = Path(__file__).resolve().parent.parent / "docker" / "nginx"
 UPSTREAMS = ("lowfirst", "lowfirst_by_client")
 
 
-def configure(folder: Path, port: int, replicas: Sequence[str]) -> None:
-    """Write the files into ``folder``, but for the port and the replicas' addresses, host:port, as they are."""
+def configure(folder: Path, port: int, replicas: Sequence[str], status: int = 0) -> None:
+    """Write the files into ``folder``, but for the ports and the replicas' addresses, host:port, as they are.
+
+    Args:
+        status: the port where it tells its exporter what it counts; 0 takes a free one.
+    """
     config = _replace(r"listen 8080;", f"listen 127.0.0.1:{port};", (FILES / "nginx.conf").read_text())
+    config = _replace(r"listen 8081;", f"listen 127.0.0.1:{status or free_port()};", config)
     upstream = _replace(r"resolver .*;", "", (FILES / "upstream.conf").read_text())
     for name in UPSTREAMS:
         servers = "".join(rf"server {replica}\2; " for replica in replicas)

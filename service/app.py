@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -25,10 +26,11 @@ from service.api import error_handlers, error_responses, keys
 from service.api.addresses import Addresses, check_prefix
 from service.api.dependencies import Parts
 from service.api.direct import Direct
+from service.api.feedback import Feedback
 from service.api.observed import Observed
 from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, console, inference_protocol, models, observe, triton
+from service.api.routes import classify, config, console, feedback, inference_protocol, models, observe, triton
 from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
@@ -46,6 +48,8 @@ from service.log import STARTED, logger, starting
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
 from service.processes.siblings import Alone, Together
+from service.samples.files import Bounds
+from service.samples.log import Options, SampleLog
 from service.settings import Settings
 from service.state.base import ConfigStore, ResultCache, RuntimeConfig, Target
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
@@ -53,6 +57,7 @@ from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, R
 from service.store import ModelStore
 
 if TYPE_CHECKING:
+    from service.api.rpc.port import RpcPort
     from service.api.tracing import Traces
 
 
@@ -76,6 +81,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     )
     own_port = _own_port(observing, settings, siblings, allowed)  # first: whether the port is free is known at once
     parts = observing.state.parts = build_parts(settings, siblings)
+    rpc_port = _rpc_port(settings, parts, allowed)
     guard = Guard(parts.trials)
 
     @asynccontextmanager
@@ -83,6 +89,8 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         await parts.siblings.start()
         try:
             await parts.config.start()
+            if parts.samples is not None:
+                parts.samples.start()
             await parts.models.start()
             await parts.switching.start()
             await guard.start()
@@ -93,11 +101,13 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         if parts.siblings.index == 0:  # the others would say the same
             _announce(parts)
             _warn_if_open(settings, allowed)
-        async with _listed(own_port, parts):
+        async with _listed(own_port, parts), rpc_port or nullcontext():
             yield
         await guard.close()
         await parts.switching.close()
         await parts.models.close()
+        if parts.samples is not None:
+            await asyncio.to_thread(parts.samples.close)
         await parts.config.close()
         if parts.traces is not None:
             await parts.traces.close()
@@ -127,7 +137,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     app.add_middleware(Addresses, root_path=settings.root_path)
     error_handlers.install(app)
     config.document(app)
-    for routes in (classify, config, console, models, observe):
+    for routes in (classify, config, console, feedback, models, observe):
         app.include_router(routes.router, responses=error_responses.ANY)
     for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
         app.include_router(routes.router, responses=error_responses.ANY_OF_PROTOCOL)
@@ -143,6 +153,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     config, cache = _state(settings, link, first_config(first), together)
     metrics = Metrics(_registry() if together is None else CollectorRegistry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
+    samples = _samples(settings, metrics)
     models = Models(
         first,
         store,
@@ -153,6 +164,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores),
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
+        samples,
     )
     siblings = together or Alone()
     switching = Switching(models, config)
@@ -167,8 +179,33 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     shared = None if together is None else SharedMetrics(metrics, together.files)
     observed = Observed(models, admission, metrics, siblings, shared)
     return Parts(
-        settings, models, switching, trials, admission, config, metrics, targets, siblings, observed, _traces(settings)
+        settings,
+        models,
+        switching,
+        trials,
+        admission,
+        config,
+        metrics,
+        targets,
+        siblings,
+        observed,
+        samples,
+        Feedback(samples, metrics, siblings),
+        _traces(settings),
     )
+
+
+def _samples(settings: Settings, metrics: Metrics) -> SampleLog | None:
+    if settings.sample_log is None:
+        return None
+    options = Options(
+        settings.sample_log,
+        settings.sample_format,
+        Bounds(settings.sample_file_bytes, settings.sample_total_bytes),
+        settings.sample_share,
+        settings.sample_image_bytes,
+    )
+    return SampleLog(options, lambda result, rows: metrics.samples.labels(result).inc(rows))
 
 
 def _admission(settings: Settings, models: Models, metrics: Metrics) -> Admission:
@@ -243,6 +280,16 @@ def _own_port(
     if siblings is not None:
         return HandedPort(app, siblings.own_address)
     return OwnPort(app, settings.metrics_host or settings.host, settings.metrics_port)
+
+
+def _rpc_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> RpcPort | None:
+    if settings.grpc_port is None:
+        return None
+    try:
+        from service.api.rpc.port import RpcPort
+    except ImportError as error:
+        raise InvalidOption("LOWFIRST_GRPC_PORT", settings.grpc_port, "unset without lowfirst[grpc]") from error
+    return RpcPort(parts, allowed, settings, is_shared=isinstance(parts.siblings, Together))
 
 
 @asynccontextmanager

@@ -23,7 +23,14 @@ from service.errors import (
     UnsupportedImage,
 )
 
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# Narrow where passes and answers are, so that 1.5 ms is told from 1.9. The edges of earlier releases (0.5 ms, 1, 2, 5,
+# 10, …) stay, so that queries that name one go on. What `observe` takes grows with them: 1.1 us, 0.7 with those alone.
+SECONDS = (
+    *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075),
+    *(0.001, 0.00125, 0.0015, 0.00175, 0.002, 0.0025, 0.003, 0.004, 0.005, 0.0075),
+    *(0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
+)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 EARLY_REASONS = ("confident", "brownout", "deadline", "cached")
 LAST_REASONS = ("escalated", "cached")
@@ -73,6 +80,18 @@ class Metrics:
         self.audits_skipped = Counter(
             "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
         )
+        self.samples = Counter(
+            "lowfirst_samples",
+            "Images for the sample log: written; lost as too many waited (busy), or as it could not be (failed).",
+            ["result"],
+            registry=registry,
+        )
+        self.feedback = Counter(
+            "lowfirst_feedback", "Answers whose truth was told later.", ["model"], registry=registry
+        )
+        self.feedback_right = Counter(
+            "lowfirst_feedback_right", "Of these, the answer was right.", ["model"], registry=registry
+        )
         self.comparisons = Counter(
             "lowfirst_comparisons",
             "Images that a model that is tried answered, and the one that is served too.",
@@ -112,6 +131,13 @@ class Metrics:
             "lowfirst_request_seconds",
             "From a request's head to its answer.",
             ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.image_seconds = Histogram(
+            "lowfirst_image_seconds",
+            "From a request's head to an image's answer, by the stage that gives it.",
+            ["model", "exit"],
             buckets=SECONDS,
             registry=registry,
         )
@@ -243,6 +269,7 @@ class Metrics:
         for stage in stages:
             self.multiply_adds.labels(model, stage)
             self.dropped.labels(stage)
+            self.image_seconds.labels(model, stage)
         for stage in early:
             for reason in EARLY_REASONS:
                 self.images.labels(model, stage, reason)
@@ -251,6 +278,8 @@ class Metrics:
         self.single_scale_compute_seconds.labels(model)
         self.audits.labels(model)
         self.audit_disagreements.labels(model)
+        self.feedback.labels(model)
+        self.feedback_right.labels(model)
 
     def try_out(self, model: str) -> None:
         """Start the counters of a model that is tried at zero."""
@@ -267,6 +296,7 @@ class Metrics:
             (self.rejected, ("images", "bytes", "seconds")),
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
+            (self.samples, ("written", "busy", "failed")),
             (self.decoders_ended, ("slow", "crashed")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):

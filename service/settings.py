@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     replica: str | None = Field(
         None, description="Name of this replica, the label `replica` in that list; unset: the machine's name."
     )
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the Open Inference Protocol over gRPC (`lowfirst[grpc]`), 0: a free one; unset: none.",
+    )
     cors_origins: Listed = Field(
         (), description="Origins whose pages may use the server, with commas between; `*`: all, with an admin key only."
     )
@@ -149,6 +155,30 @@ class Settings(BaseSettings):
     cache_ttl_seconds: int = Field(
         0, ge=0, le=365 * 86400, description="Results are kept in Redis instead, each for so long; 0: they are not."
     )
+    sample_log: str | None = Field(
+        None,
+        description="Folder that a share of the images is logged in, with what each stage said of them; or a URL for "
+        "fsspec, s3://… (`lowfirst[log]`). Unset: none is.",
+    )
+    sample_format: Literal["jsonl", "parquet"] = Field(
+        "jsonl", description="Of that log: jsonl, or parquet (`lowfirst[log]`)."
+    )
+    sample_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the images that are logged; all stages run on as many of these as audits have room for.",
+    )
+    sample_image_bytes: int = Field(
+        0, ge=0, description="Encoded images of up to so many bytes are logged too; 0: none is."
+    )
+    sample_file_bytes: int = Field(64 * MIB, ge=4096, description="Bytes of one file of the log.")
+    sample_total_bytes: int = Field(
+        1024 * MIB,
+        ge=8192,
+        description="Bytes of all files in its folder, at least two of one; the oldest go first.",
+    )
     redis_url: SecretStr | None = Field(
         None, description="Redis that replicas share their config and results through; unset: this process's memory."
     )
@@ -178,7 +208,7 @@ class Settings(BaseSettings):
         except ValueError:  # a name, which may mean anything
             return True
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "sample_format", mode="before")
     @classmethod
     def _in_any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -229,6 +259,16 @@ class Settings(BaseSettings):
                 raise PydanticCustomError("any_origin", "a list of origins; `*` takes LOWFIRST_ADMIN_KEY")
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise PydanticCustomError("origins", "origins like https://example.org:8443, with commas between")
+        return value
+
+    @field_validator("sample_total_bytes")
+    @classmethod
+    def _has_room_for_two_files(cls, value: int, info: ValidationInfo) -> int:
+        each = info.data.get("sample_file_bytes", 0)
+        if value < 2 * each:
+            raise PydanticCustomError(
+                "total", "at least {least}, two of LOWFIRST_SAMPLE_FILE_BYTES", {"least": 2 * each}
+            )
         return value
 
     @field_validator("max_queue_ms")

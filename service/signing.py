@@ -52,14 +52,14 @@ def sign(folder: Path, private_key: Path) -> Path:
 
     Raises:
         InvalidOption: ``private_key`` cannot be read, or ``model-signing`` is not installed.
-        BrokenModel: a symbolic link in the folder.
+        BrokenModel: a symbolic link in the folder, or a folder that cannot be written.
     """
     signer = _signer(private_key)
     path = folder / SIGNATURE
     try:
         signer.sign(folder, path)
-    except ValueError as error:
-        raise BrokenModel(f"{folder} cannot be signed: {error}", field="model", value=str(folder)) from error
+    except (OSError, ValueError) as error:
+        raise BrokenModel(f"{folder} cannot be signed: {_reason(error)}", field="model", value=str(folder)) from error
     return path
 
 

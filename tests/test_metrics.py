@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.metrics import Metrics
+from service.metrics import SECONDS, Metrics
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,19 @@ def test_every_exit_begins_at_zero_with_the_reasons_it_can_have(
             if sample.name == "lowfirst_images_total":
                 begun.setdefault(sample.labels["exit"], set()).add(sample.labels["reason"])
     assert begun == reasons
+
+
+FORMER_EDGES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+def test_edges_of_latencies_are_narrow_where_passes_are_and_hold_those_of_earlier_releases() -> None:
+    assert list(SECONDS) == sorted(set(SECONDS))
+    assert set(FORMER_EDGES) <= set(SECONDS)
+    assert all(after <= 1.5 * before for before, after in pairwise(SECONDS) if 0.0005 <= before < 0.3)
+
+
+def test_latency_by_exit_begins_at_zero() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry).serve("m/1", ["low", "high"])
+    for stage in ("low", "high"):
+        assert registry.get_sample_value("lowfirst_image_seconds_count", {"model": "m/1", "exit": stage}) == 0

@@ -115,6 +115,18 @@ def test_a_key_that_cannot_be_used_is_named(folder: Path, keys: tuple[Path, Path
             sign(folder, private)
 
 
+def test_a_folder_that_cannot_be_signed_is_named(folder: Path, keys: tuple[Path, Path]) -> None:
+    (folder / SIGNATURE).mkdir()
+    with pytest.raises(BrokenModel, match=rf"^{folder} cannot be signed: Is a directory$"):
+        sign(folder, keys[0])
+    (folder / SIGNATURE).rmdir()
+    link(folder / "weights.safetensors")
+    with pytest.raises(
+        BrokenModel, match=r"cannot be signed: Cannot use .*weights\.safetensors.? because it is a symlink$"
+    ):
+        sign(folder, keys[0])
+
+
 def test_what_the_package_signs_by_its_own_command_is_served(folder: Path, keys: tuple[Path, Path]) -> None:
     command = [sys.executable, "-m", "model_signing", "sign", "key", str(folder)]
     command += ["--private_key", str(keys[0]), "--signature", str(folder / SIGNATURE)]
@@ -127,7 +139,10 @@ def test_commands_refuse_an_unsigned_model_of_the_store_and_sign_makes_it_good(
 ) -> None:
     monkeypatch.setenv("LOWFIRST_MODEL_STORE", str(folder.parents[1]))
     monkeypatch.setenv("LOWFIRST_MODEL_KEY", str(keys[1]))
-    with pytest.raises(BrokenModel, match="has no model"):
-        model_folder("tiny")
+    for reference in ("tiny", str(folder)):
+        with pytest.raises(BrokenModel, match="has no model"):
+            model_folder(reference)
+    run = shutil.copytree(folder, folder.parents[2] / "run")
+    assert model_folder(str(run)) == run  # the user's own work, not in the store
     cli(["sign", "tiny", "--key", str(keys[0])], standalone_mode=False)
     assert model_folder("tiny/1") == folder

@@ -98,7 +98,7 @@ async def child(bench: Bench) -> AsyncIterator[Outcome]:
                 victim.kill()
                 gone = await until(partial(_is_gone, victim.pid))
                 outcome.expect(gone, "the killed one is still there")
-                outcome.expect(await until(target.is_ready), "it was not replaced")
+                outcome.expect(await until(target.is_ready, 300), "it was not replaced")
                 await asyncio.sleep(0.5)
         counted = await asyncio.to_thread(target.classified)
     outcome.fates = fates.counts

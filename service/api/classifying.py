@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from service.api.dependencies import Parts
-from service.api.request_context import arrival
+from service.api.request_context import arrival, request_id
 from service.engine.answer import Answer, Ask
 from service.engine.engine import Engine
 from service.errors import BadRequest, ImageTooLarge, LowfirstError
@@ -29,6 +29,7 @@ def ask_of(
         deadline=None if deadline_ms is None else deadline_ms / 1e3,
         top_k=top_k,
         passes=passes,
+        request_id=request_id(request),
         names_version=names_version,
     )
 

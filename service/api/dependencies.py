@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from service.api.feedback import Feedback
 from service.api.observed import Observed
 from service.engine.admission import Admission
 from service.engine.models import Models
@@ -15,6 +16,7 @@ from service.engine.trials import Trials
 from service.errors import Draining
 from service.metrics import Metrics
 from service.processes.siblings import Siblings
+from service.samples.log import SampleLog
 from service.settings import Settings
 from service.state.base import ConfigStore, Targets
 
@@ -36,6 +38,8 @@ class Parts:
     targets: Targets
     siblings: Siblings
     observed: Observed
+    samples: SampleLog | None
+    feedback: Feedback
     traces: Traces | None = None
 
     def check_ready(self) -> None:

@@ -59,6 +59,27 @@ class ClassifyQuery(Strict):
     passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
 
 
+class FeedbackBody(Strict):
+    """What an image shows."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": "a1", "label": "church"}]})
+
+    request_id: str = Field(min_length=1, max_length=128, description="Of the answer.")
+    label: Annotated[str, Field(strict=True, max_length=256)] | Annotated[int, Field(strict=True)] = Field(
+        description="The true class of the model that answered: its name, or its index."
+    )
+    index: int = Field(0, ge=0, strict=True, description="Which image of a request of several.")
+
+
+class FeedbackAnswer(BaseModel):
+    """It is logged. ``right``: whether the model had answered so."""
+
+    model: str
+    label: str
+    answered: str
+    right: bool
+
+
 class ModelQuery(Strict):
     """Which model a request is about."""
 
@@ -249,7 +270,10 @@ class ThresholdPatch(Strict):
 
 
 class ThresholdAnswer(BaseModel):
-    """The threshold in force, what was asked for it, and its predicted effect (null without a calibration table)."""
+    """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
+
+    While the server is overloaded a lower one is in force: `effective_threshold` of `/stats`.
+    """
 
     model: str
     goal: Goal
@@ -313,6 +337,9 @@ class ModelAnswer(BaseModel):
     network: str
     classes: list[str]
     resolution: int
+    resize: int = Field(
+        description="Pixels that the shorter side is resized to before the central square of `resolution` is cut out."
+    )
     stages: list[StageAnswer]
     low_mmacs: float = Field(description="Of the first stage.")
     high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
@@ -398,8 +425,10 @@ class StatsAnswer(BaseModel):
     runtime: str
     precision: str
     device: str
-    threshold: float
-    effective_threshold: float = Field(description="Lower than the threshold while the server is overloaded.")
+    threshold: float = Field(description="The threshold asked.")
+    effective_threshold: float = Field(
+        description="The threshold in force: lower than the one asked while the server is overloaded."
+    )
     config_version: int
     images: int
     time: TimeState

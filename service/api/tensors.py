@@ -52,12 +52,17 @@ def read(request: Request, body: bytes, most: int) -> tuple[InferRequest, list[b
         return _raw_request(), [body]
     head, tail = body[:length], body[length:]
     asked = bodies.parse(InferRequest, head, bodies.MAX_JSON_VALUES + 2 * most)
+    return asked, images(asked, tail, most)
+
+
+def images(asked: InferRequest, tail: bytes, most: int) -> list[bytes]:
+    """The encoded images of a request whose binary tensor is ``tail``. Raises as ``read``."""
     for index, output in enumerate(asked.outputs or ()):
         if output.name != PROBABILITIES and output.parameters is not None and output.parameters.classification:
             raise InvalidOption(
                 f"outputs.{index}.name", output.name, f"{PROBABILITIES} to be given as a classification"
             )
-    return asked, _images(asked.inputs[0], tail, most)
+    return _images(asked.inputs[0], tail, most)
 
 
 def answer(asked: InferRequest, answers: list[Answer]) -> Response:
@@ -155,12 +160,19 @@ def _cut_short(index: int, needed: int, left: int) -> BadRequest:
 def _output(wanted: RequestedOutput, answers: list[Answer], binary: bool) -> tuple[OutputTensor, bytes | None]:
     """An output's entry in the JSON, and its bytes after it, if there they are wanted."""
     parameters = wanted.parameters or OutputParameters()
-    datatype, shape, values = _tensor(wanted.name, answers, parameters.classification)
     if not (binary if parameters.binary_data is None else parameters.binary_data):
+        datatype, shape, values = _tensor(wanted.name, answers, parameters.classification)
         return OutputTensor(name=wanted.name, datatype=datatype, shape=shape, data=values), None
-    data = _packed(datatype, values)
+    datatype, shape, data = packed(wanted, answers)
     size = BinaryData(binary_data_size=len(data))
     return OutputTensor(name=wanted.name, datatype=datatype, shape=shape, parameters=size), data
+
+
+def packed(wanted: RequestedOutput, answers: list[Answer]) -> tuple[Datatype, list[int], bytes]:
+    """An output's datatype, shape and bytes."""
+    parameters = wanted.parameters or OutputParameters()
+    datatype, shape, values = _tensor(wanted.name, answers, parameters.classification)
+    return datatype, shape, _packed(datatype, values)
 
 
 def _tensor(name: str, answers: list[Answer], classification: int | None) -> tuple[Datatype, list[int], list[Element]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -65,6 +67,14 @@ class Traces:
     def watch(self, app: FastAPI) -> None:
         """Make ``app`` give each request a span."""
         app.add_middleware(Traced, traces=self)
+
+    @contextmanager
+    def call(self, route: str, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[None]:
+        """A span of one call of gRPC while the block runs, in the trace that its ``traceparent`` names."""
+        context = extract({name.decode("latin-1"): value.decode("latin-1") for name, value in headers})
+        about = {"rpc.system": "grpc", "http.route": route, "lowfirst.request_id": request_id}
+        with self.tracer.start_as_current_span(route, context, SpanKind.SERVER, attributes=about):
+            yield
 
     async def close(self) -> None:
         """Send what is left, then stop."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from service.cli.console import Data, Device, Workers, model_folder, next_step, output, progress, say
+from service.cli.console import Device, FromLog, Workers, model_folder, next_step, one_source, output, progress, say
 
 SHOWN = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -20,25 +21,34 @@ LEGEND = (
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Run folder, or model of the store by name or name/version.")],
-    data: Data,
+    data: Annotated[Path | None, typer.Option(help="Folder with train/<class>/ and val/<class>/ photographs.")] = None,
     split: Annotated[
         str | None, typer.Option(help="Folder of --data to use. [default: what training held out of train/]")
     ] = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="--data is any folder of photographs: certify the agreement alone.")
     ] = False,
+    from_log: FromLog = None,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Fit temperatures and a default threshold on photographs that were not trained on, and certify thresholds."""
+    """Fit temperatures and a default threshold on photographs that were not trained on, and certify thresholds.
+
+    With --from-log on what a server was asked: no photographs are needed, and of labels only what feedback gave.
+    """
     from service.errors import InvalidOption
     from service.evaluation.calibrate import calibrate as fit_and_certify
+    from service.evaluation.from_log import calibrate_from_log
     from service.inference.calibration import Calibration
 
-    if unlabelled and split:
-        raise InvalidOption("split", split, "left out: --unlabelled takes every photograph in --data")
-    with progress("calibrating") as show:
-        spec = fit_and_certify(model_folder(model), data, split, not unlabelled, device, workers, show)
+    photographs = one_source(data, from_log)
+    if split and (unlabelled or from_log):
+        raise InvalidOption("split", split, "left out: --unlabelled and --from-log take all that is there")
+    if photographs is None:
+        spec = calibrate_from_log(model_folder(model), str(from_log))
+    else:
+        with progress("calibrating") as show:
+            spec = fit_and_certify(model_folder(model), photographs, split, not unlabelled, device, workers, show)
     temperatures = ", ".join(f"{stage.name} {stage.temperature:.3f}" for stage in spec.stages)
     say(f"temperatures: {temperatures}; default threshold {spec.default_threshold:g}")
     for table in spec.calibration:

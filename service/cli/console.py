@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.errors import NotFound
+from service.errors import InvalidOption, NotFound
 from service.model_spec import SPEC
 from service.store import ModelStore
 
@@ -31,7 +31,19 @@ Runtime = Annotated[
     Literal["auto", "eager", "openvino", "cuda"], typer.Option(help="auto: the fastest that is installed.")
 ]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. [default: one per core]")]
+FromLog = Annotated[
+    str | None, typer.Option(metavar="DIR", help="A server's sample log (LOWFIRST_SAMPLE_LOG) instead of --data.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def one_source(data: Path | None, from_log: str | None) -> Path | None:
+    """The photographs of --data, None where there is --from-log. Raises InvalidOption: not exactly one is given."""
+    if data is not None and from_log is not None:
+        raise InvalidOption("from_log", from_log, "left out where --data is given")
+    if data is None and from_log is None:
+        raise InvalidOption("data", None, "a folder of photographs; or --from-log DIR names a server's sample log")
+    return data
 
 
 def say(text: str) -> None:
@@ -83,11 +95,11 @@ def model_folder(reference: str) -> Path:
     """
     from service.settings import load_settings
 
-    folder, key = unverified_folder(reference), load_settings().model_key
-    if key is not None and folder != Path(reference):
+    folder, settings = unverified_folder(reference), load_settings()
+    if settings.model_key is not None and settings.model_store.resolve() in folder.resolve().parents:
         from service.signing import verify
 
-        verify(folder, key)
+        verify(folder, settings.model_key)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,13 +11,14 @@ from rich.table import Table
 
 from service.cli.console import (
     AsJson,
-    Data,
     Device,
+    FromLog,
     Precision,
     Workers,
     model_folder,
     name_unreadable,
     next_step,
+    one_source,
     output,
     progress,
     say,
@@ -31,7 +33,7 @@ SHOWN = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run folder, or model of the store by name or name/version.")],
-    data: Data,
+    data: Annotated[Path | None, typer.Option(help="Folder with train/<class>/ and val/<class>/ photographs.")] = None,
     split: Annotated[str, typer.Option(help="Folder of --data to measure on.")] = "val",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -40,16 +42,22 @@ def evaluate(
         typer.Option(help="auto: the fastest that is installed. [default: eager; of int8 openvino]"),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also say how far every runtime agrees with eager float32.")] = False,
+    from_log: FromLog = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy, exit rate and mean multiply-adds over thresholds."""
+    """Measure accuracy, exit rate and mean multiply-adds over thresholds; with --from-log over time."""
     from service.evaluation.evaluate import compare as compare_runtimes
     from service.evaluation.evaluate import evaluate as measure
     from service.evaluation.evaluate import seen_in_training
     from service.inference.predictor import Predictor
 
+    photographs = one_source(data, from_log)
     folder = model_folder(model)
+    if photographs is None:
+        _show_history(folder, str(from_log), as_json)
+        return
+    data = photographs
     by = runtime or ("openvino" if precision == "int8" else "eager")
     predictor = Predictor.load(folder, device, precision, by)
     seen = seen_in_training(folder, data, split) if split != "train" else 0
@@ -72,6 +80,39 @@ def evaluate(
             next_step("serve", "--model", predictor.spec.name)
         else:
             next_step("publish", model, "--name", "NAME")
+
+
+def _show_history(folder: Path, where: str, as_json: bool) -> None:
+    from service.evaluation.history import history
+
+    found = history(folder, where)
+    if as_json:
+        typer.echo(found.to_json(), nl=False)
+        return
+    table = Table(
+        found.by, "images", "exit %", "mean M", "labelled", "top-1 %", "95 %", "drawn", "agree %",
+        title=f"{found.model}: answers in {found.log}, UTC",
+        caption="labelled: by feedback, which shows the top-1 of all if it is told of a random sample of them; "
+        "drawn: every stage ran",
+    )  # fmt: skip
+    for period in (*found.periods, found.total):
+        table.add_row(
+            period.begin.removesuffix("+00:00") or "all",
+            str(period.images),
+            _percent(period.exit_rate),
+            "-" if period.mean_mmacs is None else f"{period.mean_mmacs:.1f}",
+            str(period.labelled),
+            _percent(period.accuracy),
+            f"{_percent(period.at_least)} to {_percent(period.at_most)}",
+            str(period.drawn),
+            _percent(period.agreement),
+        )
+    output.print(table)
+
+
+def _percent(share: float | None) -> str:
+    """A dash where it is not known."""
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from service.cli.head import MAX_HEAD_BYTES, refusal_of, too_large
 from service.errors import BadRequest, LowfirstError, RequestTimeout, TooManyConnections
 from service.log import logger
 
-# Connections beyond the bound that are told so, with 503. Further ones are closed without a word.
+# Connections beyond the bound that may wait to ask, and are told 503 then. Of more, the oldest is told so at once.
 SURPLUS = 64
 WARN_SECONDS = 10.0
 
@@ -43,6 +43,7 @@ class Terms:
         on_close: told once of each connection that is closed.
         max_connections: open at once; requests over further ones are refused.
         warned: when the log was told of such, on the clock of ``time.monotonic``.
+        surplus: connections over the bound that no request of is served, oldest first.
     """
 
     head_seconds: float
@@ -51,6 +52,7 @@ class Terms:
     on_close: Callable[[], None] = lambda: None
     max_connections: float = math.inf
     warned: float = -math.inf
+    surplus: dict[BoundedHttp, None] = field(default_factory=dict)
 
     def warn(self) -> None:
         """Tell the log that there are too many connections, unless it was told a moment ago."""
@@ -80,7 +82,6 @@ class BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None  # the cycle is the latest request's, which may have to wait
-        self._is_surplus = False
         self._is_deaf = False  # what still comes cannot be read as HTTP
         self._in_head = False
         self._in_body = False
@@ -92,18 +93,18 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
         super().connection_made(transport)
-        excess = len(self.connections) - self._terms.max_connections
-        if excess > 0:
-            self._terms.warn()
-            self._is_surplus = True
-        if excess > SURPLUS:
-            transport.abort()
-        else:
-            self._start_timer()
+        self._start_timer()
+        terms = self._terms
+        if len(self.connections) > terms.max_connections:
+            terms.warn()
+            terms.surplus[self] = None
+            if len(terms.surplus) > SURPLUS:  # who said nothing for the longest gives way to who may ask
+                next(iter(terms.surplus))._send_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or was sent away."""
         self._stop_timer()
+        self._terms.surplus.pop(self, None)
         if self._probing is not None:
             self._probing.cancel()
         super().connection_lost(exc)
@@ -215,12 +216,17 @@ class BoundedHttp(HttpToolsProtocol):
                 self.parser.feed_data(b"\r\n".join(lines) + b"\r\n\r\n")
 
     def _refusal_of_head(self) -> LowfirstError | None:
-        most = self._terms.max_connections
-        if self._is_surplus and len(self.connections) > most:
-            return TooManyConnections(len(self.connections), most)
+        terms = self._terms
+        if self in terms.surplus and len(self.connections) > terms.max_connections:
+            return TooManyConnections(len(self.connections), terms.max_connections)
+        terms.surplus.pop(self, None)
         received = max(self._pending, self._received)
         parser = self.parser
         return refusal_of(parser.get_method(), self.url, parser.get_http_version(), self.headers, received)
+
+    def _send_away(self) -> None:
+        del self._terms.surplus[self]
+        self._fail(TooManyConnections(len(self.connections), self._terms.max_connections))
 
     def _fail(self, error: LowfirstError) -> None:
         """Read no further. Who is being answered gets that answer, then the connection is closed.

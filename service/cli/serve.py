@@ -17,7 +17,7 @@ import typer
 
 from service.cli.starting import bar
 from service.cores import cores
-from service.errors import LowfirstError
+from service.errors import InvalidOption, LowfirstError
 from service.log import configure, logger, starting
 from service.processes.share import how_many, is_on_gpu, share
 from service.settings import Settings, load_settings, unknown_variables
@@ -93,7 +93,7 @@ def _together(settings: Settings, count: int) -> None:
 
 async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals | None:
     from service.processes.parent import Parent
-    from service.processes.reception import MAIN, OWN, bind
+    from service.processes.reception import MAIN, OWN, bind, hold
 
     listeners = {MAIN: await bind(settings.host, settings.port)}
     own_address = ""
@@ -102,6 +102,16 @@ async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals
 
         listener, own_address = bind_own(settings.metrics_host or settings.host, settings.metrics_port)
         listeners[OWN] = [listener]
+    if settings.grpc_port is not None:
+        try:
+            grpc_holder = hold(settings.host, settings.grpc_port)
+        except OSError as error:
+            raise InvalidOption(
+                "LOWFIRST_GRPC_PORT",
+                settings.grpc_port,
+                f"one that can be listened on at {settings.host} ({error.strerror})",
+            ) from error
+        settings = settings.model_copy(update={"grpc_port": grpc_holder.getsockname()[1]})
     starting.info("starting %d processes", count)
     # Children are forked from one process that has all imported: each further one takes some 200 to 280 MiB instead of
     # the 690 that one started by itself takes (loadtest/process_memory.py).

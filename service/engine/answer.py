@@ -32,6 +32,7 @@ class Ask:
         deadline: seconds after ``arrival``; None waits as long as it takes.
         top_k: labels to give, at most the number of classes.
         passes: whether to tell what each stage that ran says, not the answering one's answer alone.
+        request_id, index: of the request, and the image's place among its images: for the sample log.
         names_version: whether it names the version of the model too, so that no canary answers it.
     """
 
@@ -40,6 +41,8 @@ class Ask:
     deadline: float | None = None
     top_k: int = 5
     passes: bool = False
+    request_id: str = ""
+    index: int = 0
     names_version: bool = False
 
 

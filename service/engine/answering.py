@@ -29,6 +29,7 @@ class Answering:
         self._recent = recent
         self._names = tuple(stage.name for stage in spec.stages)
         self._images = memoise(lambda exit_, reason: metrics.images.labels(spec.reference, exit_, reason))
+        self._seconds = [metrics.image_seconds.labels(spec.reference, name) for name in self._names]
         self._confidence = metrics.confidence.labels(spec.reference)
 
     def answer(self, entry: Entry, stage: int, reason: Reason, with_passes: bool) -> Answer:
@@ -52,6 +53,7 @@ class Answering:
             passes=self._passes(entry, stage) if with_passes else None,
         )
         self._images(answer.exit, reason).inc()
+        self._seconds[stage].observe(answer.seconds)
         self._confidence.observe(answer.confidence)
         if reason != "cached":
             self.computed += 1

@@ -29,12 +29,14 @@ from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, predict, solve
 from service.engine.preparing import Preparation
 from service.engine.recent import Recent, Totals
+from service.engine.sampling import Sampling
 from service.engine.steering import Steering
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
 from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
+from service.samples.log import SampleLog
 from service.state.base import ConfigSource, Goal, ResultCache, ThresholdConfig
 
 
@@ -48,6 +50,7 @@ class Engine:
         cache: results already computed; None keeps none.
         metrics: where all that happens is counted.
         limits: bounds of work in flight.
+        samples: where images are logged; None logs none.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Engine:
         metrics: Metrics,
         limits: Limits,
         single: Predictor | None = None,
+        samples: SampleLog | None = None,
     ) -> None:
         spec = predictor.spec
         self.predictor = predictor
@@ -79,6 +83,7 @@ class Engine:
             on_drop=lambda stage: metrics.dropped.labels(names[stage]).inc(),
             on_late=lambda stage: metrics.dropped.labels(names[stage] if stage else "deadline").inc(),
         )
+        self._sampling = None if samples is None else Sampling(samples, predictor, self._lanes)
         policy = Policy(spec.depth - 1, audit_probability=limits.audit_probability)
         self._aside = Aside(spec, metrics, self._lanes.push)
         self._executor = Executor(
@@ -129,6 +134,8 @@ class Engine:
         self.behind.close()
         for entry in list(self._waiting):  # what a device that failed meanwhile left behind
             entry.fail(DeviceFailed("the device failed"))
+        if self._sampling is not None:
+            self._sampling.close()
 
     async def retire(self) -> None:
         """Close once nobody waits for an answer: new work goes elsewhere."""
@@ -167,15 +174,24 @@ class Engine:
         self._check_running()
         with self._in_use():
             entry = self._entry(ask)
-            if self._cached is None:
-                return self._answering.answer(entry, *await self._run(entry, body), ask.passes)
-            key = self._cached.key(body)
-            stage = await self._cached.look_up(key, entry, self._steering.lowered)
-            if stage is not None:
-                return self._answering.answer(entry, stage, "cached", ask.passes)
-            stage, reason = await self._run(entry, body)
-            await self._cached.remember(key, entry)
-            return self._answering.answer(entry, stage, reason, ask.passes)
+            if self._sampling is None or not self._sampling.is_chosen():
+                return await self._answer(entry, body, ask)
+            with self._sampling.drawn(entry):
+                answer = await self._answer(entry, body, ask)
+            self._sampling.answered(entry, body, ask, answer)
+            return answer
+
+    async def _answer(self, entry: Entry, body: bytes, ask: Ask) -> Answer:
+        """See ``classify``."""
+        if self._cached is None:
+            return self._answering.answer(entry, *await self._run(entry, body), ask.passes)
+        key = self._cached.key(body)
+        stage = await self._cached.look_up(key, entry, self._steering.lowered)
+        if stage is not None:
+            return self._answering.answer(entry, stage, "cached", ask.passes)
+        stage, reason = await self._run(entry, body)
+        await self._cached.remember(key, entry)
+        return self._answering.answer(entry, stage, reason, ask.passes)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

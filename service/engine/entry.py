@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,6 +33,10 @@ class Entry:
         latest: the latest stage that ran, and why its output is given, should its deadline come.
         failure: why there is no answer. Not in the future: whoever raises it would be part of a cycle.
         enqueued: when it entered the lane it is in.
+        is_drawn: whether all stages run, however it ends: see ``sampling``.
+        is_audited: whether it was drawn for an audit. ``runs_on``: whether later stages run behind its answer, for that
+            or for the sample log; known once it is answered. ``outputs_behind``: what they said.
+        on_completed: called once they have run, or were given up. In the event loop's thread.
     """
 
     threshold: float
@@ -54,6 +58,11 @@ class Entry:
     failure: LowfirstError | None = None
     enqueued: float = 0.0
     timing: Timing = field(default_factory=Timing)
+    is_drawn: bool = False
+    is_audited: bool = False
+    runs_on: bool = False
+    outputs_behind: list[Tensor] = field(default_factory=list)
+    on_completed: Callable[[], None] | None = None
 
     @property
     def confidence(self) -> float:
@@ -108,6 +117,11 @@ class Entry:
                 f"deadline passed after {waited * 1e3:.0f} ms, before any answer existed", field="deadline_ms"
             )
         )
+
+    def completed(self) -> None:
+        """The stages behind its answer have run, or were given up. In the event loop's thread."""
+        if self.on_completed is not None:
+            self.on_completed()
 
     def give_up(self) -> None:
         """Nothing more can be there in time: the latest output, or an error. In the event loop's thread."""

@@ -176,7 +176,8 @@ class Executor:
         seconds = time.monotonic() - began
         decisions = self._decide(batch, confidences)
         audited = [self._is_audited(batch, decision) for decision in decisions]
-        outcome = Outcome(probabilities, confidences, decisions, audited, seconds)
+        completed = [self._is_completed(batch, *each) for each in zip(batch.entries, decisions, strict=True)]
+        outcome = Outcome(probabilities, confidences, decisions, audited, completed, seconds)
         if outcome.kept:
             self._pool.put(stage, handed_on, outcome.kept, [batch.slots[row] for row in outcome.kept])
         return outcome
@@ -209,6 +210,10 @@ class Executor:
             and random.random() < self.policy.audit_probability
         )
 
+    def _is_completed(self, batch: Batch, entry: Entry, decision: Decision) -> bool:
+        """Whether it is to have its other stages for the sample log, for whatever reason it ends here."""
+        return entry.is_drawn and not batch.is_audit and isinstance(decision, Exit) and batch.stage < self.policy.last
+
     def _run_singly(self, batch: Batch) -> None:
         for index, (entry, slot) in enumerate(zip(batch.entries, batch.slots, strict=True)):
             try:
@@ -224,6 +229,8 @@ class Executor:
             failure = DeviceFailed(f"the {self._work(batch)} pass failed on this image")  # one each: errors are edited
             own = type(error)(error.message) if type(error) is DeviceFailed else failure
             entry.loop.call_soon_threadsafe(entry.fail, own)
+            if batch.is_audit:
+                entry.loop.call_soon_threadsafe(entry.completed)
 
     def _is_broken(self) -> bool:
         try:
@@ -249,7 +256,8 @@ class Executor:
                 escalated.append(entry)
                 continue
             answered.append((entry, decision.reason))
-            if not (outcome.is_audited[row] and self._send_to_audit(stage, entry)):
+            entry.is_audited = outcome.is_audited[row]
+            if not (outcome.runs_on(row) and self._send_to_audit(stage, entry)):
                 unused.append(batch.slots[row])
                 entry.slot = None
         if answered:
@@ -268,6 +276,7 @@ class Executor:
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
         if self._lanes.audit(stage + 1, entry):
+            entry.runs_on = True
             return True
         self._metrics.audits_skipped.inc()
         return False
@@ -276,16 +285,18 @@ class Executor:
         stage, answered, unused = batch.stage, list[tuple[Entry, Reason]](), list[int]()
         for row, (entry, decision) in enumerate(zip(batch.entries, outcome.decisions, strict=True)):
             entry.slot = batch.slots[row]
+            entry.outputs_behind.append(outcome.probabilities[row])
             if entry.is_behind and not isinstance(decision, Drop):
                 self._note(entry, row, stage, outcome)
                 entry.timing.compute += outcome.seconds / len(batch.entries)
             if isinstance(decision, Escalate) and self._send_to_audit(stage, entry):
                 continue
             unused.append(batch.slots[row])
+            entry.loop.call_soon_threadsafe(entry.completed)
             if isinstance(decision, Exit):
                 if entry.is_behind:
                     answered.append((entry, decision.reason))
-                else:
+                elif entry.is_audited:  # else the sample log alone wanted to know: audits are as probable as they were
                     self._judge(entry, int(outcome.probabilities[row].argmax()))
         self._lanes.release(unused)
         if answered:

@@ -65,6 +65,7 @@ class Lanes:
         self.neighbour: Neighbour | None = None
         self._free = list(range(slots))
         self._audit_backlog = audit_backlog
+        self._audits_reserved = 0
         self._on_drop = on_drop
         self._on_late = on_late
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
@@ -96,16 +97,31 @@ class Lanes:
             self._release(unused)
 
     def audit(self, stage: int, entry: Entry) -> bool:
-        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do already.
+        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do and it has none reserved.
 
         What runs behind an answer is never turned away once it began: escalated images would be missing more often.
         """
         with self._changed:
-            if not entry.is_behind and self._audited() >= self._audit_backlog:
+            if not (entry.is_behind or (entry.is_drawn and not self._closed) or self._has_room_for_audit()):
                 return False
             self._audits[stage].append(entry)
             self._changed.notify()
             return True
+
+    def reserve_audit(self) -> bool:
+        """Keep room for the audit of an image that is yet to come, unless enough wait or are to come already."""
+        with self._changed:
+            has_room = self._has_room_for_audit()
+            self._audits_reserved += has_room
+            return has_room
+
+    def free_audit(self) -> None:
+        """That image waits for its audit, or needs none."""
+        with self._changed:
+            self._audits_reserved -= 1
+
+    def _has_room_for_audit(self) -> bool:
+        return self._audited() + self._audits_reserved < self._audit_backlog
 
     def behind(self, entries: Sequence[Entry]) -> bool:
         """Let ``entries``, without slots, wait for the first stage behind all clients' work; False while none runs."""

@@ -18,6 +18,7 @@ from service.inference.predictor import Predictor
 from service.inference.single_scale import single_scale
 from service.log import logger
 from service.metrics import Metrics
+from service.samples.log import SampleLog
 from service.state.base import ConfigStore, ResultCache, RuntimeConfig
 from service.store import ModelStore
 
@@ -35,6 +36,7 @@ class Models:
         limits: of each engine.
         profile: times measured before, for the model that they fit; None measures at start-up.
         agree: gives the times that all processes reckon with, of a model's reference and those measured here.
+        samples: where images are logged; None logs none.
 
     Attributes:
         trial: what can be tried beside them, should the config say so; None where nothing can.
@@ -51,6 +53,7 @@ class Models:
         limits: Limits,
         profile: LatencyProfile | None = None,
         agree: Callable[[str, LatencyTable], Awaitable[LatencyTable]] | None = None,
+        samples: SampleLog | None = None,
     ) -> None:
         self.store = store
         self.applied = Applied(config, first_config(first))
@@ -60,6 +63,7 @@ class Models:
         self._limits = limits
         self._profile = profile
         self._agree = agree
+        self._samples = samples
         self._gauges = EngineGauges(metrics)
         self._trial_gauges = TrialGauges(metrics, self.applied)
         self._engines = {predictor.spec.name: self._engine(predictor) for predictor in first}
@@ -173,7 +177,15 @@ class Models:
         )
 
     def _engine(self, predictor: Predictor) -> Engine:
-        return Engine(predictor, self.applied, self._cache, self._metrics, self._limits, single=single_scale(predictor))
+        return Engine(
+            predictor,
+            self.applied,
+            self._cache,
+            self._metrics,
+            self._limits,
+            single=single_scale(predictor),
+            samples=self._samples,
+        )
 
     async def _start(self, engine: Engine) -> None:
         profile = self._profile

@@ -17,7 +17,7 @@ class Outcome:
     Attributes:
         probabilities: float32 (B, K), on the host.
         confidences: (B,).
-        decisions, is_audited: of each entry.
+        decisions, is_audited: of each entry. ``is_completed``: whether its other stages run for the sample log.
         seconds: that the stage took.
     """
 
@@ -25,9 +25,14 @@ class Outcome:
     confidences: Sequence[float]
     decisions: Sequence[Decision]
     is_audited: Sequence[bool]
+    is_completed: Sequence[bool]
     seconds: float
 
     @property
     def kept(self) -> list[int]:
         """Rows whose features are needed again."""
-        return [row for row, each in enumerate(self.decisions) if isinstance(each, Escalate) or self.is_audited[row]]
+        return [row for row, each in enumerate(self.decisions) if isinstance(each, Escalate) or self.runs_on(row)]
+
+    def runs_on(self, row: int) -> bool:
+        """Whether later stages run behind its answer."""
+        return self.is_audited[row] or self.is_completed[row]

@@ -64,7 +64,7 @@ def calibrate(
         on_batch(images, total)
 
     fit_on = run_passes(reference, fitting, workers, done)
-    temperatures, others = _beside(fit(fit_on) if is_labelled else spec.temperatures, spec, pairs)
+    temperatures, others = beside(fit(fit_on) if is_labelled else spec.temperatures, spec, pairs)
     fitted = spec.with_temperatures(temperatures)
     fitted = dataclasses.replace(fitted, default_threshold=cheapest(fit_on, fitted))
     tables = []
@@ -92,7 +92,7 @@ def warn(spec: ModelSpec, certifying: int) -> None:
         logger.warning(few)
 
 
-def _beside(
+def beside(
     fitted: Sequence[float], spec: ModelSpec, pairs: Sequence[tuple[str, str]]
 ) -> tuple[Sequence[float], list[CalibrationTable]]:
     """The tables of ``spec`` for none of ``pairs``, and the temperatures that they were made with; ``fitted`` and none
@@ -136,7 +136,7 @@ def cheapest(passes: Passes, spec: ModelSpec) -> float:
     What only an early stage gets right does not count against them: so few photographs make up the difference that
     chance would decide where it is nought.
     """
-    table = _count(passes, spec, "", "")
+    table = count(passes, spec, "", "")
     allowed = LOST_BY_DEFAULT * table.n
     chosen = 1.0
     for row in reversed(table.rows):
@@ -149,10 +149,11 @@ def cheapest(passes: Passes, spec: ModelSpec) -> float:
 
 def certify(passes: Passes, spec: ModelSpec, predictor: Predictor) -> CalibrationTable:
     """The table of ``predictor``'s runtime and precision, counted on images that fitted nothing."""
-    return _count(passes, spec, predictor.runtime, predictor.precision)
+    return count(passes, spec, predictor.runtime, predictor.precision)
 
 
-def _count(passes: Passes, spec: ModelSpec, runtime: str, precision: str) -> CalibrationTable:
+def count(passes: Passes, spec: ModelSpec, runtime: str, precision: str) -> CalibrationTable:
+    """The table of a runtime and precision that gave ``passes``, at the temperatures of ``spec``."""
     answers = passes.answers(spec.temperatures)
     targets = None if (answers.targets < 0).all() else answers.targets
     return count_table(answers.confidence, answers.answers, targets, runtime, precision)

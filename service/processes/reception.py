@@ -183,6 +183,28 @@ async def bind(host: str, port: int) -> list[socket.socket]:
     return bound
 
 
+def free(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """The family and address of a port that nobody has, not even to share it. Raises OSError."""
+    family, *_, where = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    address = str(where[0]), int(where[1])
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+    return family, address
+
+
+def hold(host: str, port: int) -> socket.socket:
+    """A socket that takes a port for those of this user who share it (SO_REUSEPORT), and for nobody else.
+
+    It never listens: connections go to those that do. Raises OSError: somebody has the port.
+    """
+    family, address = free(host, port)  # or another server that shares it too would be joined unnoticed
+    holder = socket.socket(family)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(address)
+    return holder
+
+
 def received(descriptor: int) -> socket.socket:
     """A connection that was handed over, as asyncio wants it. Raises OSError: its client has gone already."""
     connection = socket.socket(fileno=descriptor)

@@ -115,7 +115,8 @@ async def test_openapi_tells_the_one_shape_of_errors_and_the_forms_of_bodies(cli
         "/classify/batch": ["multipart/form-data"],
     }
     patch = schema["paths"]["/config/threshold"]["patch"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(patch["properties"]) == {
+    assert patch == {"$ref": "#/components/schemas/ThresholdPatch"}
+    assert set(schema["components"]["schemas"]["ThresholdPatch"]["properties"]) == {
         "threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop", "floor"
     }  # fmt: skip
 

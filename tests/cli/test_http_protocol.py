@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.exchange import exchange_of, unless_client_leaves
+from service.cli import http_protocol as http_protocol_module
 from service.cli.http_protocol import CONTINUE, Terms, http_protocol
 from service.errors import ClientLeft, LowfirstError
 
@@ -72,11 +73,15 @@ def app() -> App:
 
 
 @pytest.fixture
-def connect(app: App) -> Iterator[Callable[[], socket.socket]]:
+def terms() -> Terms:
+    """Of every connection."""
+    return Terms(TIMEOUT, refuse)
+
+
+@pytest.fixture
+def connect(app: App, terms: Terms) -> Iterator[Callable[[], socket.socket]]:
     """``connect()``: a bare connection to a server of ``app``."""
-    config = uvicorn.Config(
-        app, http=http_protocol(Terms(TIMEOUT, refuse)), lifespan="off", port=0, log_config=None, access_log=False
-    )
+    config = uvicorn.Config(app, http=http_protocol(terms), lifespan="off", port=0, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -232,3 +237,24 @@ def test_client_that_leaves_in_the_middle_of_a_body_is_noticed(connect: Callable
     opened.shutdown(socket.SHUT_WR)
     assert opened.recv(1) == b""
     assert not app.begun.is_set()
+
+
+def test_silent_connections_beyond_the_bound_do_not_keep_a_new_one_from_its_answer(
+    terms: Terms, connect: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol_module, "SURPLUS", 2)
+    terms.max_connections = 1
+    served = connect()
+    served.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    received(served, b'["GET",""]')
+    silent = [connect() for _ in range(6)]
+    new = connect()
+    new.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    for refused in (new, *silent[:5]):  # the last of them may still ask
+        ((status, message),) = answers(refused)
+        assert (status, "connections" in message) == (503, True)
+    silent[5].sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert answers(silent[5])[0][0] == 503
+    assert not terms.surplus
+    served.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    received(served, b'["GET",""]')

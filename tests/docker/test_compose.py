@@ -41,7 +41,7 @@ def test_a_container_may_do_little(name: str) -> None:
 def test_what_is_published_is_published_to_this_machine_alone(name: str) -> None:
     ports = SERVICES[name].get("ports", [])
     assert all(port.startswith("127.0.0.1:") for port in ports)
-    assert bool(ports) == (name in ("proxy", "prometheus", "grafana"))
+    assert bool(ports) == (name in ("proxy", "prometheus", "alertmanager", "grafana"))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -54,13 +54,14 @@ def test_a_mounted_file_is_there_and_cannot_be_written(name: str) -> None:
         assert options == "ro"
 
 
-def test_two_replicas_share_a_redis_that_nobody_else_reaches() -> None:
+def test_two_replicas_share_a_redis_that_nobody_else_reaches_but_its_exporter() -> None:
     assert SERVICES["lowfirst"]["deploy"]["replicas"] == 2
     assert SERVICES["redis"]["networks"] == ["state"]
     assert COMPOSE["networks"]["state"]["internal"]
     assert [name for name, service in SERVICES.items() if "state" in service.get("networks", [])] == [
         "lowfirst",
         "redis",
+        "redis-exporter",
     ]
 
 
@@ -89,3 +90,14 @@ def test_every_variable_with_a_default_is_explained() -> None:
     explained = (ROOT / ".env.example").read_text()
     for name in re.findall(r"\$\{(\w+)", TEXT):
         assert f"#{name}=" in explained, name
+
+
+def test_prometheus_scrapes_and_tells_services_that_are_there() -> None:
+    config = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
+    named = [job["static_configs"][0]["targets"][0] for job in config["scrape_configs"] if "static_configs" in job]
+    named += config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    assert [target.partition(":")[0] for target in named] == ["redis-exporter", "proxy-exporter", "alertmanager"]
+    assert {target.partition(":")[0] for target in named} <= set(SERVICES)
+    status = SERVICES["proxy-exporter"]["command"][0].partition("http://proxy:")[2].partition("/")[0]
+    assert f"listen {status};" in (ROOT / "docker/nginx/nginx.conf").read_text()
+    assert status not in str(SERVICES["proxy"]["ports"])

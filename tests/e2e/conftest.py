@@ -15,10 +15,28 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e.console import (  # noqa: F401  (fixtures)
+    _config_as_it_was,
+    any_depth,
+    browser,
+    open_page,
+    page,
+    priced,
+    site,
+    store,
+)
+
 Server = tuple[subprocess.Popen[str], httpx.Client]
 Serve = Callable[..., Server]
 
 TIMEOUT = 60  # a machine may be busy
+
+_LOGS: dict[subprocess.Popen[str], list[str]] = {}
+
+
+def log_of(process: subprocess.Popen[str]) -> list[str]:
+    """The lines that a server has written to standard error."""
+    return _LOGS[process]
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +122,7 @@ class _Log:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
         self.lines: list[str] = []
+        _LOGS[process] = self.lines
         self._process = process
         self._stream = process.stderr
         self._address: queue.Queue[str | None] = queue.Queue()

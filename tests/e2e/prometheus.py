@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,25 @@ class Prometheus:
 
     def has_data(self, expression: str) -> bool:
         """Whether any sample since the start is a number, asked as Grafana asks."""
-        series = self._data("query_range", query=expression, start=self.began, end=time.time(), step=0.5)["result"]
+        series = self.range(expression, self.began, time.time(), 0.5)
         return any(math.isfinite(float(value)) for one in series for _, value in one["values"])
+
+    def range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        """Its series between two times (Unix time), a sample each ``step`` seconds: ``metric`` and ``values``."""
+        series: list[dict[str, Any]] = self._data("query_range", query=expression, start=start, end=end, step=step)[
+            "result"
+        ]
+        return series
+
+    def alertmanagers(self) -> list[dict[str, Any]]:
+        """Those that it tells of alerts."""
+        active: list[dict[str, Any]] = self._data("alertmanagers")["activeAlertmanagers"]
+        return active
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Those that are pending or firing."""
+        alerts: list[dict[str, Any]] = self._data("alerts")["alerts"]
+        return alerts
 
     def rules(self) -> list[dict[str, Any]]:
         return [rule for group in self._data("rules")["groups"] for rule in group["rules"]]
@@ -61,14 +78,33 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(file: str, targets: dict[str, Any], folder: Path) -> Iterator[Prometheus]:
-    """The Prometheus of ``docker/prometheus/<file>``, but for where its one job finds its targets, and intervals."""
+def scraping(
+    file: str,
+    targets: dict[str, Any],
+    folder: Path,
+    others: Mapping[str, str] | None = None,
+    alertmanager: str | None = None,
+) -> Iterator[Prometheus]:
+    """The Prometheus of ``docker/prometheus/<file>``, but for intervals and where its first job finds its targets.
+
+    Args:
+        others: the other jobs that it has, each with its one target, host:port.
+        alertmanager: whom it tells of alerts, host:port; None for nobody.
+    """
     config = yaml.safe_load((DOCKER / "prometheus" / file).read_text())
     config["global"] = dict.fromkeys(config["global"], SCRAPE)
     config["rule_files"] = [str(DOCKER / "prometheus" / name) for name in config["rule_files"]]
-    (job,) = config["scrape_configs"]
-    kept = {name: job[name] for name in ("job_name", "relabel_configs") if name in job}
+    first, *rest = config["scrape_configs"]
+    kept = {name: first[name] for name in ("job_name", "relabel_configs") if name in first}
     config["scrape_configs"] = [kept | targets]
+    for job in rest:
+        if job["job_name"] in (others or {}):
+            job["static_configs"][0]["targets"] = [(others or {})[job["job_name"]]]
+            config["scrape_configs"].append(job)
+    if alertmanager is None:
+        config.pop("alerting", None)
+    else:
+        config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
@@ -98,18 +134,22 @@ def wait_until_none_is_left(left: Callable[[], list[str]]) -> None:
 
 def panel_queries() -> dict[str, str]:
     """Every query of every panel, and of every annotation, as Grafana would send it."""
-    queries = {}
+    queries: dict[str, str] = {}
     for path in DASHBOARDS:
         page = json.loads(path.read_text())
-        asked = {
+        found = {
             f"{panel['title']} {target['refId']}": target["expr"]
             for panel in page["panels"]
             for target in panel.get("targets", [])
         }
-        asked |= {f"annotation {each['name']}": each["expr"] for each in page["annotations"]["list"]}
-        for title, expression in asked.items():
-            for variable, value in VARIABLES.items():
-                expression = expression.replace(variable, value)
-            assert "$" not in expression
-            queries[f"{path.stem}: {title}"] = expression
+        found |= {f"annotation {each['name']}": each["expr"] for each in page["annotations"]["list"]}
+        queries |= {f"{path.stem}: {title}": asked(expression) for title, expression in found.items()}
     return queries
+
+
+def asked(expression: str) -> str:
+    """A query with what Grafana puts in the place of its variables."""
+    for variable, value in VARIABLES.items():
+        expression = expression.replace(variable, value)
+    assert "$" not in expression
+    return expression

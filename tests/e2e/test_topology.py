@@ -6,12 +6,10 @@ import http.client
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pytest
 from loadtest import nginx
 from loadtest.servers import free_port
 from tests.conftest import need
+from tests.e2e.programs import listening, running
 from tests.e2e.prometheus import DOCKER, Prometheus, scraping
 from tests.e2e.under_load import RAW, TIMEOUT, posting, until
 
@@ -81,32 +80,6 @@ def proxy_command(folder: Path, port: int, replicas: list[str]) -> list[str]:
 
 def address(client: httpx.Client) -> str:
     return f"{client.base_url.host}:{client.base_url.port}"
-
-
-@contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, ended at the end."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(TIMEOUT)
-
-
-@contextmanager
-def listening(command: list[str], port: int) -> Iterator[httpx.Client]:
-    """A client of a server process, once it listens."""
-    where = ("127.0.0.1", port)
-
-    def listens() -> bool:
-        assert process.poll() is None
-        with socket.socket() as probe:
-            return probe.connect_ex(where) == 0
-
-    with running(command) as process, httpx.Client(base_url=f"http://{where[0]}:{where[1]}", timeout=TIMEOUT) as client:
-        until(listens)
-        yield client
 
 
 def images(replica: Server) -> float:

@@ -29,6 +29,7 @@ from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.networks.cascade import Carried
+from service.samples.log import SampleLog
 from service.state.base import ResultCache, RuntimeConfig, ThresholdConfig
 from service.state.memory import MemoryConfigStore
 
@@ -228,6 +229,7 @@ async def serving(
     floor: float | None = None,
     profile: LatencyTable | None = None,
     measured: bool = False,
+    samples: SampleLog | None = None,
     **limits: Any,
 ) -> AsyncIterator[Server]:
     """A started engine; closed at the end, whatever stands in it."""
@@ -235,7 +237,7 @@ async def serving(
     config = MemoryConfigStore(start_config(threshold, floor))
     registry = CollectorRegistry()
     chosen = Limits(**{"max_batch_size": 4, **limits})
-    engine = Engine(predictor, config, cache, Metrics(registry), chosen)
+    engine = Engine(predictor, config, cache, Metrics(registry), chosen, samples=samples)
     await in_time(engine.start(None if measured else profile or profile_of(case.depth)))
     try:
         yield Server(case, engine, predictor, config, registry, chosen.feature_slots)

@@ -37,6 +37,7 @@ export class LiveChart {
       "article", {class: "card chart"},
       h("h3", {}, title), h("p", {class: "figures"}, ...legend), h("div", {class: "plot"}, this.drawing, this.scale),
     );
+    this.draw();
   }
 
   // One value a line; null where nothing is known.
@@ -132,18 +133,15 @@ export class Curve {
     }
     drawing.append(s("text", {class: "tick end", x: width - EDGE.right, y: height - 3}, axis.title));
     if (single !== null) {
-      drawing.append(
-        s("line", {class: "mark", x1: x(single), x2: x(single), y1: EDGE.top - 4, y2: height - EDGE.bottom}),
-        s("text", {class: "tick end", x: x(single) - 5, y: height - EDGE.bottom - 6}, "single-scale"),
-      );
+      drawing.append(s("line", {class: "mark", x1: x(single), x2: x(single), y1: EDGE.top - 4, y2: height - EDGE.bottom}));
     }
     const line = points.map(({cost, worth}) => `${x(cost)},${y(worth)}`).join("L");
     drawing.append(s("path", {class: "line curve-line", d: `M${line}`}));
     for (const {tone, point} of marks) {
       drawing.append(s("circle", {class: `point ${tone}`, cx: x(point.cost), cy: y(point.worth), r: 6}));
     }
-    marks.forEach(({name, tone, point}, i) => {
-      const below = i === 0 && marks.length > 1;
+    marks.forEach(({name, tone, point}) => {
+      const below = tone === "now"; // what is asked; others have their names above
       const at = {x: x(point.cost) + (below ? 8 : -8), y: y(point.worth) + (below ? 20 : -10)};
       const label = s("text", {class: `point-name ${tone}`, ...at}, name);
       label.classList.add(below ? "start" : "end");

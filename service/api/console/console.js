@@ -2,6 +2,7 @@
 
 import {Refused, about, askFor, call, mean, model as meant, whyNot} from "./api.js";
 import {LiveChart} from "./charts.js";
+import * as checks from "./checks.js";
 import {$, count, h, millions, money, ms, percent, reference, sum, wholePercent} from "./dom.js";
 import * as models from "./models.js";
 import * as result from "./result.js";
@@ -9,14 +10,15 @@ import * as threshold from "./threshold.js";
 import * as trial from "./trial.js";
 
 const POLL_MS = 1000;
-const WINDOW = 10; // seconds that a rate is taken over
+const WINDOW = 10; // seconds that "now" is
 
 const charts = {
-  time: new LiveChart("Compute an image", {series: [{name: "", tone: "tone-0"}], format: ms, least: 0.01, marked: "single-scale"}),
-  cost: new LiveChart("Multiply-adds an image", {series: [{name: "", tone: "tone-1"}], format: millions, marked: "single-scale"}),
+  saved: new LiveChart("Time saved", {series: [{name: "", tone: "tone-0"}], format: percent, tick: wholePercent, top: 1}),
+  time: new LiveChart("Compute per image", {series: [{name: "", tone: "tone-0"}], format: ms, least: 0.01, marked: "single-scale"}),
+  cost: new LiveChart("Multiply-adds per image", {series: [{name: "", tone: "tone-1"}], format: millions, marked: "single-scale"}),
   exit: new LiveChart("Exit early", {series: [{name: "", tone: "tone-0"}], format: percent, tick: wholePercent, top: 1}),
-  latency: new LiveChart("Latency", {series: [{name: "p50", tone: "tone-0"}, {name: "p99", tone: "tone-1"}], format: ms}),
-  queue: new LiveChart("In flight", {
+  latency: new LiveChart("Latency, last minute", {series: [{name: "p50", tone: "tone-0"}, {name: "p99", tone: "tone-1"}], format: ms}),
+  queue: new LiveChart("Images in flight", {
     series: [{name: "in all", tone: "ink"}, {name: "escalated", tone: "tone-1"}], format: count, least: 4,
   }),
 };
@@ -102,12 +104,16 @@ function follow(stats) {
   const images = stats.images - first.images;
   const mean = (figure) => meanSince(first.images, first[figure], stats.images, stats[figure]);
   const time = (figure) => meanSince(first.time.images, first.time[figure], stats.time.images, stats.time[figure]);
-  charts.time.at(time("single_scale_ms") ?? stats.time.single_scale_ms);
-  charts.time.push([time("mean_ms")]);
+  const [spent, single] = [time("mean_ms"), time("single_scale_ms")];
+  charts.saved.push([spent !== null && single ? 1 - spent / single : null]);
+  charts.time.at(single ?? stats.time.single_scale_ms);
+  charts.time.push([spent]);
   charts.exit.push([clamped(mean("exit_rate"))]);
   charts.cost.push([mean("mean_mmacs")]);
   charts.latency.push(images ? [stats.latency_ms.p50, stats.latency_ms.p99] : []); // known for a minute, but no news
   charts.queue.push([stats.queue.images_in_flight, sum(stages.slice(1).map(({name}) => stats.queue[name]))]);
+  result.timed(stats.time);
+  checks.audited(stats.audit);
   $("totals").textContent = stats.images ? totals(stats) : " · no image yet";
 }
 

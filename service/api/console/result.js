@@ -15,6 +15,7 @@ const photographs = [];
 const known = new Map(); // models by name/version, as /models tells them: photographs outlast a switch
 let shown = null;
 let serving = null; // the one that is asked
+let time = null; // of /stats: what the server measured
 
 export function start() {
   const input = $("files");
@@ -50,6 +51,12 @@ export function use(model, models) {
   for (const one of models) known.set(reference(one), one);
   serving = model;
   render();
+}
+
+// `spent`: time of /stats.
+export function timed(spent) {
+  time = spent;
+  $("time-saved")?.replaceWith(timeSaved());
 }
 
 const modelOf = (answer) => (answer ? known.get(reference(answer.model)) : serving);
@@ -120,8 +127,22 @@ function render() {
 const image = (url) =>
   h("img", {src: url, alt: "", error: ({target}) => target.replaceWith(h("i", {class: "undrawn"}, "no preview"))});
 
-const picture = ({file, url}) =>
-  h("figure", {class: "picture"}, image(url), h("figcaption", {class: "quiet"}, file.name));
+function picture({file, url, answer}) {
+  const model = modelOf(answer);
+  const crop = h("span", {class: "crop", hidden: true});
+  const shown = image(url);
+  shown.addEventListener("load", () => {
+    if (model) frame(crop, shown, model.resolution / model.resize);
+  });
+  const seen = model ? h("p", {class: "quiet"}, "The network sees the bright square.") : null;
+  return h("figure", {class: "picture"}, h("div", {class: "frame"}, shown, crop), h("figcaption", {class: "quiet"}, file.name), seen);
+}
+
+// The network sees the central square: this part of the shorter side.
+function frame(crop, {naturalWidth: width, naturalHeight: height}, part) {
+  const side = part * Math.min(width, height);
+  sized(crop, {width: side / width, height: side / height}).hidden = false;
+}
 
 function outcome(photograph) {
   const {answer, refused, asking} = photograph;
@@ -238,9 +259,6 @@ function spent(answer) {
   const last = stages.at(-1);
   const times = stages.map(({name}) => time[name]);
   const computed = sum(times);
-  const alone = stages.length > 1 ? leastOfLast(model) : null;
-  const longest = Math.max(computed, sum(times.slice(0, -1)) + (alone ?? 0)) || 1;
-  const told = alone === null ? ms(computed) : `${ms(computed)} · single-scale about ${ms(alone)}`;
   const whole = sum(stages.map((stage) => stage.mmacs));
   const costs = stages.map((stage) => (mmacs && time[stage.name] ? stage.mmacs : 0));
   const part = stages.length > 1 ? ` · ${wholePercent(mmacs / last.mmacs)} of single-scale` : "";
@@ -248,19 +266,23 @@ function spent(answer) {
   const way = `decoded in ${ms(time.decode)}, waited ${ms(time.queue)}, answered after ${ms(time.total)}`;
   return h(
     "div", {class: "spent"},
-    spentRow("Time", told, parts(times, longest), alone && alone / longest),
+    timeSaved(),
+    spentRow("This image's batches took", ms(computed), parts(times, computed || 1), null),
     spentRow("Multiply-adds", millions(mmacs) + part, parts(costs, whole), last.mmacs / whole),
     h("p", {class: "quiet"}, way),
   );
 }
 
-// The last stage costs what the single-scale network does: the least time that it took for this page, as one of many
-// in a batch takes as long as the batch.
-function leastOfLast(model) {
-  const {name} = model.stages.at(-1);
-  const answers = photographs.flatMap(({answer, forced}) => [answer, forced]).filter((one) => one?.timing_ms[name]);
-  const times = answers.filter((one) => modelOf(one) === model).map((one) => one.timing_ms[name]);
-  return times.length ? Math.min(...times) : null;
+// As the server measures it, over all its images: one image of a batch takes as long as the batch, so its own time
+// cannot stand beside the single-scale network's.
+function timeSaved() {
+  const {saved = null, mean_ms: mean, single_scale_ms: single} = time ?? {};
+  if (saved === null) return h("div", {id: "time-saved"});
+  const longest = Math.max(mean, single);
+  const words = `${wholePercent(saved)} · ${ms(mean)} per image, single-scale ${ms(single)}`;
+  const row = spentRow("Time saved, all images", words, [[tone(0), mean / longest]], single / longest);
+  row.id = "time-saved";
+  return row;
 }
 
 function spentRow(name, words, parts, mark) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
@@ -106,7 +107,13 @@ async def classify_batch(request: Request) -> Response:
     id_ = request_id(request)
     with parts.admission.admit(images=len(images), size=len(body)):
         results = await unless_client_leaves(
-            request, asyncio.gather(*(_classify_or_error(parts, model, image, ask, id_) for image in images))
+            request,
+            asyncio.gather(
+                *(
+                    _classify_or_error(parts, model, image, replace(ask, index=index), id_)
+                    for index, image in enumerate(images)
+                )
+            ),
         )
     return answers.json_response({"results": results})
 

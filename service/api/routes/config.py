@@ -83,7 +83,7 @@ async def config(parts: Injected) -> ConfigAnswer:
 
 @router.get("/threshold", operation_id="get_threshold", responses=responses(404, 422))
 async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
-    """The threshold in force, what was asked for it, and its predicted effect."""
+    """The threshold asked, the goal it was asked by, and its predicted effect."""
     engine = parts.models.find(query.model)
     response.headers["ETag"] = f'"{parts.models.config.version}"'
     return _answer(engine, engine.asked, parts.models.config.version)

@@ -6,6 +6,7 @@ https://github.com/kserve/open-inference-protocol
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Request, Response
@@ -139,7 +140,7 @@ async def infer(request: Request) -> Response:
     engine = served(parts, *named)  # once for all images: they may have been exchanged while the body came
     ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
     with parts.admission.admit(images=len(images), size=len(body)):
-        answers = await unless_client_leaves(request, _classify_all(parts, engine, images, ask))
+        answers = await unless_client_leaves(request, classify_all(parts, engine, images, ask))
     return tensors.answer(asked, answers)
 
 
@@ -155,7 +156,7 @@ for _path, _named, _id in ((MODEL, _model, "v2_infer"), (VERSION, _version, "v2_
     )
 
 
-async def _classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: Ask) -> list[Answer]:
+async def classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: Ask) -> list[Answer]:
     """All answers, or the first error: then nobody waits for the other images any more."""
     running = [asyncio.ensure_future(_classify(parts, engine, index, image, ask)) for index, image in enumerate(images)]
     try:
@@ -167,19 +168,23 @@ async def _classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: 
 
 async def _classify(parts: Parts, engine: Engine, index: int, image: bytes, ask: Ask) -> Answer:
     try:
-        return await classify_image(parts, engine, image, ask)
+        return await classify_image(parts, engine, image, replace(ask, index=index))
     except LowfirstError as error:
         raise error.about(f"image {index}") from error
 
 
 def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int) -> Ask:
-    deadline_ms = wanted.deadline_ms
-    if wanted.timeout is not None:
-        if deadline_ms is not None:
-            raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
-        deadline_ms = wanted.timeout / 1e3
     names_version = "version" in request.path_params or "/" in request.path_params["model"]
-    return ask_of(request, parts, wanted.threshold, deadline_ms, top_k=classes, names_version=names_version)
+    return ask_of(request, parts, wanted.threshold, deadline_ms_of(wanted), top_k=classes, names_version=names_version)
+
+
+def deadline_ms_of(wanted: RequestParameters) -> float | None:
+    """The deadline by either name. Raises InvalidOption: by both."""
+    if wanted.timeout is None:
+        return wanted.deadline_ms
+    if wanted.deadline_ms is not None:
+        raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
+    return wanted.timeout / 1e3
 
 
 def served(parts: Parts, model: str, version: str | None = None) -> Engine:

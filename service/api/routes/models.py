@@ -47,6 +47,7 @@ def _answer(spec: ModelSpec, start: float, calibration: Calibration | None, engi
         network=spec.architecture.network,
         classes=list(spec.classes),
         resolution=spec.preprocessing.crop,
+        resize=spec.preprocessing.resize,
         stages=[StageAnswer(name=each.name, resolution=each.resolution, mmacs=each.mmacs) for each in spec.stages],
         low_mmacs=spec.mmacs[0],
         high_mmacs=spec.single_scale_mmacs,

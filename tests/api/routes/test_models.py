@@ -22,7 +22,8 @@ async def test_a_model_is_listed_with_its_costs_and_its_curve(client: httpx.Asyn
     curve = model.pop("curve")
     assert model == {
         "name": "tiny", "version": 1, "serving": True, "network": spec.architecture.network,
-        "classes": list(spec.classes), "resolution": spec.preprocessing.crop, "low_mmacs": spec.mmacs[0],
+        "classes": list(spec.classes), "resolution": spec.preprocessing.crop, "resize": spec.preprocessing.resize,
+        "low_mmacs": spec.mmacs[0],
         "high_mmacs": spec.mmacs[1], "stages": [
             {"name": "low", "resolution": 32, "mmacs": spec.mmacs[0]},
             {"name": "high", "resolution": 64, "mmacs": spec.mmacs[1]},

@@ -65,6 +65,8 @@ async def test_counters_agree_with_what_the_client_counted(
     samples = await scrape(fresh)
     images = total(samples, "lowfirst_images_total", model="tiny/1")
     assert (images, total(samples, "lowfirst_images_total", exit="low", reason="confident")) == (40, exits)
+    by_exit = [total(samples, "lowfirst_image_seconds_count", model="tiny/1", exit=name) for name in ("low", "high")]
+    assert by_exit == [exits, 40 - exits]
     mean_mmacs = sum(answer["mmacs"] for answer in answers) / 40
     assert total(samples, "lowfirst_multiply_adds_total") / images / 1e6 == pytest.approx(mean_mmacs, rel=1e-6)
 

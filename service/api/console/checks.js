@@ -1,0 +1,35 @@
+// What today's traffic says of the threshold: audits against the promise, exits against the prediction.
+
+import {$, count, percent} from "./dom.js";
+
+const FEW = 100; // images that say little
+const FAR = 0.15; // from the predicted exit rate, as the alert LowfirstExitRateLeftBand has it
+
+function say(place, state, words) {
+  place.dataset.state = state;
+  if (place.textContent !== words) place.textContent = words;
+}
+
+// audit: of /stats.
+export function audited({images, disagreements, overall_at_most: most, allowed, promise_kept: isKept}) {
+  const place = $("audit");
+  if (!images) return say(place, "unknown", "Audit: no early exit has been audited yet.");
+  const found = `${count(disagreements)} of ${count(images)} audited early exits disagree with the last stage`;
+  const bound = most === null ? "" : `, so at most ${percent(most)} of all answers do (95% confidence)`;
+  if (allowed === null) return say(place, "unknown", `Audit: ${found}${bound}. Nothing is promised.`);
+  const [state, verdict] = {
+    true: ["kept", "The promise is kept"], false: ["broken", "The promise is broken"], null: ["unknown", "Too few audits for a verdict"],
+  }[isKept];
+  say(place, state, `${verdict}: ${found}${bound}; ${percent(allowed)} may.`);
+}
+
+// recent: what the threshold asked would do to the latest images; predicted: what the calibration expects; null if unknown.
+export function drifted(recent, predicted) {
+  const place = $("drift");
+  if (!recent?.images || !predicted) return say(place, "unknown", "Drift: nothing to compare yet.");
+  const {images, exit_rate: rate} = recent;
+  const seen = `${percent(rate)} of the latest ${count(images)} images exit early at the threshold asked; the calibration predicts ${percent(predicted.exit_rate)}`;
+  if (images < FEW) return say(place, "unknown", `Drift: too few images for a verdict. ${seen}.`);
+  const isFar = Math.abs(rate - predicted.exit_rate) > FAR;
+  say(place, isFar ? "broken" : "kept", `${isFar ? "Images differ from the calibration images" : "No drift"}: ${seen}.`);
+}

@@ -1,0 +1,76 @@
+"""What images show, as clients tell it later: written beside the log of the process that answered, and counted."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from service.errors import InvalidOption, NotFound
+from service.metrics import Metrics
+from service.processes.siblings import Siblings
+from service.samples.known import MOST
+from service.samples.log import SampleLog
+from service.samples.record import Truth
+
+KIND = "feedback"  # of what processes ask each other
+
+Label = str | int
+
+
+class Feedback:
+    """Takes truths, of images that any process of this server answered. In the event loop's thread.
+
+    Args:
+        log: of this process; None where none is kept.
+        metrics: where the first truth of each image is counted.
+        siblings: the other processes.
+    """
+
+    def __init__(self, log: SampleLog | None, metrics: Metrics, siblings: Siblings) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._siblings = siblings
+        siblings.answer(KIND, lambda asked: self._take(*asked))
+
+    async def take(self, request_id: str, index: int, label: Label) -> dict[str, Any]:
+        """Log what an image shows; gives ``model``, ``label``, ``answered`` (by name), ``right``.
+
+        Raises:
+            NotFound: no log is kept, or no process knows the image.
+            InvalidOption: the model has no such class.
+            Busy: too many wait to be written.
+        """
+        if self._log is None:
+            raise NotFound("no request is known: LOWFIRST_SAMPLE_LOG is unset", field="request_id", value=request_id)
+        found = self._take(request_id, index, label)
+        if found is None:
+            told = await self._siblings.others(KIND, [request_id, index, label])
+            found = next(iter(told), None)
+        if found is None:
+            raise NotFound(
+                f"request_id is {request_id!r}, index {index}; it is none of the latest {MOST} images that each "
+                "process has logged",
+                field="request_id",
+                value=request_id,
+                bound=MOST,
+            )
+        if "bound" in found:
+            raise InvalidOption("label", label, found["bound"])
+        return found
+
+    def _take(self, request_id: str, index: int, label: Label) -> dict[str, Any] | None:
+        """What ``take`` gives, or what a label must be; None where this process does not know the image."""
+        known = None if self._log is None else self._log.known.find(request_id, index)
+        if self._log is None or known is None:
+            return None
+        try:
+            answer = known.class_of(label)
+        except InvalidOption as error:
+            return {"bound": error.bound}
+        name, is_right = known.classes[answer], answer == known.answer
+        self._log.tell(Truth(time.time(), request_id, index, known.time, known.model, answer, name))
+        if not known.is_told:
+            known.is_told = True
+            self._metrics.feedback.labels(known.model).inc()
+            self._metrics.feedback_right.labels(known.model).inc(is_right)
+        return {"model": known.model, "label": name, "answered": known.classes[known.answer], "right": is_right}
