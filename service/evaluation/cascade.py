@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from service.inference.exit_rule import end_stages
 from service.stages import mean_cost, up_to_each
 
 Floats = npt.NDArray[np.float64]
+
+# What a bootstrap draws: how often each draw took each image, (draws, n) -> a value of each draw, (draws,).
+Value = Callable[[Ints], Floats]
 
 DRAWS = 1000
 CHUNK = 50  # draws at a time, for the sake of memory
@@ -116,44 +119,62 @@ class Estimate:
     high: float
 
 
-def gap(one: Cascade, other: Cascade, full_cost: float, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """How far ``one`` is ahead of ``other``: the mean gap in accuracy over costs from 0.4 to 1.0 of ``full_cost``.
-
-    Paired bootstrap over images (percentile interval): every draw takes the same images for both.
-    """
+def lead(one: Cascade, other: Cascade, full_cost: float) -> Value:
+    """How far ``one`` is ahead of ``other``: the mean gap in accuracy over costs from 0.4 to 1.0 of ``full_cost``."""
     costs = np.linspace(*GAP_COSTS, GAP_POINTS) * full_cost
 
-    def lead(counts: Ints) -> Floats:
+    def value(counts: Ints) -> Floats:
         ahead = one.accuracy_at(costs, counts) - other.accuracy_at(costs, counts)
         return np.asarray(ahead.mean(1), dtype=np.float64)
 
-    return _bootstrap(lead, len(one.right), draws, seed)
+    return value
+
+
+def lead_at(cascade: Cascade, right: Bools, cost: float) -> Value:
+    """How far ``cascade`` at mean ``cost`` is ahead of a network of that cost that is ``right`` (n,)."""
+    return lambda counts: cascade.accuracy_at(np.array([cost]), counts)[:, 0] - accuracy(right)(counts)
+
+
+def cost_to_match(cascade: Cascade, right: Bools) -> Value:
+    """The least mean cost at which ``cascade`` is as accurate as a network that is ``right`` (n,); infinite where it
+    never is. The threshold that gives it is chosen on the same images."""
+    return lambda counts: cascade.cheapest(accuracy(right)(counts), counts)
+
+
+def accuracy(right: Bools) -> Value:
+    """Of a network that is ``right`` (n,)."""
+    return lambda counts: np.asarray(counts @ right / len(right), dtype=np.float64)
+
+
+def gap(one: Cascade, other: Cascade, full_cost: float, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """``lead``. Paired bootstrap over images (percentile interval): every draw takes the same images for both."""
+    return _bootstrap(lead(one, other, full_cost), len(one.right), draws, seed)
 
 
 def gain(cascade: Cascade, right: Bools, cost: float, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """How far ``cascade`` at mean ``cost`` is ahead of a network of that cost that is ``right`` (n,); as ``gap``."""
-
-    def lead(counts: Ints) -> Floats:
-        return cascade.accuracy_at(np.array([cost]), counts)[:, 0] - counts @ right / len(right)
-
-    return _bootstrap(lead, len(right), draws, seed)
+    """``lead_at``; intervals as ``gap``."""
+    return _bootstrap(lead_at(cascade, right, cost), len(right), draws, seed)
 
 
 def matching_cost(cascade: Cascade, right: Bools, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """The least mean cost at which ``cascade`` is as accurate as a network that is ``right`` (n,); infinite where it
-    never is. The threshold that gives it is chosen on the same images. Intervals as ``gap``."""
-
-    def cost(counts: Ints) -> Floats:
-        return cascade.cheapest(counts @ right / len(right), counts)
-
-    return _bootstrap(cost, len(right), draws, seed)
+    """``cost_to_match``; intervals as ``gap``."""
+    return _bootstrap(cost_to_match(cascade, right), len(right), draws, seed)
 
 
-def _bootstrap(value: Callable[[Ints], Floats], images: int, draws: int, seed: int) -> Estimate:
-    """``value`` gives one for each row of counts, how often a draw took each image."""
+def drawn_images(images: int, draws: int, seed: int) -> Iterator[Ints]:
+    """How often each of ``draws`` took each image: some draws at a time, (some, images)."""
     random, shares = np.random.default_rng(seed), np.full(images, 1 / images)
-    sizes = [min(CHUNK, draws - start) for start in range(0, draws, CHUNK)]
-    drawn = np.concatenate([value(random.multinomial(images, shares, size)) for size in sizes])
+    for start in range(0, draws, CHUNK):
+        yield random.multinomial(images, shares, min(CHUNK, draws - start))
+
+
+def middle(values: Floats) -> tuple[float, float]:
+    """Between which 95 % of ``values`` lie, some of which may be infinite."""
     with np.errstate(invalid="ignore"):  # between infinity and infinity
-        low, high = np.nan_to_num(np.quantile(drawn, (0.025, 0.975)), nan=np.inf, posinf=np.inf).tolist()
-    return Estimate(float(value(np.ones((1, images), dtype=np.int64))[0]), low, high)
+        low, high = np.nan_to_num(np.quantile(values, (0.025, 0.975)), nan=np.inf, posinf=np.inf).tolist()
+    return low, high
+
+
+def _bootstrap(value: Value, images: int, draws: int, seed: int) -> Estimate:
+    drawn = np.concatenate([value(counts) for counts in drawn_images(images, draws, seed)])
+    return Estimate(float(value(np.ones((1, images), dtype=np.int64))[0]), *middle(drawn))

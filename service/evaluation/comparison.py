@@ -20,6 +20,7 @@ from service.inference.calibration import THRESHOLDS
 from service.inference.device import choose_device, choose_precision
 from service.inference.predictor import Predictor
 from service.networks.cost import cost
+from service.networks.registry import OF_SCALES
 from service.training.data import Photographs, find
 
 STEP = 32  # pixels between the sizes that a single-scale network is tested at
@@ -95,7 +96,7 @@ class Bench:
         """
         key = repr(run.spec.architecture), resolution or run.resolution
         if key not in self._seconds:
-            self._seconds[key] = _time(self.predictor(run, resolution))
+            self._seconds[key] = stage_seconds(self.predictor(run, resolution))
         return tuple(1e3 * seconds for seconds in self._seconds[key])
 
     def readable(self, passes: Passes) -> Photographs:
@@ -109,7 +110,7 @@ def timed_batch(device: torch.device) -> int:
     return TIMED_BATCH["cpu" if device.type == "cpu" else "cuda"]
 
 
-def _time(predictor: Predictor) -> tuple[float, ...]:
+def stage_seconds(predictor: Predictor) -> tuple[float, ...]:
     """Seconds of an image at each stage; on a CPU by one thread, as the server's workers run."""
     images = predictor.noise(timed_batch(predictor.device))
     before = torch.get_num_threads()
@@ -293,7 +294,7 @@ class Group:
 
     def _thresholds(self, run: Run, cascade: Cascade) -> list[float]:
         """The highest thresholds that cost no more than the base network at sizes from half to full."""
-        options = {name: value for name, value in run.last_network[1].items() if name != "fusion"}
+        options = {name: value for name, value in run.last_network[1].items() if name not in OF_SCALES}
         sizes = _between(run.resolution)
         budgets = [cost(self.backbone, len(run.spec.classes), size, options)[-1] for size in sizes]
         takes = {threshold: cascade.at(threshold)[1] for threshold in THRESHOLDS}

@@ -261,5 +261,7 @@ It tells {len(spec.classes)} classes apart: {", ".join(spec.classes)}. **Any pic
 |---|---|---|---|
 {rows}
 
-Its threshold is 1, at which nothing ends early, until `lowfirst calibrate {spec.reference} --data DIR` has found one.
+Its threshold is 1, at which nothing ends early, and nothing is certified of it, until `lowfirst calibrate \
+{spec.reference} --data DIR` has seen photographs of these classes, or with `--unlabelled` any that are like those \
+which it will be asked about.
 """

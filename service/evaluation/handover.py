@@ -42,7 +42,8 @@ def _of(network: MSNet, images: Tensor) -> list[Handover]:
     carried: Carried = ()
     for stage, pixels in enumerate(earlier):
         _, carried = network.run(stage, pixels, carried)
-    for block, feature in zip(network.backbone(network.depth - 1).blocks, carried, strict=True):
+    taken = network.taken(network.depth - 1, carried)
+    for block, feature in zip(network.backbone(network.depth - 1).blocks, taken, strict=True):
         if feature.dim() == 2:  # only means are handed over
             break
         own, given = network.summands(block, x, feature)

@@ -1,13 +1,16 @@
-"""A model in eight-bit integers for OpenVINO, if it still answers as in float32 (extra ``int8``)."""
+"""A model in eight-bit integers for OpenVINO, if it surely answers as in float32 and is faster (extra ``int8``)."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -15,41 +18,76 @@ import torch
 
 from service.errors import DataError, InvalidOption
 from service.evaluation.calibrate import certify, cheapest, photographs_for
-from service.evaluation.passes import Passes, run_passes
+from service.evaluation.passes import Bools, Passes, run_passes
 from service.images.sizes import in_sizes
+from service.inference.calibration import RISK, upper_bound
 from service.inference.predictor import Predictor, load_network
 from service.model_spec import ModelSpec
 from service.networks.cascade import Carried
 from service.store import read_spec, write_spec
 from service.training.data import CentreCrop, Photographs, loader, split_in_halves
 
-MIN_AGREEMENT = 0.99
+MIN_AGREEMENT = 0.99  # with 95 % confidence
+MAX_TIME = 1.0  # of the time that the server would take otherwise
 MOST_IMAGES = 300
+BATCH = 8
+ROUNDS = 15
+AT_MOST = 11  # of 15 sorted times, from 0: the median lies below it with 98 % confidence, P(Binomial(15, 1/2) <= 11)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """What int8 came to.
+
+    Attributes:
+        spec: of the model that has it now.
+        images: photographs that the agreement was counted on.
+        agreement: share of them answered as float32 does, at the default threshold.
+        agreement_at_least: its bound at 95 % confidence (one-sided Clopper-Pearson).
+        instead: the precision that would serve otherwise.
+        time: of an image, of what it takes in that one: median of several rounds.
+        time_at_most: its bound at 98 % confidence, from the order of the rounds.
+    """
+
+    spec: ModelSpec
+    images: int
+    agreement: float
+    agreement_at_least: float
+    instead: str
+    time: float
+    time_at_most: float
 
 
 def quantise(
     folder: Path,
     data: Path,
+    split: str | None = None,
     workers: int | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
-) -> tuple[ModelSpec, float]:
-    """Quantise a calibrated run after training (NNCF), and keep it only if its answers agree with float32's.
+) -> Quantised:
+    """Quantise a calibrated run after training (NNCF), and keep it only if it surely answers as float32 and is faster.
 
     One half of the photographs held out of training sets the ranges, the other measures the agreement, at the
-    model's threshold, and certifies the table. Gives the new spec and the agreement.
+    model's threshold, and certifies the table. The time is this machine's.
+
+    Args:
+        split: take this folder of ``data`` instead of what was held out, without what was trained on.
 
     Raises:
         InvalidOption: NNCF or OpenVINO is not installed.
-        DataError: not calibrated yet, as in ``calibrate``, or an agreement below ``MIN_AGREEMENT``.
+        DataError: not calibrated yet, as in ``calibrate``; too few photographs to certify ``MIN_AGREEMENT``, an
+            agreement that may be below it, or no time saved.
     """
     if not (find_spec("nncf") and find_spec("openvino")):
         raise InvalidOption("precision", "int8", "float32 or bfloat16 without NNCF: pip install '.[int8]'")
     from service.inference.runtimes import INT8_FOLDER
 
     spec = read_spec(folder)
-    if spec.default_threshold is None:
+    threshold = spec.default_threshold
+    if threshold is None:
         raise DataError(f"{folder} has no default threshold: run `lowfirst calibrate {folder} --data DIR` first")
-    fitting, certifying = split_in_halves(photographs_for(spec, folder, data, None))
+    fitting, certifying = split_in_halves(photographs_for(spec, folder, data, split))
+    _check_enough(len(certifying))
     shutil.rmtree(folder / INT8_FOLDER, ignore_errors=True)
     spec = dataclasses.replace(
         spec,
@@ -63,15 +101,11 @@ def quantise(
         reference = run_passes(Predictor.load(folder, "cpu", "float32"), certifying, workers, on_batch)
         predictor = Predictor.load(folder, "cpu", "int8", "openvino")
         passes = run_passes(predictor, certifying, workers, on_batch)
-        agreement = float((_answers(reference, spec) == _answers(passes, spec)).mean())
-        if agreement < MIN_AGREEMENT:
-            raise DataError(
-                f"int8 answers as float32 does on {100 * agreement:.1f} % of {len(passes)} held-out photographs; "
-                f"{100 * MIN_AGREEMENT:.0f} % are needed: not kept",
-                field="precision",
-                value=agreement,
-                bound=MIN_AGREEMENT,
-            )
+        agrees = _answers(reference, spec) == _answers(passes, spec)
+        at_least = surely_agrees(agrees)
+        other = Predictor.load(folder, "cpu", "auto", "openvino")
+        ratios = _times(predictor, other, passes.answers(spec.temperatures).ends(threshold))
+        time, time_at_most = surely_faster(ratios, other.precision)
         own = run_passes(predictor, fitting, workers, on_batch)
         table = dataclasses.replace(certify(passes, quantising, predictor), default_threshold=cheapest(own, spec))
         done = dataclasses.replace(quantising, calibration=(*spec.calibration, table))
@@ -80,7 +114,70 @@ def quantise(
         shutil.rmtree(folder / INT8_FOLDER, ignore_errors=True)
         write_spec(folder, spec)
         raise
-    return done, agreement
+    return Quantised(done, len(agrees), float(agrees.mean()), at_least, other.precision, time, time_at_most)
+
+
+def surely_agrees(agrees: Bools) -> float:
+    """The least share of photographs answered alike, with 95 % confidence, where ``agrees`` (n,) says which were.
+
+    Raises DataError: it is below ``MIN_AGREEMENT``.
+    """
+    at_least = 1 - upper_bound(int((~agrees).sum()), len(agrees))
+    if at_least < MIN_AGREEMENT:
+        raise DataError(
+            f"int8 answers as float32 does on {100 * agrees.mean():.2f} % of {len(agrees)} photographs, which is "
+            f"{100 * at_least:.1f} % or more with 95 % confidence; {100 * MIN_AGREEMENT:.0f} % are needed: not kept",
+            field="precision",
+            value=at_least,
+            bound=MIN_AGREEMENT,
+        )
+    return at_least
+
+
+def surely_faster(ratios: Sequence[float], instead: str) -> tuple[float, float]:
+    """Median of ``ratios``, int8's time in shares of that of precision ``instead`` in each of ``ROUNDS`` rounds, and
+    its upper bound.
+
+    Raises DataError: the bound is not below ``MAX_TIME``.
+    """
+    middle, at_most = median(ratios), sorted(ratios)[AT_MOST]
+    if at_most >= MAX_TIME:
+        raise DataError(
+            f"int8 takes {100 * middle:.0f} % of the time of {instead} on this machine, {100 * at_most:.0f} % or less; "
+            f"less than {100 * MAX_TIME:.0f} % is needed: not kept",
+            field="precision",
+            value=at_most,
+            bound=MAX_TIME,
+        )
+    return middle, at_most
+
+
+def _check_enough(images: int) -> None:
+    """Raises DataError: so few photographs do not certify the agreement, even if all agree."""
+    if 1 - upper_bound(0, images) < MIN_AGREEMENT:
+        needed = math.ceil(math.log(RISK) / math.log(MIN_AGREEMENT))
+        certified = 100 * (1 - upper_bound(0, images))
+        raise DataError(
+            f"{images} photographs are left to count the agreement on (the other half sets the ranges), and certify "
+            f"{certified:.1f} % even if all agree: {100 * MIN_AGREEMENT:.0f} % takes {needed}; name a folder "
+            "with more, --split NAME",
+            field="data",
+            value=images,
+            bound=needed,
+        )
+
+
+def _times(one: Predictor, other: Predictor, ends: Sequence[float]) -> list[float]:
+    """Time of ``one``, in shares of what ``other`` takes, of images of which such shares end at each stage: of each
+    round. Both take turns, so that what else the machine does disturbs both."""
+    images = one.noise(BATCH)
+    reaching = [sum(ends[stage:]) for stage in range(len(ends))]
+
+    def seconds(predictor: Predictor) -> float:
+        return sum(share * each for share, each in zip(reaching, predictor.timed(images), strict=True))
+
+    seconds(one), seconds(other)  # choose their kernels
+    return [seconds(one) / seconds(other) for _ in range(ROUNDS)]
 
 
 def _others(files: Mapping[str, str]) -> dict[str, str]:

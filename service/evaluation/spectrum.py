@@ -109,7 +109,9 @@ def _last_maps(network: MSNet | Backbone) -> Iterator[Callable[[], dict[str, Ten
     def taken() -> dict[str, Tensor]:
         if isinstance(network, Backbone):
             return {SINGLE: seen[SINGLE]}
-        low, own = upsample(seen[LOW], seen[OWN].shape[-2:]), seen[OWN]
+        gates = list(network.gates.parameters())
+        let_through = seen[LOW] * gates[-1] if gates else seen[LOW]
+        low, own = upsample(let_through, seen[OWN].shape[-2:]), seen[OWN]
         return {LOW: low, OWN: own, SUM: seen[SUM] if SUM in seen else own + low}
 
     try:

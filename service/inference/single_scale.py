@@ -8,7 +8,7 @@ from typing import Any
 from service.inference.predictor import Predictor
 from service.inference.runtimes import build_runtime
 from service.model_spec import Architecture, ModelSpec
-from service.networks.registry import COMPOSED, backbone_name, build, depth
+from service.networks.registry import COMPOSED, OF_SCALES, backbone_name, build, depth
 
 
 def single_scale(predictor: Predictor) -> Predictor:
@@ -34,7 +34,7 @@ def _spec(spec: ModelSpec) -> ModelSpec:
         member: dict[str, Any] = options["members"][index]
         name, options = member["network"], dict(member["options"])
     if depth(name) > 1:
-        options.pop("fusion", None)
+        options = {key: value for key, value in options.items() if key not in OF_SCALES}
     return replace(
         spec,
         architecture=Architecture(backbone_name(name), architecture.num_classes, options),

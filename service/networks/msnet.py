@@ -5,11 +5,16 @@ Classification", BMVC 2019, which has two stages. With ``u`` = nearest-neighbour
 every block i:
 
     x_s[i+1] = H_s,i(x_s[i]) + u(x_s-1[i+1])        (the first stage has nothing to add)
+
+``gated`` scales what is added, channel by channel, by a gate that starts at zero: at first every stage computes what
+its base network would alone, so that one which starts from trained weights loses nothing. As ReZero (Bachlechner et
+al., "ReZero is All You Need", 2021) does with the branches of residual blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -36,10 +41,13 @@ class MSNet(Cascade):
         backbones: one per stage, cheapest first; equal numbers of blocks and equal channels.
         fusion: where the sum is taken. ``before_relu`` adds before a block's last activation, so that
             a stage can subtract; ``after_relu`` is the paper's formula to the letter.
+        gated: whether what comes from below is scaled by gates, zero at first.
     """
 
-    def __init__(self, backbones: Sequence[Backbone], fusion: Fusion = "before_relu") -> None:
+    def __init__(self, backbones: Sequence[Backbone], fusion: Fusion = "before_relu", gated: bool = False) -> None:
         super().__init__()
+        if not isinstance(gated, bool):
+            raise ValueError(f"gated is {gated!r}; it must be true or false")
         if fusion not in FUSIONS:
             raise ValueError(f"fusion is {fusion!r}; it must be one of {', '.join(FUSIONS)}")
         self.names = STAGE_NAMES[len(backbones)]
@@ -47,6 +55,9 @@ class MSNet(Cascade):
         self.fusion = fusion
         for name, backbone in zip(self.names, backbones, strict=True):
             self.add_module(name, backbone)
+        self.gates = nn.ModuleDict()  # of every stage but the first, one (C, 1, 1) for each block
+        for name, backbone in zip(self.names[1:], backbones[1:] if gated else (), strict=False):
+            self.gates[name] = nn.ParameterList(torch.zeros(channels, 1, 1) for channels in _channels(backbone))
 
     def backbone(self, stage: int) -> Backbone:
         """The copy that runs ``stage``."""
@@ -57,20 +68,31 @@ class MSNet(Cascade):
     def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         """See ``Cascade``. Each block hands on its output; the last one only its mean (B, C), where that is enough."""
         backbone = self.backbone(stage)
-        below: Sequence[Tensor | None] = carried or (None,) * len(backbone.blocks)
+        taken = self.taken(stage, carried)
+        below: Sequence[Tensor | None] = taken or (None,) * len(backbone.blocks)
         x, outputs = images, []
         for block, given in zip(backbone.blocks, below, strict=True):
             x = block(x) if given is None or given.dim() == 2 else self.add(block, *self.summands(block, x, given))
             outputs.append(x)
         pooled = backbone.pool(x)
-        if carried and carried[-1].dim() == 2:  # mean(H + u(L)) = mean(H) + mean(L): the upsampled map is never needed
-            pooled = pooled + carried[-1]
+        if taken and taken[-1].dim() == 2:  # mean(H + u(L)) = mean(H) + mean(L): the upsampled map is never needed
+            pooled = pooled + taken[-1]
         logits = backbone.classify(pooled)
         if stage == self.depth - 1:
             return logits, ()
         if self._takes_pooled(stage + 1, images.shape[-2:], x.shape[-2:]):
             outputs[-1] = pooled
         return logits, tuple(outputs)
+
+    def taken(self, stage: int, carried: Carried) -> Carried:
+        """What ``stage`` adds of ``carried``, before it is upsampled: all of it, or what its gates let through."""
+        if self.names[stage] not in self.gates:
+            return carried
+        gates = self.gates.get_submodule(self.names[stage]).parameters()
+        return tuple(
+            given * (gate if given.dim() == 4 else gate.flatten()).to(given.dtype)
+            for given, gate in zip(carried, gates, strict=True)
+        )
 
     def summands(self, block: nn.Module, x: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
         """What a block makes of its input, and what it is given from below: (B, C, H, W) each."""
@@ -100,6 +122,14 @@ class MSNet(Cascade):
             and isinstance(backbone.tail, nn.Identity)
             and all(-(-2 * side // backbone.stride) == 2 * size for side, size in zip(below, last, strict=True))
         )
+
+
+def _channels(backbone: Backbone) -> Iterator[int]:
+    """Of every block's output: shapes alone are computed."""
+    x = torch.empty(1, 3, 64, 64, device="meta")
+    for block in copy.deepcopy(backbone).to("meta").eval().blocks:
+        x = block(x)
+        yield x.shape[1]
 
 
 def upsample(x: Tensor, size: torch.Size) -> Tensor:

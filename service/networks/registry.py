@@ -24,6 +24,9 @@ SCALES = {"ms_": 2, "ms3_": 3}
 
 COMPOSED = "composed"
 
+# Options of a multi-scale network as a whole; every other is its base network's.
+OF_SCALES = ("fusion", "gated")
+
 
 def _mobilenet(alpha: float) -> Callable[[int], Backbone]:
     """The width belongs to the name, so no option may change it."""
@@ -98,7 +101,7 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
     Args:
         name: one of ``names()``, or ``composed``.
         num_classes: logits given, at least 2.
-        options: ``fusion`` of a multi-scale network (see ``MSNet``); every other goes to the backbone
+        options: ``fusion`` and ``gated`` of a multi-scale network (see ``MSNet``); every other goes to the backbone
             (ResNet-18: ``projection``). Of a composed one ``members`` (network and options of each) and
             ``order`` (see ``Composed``).
 
@@ -112,14 +115,16 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
     if backbone_name(name) not in BACKBONES:
         raise InvalidOption("network", name, f"one of {', '.join(names())}")
     backbone_options = dict(options or {})
-    fusion: Any = backbone_options.pop("fusion", "before_relu") if depth(name) > 1 else None
-    known = [*(["fusion"] if depth(name) > 1 else []), *list(signature(BACKBONES[backbone_name(name)]).parameters)[1:]]
+    of_scales: dict[str, Any] = {}
+    if depth(name) > 1:
+        of_scales = {key: backbone_options.pop(key) for key in OF_SCALES if key in backbone_options}
+    known = [*(OF_SCALES if depth(name) > 1 else ()), *list(signature(BACKBONES[backbone_name(name)]).parameters)[1:]]
     unknown = set(options or {}) - set(known)
     if unknown:
         raise InvalidOption("option", min(unknown), f"among the options that {name} has: {', '.join(known) or 'none'}")
     make = partial(BACKBONES[backbone_name(name)], num_classes, **backbone_options)
     try:
-        return MSNet([make() for _ in range(depth(name))], fusion) if depth(name) > 1 else make()
+        return MSNet([make() for _ in range(depth(name))], **of_scales) if depth(name) > 1 else make()
     except (TypeError, ValueError) as error:
         raise InvalidOption("options", dict(options or {}), f"options that {name} has: {error}") from error
 

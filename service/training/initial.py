@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from service.errors import BrokenModel, InvalidOption, NotFound
+from service.images.transforms import Preprocessing
 from service.inference.predictor import load_network
 from service.log import logger
 from service.model_spec import SPEC, ModelSpec
 from service.networks.backbone import Backbone
+from service.networks.efficientnet_lite import MEAN, STD
+from service.networks.msnet import STAGE_NAMES, MSNet
 from service.networks.registry import backbone_name
-from service.networks.transplant import SOURCES, TORCHVISION, pretrained, read
+from service.networks.transplant import LITE0_NETWORK, SOURCES, TORCHVISION, pretrained, read
 from service.store import ModelStore, read_spec
 from service.training.data import Photographs
 from service.training.options import TrainOptions
@@ -34,7 +39,9 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
     """Copy the weights that ``options.init`` names into ``network``, in place.
 
     A classifier for other classes keeps its fresh weights. ImageNet weights of a base network (``torchvision``,
-    ``efficientnet-lite0``, or a file of either's own) start each of its copies in a multi-scale network.
+    ``efficientnet-lite0``, or a file of either's own) start each of its copies in a multi-scale network, and so do the
+    weights of a single-scale model. A base network takes the stage of a multi-scale model whose resolution is nearest
+    its own.
 
     Returns:
         What is known of the weights' own training; None for a weights file and for ImageNet weights.
@@ -52,11 +59,23 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
             _copy(copy, state, options.init)
         return None
     weights, before = _stored_weights(options.init, store)
+    weights = _for_stages(network, weights, options.resolution, before)
     missing = [name for name in network.state_dict() if name not in weights and not _is_replaceable(name)]
     if missing:
         raise BrokenModel(f"init is {options.init!r}, which lacks {missing[0]!r} of this network", field="init")
     _copy(network, weights, options.init)
     return before
+
+
+def preprocessing(options: TrainOptions, before: Before | None) -> Preprocessing:
+    """The pixels to train on: normalised as the weights that ``options.init`` names expect them."""
+    pixels = Preprocessing.at(options.resolution)
+    if before is not None:
+        known = before.spec.preprocessing
+        return replace(pixels, mean=known.mean, std=known.std)
+    if options.init is not None and _is_of_others(options) and backbone_name(options.network) == LITE0_NETWORK:
+        return replace(pixels, mean=MEAN, std=STD)
+    return pixels
 
 
 def warn_of_known(before: Before, options: TrainOptions, photographs: Photographs, held_out: Photographs) -> None:
@@ -121,6 +140,34 @@ def _in_store(reference: str, store: Path | None) -> Path:
         return ModelStore(store).find(reference)
     except (InvalidOption, NotFound) as error:
         raise NotFound(f"{nowhere} and no model: {error.message}", field="init", value=reference) from error
+
+
+def _for_stages(
+    network: nn.Module, weights: Mapping[str, Tensor], resolution: int, before: Before | None
+) -> dict[str, Tensor]:
+    """``weights`` under the names of ``network``, where only one of the two has several stages.
+
+    Gates that ``weights`` lack stay as they are, shut, in front of a network that did without what comes from below,
+    and are opened where it had all of it.
+    """
+    is_single = any(name.startswith(OURS) for name in weights)
+    if isinstance(network, MSNet):
+        gates = {name: gate for name, gate in network.state_dict().items() if name.startswith("gates.")}
+        if is_single:
+            return gates | {f"{stage}.{name}": tensor for stage in network.names for name, tensor in weights.items()}
+        return {name: torch.ones_like(gate) for name, gate in gates.items()} | dict(weights)
+    stage = "" if is_single else _nearest(weights, resolution, before)
+    return {name.removeprefix(stage): tensor for name, tensor in weights.items() if name.startswith(stage)}
+
+
+def _nearest(weights: Mapping[str, Tensor], resolution: int, before: Before | None) -> str:
+    """Prefix of the stage of a multi-scale network whose resolution is nearest ``resolution``; of the last one where
+    resolutions are not known; empty where ``weights`` are of no such network."""
+    known = {weight.partition(f".{OURS}")[0] for weight in weights if f".{OURS}" in weight}
+    stages = [stage for stage in STAGE_NAMES[max(STAGE_NAMES)] if stage in known]
+    sides = {stage.name: stage.resolution for stage in before.spec.stages} if before is not None else {}
+    found = min(reversed(stages), key=lambda name: abs(sides.get(name, resolution) - resolution), default=None)
+    return f"{found}." if found else ""
 
 
 def _copy(network: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import service
 from service.errors import DataError, InvalidOption
-from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision, cores
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
@@ -31,7 +30,7 @@ from service.stages import StageSpec
 from service.training import data
 from service.training.classes import check_trainable, labels
 from service.training.crops import EpochSampler, RandomCrop
-from service.training.initial import initialise_from, warn_of_known
+from service.training.initial import initialise_from, preprocessing, warn_of_known
 from service.training.losses import loss
 from service.training.options import TrainOptions
 from service.training.pixels import GIGABYTE, DecodedPhotographs, decoded
@@ -141,6 +140,7 @@ class _Run:
         before = initialise_from(network, options, store) if options.init and saved is None else None
         if before is not None and processes.is_first:
             warn_of_known(before, options, found, self.held_out)
+        self.preprocessing = preprocessing(options, before) if saved is None else self.folder.preprocessing()
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             parameter_groups(self.network, options.weight_decay), lr=0.1, momentum=MOMENTUM, nesterov=True
@@ -230,7 +230,7 @@ class _Run:
         self.unreadable.update(batch.unreadable)
         if len(batch.targets) < 2:  # batch norm takes two, and what replaces unreadable ones was not readable either
             raise DataError("photographs cannot be read any more", field="data", value=str(self.options.data))
-        images = normalise(batch.images.to(self.device, non_blocking=True), Preprocessing.at(self.options.resolution))
+        images = normalise(batch.images.to(self.device, non_blocking=True), self.preprocessing)
         targets = batch.targets.to(self.device, non_blocking=True)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -321,7 +321,7 @@ class _Run:
             architecture=Architecture(options.network, len(self.labels), dict(options.network_options)),
             classes=self.labels,
             class_folders=self.photographs.folders,
-            preprocessing=Preprocessing.at(options.resolution),
+            preprocessing=self.preprocessing,
             stages=tuple(map(StageSpec, options.stages, resolutions(options.network, options.resolution), self.mmacs)),
             weights_sha256="",
             files=recorded(options.out),

@@ -80,7 +80,7 @@ class TrainOptions:
     class_names: Annotated[Path | None, Option("JSON file: class folder -> label.")] = None
     dataset: Annotated[str | None, Option("What the model card calls the data. Default: its folder.")] = None
     network_options: Annotated[
-        Mapping[str, Any], Option("Option of the network, KEY=VALUE: fusion=after_relu, projection=false.")
+        Mapping[str, Any], Option("Option of the network, KEY=VALUE: gated=true, fusion=after_relu, projection=false.")
     ] = field(default_factory=dict)
     device: Annotated[str, Option("auto, cpu, cuda or cuda:N.")] = "auto"
     precision: Annotated[
@@ -155,6 +155,19 @@ def paper_recipe(network: str) -> dict[str, Any]:
         "min_scale": 0.08,
         "progressive": False,
         "ema_epochs": 0.0,
+    }
+
+
+def adapt_recipe(network: str) -> dict[str, Any]:
+    """From weights that exist to a data set of one's own: few epochs at a low rate, and gates that start shut."""
+    from service.networks.registry import depth
+
+    return {
+        "epochs": 8,
+        "batch_size": 32,
+        "learning_rate": 0.03,
+        "label_smoothing": 0.1,
+        "network_options": {"gated": True} if depth(network) > 1 else {},
     }
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
+from service.images.transforms import Preprocessing
 from service.model_spec import SPEC, ModelSpec
 from service.store import read_spec, read_weights, write_spec, write_weights
 from service.training.data import Photographs
@@ -214,6 +215,10 @@ class RunFolder:
                 value=str(self.path),
             ) from error
         return saved
+
+    def preprocessing(self) -> Preprocessing:
+        """Of the model that is here. Raises NotFound, BrokenModel."""
+        return read_spec(self.path).preprocessing
 
     def _options(self, path: Path) -> dict[str, Any]:
         try:

@@ -218,6 +218,20 @@ def test_papers_recipe_is_taken_but_for_what_is_given(lowfirst: Lowfirst, shapes
     assert (options["epochs"], options["batch_size"], options["progressive"]) == (1, 16, False)
 
 
+def test_recipe_for_adapting_needs_weights_and_yields_to_what_is_given(
+    lowfirst: Lowfirst, shapes: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWFIRST_MODEL_STORE", str(tiny_store))
+    out = tmp_path / "run"
+    arguments = ("train", "ms_mobilenet_v1_025", "--data", shapes / "train", "--out", out, "--recipe", "adapt", *QUICK)
+    assert "init is None; it must be given for --recipe adapt" in lowfirst(*arguments).err
+    done = lowfirst(*arguments, "--init", "tiny", "--batch-size", "16", "--option", "fusion=after_relu")
+    assert done.status == 0, done.err
+    options = json.loads((out / "options.json").read_text())
+    assert (options["batch_size"], options["learning_rate"], options["label_smoothing"]) == (16, 0.03, 0.1)
+    assert options["network_options"] == {"gated": True, "fusion": "after_relu"}
+
+
 def test_fine_tuning_a_stored_model_is_one_command(
     lowfirst: Lowfirst, shapes: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from service.inference.runtimes.base import Runtime, normalise
 from service.inference.runtimes.folding import fold_norms
 from service.model_spec import Architecture, ModelSpec
 from service.networks.cascade import Carried, Cascade
+from service.networks.msnet import MSNet
 from service.networks.registry import build, resolutions, stage_names
 from service.stages import StageSpec
 
@@ -48,6 +49,7 @@ ROUNDING = {"cpu": 2e-4, "cuda": 2e-2}  # of the largest logit; a GPU's convolut
 T = TypeVar("T")
 
 every_network = pytest.mark.parametrize("network", [*MULTI_SCALE, *FAMILIES])
+every_kind = pytest.mark.parametrize("network", [*MULTI_SCALE, *FAMILIES, "ms_mobilenet_v1_025+gated"])
 every_multi_scale = pytest.mark.parametrize("network", MULTI_SCALE)
 small = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025", "mobilenet_v1_025"])
 small_multi_scale = pytest.mark.parametrize("network", ["ms_mobilenet_v1_025"])
@@ -78,19 +80,30 @@ def pixels(count: int) -> Tensor:
 def network_of(name: str) -> Cascade:
     """Seeded, unfolded, float32; shared between tests, none of which changes it."""
     torch.manual_seed(0)
-    return randomised(build(name, CLASSES))
+    of, options = parts(name)
+    network = build(of, CLASSES, options)
+    for gate in network.gates.parameters() if isinstance(network, MSNet) else ():
+        nn.init.uniform_(gate, -1, 1)
+    return randomised(network)
+
+
+def parts(name: str) -> tuple[str, dict[str, bool]]:
+    """``ms_resnet18+gated`` -> the network and its options."""
+    of, _, option = name.partition("+")
+    return of, {option: True} if option else {}
 
 
 def spec_of(name: str) -> ModelSpec:
     labels = tuple(str(i) for i in range(CLASSES))
-    architecture = Architecture(name, CLASSES)
-    sides = resolutions(name, RESOLUTION)
-    stages = tuple(StageSpec(each, side, float(side)) for each, side in zip(stage_names(name), sides, strict=True))
+    of, options = parts(name)
+    architecture = Architecture(of, CLASSES, options)
+    sides = resolutions(of, RESOLUTION)
+    stages = tuple(StageSpec(each, side, float(side)) for each, side in zip(stage_names(of), sides, strict=True))
     return ModelSpec(name, 1, architecture, labels, labels, PREPROCESSING, stages, weights_sha256="")
 
 
 def in_all_sizes(name: str, images: Tensor) -> tuple[Tensor, ...]:
-    return in_sizes(images, resolutions(name, RESOLUTION))
+    return in_sizes(images, resolutions(parts(name)[0], RESOLUTION))
 
 
 def build_for(name: str, network: str, precision: Precision) -> Runtime:
@@ -185,7 +198,7 @@ def in_threads(*works: Callable[[], T]) -> list[T]:
 # the function
 
 
-@every_network
+@every_kind
 def test_runtime_computes_the_networks_function(subject: Subject) -> None:
     images = pixels(4)
     expected = subject.expected(images)
@@ -250,7 +263,7 @@ def test_images_may_lie_in_memory_in_any_way(subject: Subject, layout: str) -> N
     assert torch.equal(laid, before)  # and are as they were
 
 
-@every_network
+@every_kind
 def test_bfloat16_is_close(runtime_name: str, network: str) -> None:
     device = CUDA if runtime_name == "cuda" else CPU
     subject = Subject(build_for(runtime_name, network, "bfloat16"), network, device)

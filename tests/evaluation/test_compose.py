@@ -155,6 +155,7 @@ def test_card_names_models_and_costs(store: ModelStore) -> None:
     spec = _compose(store, "single@32", "tiny@128")
     card = (store.find("both") / "README.md").read_text()
     assert "single/1, tiny/1" in card
+    assert "nothing is certified of it, until `lowfirst calibrate both/1 --data DIR`" in card
     for stage in spec.stages:
         assert f"| {stage.name} | {stage.resolution} | {stage.mmacs:.1f} |" in card
 

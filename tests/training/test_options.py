@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import DataError, InvalidOption
 from service.networks.registry import names
-from service.training.options import MIN_RESOLUTION, TrainOptions, described, paper_recipe
+from service.training.options import MIN_RESOLUTION, TrainOptions, adapt_recipe, described, paper_recipe
 
 MakeOptions = Callable[..., TrainOptions]
 
@@ -128,3 +128,11 @@ def test_paper_recipe_is_the_papers(make_options: MakeOptions, network: str) -> 
     assert (options.epochs, options.batch_size, options.learning_rate, options.schedule) == (120, 256, 0.1, "step")
     assert options.weight_decay == (4e-5 if "mobilenet" in network else 1e-4)
     assert (options.min_scale, options.progressive, options.ema_epochs, options.distillation) == (0.08, False, 0, 0)
+
+
+@pytest.mark.parametrize(("network", "gates"), [("ms_resnet18", {"gated": True}), ("resnet18", {})])
+def test_adapting_goes_slowly_and_shuts_the_gates_that_there_are(
+    make_options: MakeOptions, network: str, gates: dict[str, bool]
+) -> None:
+    options = make_options(**{"network": network, **adapt_recipe(network)})
+    assert (options.network_options, options.learning_rate) == (gates, 0.03)

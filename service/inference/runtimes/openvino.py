@@ -45,7 +45,7 @@ CORE = ov.Core()
 
 def convert(network: Cascade, spec: ModelSpec) -> list[ov.Model]:
     """Each stage of ``network``, which is taken over: uint8 pixels (B, r, r, 3) in, any B; float32 out."""
-    network = fold_norms(network)
+    network = fold_norms(network).requires_grad_(requires_grad=False)  # what is handed on belongs to no gradient
     converted, carried = [], ()
     for index, side in enumerate(spec.resolutions):
         stage = _Stage(network, index, channels(spec, index))
