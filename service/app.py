@@ -303,7 +303,7 @@ def _rpc_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> RpcPort |
     try:
         from service.api.rpc.port import RpcPort
     except ImportError as error:
-        raise InvalidOption("LOWFIRST_GRPC_PORT", settings.grpc_port, "unset without lowfirst[grpc]") from error
+        raise InvalidOption("LOWFIRST_GRPC_PORT", settings.grpc_port, "unset without pip install '.[grpc]'") from error
     return RpcPort(parts, allowed, settings, is_shared=isinstance(parts.siblings, Together))
 
 

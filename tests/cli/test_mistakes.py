@@ -45,6 +45,7 @@ USAGE: dict[str, list[tuple[list[str], str]]] = {
     ],
     "report": [(["x", *DATA, "--out", "y", "--precision", "int8"], "--precision"), (["x", *DATA], "--out")],
     "publish": [(["x"], "Missing option '--name'")],
+    "sign": [(["x"], "Missing option '--key'")],
     "import": [([], "Missing argument"), (["resnet18"], "Missing option '--name'")],
     "compose": [(["x"], "Missing option '--stage'")],
     "models": [(["--architecture"], "--architectures")],
@@ -91,6 +92,9 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         (["resnet18", "--name", "My Model", "--weights", "{file}"], ""),
         (["resnet18", "--name", "x", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["resnet18", "--name", "x", "--labels", "nowhere"], "labels 'nowhere' cannot be read"),
+    ],
+    "sign": [
+        (["tiny", "--key", "{file}"], "model is 'tiny'; there is no model store {store}"),
     ],
     "compose": [
         (["x", "--stage", "tiny"], "model is 'tiny'; it is no run folder"),

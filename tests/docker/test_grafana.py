@@ -207,7 +207,7 @@ def test_time_saved_stands_first_and_rows_have_plain_names() -> None:
     assert rows == {
         *("Time and cost", "Current values", "Alerts", "Savings over time", "Exits and thresholds", "Confidence"),
         *("Audits", "Requests", "Latency", "Stages", "Queues", "Batches", "Replicas", "Config", "Store", "Load"),
-        *("Cache", "Processor and memory", "Redis and proxy"),
+        *("Cache", "Processor and memory", "Redis and proxy", "Trial", "Traffic", "Feedback"),
     }
 
 
