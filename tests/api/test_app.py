@@ -25,6 +25,7 @@ ROUTES = {
     "/config/model": {"get", "patch"},
     "/config/threshold": {"get", "patch"},
     "/config/threshold/preview": {"get"},
+    "/feedback": {"post"},
     "/models": {"get"},
     "/stats": {"get"},
     "/metrics": {"get"},

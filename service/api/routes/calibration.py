@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.api.dependencies import Injected
+from service.api.error_responses import responses
 from service.api.live_schemas import DriftAnswer, FollowedAnswer, LiveAnswer, TableAnswer, exit_rate_of
 from service.api.schemas import ModelQuery
 from service.inference.drift import drift
@@ -15,7 +16,7 @@ from service.inference.live import WINDOW, window
 router = APIRouter(prefix="/calibration", tags=["config"])
 
 
-@router.get("/live")
+@router.get("/live", operation_id="get_live_table", responses=responses(401, 404, 422))
 async def live(parts: Injected, query: Annotated[ModelQuery, Query()]) -> LiveAnswer:
     """What audits and escalations of the latest traffic say of every threshold, beside the stored table; their drift.
 
