@@ -148,7 +148,7 @@ class Observed:
             per_second=summary.images_per_second,
             latencies=thinned(summary.seconds),
             effective_threshold=engine.effective_threshold,
-            waiting=engine.queue_depth(),
+            waiting=engine.backlog.depths(),
             images_in_flight=self._admission.images,
             bytes_in_flight=self._admission.bytes,
             audited=audit.images,

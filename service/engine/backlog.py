@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 from statistics import median_low
 
 from service.engine.brown_out import Load
@@ -19,12 +20,14 @@ class Backlog:
         waiting: all images that are not answered yet.
         lanes: where those stand that are not being decoded or run.
         pace: how long they take.
+        names: of the stages.
     """
 
-    def __init__(self, waiting: Collection[Entry], lanes: Lanes, pace: Pace) -> None:
+    def __init__(self, waiting: Collection[Entry], lanes: Lanes, pace: Pace, names: Sequence[str]) -> None:
         self._waiting = waiting
         self._lanes = lanes
         self._pace = pace
+        self._names = names
 
     def load(self) -> Load:
         """What is to be done, stage by stage."""
@@ -36,6 +39,15 @@ class Backlog:
             later_seconds=seconds[0] if seconds else 0.0,
             escalated_seconds=sum(waiting * each for waiting, each in zip(later, seconds, strict=True)),
         )
+
+    def depths(self) -> dict[str, int]:
+        """Images waiting for each stage, by its name."""
+        return dict(zip(self._names, self._lanes.depths, strict=True))
+
+    def age(self, stage: int) -> float:
+        """Seconds since the oldest image that waits for ``stage`` arrived; 0 without any."""
+        oldest = self._lanes.oldest(stage)
+        return 0.0 if oldest is None else time.monotonic() - oldest
 
     def seconds(self) -> float:
         """How long the device needs for what is queued, if images go on escalating as they did."""

@@ -7,9 +7,10 @@ import time
 from collections.abc import Collection
 
 from service.engine import tuning
+from service.engine.audit_lane import Neighbour
 from service.engine.comparison import Seen
 from service.engine.entry import Entry
-from service.engine.lanes import Lanes, Neighbour
+from service.engine.lanes import Lanes
 from service.errors import Draining
 from service.model_spec import ModelSpec
 
@@ -40,11 +41,11 @@ class Behind:
         """Be compared with ``other`` from now on, and make way for the work of its clients too."""
         self.computed, self.compute = 0, 0.0
         waiting, lanes = other._waiting, other._lanes
-        self._lanes.neighbour = Neighbour(lambda: bool(waiting), lanes.spent_lately)
+        self._lanes.audits.neighbour = Neighbour(lambda: bool(waiting), lambda: lanes.audits.spent)
 
     def end(self) -> None:
         """Be compared no longer."""
-        self._lanes.neighbour = None  # it is part of a cycle with the other's
+        self._lanes.audits.neighbour = None  # it is part of a cycle with the other's
 
     async def run(self, body: bytes, threshold: float) -> Seen | None:
         """What the model says of an encoded image at ``threshold``, by itself; None where there is no room for it.

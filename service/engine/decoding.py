@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from service.engine.entry import Entry
+from service.engine.lanes import Lanes
 from service.errors import Busy, DeviceFailed, LowfirstError
 from service.images.decode import TakesLong, decode
 from service.images.helper import TURN_SECONDS, Crashed, TookTooLong
@@ -24,6 +25,36 @@ ENDED: dict[type[LowfirstError], str] = {TookTooLong: "slow", Crashed: "crashed"
 def decode_threads(count: int, name: str = "decode") -> ThreadPoolExecutor:
     """Threads that decode beside the workers."""
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
+
+
+class DecodeAhead:
+    """Threads that decode beside the workers, as far ahead as the lanes have room.
+
+    Args:
+        count: how many.
+        lanes: where images go that have their pixels.
+        decode: gives one its pixels, if it says so.
+    """
+
+    def __init__(self, count: int, lanes: Lanes, decode: Callable[[Entry], bool]) -> None:
+        self._threads = decode_threads(count)
+        self._lanes = lanes
+        self._decode = decode
+
+    def submit(self, entry: Entry) -> None:
+        """Have it decoded when it is its turn."""
+        self._threads.submit(self._run, entry)
+
+    def close(self) -> None:
+        """Finish what was submitted, and stop."""
+        self._threads.shutdown()
+
+    def _run(self, entry: Entry) -> None:
+        if not entry.is_dead:
+            self._lanes.wait_for_room()
+        if self._decode(entry):
+            entry.enqueued = time.monotonic()
+            self._lanes.push([entry])
 
 
 class Aside:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 from service.engine import tuning
 from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
+from service.engine.asked import Asked
 from service.engine.audit import Audit
 from service.engine.backlog import Backlog
 from service.engine.behind import Behind
 from service.engine.brown_out import BrownOut
 from service.engine.cached import CachedAnswers
 from service.engine.decide import Policy
-from service.engine.decoding import Aside, decode_entry, decode_threads
+from service.engine.decoding import Aside, DecodeAhead, decode_entry
 from service.engine.entry import Entry, too_late
 from service.engine.executor import Executor
 from service.engine.features import FeaturePool
 from service.engine.follow import Standing
+from service.engine.in_use import InUse
 from service.engine.lanes import Lanes
 from service.engine.limits import Limits
 from service.engine.pace import Pace
-from service.engine.periods import Done, Periods
+from service.engine.periods import Periods, done_by
 from service.engine.pick import Plan
 from service.engine.prediction import Prediction, TimeSpent, costs, predict, solve
 from service.engine.preparing import Preparation
@@ -71,7 +71,7 @@ class Engine:
         self.predictor = predictor
         self.spec = spec
         self.recent = Recent()
-        self._names = names = tuple(stage.name for stage in spec.stages)
+        names = tuple(stage.name for stage in spec.stages)
         self._config = config
         self._metrics = metrics
         self._limits = limits
@@ -95,22 +95,18 @@ class Engine:
         )
         preparation = Preparation(predictor, single, limits)
         self._workers = Workers(self._lanes, self._executor, preparation, self._pace, limits.workers)
-        self._decoders = decode_threads(limits.decode_threads) if limits.decode_threads else None
+        decode = partial(decode_entry, spec=spec, metrics=metrics, aside=self._aside.take)
+        self._ahead = DecodeAhead(limits.decode_threads, self._lanes, decode) if limits.decode_threads else None
         self._waiting: set[Entry] = set()
-        self._backlog = Backlog(self._waiting, self._lanes, self._pace)
+        self.backlog = Backlog(self._waiting, self._lanes, self._pace, names)
         self.behind = Behind(spec, self._lanes, self._waiting, max(1, limits.feature_slots // tuning.AUDIT_SLOTS))
         brown_out = BrownOut(limits.target_latency_seconds)
-        self.standing = Standing()
-        asked = partial(
-            _in_force, config, predictor, self.standing
-        )  # not the engine's own: it would be part of a cycle
-        self.periods = Periods(partial(_totals, self.recent, self._answering, self._lanes))
-        self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, asked, self.periods)
+        self._asked = Asked(config, predictor)
+        self.periods = Periods(partial(done_by, self.recent, self._answering, self._lanes))
+        self._steering = Steering(self._executor, brown_out, self.backlog, self.recent, self._asked, self.periods)
         self._running = False
         self._draining = False
-        self._asking = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
+        self._in_use = InUse()
 
     async def start(self, profile: LatencyTable | None = None) -> None:
         """Warm up and measure the stages (unless ``profile`` tells their times), then begin to answer.
@@ -134,8 +130,8 @@ class Engine:
         self._draining = True
         self._running = False
         self._steering.stop()
-        if self._decoders is not None:
-            await asyncio.to_thread(self._decoders.shutdown)
+        if self._ahead is not None:
+            await asyncio.to_thread(self._ahead.close)
         await asyncio.to_thread(self._aside.close)
         self._lanes.close()
         await asyncio.to_thread(self._workers.join)
@@ -147,7 +143,7 @@ class Engine:
 
     async def retire(self) -> None:
         """Close once nobody waits for an answer: new work goes elsewhere."""
-        await self._unused.wait()
+        await self._in_use.wait_until_unused()
         await self.close()
 
     def why_not_ready(self) -> str | None:
@@ -180,7 +176,7 @@ class Engine:
             DeviceFailed: the network failed on this image, or the device on all.
         """
         self._check_running()
-        with self._in_use():
+        with self._in_use:
             entry = self._entry(ask)
             if self._sampling is None or not self._sampling.is_chosen():
                 return await self._answer(entry, body, ask)
@@ -200,17 +196,6 @@ class Engine:
         stage, reason = await self._run(entry, body)
         await self._cached.remember(key, entry)
         return self._answering.answer(entry, stage, reason, ask.passes)
-
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        self._asking += 1
-        self._unused.clear()
-        try:
-            yield
-        finally:
-            self._asking -= 1
-            if not self._asking:
-                self._unused.set()
 
     def _check_running(self) -> None:
         if not self._running or (self._workers.failure is not None and not self._workers.alive):
@@ -239,10 +224,11 @@ class Engine:
         self._waiting.add(entry)
         entry.body = body
         try:
-            if self._decoders is None:
-                self._push(entry)
+            if self._ahead is not None:
+                self._ahead.submit(entry)
             else:
-                self._decoders.submit(self._decode_ahead, entry)
+                entry.enqueued = time.monotonic()
+                self._lanes.push([entry])
             return await entry.answered()
         finally:
             entry.body = None  # it may still stand in the decoders' queue, and counts as in flight no more
@@ -251,31 +237,24 @@ class Engine:
                 timer.cancel()
 
     def _check_deadline(self, arrival: float, deadline: float) -> None:
-        if deadline < time.monotonic() + self._backlog.first_answer():
+        if deadline < time.monotonic() + self.backlog.first_answer():
             self._metrics.dropped.labels("deadline").inc()
             raise too_late(arrival, deadline)
 
-    def _decode_ahead(self, entry: Entry) -> None:
-        """In a decode thread."""
-        if not entry.is_dead:
-            self._lanes.wait_for_room()
-        if decode_entry(entry, self.spec, self._metrics, self._aside.take):
-            self._push(entry)
-
-    def _push(self, entry: Entry) -> None:
-        entry.enqueued = time.monotonic()
-        self._lanes.push([entry])
-
     @property
     def asked(self) -> ThresholdConfig:
-        """What the runtime config says of this model, its default where that says nothing; with the threshold in force,
-        where that follows the traffic."""
-        return self.standing.applied(self.asked_first)
+        """What is asked for now, with the threshold in force where that follows the traffic."""
+        return self._asked()
 
     @property
     def asked_first(self) -> ThresholdConfig:
-        """The same as the config has it: with the threshold that was solved when it was asked for."""
-        return _asked(self._config, self.predictor)
+        """The same with the threshold that was solved when it was asked for."""
+        return self._asked.first
+
+    @property
+    def standing(self) -> Standing:
+        """What the threshold follows, if anything."""
+        return self._asked.standing
 
     @property
     def effective_threshold(self) -> float:
@@ -324,36 +303,7 @@ class Engine:
         """Seconds of each stage by batch size."""
         return self._pace.table
 
-    def queued_seconds(self) -> float:
-        """How long the device needs for what is queued, if images go on escalating as they did."""
-        return self._backlog.seconds()
-
-    def queue_depth(self) -> dict[str, int]:
-        """Images waiting for each stage."""
-        return dict(zip(self._names, self._lanes.depths, strict=True))
-
-    def queue_age(self, stage: int) -> float:
-        """Seconds since the oldest image that waits for ``stage`` arrived; 0 without any."""
-        oldest = self._lanes.oldest(stage)
-        return 0.0 if oldest is None else time.monotonic() - oldest
-
     @property
     def feature_bytes(self) -> int:
         """Memory of what escalated and audited images carry."""
         return (self._limits.feature_slots - self._lanes.free_slots) * self._pool.bytes_each
-
-
-def _asked(config: ConfigSource, predictor: Predictor) -> ThresholdConfig:
-    current, spec = config.current, predictor.spec
-    if current.trial is not None and current.trial.key == spec.key:
-        return current.trial.threshold
-    return current.thresholds.get(spec.name) or predictor.default_threshold
-
-
-def _in_force(config: ConfigSource, predictor: Predictor, standing: Standing) -> ThresholdConfig:
-    return standing.applied(_asked(config, predictor))
-
-
-def _totals(recent: Recent, answering: Answering, lanes: Lanes) -> Done:
-    images, exited, mmacs = recent.counts
-    return Done(0.0, images, exited, mmacs, answering.computed, lanes.seconds)

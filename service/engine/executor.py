@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from service.engine import tuning
 from service.engine.answer import Reason
+from service.engine.batch_decoder import BatchDecoder
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
-from service.engine.decoding import decode_entry
 from service.engine.drawing import is_drawn, is_governed, seen
-from service.engine.entry import Entry, give_up
+from service.engine.entry import Entry
 from service.engine.features import FeaturePool
 from service.engine.lanes import Batch, Lanes
 from service.engine.outcome import Outcome
 from service.engine.pace import Pace
 from service.engine.recent import Recent
-from service.errors import DeviceFailed, Draining
+from service.errors import DeviceFailed
 from service.images.decode import stack
 from service.inference.exit_rule import confidence
 from service.inference.predictor import Predictor
@@ -62,7 +61,7 @@ class Executor:
         self._pace = pace
         self._recent = recent
         self._metrics = metrics
-        self._aside = aside
+        self._decoder = BatchDecoder(lanes, predictor.spec, pace, metrics, aside)
         self._model = predictor.spec.reference
         self._names = [stage.name for stage in predictor.spec.stages]
 
@@ -72,7 +71,7 @@ class Executor:
         Raises: what the device raises, if it can run nothing at all any more.
         """
         self._note_waits(batch)
-        batch = self._alive(batch)
+        batch = self._decoder.ready(batch)
         if batch.entries:
             self._run(batch)
 
@@ -95,54 +94,6 @@ class Executor:
             waited = now - entry.enqueued
             entry.timing.queue += waited
             waits.observe(waited)
-
-    def _alive(self, batch: Batch) -> Batch:
-        """What can run of a batch of the first stage: entries with their pixels that somebody waits for."""
-        if batch.stage:
-            return batch
-        ready = self._decoded(batch.entries)
-        alive = [entry for entry in ready if not entry.is_dead]
-        self._metrics.dropped.labels(self._names[0]).inc(len(ready) - len(alive))
-        in_time = self._in_time(alive)
-        self._lanes.release(batch.slots[len(in_time) :])
-        return replace(batch, entries=in_time, slots=batch.slots[: len(in_time)])
-
-    def _in_time(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Those that their pass may still answer in time: decoding may have taken longer than predicted."""
-        ready = time.monotonic() + self._pace.table.seconds(0, len(entries)) if entries else 0.0
-        late = [entry for entry in entries if entry.due < ready]
-        self._metrics.dropped.labels("deadline").inc(len(late))
-        give_up(late)
-        return [entry for entry in entries if entry.due >= ready]
-
-    def _decoded(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries with their pixels. Those without are decoded here, for a short time; then the rest wait again.
-
-        So an image that takes long to decode holds up nobody but the few decoded with it.
-        """
-        ready = [entry for entry in entries if entry.pixels]
-        waiting = [entry for entry in entries if not entry.pixels]
-        began = time.monotonic()
-        for index, entry in enumerate(waiting):
-            if decode_entry(entry, self._predictor.spec, self._metrics, self._aside):
-                ready.append(entry)
-            if time.monotonic() > began + tuning.DECODE_SECONDS:
-                self._wait_again(waiting[index + 1 :])
-                waiting = waiting[: index + 1]
-                break
-        if waiting:
-            self._pace.decoded(len(waiting), time.monotonic() - began)
-        return ready
-
-    def _wait_again(self, entries: Sequence[Entry]) -> None:
-        now = time.monotonic()
-        for entry in entries:
-            entry.enqueued = now
-        if not entries or not entries[0].is_behind:
-            self._lanes.push(entries)
-        elif not self._lanes.behind(entries):
-            for entry in entries:
-                entry.loop.call_soon_threadsafe(entry.fail, Draining("the engine stops"))
 
     def _run(self, batch: Batch) -> None:
         """One batch; if it raises, its entries one by one, so that only the one at fault fails.

@@ -66,10 +66,12 @@ class EngineGauges:
             gauge.remove(engine.spec.reference)
 
     def _queue_depth(self, name: str) -> int:
-        return sum(engine.queue_depth().get(name, 0) for engine in self._engines)
+        return sum(engine.backlog.depths().get(name, 0) for engine in self._engines)
 
     def _queue_age(self, name: str) -> float:
-        return max((engine.queue_age(index) for engine in self._engines for index in _where(engine, name)), default=0.0)
+        return max(
+            (engine.backlog.age(index) for engine in self._engines for index in _where(engine, name)), default=0.0
+        )
 
 
 def _where(engine: Engine, name: str) -> list[int]:

@@ -6,11 +6,11 @@ import heapq
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.engine import tuning
+from service.engine.audit_lane import AuditLane
 from service.engine.entry import Entry, give_up
 from service.engine.pick import Pick, Plan, Release, Waiting, most_in_time, pick
 from service.errors import LowfirstError
@@ -27,14 +27,6 @@ class Batch:
     is_audit: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """Another model's work on the same device: whether there is any now, and the seconds that it took lately."""
-
-    is_busy: Callable[[], bool]
-    spent: Callable[[], float]
-
-
 class Lanes:
     """The lanes of one model, shared between threads.
 
@@ -49,7 +41,7 @@ class Lanes:
         escalating: share of each stage's images that escalate, lately.
         batches, seconds: run, and of compute, since the start, audits left out.
         single_scale_seconds: that the single-scale network would have taken for the same images.
-        neighbour: whose work audits make way for too; None while no other model is compared with this one.
+        audits: those that wait for a stage behind their answer.
     """
 
     def __init__(
@@ -62,15 +54,11 @@ class Lanes:
     ) -> None:
         self.plan = plan
         self.escalating = [0.0] * len(plan.sizes)
-        self.neighbour: Neighbour | None = None
         self._free = list(range(slots))
-        self._audit_backlog = audit_backlog
-        self._audits_reserved = 0
         self._on_drop = on_drop
         self._on_late = on_late
         self._lanes: list[list[tuple[float, int, Entry]]] = [[] for _ in plan.sizes]
-        self._audits: list[deque[Entry]] = [deque() for _ in plan.sizes]
-        self._spent, self._spent_on_audits = 0.0, 0.0
+        self.audits = AuditLane(len(plan.sizes), audit_backlog)
         self.batches, self.seconds, self.single_scale_seconds = 0, 0.0, 0.0
         self._order = itertools.count()
         lock = threading.Lock()
@@ -97,46 +85,36 @@ class Lanes:
             self._release(unused)
 
     def audit(self, stage: int, entry: Entry) -> bool:
-        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do and it has none reserved.
-
-        What runs behind an answer is never turned away once it began: escalated images would be missing more often.
-        """
+        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do and it has none reserved."""
         with self._changed:
-            if not (entry.is_behind or (entry.is_drawn and not self._closed) or self.has_audit_room):
-                return False
-            self._audits[stage].append(entry)
-            self._changed.notify()
-            return True
+            is_added = self.audits.add(stage, entry)
+            self._changed.notify(is_added)
+            return is_added
 
     def reserve_audit(self) -> bool:
         """Keep room for the audit of an image that is yet to come, unless enough wait or are to come already."""
         with self._changed:
-            has_room = self.has_audit_room
-            self._audits_reserved += has_room
-            return has_room
+            return self.audits.reserve()
 
     def free_audit(self) -> None:
         """That image waits for its audit, or needs none."""
         with self._changed:
-            self._audits_reserved -= 1
+            self.audits.free()
 
     @property
     def has_audit_room(self) -> bool:
         """Whether ``audit`` would take one now."""
-        return self._audited() + self._audits_reserved < self._audit_backlog
+        with self._changed:
+            return self.audits.has_room
 
     def behind(self, entries: Sequence[Entry]) -> bool:
         """Let ``entries``, without slots, wait for the first stage behind all clients' work; False while none runs."""
         with self._changed:
             if self._closed or self._failure is not None:
                 return False
-            self._audits[0].extend(entries)
+            self.audits.extend(entries)
             self._changed.notify()
             return True
-
-    def spent_lately(self) -> float:
-        """Seconds of compute, audits and all, as far as the audits' share looks back."""
-        return self._spent
 
     def wait_for_room(self) -> None:
         """Wait until the first lane holds few full batches, so that decoding never starves compute."""
@@ -154,9 +132,7 @@ class Lanes:
             self.batches += not is_audit
             self.seconds += 0.0 if is_audit else seconds
             self.single_scale_seconds += single_scale_seconds
-            kept = max(0.0, 1 - seconds / tuning.AUDIT_MEMORY_SECONDS)
-            self._spent = kept * self._spent + seconds
-            self._spent_on_audits = kept * self._spent_on_audits + (seconds if is_audit else 0.0)
+            self.audits.count(seconds, is_audit)
 
     def take(self, now: float) -> Batch | None:
         """The batch that should run now, or None. Never waits."""
@@ -173,16 +149,13 @@ class Lanes:
                 if self._closed and not any(self._lanes):
                     self._changed.notify_all()  # workers that waited for a slot: no release may come to wake them
                     return None
-                self._changed.wait(tuning.YIELD_SECONDS if any(self._audits) else None)
+                self._changed.wait(tuning.YIELD_SECONDS if self.audits else None)
 
     def close(self) -> None:
         """Let waiting workers go once the lanes are empty; audits are given up."""
         with self._changed:
             self._closed = True
-            for audits in self._audits:
-                self._release([entry.slot for entry in audits if entry.slot is not None])
-                audits.clear()
-            self._audit_backlog = 0
+            self._release(_slots(self.audits.close()))
             self._changed.notify_all()
             self._room.notify_all()
 
@@ -238,10 +211,9 @@ class Lanes:
             self._drop(stage, now)
         lanes = [_waiting(lane) for lane in self._lanes]
         picked = pick(now, lanes, len(self._free), self.plan, self.escalating)
-        if any(self._audits) and self._may_audit(picked):
-            audit = self._take_audit()
-            if audit is not None:
-                return audit
+        audit = self._take_audit() if self.audits and self.audits.may_run(is_idle=picked is None) else None
+        if audit is not None:
+            return audit
         if picked is None:
             return None
         entries = self._pop(picked, now, lanes[picked.stage].deadline)
@@ -267,26 +239,13 @@ class Lanes:
         self._lanes[stage] = ordered
         return entries
 
-    def _may_audit(self, picked: Pick | None) -> bool:
-        """Whether nothing else is to be done, or audits had less than their share of the time."""
-        spent, is_idle = self._spent, picked is None
-        if self.neighbour is not None:
-            spent += self.neighbour.spent()
-            is_idle = is_idle and not self.neighbour.is_busy()
-        return is_idle or self._spent_on_audits < tuning.AUDIT_SHARE * spent
-
     def _take_audit(self) -> Batch | None:
-        for stage in reversed(range(len(self._audits))):
-            waiting = self._audits[stage]
-            room = self.plan.sizes[stage] if stage else min(self.plan.sizes[0], len(self._free))
-            entries = [waiting.popleft() for _ in range(min(len(waiting), room))]
-            if entries:
-                slots = _slots(entries) if stage else [self._free.pop() for _ in entries]
-                return Batch(stage, "drained", entries, slots, is_audit=True)
-        return None
-
-    def _audited(self) -> int:
-        return sum(not entry.is_behind for audits in self._audits for entry in audits)
+        taken = self.audits.take(self.plan.sizes, len(self._free))
+        if taken is None:
+            return None
+        stage, entries = taken
+        slots = _slots(entries) if stage else [self._free.pop() for _ in entries]
+        return Batch(stage, "drained", entries, slots, is_audit=True)
 
     def _drop(self, stage: int, now: float) -> None:
         """All that nobody waits for, wherever they stand, so that they take no memory; and all that would be late."""

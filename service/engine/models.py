@@ -84,7 +84,7 @@ class Models:
 
     def queued_seconds(self) -> float:
         """How long the device needs for all that is queued."""
-        return sum(engine.queued_seconds() for engine in self.running)
+        return sum(engine.backlog.seconds() for engine in self.running)
 
     def named(self, name: str) -> Engine | None:
         """The engine that serves a version of model ``name``."""

@@ -7,6 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.engine.answering import Answering
+from service.engine.lanes import Lanes
+from service.engine.recent import Recent
+
 MINUTE_SECONDS = 60
 LOOK_SECONDS = 1.0
 
@@ -102,3 +106,9 @@ class Periods:
             totals.computed,
             totals.compute_seconds,
         )
+
+
+def done_by(recent: Recent, answering: Answering, lanes: Lanes) -> Done:
+    """What an engine has done since the start."""
+    images, exited, mmacs = recent.counts
+    return Done(0.0, images, exited, mmacs, answering.computed, lanes.seconds)

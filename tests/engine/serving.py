@@ -198,7 +198,7 @@ class Server:
 
     async def waiting(self, stage: int, count: int) -> None:
         """``count`` images stand in a lane."""
-        await until(lambda: self.engine.queue_depth()[self.case.names[stage]] == count)
+        await until(lambda: self.engine.backlog.depths()[self.case.names[stage]] == count)
 
     async def all_slots_free(self) -> None:
         await until(lambda: self.engine._lanes.free_slots == self.slots)

@@ -17,7 +17,7 @@ from tests.engine.lanes_of import TABLE, entry_of, timed
 def backlog_of(entries: list[Entry], slowdown: float = 1.0) -> Backlog:
     lanes, pace = Lanes(timed(4, 4, 4), 9), Pace(TABLE, (4, 4, 4), slowdown=slowdown)
     lanes.push(entries)
-    return Backlog(entries, lanes, pace)
+    return Backlog(entries, lanes, pace, names=("low", "high"))
 
 
 def test_image_that_finds_nothing_waits_for_an_undisturbed_pass_alone() -> None:

@@ -68,7 +68,7 @@ async def test_it_waits_for_another_models_clients_too(two: Case) -> None:
 
 async def until_looked_at(behind: Behind, times: int) -> bool:
     """Whether the worker looked so often for what it may do, and found nothing."""
-    neighbour = behind._lanes.neighbour
+    neighbour = behind._lanes.audits.neighbour
     assert neighbour is not None
     looks = 0
 
@@ -77,7 +77,7 @@ async def until_looked_at(behind: Behind, times: int) -> bool:
         looks += 1
         return neighbour.is_busy()
 
-    behind._lanes.neighbour = type(neighbour)(is_busy, neighbour.spent)
+    behind._lanes.audits.neighbour = type(neighbour)(is_busy, neighbour.spent)
     await until(lambda: looks > times)
     return True
 

@@ -60,8 +60,8 @@ async def test_images_not_decoded_in_time_wait_again(case: Case, monkeypatch: py
 async def test_image_of_a_client_that_left_is_not_decoded(two: Case) -> None:
     async with serving(two, decode_threads=1) as server:
         free = threading.Event()
-        assert server.engine._decoders is not None
-        server.engine._decoders.submit(free.wait, TIMEOUT)
+        assert server.engine._ahead is not None
+        server.engine._ahead._threads.submit(free.wait, TIMEOUT)
         leaving, staying = server.start(two.images[0].body), server.start(two.images[1].body)
         await asyncio.sleep(0)
         await leave(leaving)
@@ -119,7 +119,7 @@ async def test_decoded_images_that_wait_are_bounded(two: Case) -> None:
         depths = []
         for _ in two.images:
             await gate.arrival()
-            depths.append(server.engine.queue_depth()["low"])
+            depths.append(server.engine.backlog.depths()["low"])
             gate.let_one_through()
         assert all(isinstance(answer, Answer) for answer in await outcomes(tasks))
         assert max(depths) <= tuning.DECODED_AHEAD + 2 - 1

@@ -117,7 +117,7 @@ async def test_images_that_wait_together_run_together(case: Case) -> None:
     async with serving(case, 0.0) as server:
         gate = server.gate(0)
         tasks = await server.behind(gate, [image.body for image in case.images[:7]])
-        assert server.engine.queue_age(0) > 0
+        assert server.engine.backlog.age(0) > 0
         gate.open()
         await outcomes(tasks)
         assert gate.sizes == [1, 4, 2]

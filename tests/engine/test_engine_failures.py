@@ -206,7 +206,9 @@ async def test_close_does_not_wait_for_a_device_that_fails(two: Case, closes_fir
         server.predictor.before = one_after_another(gate, fail)
         tasks = [server.start(image.body) for image in two.images[: 3 * tuning.DECODED_AHEAD]]
         await gate.arrival()
-        await until(lambda: sum(server.engine.queue_depth().values()) >= tuning.DECODED_AHEAD)  # decoders wait for room
+        await until(
+            lambda: sum(server.engine.backlog.depths().values()) >= tuning.DECODED_AHEAD
+        )  # decoders wait for room
         closing = asyncio.create_task(server.engine.close()) if closes_first else None
         await asyncio.sleep(0)
         gate.open()

@@ -67,7 +67,7 @@ class Rush:
         plan = Plan(sizes, self.pace.predicted, self.pace.soonest)
         self.lanes = Lanes(plan, 128, on_late=self._count_late)
         self.waiting: set[Entry] = set()
-        self.backlog = Backlog(self.waiting, self.lanes, self.pace)
+        self.backlog = Backlog(self.waiting, self.lanes, self.pace, ("low", "high"))
         self.admission = Admission(MOST_IMAGES, 1 << 30, MOST_SECONDS, self.backlog.seconds)
         self.policy = Policy(self.depth - 1)
         self.brown_out = BrownOut(TARGET)

@@ -119,7 +119,7 @@ async def test_models_of_other_depths_serve_beside_each_other(mixed: ModelStore,
         for each in (2, depth):
             answer = await replica.classify(jpeg, f"deep{each}")
             assert len(answer.stages) == each
-        stages = {name for engine in replica.models for name in engine.queue_depth()}
+        stages = {name for engine in replica.models for name in engine.backlog.depths()}
         assert stages == {"low", "high", "single" if depth == 1 else "middle"}
         for stage in stages:
             assert replica.metric("queue_depth", stage=stage) == replica.metric("queued_seconds", stage=stage) == 0
