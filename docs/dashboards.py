@@ -100,10 +100,10 @@ def main(folder: Path) -> None:
 
 
 def shrink(picture: Path) -> None:
-    """To three quarters of its size and 128 colours, a quarter of the bytes."""
+    """To three quarters of its size and 256 colours, small areas' too: a third of the bytes."""
     with Image.open(picture) as image:
         smaller = image.convert("RGB").resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
-        smaller.quantize(128, Image.Quantize.MEDIANCUT, kmeans=2).save(picture, optimize=True)
+        smaller.quantize(256, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

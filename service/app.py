@@ -27,10 +27,21 @@ from service.api.addresses import Addresses, check_prefix
 from service.api.dependencies import Parts
 from service.api.direct import Direct
 from service.api.feedback import Feedback
+from service.api.following import Following
 from service.api.observed import Observed
 from service.api.own_port import HandedPort, OwnPort
 from service.api.request_context import RequestContext
-from service.api.routes import classify, config, console, feedback, inference_protocol, models, observe, triton
+from service.api.routes import (
+    calibration,
+    classify,
+    config,
+    console,
+    feedback,
+    inference_protocol,
+    models,
+    observe,
+    triton,
+)
 from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
@@ -93,6 +104,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
                 parts.samples.start()
             await parts.models.start()
             await parts.switching.start()
+            await parts.following.start()
             await guard.start()
         except LowfirstError as error:
             app.state.failure = error  # for whoever started the server to tell
@@ -104,6 +116,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         async with _listed(own_port, parts), rpc_port or nullcontext():
             yield
         await guard.close()
+        await parts.following.close()
         await parts.switching.close()
         await parts.models.close()
         if parts.samples is not None:
@@ -137,7 +150,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     app.add_middleware(Addresses, root_path=settings.root_path)
     error_handlers.install(app)
     config.document(app)
-    for routes in (classify, config, console, feedback, models, observe):
+    for routes in (calibration, classify, config, console, feedback, models, observe):
         app.include_router(routes.router, responses=error_responses.ANY)
     for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
         app.include_router(routes.router, responses=error_responses.ANY_OF_PROTOCOL)
@@ -178,6 +191,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     targets = MemoryTargets() if link is None else RedisTargets(link)
     shared = None if together is None else SharedMetrics(metrics, together.files)
     observed = Observed(models, admission, metrics, siblings, shared)
+    following = Following(models, siblings, metrics, settings.audit_probability)
     return Parts(
         settings,
         models,
@@ -191,6 +205,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         observed,
         samples,
         Feedback(samples, metrics, siblings),
+        following,
         _traces(settings),
     )
 
@@ -288,7 +303,7 @@ def _rpc_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> RpcPort |
     try:
         from service.api.rpc.port import RpcPort
     except ImportError as error:
-        raise InvalidOption("LOWFIRST_GRPC_PORT", settings.grpc_port, "unset without lowfirst[grpc]") from error
+        raise InvalidOption("LOWFIRST_GRPC_PORT", settings.grpc_port, "unset without pip install '.[grpc]'") from error
     return RpcPort(parts, allowed, settings, is_shared=isinstance(parts.siblings, Together))
 
 

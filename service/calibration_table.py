@@ -37,7 +37,8 @@ class CalibrationTable:
     """One row per threshold, ascending from 0 to 1, measured with one runtime at one precision on ``n`` images.
 
     ``default_threshold`` is what suits that runtime and precision; None takes the model's. ``is_labelled``: whether the
-    classes of the images were known.
+    classes of the images were known. ``last_answers``: how many images the last stage gives each class; None of tables
+    that earlier releases wrote.
     """
 
     runtime: str
@@ -46,6 +47,7 @@ class CalibrationTable:
     rows: tuple[CalibrationRow, ...]
     default_threshold: float | None = None
     is_labelled: bool = True
+    last_answers: tuple[int, ...] | None = None
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], depth: int) -> CalibrationTable:
@@ -54,7 +56,8 @@ class CalibrationTable:
         if "is_labelled" not in named:  # of the first format, whose models have at most two stages
             named["rows"] = [_first_format(row, named["n"]) for row in named["rows"]]
         rows = tuple(CalibrationRow(**{**row, "ends": tuple(row["ends"])}) for row in named["rows"])
-        table = cls(**{**named, "rows": rows})
+        answers = named.get("last_answers")
+        table = cls(**{**named, "rows": rows, "last_answers": None if answers is None else tuple(answers)})
         _check(table, depth)
         return table
 
@@ -80,6 +83,11 @@ def _check(table: CalibrationTable, depth: int) -> None:
     default = table.default_threshold
     if default is not None and not 0 <= default <= 1:
         raise ValueError(f"{where}: default_threshold is {default!r}; it must lie between 0 and 1")
+    answers = table.last_answers
+    if answers is not None and not (
+        all(isinstance(each, int) and each >= 0 for each in answers) and sum(answers) == table.n
+    ):
+        raise ValueError(f"{where}: last_answers are {answers!r}; they must be counts of all {table.n} images")
     for row in table.rows:
         counts = [row.disagreements, row.right_last_wrong, row.wrong_last_right]
         known = [count for count in counts if count is not None]

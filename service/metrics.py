@@ -249,6 +249,20 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
+        self.drift = Gauge(
+            "lowfirst_drift",
+            "Whether the traffic differs from what the model was calibrated with, by the tests of /calibration/live.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.promise_lost = Gauge(
+            "lowfirst_promise_lost",
+            "Whether what was asked with the live table cannot be kept by any threshold now.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.cost_per_hour = Gauge(
             "lowfirst_cost_per_hour",
             "What an hour of one worker costs, as the settings say; 0 where they do not.",

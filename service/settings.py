@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=65535,
-        description="Port of the Open Inference Protocol over gRPC (`lowfirst[grpc]`), 0: a free one; unset: none.",
+        description="Port of the Open Inference Protocol over gRPC (extra `grpc`), 0: a free one; unset: none.",
     )
     cors_origins: Listed = Field(
         (), description="Origins whose pages may use the server, with commas between; `*`: all, with an admin key only."
@@ -158,10 +158,10 @@ class Settings(BaseSettings):
     sample_log: str | None = Field(
         None,
         description="Folder that a share of the images is logged in, with what each stage said of them; or a URL for "
-        "fsspec, s3://… (`lowfirst[log]`). Unset: none is.",
+        "fsspec, s3://… (extra `log`). Unset: none is.",
     )
     sample_format: Literal["jsonl", "parquet"] = Field(
-        "jsonl", description="Of that log: jsonl, or parquet (`lowfirst[log]`)."
+        "jsonl", description="Of that log: jsonl, or parquet (extra `log`)."
     )
     sample_share: float = Field(
         1.0,

@@ -6,6 +6,7 @@ from grafana_foundation_sdk.builders import timeseries
 from grafana_foundation_sdk.models import dashboard as schema
 from panels import (
     CONFIDENCE,
+    COUNT,
     IMAGES_PER_SECOND,
     MODEL,
     MONEY,
@@ -214,6 +215,27 @@ def early_exit() -> schema.Dashboard:
             unit=IMAGES_PER_SECOND,
         ),
     ]
+    traffic: list[Panel] = [
+        lines(
+            "Drift from the calibration",
+            "Do today's images differ from the calibration images (1)? By four two-sample tests of 5 % together, see "
+            "/calibration/live.",
+            (f"max by (model) (lowfirst_drift{{{MODEL}, {REPLICA}}})", "{{model}}"),
+            unit=COUNT,
+            steps=True,
+            most=1,
+            words={0: "no", 1: "yes"},
+        ),
+        lines(
+            "Goal by the live table lost",
+            "Is there no threshold that keeps what was asked with the live table (1)?",
+            (f"max by (model) (lowfirst_promise_lost{{{MODEL}, {REPLICA}}})", "{{model}}"),
+            unit=COUNT,
+            steps=True,
+            most=1,
+            words={0: "no", 1: "yes"},
+        ),
+    ]
     return dashboard(
         "lowfirst-early-exit",
         "lowfirst: Early exit",
@@ -227,6 +249,7 @@ def early_exit() -> schema.Dashboard:
             "Confidence": confidence,
             "Audits": audits,
             "Trial": trial,
+            "Traffic": traffic,
         },
         by_model=True,
     )

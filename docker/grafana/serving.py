@@ -235,8 +235,8 @@ def _feedback() -> list[Panel]:
     return [
         lines(
             "Accuracy by feedback",
-            "What share of the answers whose true label was reported within the last hour was right? It is the accuracy "
-            "of all answers only if labels are reported for a random sample.",
+            "What share of the answers whose true label was reported within the last hour was right? It is the "
+            "accuracy of all answers only if labels are reported for a random sample.",
             (f"{right} / ({told} > 0)", "{{model}}"),
             unit=SHARE,
         ),

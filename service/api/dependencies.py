@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Request
 
 from service.api.feedback import Feedback
+from service.api.following import Following
 from service.api.observed import Observed
 from service.engine.admission import Admission
 from service.engine.models import Models
@@ -40,6 +41,7 @@ class Parts:
     observed: Observed
     samples: SampleLog | None
     feedback: Feedback
+    following: Following
     traces: Traces | None = None
 
     def check_ready(self) -> None:

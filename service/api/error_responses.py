@@ -11,14 +11,15 @@ from service.api.schemas import ErrorAnswer
 Responses = dict[int | str, dict[str, Any]]
 
 WORK = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
-CHANGE = (400, 401, 403, 404, 408, 412, 413, 415, 422, 503)
+CHANGE = (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 503)
 
 WHEN = {
     400: "An image, JSON or multipart body that cannot be read.",
     401: "No key, or a wrong one, where the server asks for one.",
     403: "The key does not allow changes, or no key does.",
-    404: "No such model or version, or it is not served.",
+    404: "No such model or version, or it is not served; no such request, of feedback.",
     408: "The body did not arrive in time.",
+    409: "Another model is tried already, or none is.",
     412: "`If-Match` names another version than that of the config.",
     413: "More bytes or pixels than are read.",
     415: "A content type or an image format that is not read.",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
 from typing import Any
 
 from prometheus_client import generate_latest
 
 from service.engine.admission import Admission
-from service.engine.audit import Audit
+from service.engine.audit import Audit, Budget
 from service.engine.engine import Engine
 from service.engine.models import Models
+from service.engine.periods import NOTHING, Done
 from service.engine.prediction import TimeSpent
 from service.engine.recent import CONFIDENCES, PERCENTILES, Totals
 from service.errors import NotFound
@@ -36,7 +38,8 @@ class Share:
         per_second: images, in the last minute.
         latencies: seconds in the last minute, each with how many answers it stands for.
         effective_threshold, images_in_flight, bytes_in_flight: now. ``waiting``: for each stage, by its name.
-        audited, disagreements, exit_rate, promised: see ``Audit``.
+        audited, disagreements, exit_rate, promised, budget: see ``Audit``.
+        last_minute, since_change: what was done then.
     """
 
     images: int
@@ -55,6 +58,19 @@ class Share:
     disagreements: int
     exit_rate: float | None
     promised: float | None
+    budget: Budget | None = None
+    last_minute: Done = NOTHING
+    since_change: Done = NOTHING
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Share:
+        """What ``asdict`` made, once it went through JSON."""
+        own = {name: Done(**told[name]) for name in ("last_minute", "since_change")}
+        return cls(**{**told, **own, "budget": _budget(told)})
+
+
+def _budget(told: Mapping[str, Any]) -> Budget | None:
+    return None if told["budget"] is None else Budget(**told["budget"])
 
 
 class Observed:
@@ -84,7 +100,11 @@ class Observed:
         self._shared.sample()
         for engine in self._models.running:
             if engine.predictor.calibration is not None:
-                audits = [Audit(**told[engine.spec.reference]) for told in others if engine.spec.reference in told]
+                audits = [
+                    Audit(**{**each, "budget": _budget(each)})
+                    for told in others
+                    if (each := told.get(engine.spec.reference)) is not None
+                ]
                 kept = pooled([engine.audit(), *audits]).promise_kept
                 self._metrics.promise_kept.labels(engine.spec.reference).set(float("nan") if kept is None else kept)
         return self._shared.exposition()
@@ -92,7 +112,7 @@ class Observed:
     async def shares(self, engine: Engine) -> list[Share]:
         """Of every process that serves the same model, this one's first."""
         others = await self._siblings.others("share", engine.spec.reference)
-        return [self._share(engine), *(Share(**told) for told in others)]
+        return [self._share(engine), *(Share.of_json(told) for told in others)]
 
     async def totals(self, engine: Engine) -> Totals:
         """Of all processes that serve the same model, together."""
@@ -135,6 +155,9 @@ class Observed:
             disagreements=audit.disagreements,
             exit_rate=audit.exit_rate,
             promised=audit.promised,
+            budget=audit.budget,
+            last_minute=engine.periods.last_minute(),
+            since_change=engine.periods.since_change(),
         )
 
 
@@ -172,12 +195,28 @@ def pooled(audits: Sequence[Audit], images: Sequence[int] | None = None) -> Audi
         disagreements=sum(audit.disagreements for audit in audits),
         exit_rate=exit_rate,
         promised=first.promised,
+        budget=_pooled_budget([audit.budget for audit in audits]),
+    )
+
+
+def _pooled_budget(budgets: Sequence[Budget | None]) -> Budget | None:
+    first, known = budgets[0], [each for each in budgets if each is not None]
+    if first is None:
+        return None
+    return replace(first, spent=sum(each.spent for each in known), images=sum(each.images for each in known))
+
+
+def periods(shares: Sequence[Share]) -> tuple[Done, Done]:
+    """What all did in the last minute, and since the threshold was moved last."""
+    return (
+        reduce(Done.beside, [each.last_minute for each in shares]),
+        reduce(Done.beside, [each.since_change for each in shares]),
     )
 
 
 def audit_of(shares: Sequence[Share]) -> Audit:
     """Of all shares."""
-    audits = [Audit(each.audited, each.disagreements, each.exit_rate, each.promised) for each in shares]
+    audits = [Audit(each.audited, each.disagreements, each.exit_rate, each.promised, each.budget) for each in shares]
     return pooled(audits, [each.images for each in shares])
 
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from service.api.live_schemas import DriftAnswer, FollowedAnswer, PeriodState
 from service.engine.answer import Reason
 from service.engine.prediction import TimeSpent
 from service.errors import InvalidOption
 from service.inference.calibration import Effect
-from service.state.base import GOALS, Goal
+from service.state.base import GOALS, Goal, Table
 
 UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
@@ -194,6 +195,7 @@ class PredictedEffect(BaseModel):
     single_scale_ms: float | None = Field(None, description="The same of the single-scale network.")
     saved: float | None = Field(None, description="Share of that time that is saved; negative: the cascade costs more.")
     accuracy: float | None = Field(description="Null where the calibration photographs had no labels.")
+    accuracy_interval: tuple[float, float] | None = Field(None, description="Where it lies with 95 % confidence.")
     agreement: float = Field(description="Share of images answered as the last stage would.")
     agreement_at_least: float
     accuracy_drop_at_most: float | None
@@ -209,6 +211,7 @@ class PredictedEffect(BaseModel):
             single_scale_ms=milliseconds(time.single_scale_mean_seconds),
             saved=time.saved,
             accuracy=effect.accuracy,
+            accuracy_interval=effect.accuracy_interval,
             agreement=effect.agreement,
             agreement_at_least=effect.agreement_at_least,
             accuracy_drop_at_most=effect.accuracy_drop_at_most,
@@ -221,11 +224,20 @@ def milliseconds(seconds: float | None) -> float | None:
 
 
 class ThresholdPatch(Strict):
-    """Exactly one goal, and/or a floor. A goal that is null is not given; a floor that is null is cleared."""
+    """Exactly one goal, and/or a floor; with a goal other than the threshold, the table that it is held by.
+
+    A goal that is null is not given; a floor that is null is cleared.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"threshold": 0.6}, {"max_mean_ms": 0.5}, {"max_mean_mmacs": 60.0}, {"min_agreement": 0.98}]
+            "examples": [
+                {"threshold": 0.6},
+                {"max_mean_ms": 0.5},
+                {"max_mean_mmacs": 60.0},
+                {"min_agreement": 0.98},
+                {"min_agreement": 0.97, "table": "live"},
+            ]
         }
     )
 
@@ -248,9 +260,17 @@ class ThresholdPatch(Strict):
         None, strict=True, description="How low overload may bring the threshold; null: not at all."
     )
 
+    table: Table = Field(
+        "stored",
+        description="What the goal is held by: the model's calibration table, or live traffic, which the threshold "
+        "follows from then on. Not with threshold or max_accuracy_drop.",
+    )
+
     @model_validator(mode="after")
     def _one_goal(self) -> ThresholdPatch:
         named = [goal for goal in GOALS if getattr(self, goal) is not None]
+        if not named and "table" in self.model_fields_set:
+            raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(GOALS)}")
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; it must be exactly one of {', '.join(GOALS)}")
         if not named and "floor" not in self.model_fields_set:
@@ -272,7 +292,8 @@ class ThresholdPatch(Strict):
 class ThresholdAnswer(BaseModel):
     """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
 
-    While the server is overloaded a lower one is in force: `effective_threshold` of `/stats`.
+    Where ``table`` is live, the threshold follows the traffic and ``followed`` tells how. While the server is
+    overloaded a lower one is in force: `effective_threshold` of `/stats`.
     """
 
     model: str
@@ -282,6 +303,8 @@ class ThresholdAnswer(BaseModel):
     floor: float | None
     version: int
     predicted: PredictedEffect | None
+    table: Table = Field("stored", description="What the goal is held by.")
+    followed: FollowedAnswer | None = None
 
 
 class ConfigAnswer(BaseModel):
@@ -377,6 +400,16 @@ class QueueState(BaseModel):
     bytes_in_flight: int
 
 
+class BudgetState(BaseModel):
+    """What images cost lately, where a budget was asked for."""
+
+    goal: Goal
+    asked: float
+    images: int = Field(description="Of the last minute; since the threshold was moved, where that is less.")
+    mean: float | None
+    kept: bool | None = Field(description="False: beyond it by more than chance (95 %). Null: too few images to tell.")
+
+
 class AuditState(BaseModel):
     """What the last stage said of the latest audited images that exit at the threshold; null without any."""
 
@@ -387,7 +420,8 @@ class AuditState(BaseModel):
     overall_at_most: float | None = Field(description="The same of all images: times the exit rate of late.")
     allowed: float | None = Field(description="1 less the agreement promised; null without a calibration table.")
     promise_kept: bool | None = Field(
-        description="True: the bound is within what is allowed. False: even the lower bound is beyond. Null: too few."
+        description="Of an agreement: true: the bound is within what is allowed; false: even the lower bound is "
+        "beyond; null: too few. Of a budget: see `budget`; false too where the agreement certified for it is broken."
     )
 
 
@@ -419,7 +453,10 @@ class TimeState(BaseModel):
 
 
 class StatsAnswer(BaseModel):
-    """A snapshot for people: totals since the start, rates and latencies of the last minute."""
+    """A snapshot for people: totals since the start, rates and latencies of the last minute.
+
+    Beside them what was done in the last minute, and since the threshold was moved last.
+    """
 
     model: ModelName
     runtime: str
@@ -441,6 +478,10 @@ class StatsAnswer(BaseModel):
     latency_ms: LatencyMs
     queue: QueueState
     audit: AuditState
+    last_minute: PeriodState
+    since_change: PeriodState = Field(description="Since the threshold was moved last, or the start.")
+    budget: BudgetState | None = Field(description="Null where none was asked for.")
+    drift: DriftAnswer | None = Field(description="At the latest look, a few seconds ago; null without a table.")
 
 
 class MetricsTarget(BaseModel):

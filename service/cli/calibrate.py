@@ -71,8 +71,8 @@ def calibrate(
                 _percent(effect.accuracy_drop_at_most),
             )
         output.print(shown)
-    if not unlabelled:
-        next_step("evaluate", model, "--data", data)
+    if photographs is not None and not unlabelled:
+        next_step("evaluate", model, "--data", photographs)
     elif spec.version:
         next_step("serve", "--model", spec.name)
     else:

@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from service.inference.calibration import lower_bound, upper_bound
+from service.inference.live import BUDGET_IMAGES
+
+NORMAL = 1.645  # quantile at 95 %, one-sided
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What images cost lately, in the unit of the budget that was asked for.
+
+    Attributes:
+        asked: for each on average.
+        spent: on all ``images``.
+        least, most: what an image costs that ends at the first stage, and at the last.
+    """
+
+    asked: float
+    spent: float
+    images: float
+    least: float
+    most: float
+
+    @property
+    def mean(self) -> float | None:
+        """For each image; None before the first."""
+        return self.spent / self.images if self.images else None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether it is held: False where the mean exceeds it by more than chance does (95 %), None where too few tell.
+
+        Costs between ``least`` and ``most`` vary by at most (most - mean)(mean - least), as they do where all are one
+        or the other (Bhatia and Davis, 2000); their mean is nearly normal.
+        """
+        if self.mean is None or self.images < BUDGET_IMAGES:
+            return None
+        if self.mean <= self.asked:
+            return True
+        variance = max(0.0, (self.most - self.mean) * (self.mean - self.least))
+        return False if self.mean - NORMAL * math.sqrt(variance / self.images) > self.asked else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +58,14 @@ class Audit:
         images, disagreements: audited, and of these answered otherwise by the last stage.
         exit_rate: of the latest images at the threshold; None before the first exit, 0 where nothing can exit.
         promised: the agreement promised for the threshold, a share of all images; None without a calibration table.
+        budget: what was asked for, where that is a budget; else None.
     """
 
     images: int
     disagreements: int
     exit_rate: float | None
     promised: float | None
+    budget: Budget | None = None
 
     @property
     def disagreement(self) -> float | None:
@@ -42,7 +84,17 @@ class Audit:
 
     @property
     def promise_kept(self) -> bool | None:
-        """Whether the promise holds: False where even the lower bound breaks it, None where audits do not tell yet."""
+        """Whether what was asked for holds, and what the table promised: False where either is broken for sure.
+
+        None where that is not known yet: of a budget, by what images cost; else by the audits.
+        """
+        if self.budget is None or self.agreement_kept is False:
+            return self.agreement_kept
+        return self.budget.kept
+
+    @property
+    def agreement_kept(self) -> bool | None:
+        """The same of the agreement: False where even the lower bound breaks it, None where audits do not tell yet."""
         if self.promised is None or self.overall_at_most is None:
             return None
         allowed = 1 - self.promised

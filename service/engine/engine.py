@@ -22,18 +22,22 @@ from service.engine.decoding import Aside, decode_entry, decode_threads
 from service.engine.entry import Entry, too_late
 from service.engine.executor import Executor
 from service.engine.features import FeaturePool
+from service.engine.follow import Standing
 from service.engine.lanes import Lanes
 from service.engine.limits import Limits
 from service.engine.pace import Pace
+from service.engine.periods import Done, Periods
 from service.engine.pick import Plan
-from service.engine.prediction import Prediction, TimeSpent, predict, solve
+from service.engine.prediction import Prediction, TimeSpent, costs, predict, solve
 from service.engine.preparing import Preparation
 from service.engine.recent import Recent, Totals
 from service.engine.sampling import Sampling
 from service.engine.steering import Steering
+from service.engine.verdict import audit
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
 from service.inference.latency import LatencyTable
+from service.inference.live import Passed
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.samples.log import SampleLog
@@ -96,8 +100,12 @@ class Engine:
         self._backlog = Backlog(self._waiting, self._lanes, self._pace)
         self.behind = Behind(spec, self._lanes, self._waiting, max(1, limits.feature_slots // tuning.AUDIT_SLOTS))
         brown_out = BrownOut(limits.target_latency_seconds)
-        asked = partial(_asked, config, predictor)  # not the engine's own: it would be part of a cycle
-        self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, asked)
+        self.standing = Standing()
+        asked = partial(
+            _in_force, config, predictor, self.standing
+        )  # not the engine's own: it would be part of a cycle
+        self.periods = Periods(partial(_totals, self.recent, self._answering, self._lanes))
+        self._steering = Steering(self._executor, brown_out, self._backlog, self.recent, asked, self.periods)
         self._running = False
         self._draining = False
         self._asking = 0
@@ -260,7 +268,13 @@ class Engine:
 
     @property
     def asked(self) -> ThresholdConfig:
-        """What the runtime config says of this model; its default where that says nothing."""
+        """What the runtime config says of this model, its default where that says nothing; with the threshold in force,
+        where that follows the traffic."""
+        return self.standing.applied(self.asked_first)
+
+    @property
+    def asked_first(self) -> ThresholdConfig:
+        """The same as the config has it: with the threshold that was solved when it was asked for."""
         return _asked(self._config, self.predictor)
 
     @property
@@ -291,12 +305,19 @@ class Engine:
         return replace(self.recent.totals(), batches=self._lanes.batches)
 
     def audit(self) -> Audit:
-        """What audits say of the threshold that is asked for."""
-        threshold, calibration = self.asked.threshold, self.predictor.calibration
-        disagreements, images = self.recent.disagreement_at(threshold)
-        rate, _ = self.recent.exit_rate_at(threshold)
-        exit_rate = 0.0 if threshold >= 1 else rate or None  # a zero rate over only a few exits is not evidence
-        return Audit(images, disagreements, exit_rate, None if calibration is None else calibration.promise(self.asked))
+        """What audits, and what images cost lately, say of what is asked for."""
+        asked = self.asked
+        self.periods.look(asked.threshold)
+        return audit(asked, self.recent, self.periods, self.predictor.calibration, self.costs(asked.goal))
+
+    def costs(self, goal: Goal) -> tuple[float, ...]:
+        """What each stage alone costs an image, in the unit of a budget, measured or counted."""
+        return costs(self.predictor, self._pace.table, self._limits.max_batch_size, goal)
+
+    def passed(self) -> Passed:
+        """The latest images, for a live table."""
+        minute = self.periods.last_minute()
+        return self.recent.passed(self.asked.threshold, minute.images / max(minute.seconds, 1.0))
 
     @property
     def latency_table(self) -> LatencyTable:
@@ -327,3 +348,12 @@ def _asked(config: ConfigSource, predictor: Predictor) -> ThresholdConfig:
     if current.trial is not None and current.trial.key == spec.key:
         return current.trial.threshold
     return current.thresholds.get(spec.name) or predictor.default_threshold
+
+
+def _in_force(config: ConfigSource, predictor: Predictor, standing: Standing) -> ThresholdConfig:
+    return standing.applied(_asked(config, predictor))
+
+
+def _totals(recent: Recent, answering: Answering, lanes: Lanes) -> Done:
+    images, exited, mmacs = recent.counts
+    return Done(0.0, images, exited, mmacs, answering.computed, lanes.seconds)

@@ -37,6 +37,8 @@ class Entry:
         is_audited: whether it was drawn for an audit. ``runs_on``: whether later stages run behind its answer, for that
             or for the sample log; known once it is answered. ``outputs_behind``: what they said.
         on_completed: called once they have run, or were given up. In the event loop's thread.
+        drawn_with: probability with which it was drawn for the live table; 0 of one that was not.
+        audited: confidence and answer of each stage but the last that ran after its answer.
     """
 
     threshold: float
@@ -57,6 +59,8 @@ class Entry:
     latest: tuple[int, Reason] | None = None
     failure: LowfirstError | None = None
     enqueued: float = 0.0
+    drawn_with: float = 0.0
+    audited: list[tuple[float, int]] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
     is_drawn: bool = False
     is_audited: bool = False

@@ -12,6 +12,7 @@ from service.engine import tuning
 from service.engine.answer import Reason
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
 from service.engine.decoding import decode_entry
+from service.engine.drawing import is_drawn, is_governed, seen
 from service.engine.entry import Entry, give_up
 from service.engine.features import FeaturePool
 from service.engine.lanes import Batch, Lanes
@@ -245,6 +246,7 @@ class Executor:
         answered: list[tuple[Entry, Reason]] = []
         escalated: list[Entry] = []
         unused: list[int] = []
+        drawn: list[Entry] = []
         for row, (entry, decision) in enumerate(zip(batch.entries, outcome.decisions, strict=True)):
             entry.slot, entry.enqueued = batch.slots[row], now
             if isinstance(decision, Drop):
@@ -257,11 +259,15 @@ class Executor:
                 continue
             answered.append((entry, decision.reason))
             entry.is_audited = outcome.is_audited[row]
+            if decision.reason == "escalated" and is_drawn(entry, self.policy) and self._lanes.has_audit_room:
+                drawn.append(entry)
             if not (outcome.runs_on(row) and self._send_to_audit(stage, entry)):
                 unused.append(batch.slots[row])
                 entry.slot = None
         if answered:
             answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
+        if drawn:
+            drawn[0].loop.call_soon_threadsafe(self._recent.draw, [seen(entry, now) for entry in drawn])
         self._lanes.escalate(stage, escalated, len(batch.entries), unused)
 
     def _note(self, entry: Entry, row: int, stage: int, outcome: Outcome) -> None:
@@ -275,6 +281,7 @@ class Executor:
         entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"  # last: it may expire now
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
+        entry.drawn_with = self.policy.audit_probability
         if self._lanes.audit(stage + 1, entry):
             entry.runs_on = True
             return True
@@ -283,21 +290,24 @@ class Executor:
 
     def _commit_audit(self, batch: Batch, outcome: Outcome) -> None:
         stage, answered, unused = batch.stage, list[tuple[Entry, Reason]](), list[int]()
+        answers: list[int] = outcome.probabilities.argmax(1).tolist()
         for row, (entry, decision) in enumerate(zip(batch.entries, outcome.decisions, strict=True)):
             entry.slot = batch.slots[row]
             entry.outputs_behind.append(outcome.probabilities[row])
             if entry.is_behind and not isinstance(decision, Drop):
                 self._note(entry, row, stage, outcome)
                 entry.timing.compute += outcome.seconds / len(batch.entries)
-            if isinstance(decision, Escalate) and self._send_to_audit(stage, entry):
-                continue
+            if isinstance(decision, Escalate):
+                entry.audited.append((outcome.confidences[row], answers[row]))
+                if self._send_to_audit(stage, entry):
+                    continue
             unused.append(batch.slots[row])
             entry.loop.call_soon_threadsafe(entry.completed)
             if isinstance(decision, Exit):
                 if entry.is_behind:
                     answered.append((entry, decision.reason))
                 elif entry.is_audited:  # else the sample log alone wanted to know: audits are as probable as they were
-                    self._judge(entry, int(outcome.probabilities[row].argmax()))
+                    self._judge(entry, answers[row])
         self._lanes.release(unused)
         if answered:
             answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
@@ -309,6 +319,8 @@ class Executor:
         if not agreed:
             self._metrics.audit_disagreements.labels(self._model).inc()
         entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.threshold, agreed)
+        if is_governed(entry):
+            entry.loop.call_soon_threadsafe(self._recent.draw, [seen(entry, time.monotonic(), [answer])])
 
     def _count(self, batch: Batch, seconds: float) -> None:
         work, images = self._work(batch), len(batch.entries)

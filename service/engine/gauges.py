@@ -38,6 +38,8 @@ class EngineGauges:
         metrics.single_scale_multiply_adds.labels(model).set(round(engine.spec.single_scale_mmacs * 1e6))
         metrics.watch(metrics.threshold, lambda: engine.asked.threshold, model=model)
         metrics.watch(metrics.effective_threshold, lambda: engine.effective_threshold, model=model)
+        metrics.drift.labels(model)
+        metrics.promise_lost.labels(model)
         calibration = engine.predictor.calibration
         if calibration is None:
             return
@@ -50,6 +52,8 @@ class EngineGauges:
     def _forget(self, engine: Engine) -> None:
         metrics = self._metrics
         for gauge in (
+            metrics.drift,
+            metrics.promise_lost,
             metrics.single_scale_multiply_adds,
             metrics.threshold,
             metrics.effective_threshold,

@@ -102,7 +102,7 @@ class Lanes:
         What runs behind an answer is never turned away once it began: escalated images would be missing more often.
         """
         with self._changed:
-            if not (entry.is_behind or (entry.is_drawn and not self._closed) or self._has_room_for_audit()):
+            if not (entry.is_behind or (entry.is_drawn and not self._closed) or self.has_audit_room):
                 return False
             self._audits[stage].append(entry)
             self._changed.notify()
@@ -111,7 +111,7 @@ class Lanes:
     def reserve_audit(self) -> bool:
         """Keep room for the audit of an image that is yet to come, unless enough wait or are to come already."""
         with self._changed:
-            has_room = self._has_room_for_audit()
+            has_room = self.has_audit_room
             self._audits_reserved += has_room
             return has_room
 
@@ -120,7 +120,9 @@ class Lanes:
         with self._changed:
             self._audits_reserved -= 1
 
-    def _has_room_for_audit(self) -> bool:
+    @property
+    def has_audit_room(self) -> bool:
+        """Whether ``audit`` would take one now."""
         return self._audited() + self._audits_reserved < self._audit_backlog
 
     def behind(self, entries: Sequence[Entry]) -> bool:

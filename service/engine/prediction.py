@@ -68,6 +68,14 @@ def predict(predictor: Predictor, table: LatencyTable, max_batch_size: int, thre
     return Prediction(effect, spent, table.break_even(max_batch_size))
 
 
+def costs(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: Goal) -> tuple[float, ...]:
+    """What each stage alone costs an image, in the unit of a budget: milliseconds of ``max_mean_ms``, else millions of
+    multiply-adds."""
+    if goal != "max_mean_ms":
+        return predictor.spec.mmacs
+    return tuple(1e3 * seconds for seconds in table.seconds_per_image(max_batch_size))
+
+
 def solve(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: Goal, value: float) -> float:
     """The threshold that a goal asks for.
 
@@ -78,5 +86,4 @@ def solve(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: 
         return predictor.solve(goal, value)
     if predictor.calibration is None:
         raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
-    milliseconds = tuple(1e3 * seconds for seconds in table.seconds_per_image(max_batch_size))
-    return predictor.calibration.highest_within(goal, value, milliseconds, "ms")
+    return predictor.calibration.highest_within(goal, value, costs(predictor, table, max_batch_size, goal), "ms")

@@ -8,8 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
+
 from service.engine.answer import Answer
+from service.inference.calibration import THRESHOLDS
 from service.inference.exit_rule import end_stage, exits
+from service.inference.live import MOST, Passed, Seen
 from service.stages import mean_cost
 
 WINDOW_SECONDS = 60.0
@@ -20,7 +24,7 @@ PERCENTILES = (50, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Totals since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known.
+    """Done since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known.
 
     ``seconds`` are these latencies, in order of length.
     """
@@ -78,8 +82,14 @@ class Recent:
         self._confidences: deque[tuple[float, ...]] = deque(maxlen=CONFIDENCES)
         self._audits: deque[tuple[float, float, bool]] = deque(maxlen=CONFIDENCES)  # (confidence, above, agreed)
         self._totals = Totals()
+        self._drawn: deque[Seen] = deque(maxlen=MOST)
         self._exited = 0
         self._mmacs = 0.0
+
+    @property
+    def counts(self) -> tuple[int, int, float]:
+        """Since the start: images answered, of these before the last stage, and millions of multiply-adds for all."""
+        return self._totals.images, self._exited, self._mmacs
 
     def add(self, answer: Answer) -> None:
         """Count an answer."""
@@ -102,6 +112,21 @@ class Recent:
     def audit(self, confidence: float, above: float, agreed: bool) -> None:
         """Note what the last stage said of an image that exited while those above ``above`` were audited."""
         self._audits.append((confidence, above, agreed))
+
+    def draw(self, seen: Sequence[Seen]) -> None:
+        """Note images that were drawn for the live table."""
+        self._drawn.extend(seen)
+
+    def drawn(self, count: int) -> list[Seen]:
+        """The ``count`` drawn last, or as many as are known, the oldest first."""
+        return list(self._drawn)[-count:]
+
+    def passed(self, threshold: float, per_second: float) -> Passed:
+        """The latest images, for a live table; ``per_second`` come."""
+        first = np.sort([each[0] for each in self._confidences])
+        above = len(first) - np.searchsorted(first, THRESHOLDS, side="right")
+        rate, images = self.exit_rate_at(threshold)
+        return Passed(images, tuple(above.tolist()), round((rate or 0.0) * images), per_second)
 
     def disagreement_at(self, threshold: float) -> tuple[int, int]:
         """Of the latest audited images that exit at ``threshold``: how many the last stage disagreed on; how many.

@@ -12,6 +12,7 @@ from service.engine import tuning
 from service.engine.backlog import Backlog
 from service.engine.brown_out import BrownOut
 from service.engine.executor import Executor
+from service.engine.periods import Periods
 from service.engine.recent import Recent
 from service.state.base import ThresholdConfig
 
@@ -25,6 +26,7 @@ class Steering:
         backlog: what is queued.
         recent: where the latest confidences are.
         asked: gives the threshold and the floor that are asked for.
+        periods: are told of the threshold.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Steering:
         backlog: Backlog,
         recent: Recent,
         asked: Callable[[], ThresholdConfig],
+        periods: Periods,
     ) -> None:
         self._executor = executor
         self._brown_out = brown_out
         self._backlog = backlog
         self._recent = recent
         self._asked = asked
+        self._periods = periods
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -50,6 +54,7 @@ class Steering:
     def run(self) -> None:
         """Look now, and again until ``stop``."""
         config = self._asked()
+        self._periods.look(config.threshold)
         confidences = self._recent.confidences(tuning.STEERING_CONFIDENCES) if config.floor is not None else ()
         lowered = self._brown_out.steer(
             time.monotonic(),

@@ -14,7 +14,7 @@ from service.engine.engine import Engine
 from service.engine.models import Models
 from service.errors import ConfigConflict, Conflict, InvalidOption
 from service.log import logger
-from service.state.base import ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
+from service.state.base import BUDGETS, ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
 
 
 class Switching:
@@ -229,6 +229,11 @@ def solved_again(asked: ThresholdConfig, old: Engine, new: Engine) -> ThresholdC
     """
     if asked == old.predictor.default_threshold:
         return new.predictor.default_threshold
-    threshold = new.solve(asked.goal, asked.value)
+    try:
+        threshold = new.solve(asked.goal, asked.value) if asked.table == "stored" or asked.goal in BUDGETS else 1.0
+    except InvalidOption:
+        if asked.table == "stored":
+            raise
+        threshold = 1.0  # until the traffic tells
     floor = None if asked.floor is None else min(asked.floor, threshold)
     return replace(asked, threshold=threshold, floor=floor)

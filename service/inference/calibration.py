@@ -48,7 +48,8 @@ class Effect:
     Attributes:
         ends: images that end at each stage.
         mean_mmacs: mean millions of multiply-adds per image.
-        accuracy: images answered rightly; None where the table was made without labels.
+        accuracy: images answered rightly; None where the table was made without labels. ``accuracy_interval``: where it
+            lies with 95 % confidence, two-sided Clopper-Pearson.
         agreement: images answered as the last stage would.
         agreement_at_least, accuracy_drop_at_most: bounds at 95 % confidence, the drop against threshold 1. By the table
             of another runtime or precision, which bounds nothing here, 0 and 1; the drop is None without labels.
@@ -60,6 +61,7 @@ class Effect:
     agreement: float
     agreement_at_least: float
     accuracy_drop_at_most: float | None
+    accuracy_interval: tuple[float, float] | None = None
 
     @property
     def exit_rate(self) -> float:
@@ -97,13 +99,17 @@ class Calibration:
         drops = [self._at_most(row.wrong_last_right, row) for row in bounding if row.wrong_last_right is not None]
         ends = tuple(self._share(*counts, weight) for counts in zip(lower.ends, upper.ends, strict=True))
         is_labelled = lower.right is not None and upper.right is not None
+        accuracy = self._share(lower.right or 0, upper.right or 0, weight) if is_labelled else None
         return Effect(
             ends=ends,
             mean_mmacs=mean_cost(ends, self.mmacs),
-            accuracy=self._share(lower.right or 0, upper.right or 0, weight) if is_labelled else None,
+            accuracy=accuracy,
             agreement=1 - self._share(lower.disagreements, upper.disagreements, weight),
-            agreement_at_least=1 - max(self._at_most(row.disagreements, row) for row in bounding),
+            agreement_at_least=min(map(self.agreement_at_least, bounding)),
             accuracy_drop_at_most=max(drops, default=None),
+            accuracy_interval=None
+            if accuracy is None or self.stands_in_for
+            else interval(accuracy * self.table.n, self.table.n),
         )
 
     def solve(self, goal: Goal, value: float) -> float:
@@ -146,11 +152,15 @@ class Calibration:
     def promise(self, asked: ThresholdConfig) -> float | None:
         """The agreement that may be counted on: the one asked for, else what the table certifies of the threshold; None
         where it stands in for another."""
+        if asked.goal == "min_agreement" and (asked.table == "live" or not self.stands_in_for):
+            return asked.value
         if self.stands_in_for:
             return None
-        if asked.goal == "min_agreement":
-            return asked.value
         return self.predict(asked.threshold).agreement_at_least
+
+    def agreement_at_least(self, row: CalibrationRow) -> float:
+        """The bound at one row of the table."""
+        return 1 - self._at_most(row.disagreements, row)
 
     @property
     def _name(self) -> str:
@@ -181,12 +191,11 @@ class Calibration:
                 goal, value, f"left out: {self._name} was calibrated without labels (min_agreement needs none)"
             )
         if 0 < risk < upper_bound(0, n):
-            takes = np.ceil(math.log(RISK) / math.log1p(-risk))  # a float: there are risks that take infinitely many
             raise InvalidOption(
                 goal,
                 value,
-                f"certifiable: it takes {takes:.15g} certifying images (half of those held out), and {self._name} "
-                f"has {n} (threshold 1 keeps any promise)",
+                f"certifiable: it takes {takes(risk):.15g} certifying images (half of those held out), and "
+                f"{self._name} has {n} (threshold 1 keeps any promise)",
             )
         chosen = 1.0
         for row in reversed(self.table.rows):
@@ -204,7 +213,7 @@ class Calibration:
 
 
 @lru_cache(maxsize=4096)
-def upper_bound(count: int, n: int, risk: float = RISK) -> float:
+def upper_bound(count: float, n: int, risk: float = RISK) -> float:
     """Clopper-Pearson: the largest share that could still, with probability ``risk``, show only ``count`` in ``n``."""
     return 1.0 if count >= n else float(betaincinv(count + 1, n - count, 1 - risk))
 
@@ -212,6 +221,16 @@ def upper_bound(count: int, n: int, risk: float = RISK) -> float:
 def lower_bound(count: int, n: int, risk: float = RISK) -> float:
     """Clopper-Pearson: the smallest share that could still show ``count`` in ``n``; 0 without any."""
     return 1 - upper_bound(n - count, n, risk) if n else 0.0
+
+
+def interval(count: float, n: int) -> tuple[float, float]:
+    """Where a share lies that showed ``count`` in ``n``, with 95 % confidence on both sides together."""
+    return 1 - upper_bound(n - count, n, RISK / 2), upper_bound(count, n, RISK / 2)
+
+
+def takes(risk: float) -> float:
+    """How many images certify a ``risk`` above 0 where none of them counts against it; infinite for risks too small."""
+    return float(np.ceil(math.log(RISK) / math.log1p(-risk))) if risk < 1 else 0.0
 
 
 def count_table(
@@ -229,27 +248,24 @@ def count_table(
         targets: the truth, (n,); None where it is not known.
         runtime, precision: what computed them.
     """
-    rows = tuple(_count_row(threshold, confidence, answers, targets) for threshold in THRESHOLDS)
-    return CalibrationTable(runtime, precision, len(answers), rows, is_labelled=targets is not None)
-
-
-def _count_row(
-    threshold: float,
-    confidence: npt.NDArray[np.float64],
-    answers: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64] | None,
-) -> CalibrationRow:
-    ends, last = end_stages(confidence, threshold), answers[:, -1]
+    last = answers[:, -1]
+    ends = end_stages(confidence, np.array(THRESHOLDS)[:, None, None])  # (thresholds, n)
     given = answers[np.arange(len(answers)), ends]
-    counts = tuple(np.bincount(ends, minlength=answers.shape[1]).tolist())
-    disagreements = int((given != last).sum())
-    if targets is None:
-        return CalibrationRow(threshold, counts, disagreements)
-    return CalibrationRow(
-        threshold,
-        counts,
-        disagreements,
-        right_last_wrong=int(((given == targets) & (last != targets)).sum()),
-        wrong_last_right=int(((given != targets) & (last == targets)).sum()),
-        right=int((given == targets).sum()),
+    counted = [np.count_nonzero(ends == stage, axis=1) for stage in range(answers.shape[1])]
+    events = [given != last]
+    if targets is not None:
+        is_right, last_right = given == targets, last == targets
+        events += [is_right & ~last_right, ~is_right & last_right, is_right]
+    rows = tuple(
+        CalibrationRow(threshold, tuple(at_each), *of_these)
+        for threshold, at_each, of_these in zip(
+            THRESHOLDS,
+            np.stack(counted, axis=1).tolist(),
+            np.stack([np.count_nonzero(event, axis=1) for event in events], axis=1).tolist(),
+            strict=True,
+        )
+    )
+    last_answers = tuple(np.bincount(last).tolist())
+    return CalibrationTable(
+        runtime, precision, len(answers), rows, is_labelled=targets is not None, last_answers=last_answers
     )

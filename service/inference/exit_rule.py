@@ -29,16 +29,20 @@ def end_stage(confidences: Sequence[float], threshold: float) -> int:
     return next((stage for stage, sure in enumerate(confidences) if exits(sure, threshold)), len(confidences))
 
 
-def end_stages(confidence: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
+def end_stages(
+    confidence: npt.NDArray[np.float64], threshold: float | npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
     """The stage at which each of n images ends: the first that is sure, else the last.
 
     Args:
         confidence: of the answers of every stage but the last, (n, stages - 1).
-        threshold: the same for all stages.
+        threshold: the same for all stages; or t of them, (t, 1, 1), for a result of (t, n).
     """
-    sure = np.ones((len(confidence), confidence.shape[1] + 1), dtype=bool)
-    sure[:, :-1] = confidence > threshold
-    ends: npt.NDArray[np.int64] = sure.argmax(axis=1)
+    sure = confidence > threshold
+    early = sure.shape[-1]
+    ends = np.full(sure.shape[:-1], early, dtype=np.int64)
+    for stage in reversed(range(early)):
+        np.putmask(ends, sure[..., stage], stage)
     return ends
 
 

@@ -46,7 +46,7 @@ def folder_at(where: str, field: str) -> Folder:
 
         files, root = fsspec.url_to_fs(where)
     except ImportError as error:  # of fsspec, or what it needs for this kind of URL
-        raise InvalidOption(field, where, f"a folder, or pip install 'lowfirst[log]' ({error})") from error
+        raise InvalidOption(field, where, f"a folder, or pip install '.[log]' ({error})") from error
     except Exception as error:
         raise InvalidOption(field, where, f"a folder, or a URL that fsspec knows ({error})") from error
     return RemoteFolder(files, root)

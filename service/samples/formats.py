@@ -56,7 +56,7 @@ def check(form: Format, field: str, value: str) -> None:
         try:
             importlib.import_module("pyarrow.parquet")
         except ImportError as error:
-            raise InvalidOption(field, value, "jsonl, or pip install 'lowfirst[log]' for Parquet") from error
+            raise InvalidOption(field, value, "jsonl, or pip install '.[log]' for Parquet") from error
 
 
 def _plain(value: object) -> object:

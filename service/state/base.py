@@ -11,6 +11,7 @@ from service.errors import ConfigConflict
 
 Goal = Literal["threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
+Table = Literal["stored", "live"]
 BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are shares
 
 # How a trial ended. The last two are its guard's doing.
@@ -25,13 +26,15 @@ PLACE_BYTES, PLACES = 4, 2.0**32  # of a digest that says whether an image is of
 class ThresholdConfig:
     """One model's threshold: what was asked (``goal``, ``value``), the threshold solved from it, and the floor.
 
-    ``floor`` is how low an overloaded server may bring the threshold; None never lowers it.
+    ``floor`` is how low an overloaded server may bring the threshold; None never lowers it. ``table`` is what the goal
+    is held by: the model's own, or ``live`` traffic, which moves the threshold from ``threshold`` on.
     """
 
     goal: Goal
     value: float
     threshold: float
     floor: float | None = None
+    table: Table = "stored"
 
 
 @dataclass(frozen=True, slots=True)

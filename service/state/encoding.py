@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from service.state.base import (
     BUDGETS,
@@ -16,6 +16,7 @@ from service.state.base import (
     CachedOutputs,
     EndedTrial,
     RuntimeConfig,
+    Table,
     ThresholdConfig,
     Trial,
 )
@@ -39,7 +40,7 @@ def encode_config(config: RuntimeConfig) -> bytes:
 
     A trial stands there only where there is one: releases that know none read the rest, and serve without it.
     """
-    thresholds = {name: asdict(threshold) for name, threshold in config.thresholds.items()}
+    thresholds = {name: _told(threshold) for name, threshold in config.thresholds.items()}
     told = {"format": FORMAT, "version": config.version, "thresholds": thresholds, "models": dict(config.models)}
     if config.trial is not None:
         told["trial"] = asdict(config.trial)
@@ -75,10 +76,18 @@ def decode_config(raw: bytes) -> RuntimeConfig:
         raise Unreadable(raw, str(error)[:MAX_ECHO]) from error
 
 
+def _told(threshold: ThresholdConfig) -> dict[str, Any]:
+    """Its fields; without ``table`` where that is the stored one, as earlier releases know no such field."""
+    fields = asdict(threshold)
+    return {field: value for field, value in fields.items() if (field, value) != ("table", "stored")}
+
+
 def _threshold(where: str, fields: Mapping[str, Any]) -> ThresholdConfig:
     config = ThresholdConfig(**fields)
     if config.goal not in GOALS:
         raise ValueError(f"{where}.goal is {config.goal!r}; it must be one of {', '.join(GOALS)}")
+    if config.table not in get_args(Table):
+        raise ValueError(f"{where}.table is {config.table!r}; it must be one of {', '.join(get_args(Table))}")
     _check_between(config.value, f"{where}.value", math.inf if config.goal in BUDGETS else 1)
     _check_between(config.threshold, f"{where}.threshold", 1)
     if config.floor is not None and not _is_between(config.floor, 0, config.threshold):

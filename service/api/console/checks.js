@@ -23,9 +23,11 @@ export function audited({images, disagreements, overall_at_most: most, allowed, 
   say(place, state, `${verdict}: ${found}${bound}; ${percent(allowed)} may.`);
 }
 
-// recent: what the threshold asked would do to the latest images; predicted: what the calibration expects; null if unknown.
-export function drifted(recent, predicted) {
+// recent: what the threshold asked would do to the latest images; predicted: what the calibration expects; drift: what the
+// server's tests say of both; null if unknown.
+export function drifted(recent, predicted, drift) {
   const place = $("drift");
+  if (drift?.notice) return say(place, "broken", drift.notice);
   if (!recent?.images || !predicted) return say(place, "unknown", "Drift: nothing to compare yet.");
   const {images, exit_rate: rate} = recent;
   const seen = `${percent(rate)} of the latest ${count(images)} images exit early at the threshold asked; the calibration predicts ${percent(predicted.exit_rate)}`;

@@ -57,7 +57,8 @@ async function whyUnready() {
 }
 
 async function take(stats) {
-  if (reference(stats.model) !== filledFor[0] || stats.config_version !== threshold.version()) {
+  const isKnown = stats.config_version === threshold.version() && stats.threshold === threshold.at();
+  if (reference(stats.model) !== filledFor[0] || !isKnown) {
     const {body: config} = await call("config", {ask: false});
     const wanted = [stats.model, ...config.models].map(reference);
     if (wanted.join() === filledFor.join()) await threshold.load();
@@ -69,6 +70,7 @@ async function take(stats) {
   await trial.follow(stats.config_version);
   models.mark(trial.tried());
   threshold.loweredTo(stats.effective_threshold);
+  threshold.watch(stats);
   follow(stats);
 }
 
@@ -122,7 +124,7 @@ function meanSince(imagesThen, then, images, now) {
   return images > imagesThen && now !== null ? (now * images - (then ?? 0) * imagesThen) / (images - imagesThen) : null;
 }
 
-function totals({images, time, exit_rate: rate, mean_mmacs: mmacs}) {
+function totals({images, time, exit_rate: rate, mean_mmacs: mmacs, last_minute: minute, since_change: since}) {
   const facts = [`${count(images)} images since the start`];
   if (time.saved !== null) facts.push(`${wholePercent(time.saved)} of the single-scale network's time saved`);
   facts.push(`${percent(rate)} of them early`, `${millions(mmacs)} each`);
@@ -131,7 +133,10 @@ function totals({images, time, exit_rate: rate, mean_mmacs: mmacs}) {
     const instead = single === null ? "" : ` (single-scale ${money(single)})`;
     facts.push(`a million cost ${money(time.cost_per_million)}${instead}`);
   }
-  return ` · ${facts.join(", ")}`;
+  const rates = [["in the last minute", minute], ["since the threshold was moved", since]]
+    .filter(([, lately]) => lately.images)
+    .map(([when, lately]) => `${when} ${percent(lately.exit_rate)} early at ${millions(lately.mean_mmacs)}`);
+  return ` · ${[facts.join(", "), ...rates].join("; ")}`;
 }
 
 const clamped = (rate) => (rate === null ? null : Math.min(1, Math.max(0, rate)));

@@ -13,6 +13,7 @@ let etag = null;
 let preview = null; // GET /config/threshold/preview, the latest that came
 let model = null;
 let curve = null;
+let drift = null; // of /stats
 let lowered = null; // the effective threshold, where overload holds it lower
 let timer = 0;
 let looking = null; // aborts the preview that is waited for
@@ -42,6 +43,19 @@ export function use(serving) {
 }
 
 export const version = () => asked?.version ?? null;
+export const at = () => asked?.threshold ?? null; // which moves without a new version where it follows the traffic
+
+// What /stats says of the traffic: whether it differs from the calibration images, and whether a budget is kept.
+export function watch(stats) {
+  drift = stats.drift;
+  const words = stats.budget?.kept === false ? exceeded(stats.budget) : "";
+  if ($("kept").textContent !== words) $("kept").textContent = words; // read aloud once, not every second
+}
+
+function exceeded({goal, asked: most, mean, images}) {
+  const format = goal === "max_mean_ms" ? ms : millions;
+  return `The budget is exceeded: the latest ${count(images)} images took ${format(mean)} each, of ${format(most)}.`;
+}
 
 // Take what is in force; what is being chosen stays.
 export async function load() {
@@ -164,7 +178,12 @@ function render() {
   renderCurve(choice, expected);
 }
 
-const why = ({goal, value}) => (goals.isGoal(goal) ? `, for ${goals.inWords(goal, value)}` : "");
+function why({goal, value, table, followed}) {
+  if (!goals.isGoal(goal)) return "";
+  const reason = `, for ${goals.inWords(goal, value)}`;
+  if (table !== "live") return reason;
+  return `${reason} of today's traffic${followed?.lost ? `, which cannot be kept: ${followed.lost}` : ""}`;
+}
 
 function brownOutInWords() {
   if (lowered === null) return "";
@@ -183,11 +202,15 @@ const ROWS = [
   ["Multiply-adds per image", (effect) => effect.mean_mmacs, millions],
   ["… of the single-scale network", (effect) => effect.mean_mmacs / model.stages.at(-1).mmacs, wholePercent],
   ["Exit early", (effect) => effect.exit_rate, percent],
-  ["Accuracy", (effect) => effect.accuracy, percent],
+  ["Accuracy", (effect) => effect, accuracy],
   ["Accuracy loss, certified at most", (effect) => effect.accuracy_drop_at_most, percent],
   ["Agreement with the last stage", (effect) => effect.agreement, percent],
   ["Agreement, certified at least", (effect) => effect.agreement_at_least, percent],
 ];
+
+function accuracy({accuracy: share, accuracy_interval: interval}) {
+  return interval === null ? percent(share) : `${percent(share)} (${interval.map(percent).join(" – ")})`;
+}
 
 function renderPreview(choice, expected) {
   $("preview-title").textContent = isChosen() ? `At ${share(choice)}` : "Chosen";
@@ -201,7 +224,7 @@ function renderPreview(choice, expected) {
   $("preview").replaceChildren(...rows);
   $("pays").textContent = paysInWords(isChosen() ? then : now);
   $("recent").textContent = expected ? recentInWords(expected.recent) : "…";
-  if (expected && !isChosen()) checks.drifted(expected.recent, expected.predicted);
+  if (expected && !isChosen()) checks.drifted(expected.recent, expected.predicted, drift);
 }
 
 // Whether the cascade is worth it here: on this machine, with this runtime.

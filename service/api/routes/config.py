@@ -12,6 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 from service.api import bodies, receiving
 from service.api.dependencies import Injected, Parts
 from service.api.error_responses import CHANGE, responses
+from service.api.live_schemas import FollowedAnswer
 from service.api.schemas import (
     ConfigAnswer,
     ModelName,
@@ -99,11 +100,14 @@ async def change_threshold(
     query: Annotated[ModelQuery, Query()],
     if_match: IfMatch = None,
 ) -> ThresholdAnswer:
-    """Move the balance of accuracy and cost: name the threshold, or what it should achieve."""
+    """Move the balance of accuracy and cost: name the threshold, or what it should achieve.
+
+    With `"table": "live"` it is solved by today's traffic, and follows it from now on.
+    """
     engine = parts.models.find(query.model)
     name = engine.spec.name
     goal = patch.goal
-    solved = None if goal is None else engine.solve(*goal)
+    solved = await _solve(parts, engine, patch)
 
     def change(current: RuntimeConfig) -> RuntimeConfig:
         if engine.spec.key not in current.served:  # the goal was solved for another version
@@ -112,20 +116,23 @@ async def change_threshold(
             )
         before = current.thresholds.get(name, engine.asked)
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
-        kept = before.threshold if solved is None else solved
+        kept = engine.standing.applied(before).threshold if solved is None else solved
+        if patch.table == "live" and floor is not None:
+            kept = max(kept, floor)
         if floor is not None and floor > kept:
             if "floor" in patch.model_fields_set:
                 raise InvalidOption("floor", floor, f"at most the threshold, {kept}")
             raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
-        asked = (before.goal, before.value) if goal is None else goal
-        chosen = ThresholdConfig(*asked, threshold=kept, floor=floor)
+        asked, table = ((before.goal, before.value), before.table) if goal is None else (goal, patch.table)
+        chosen = ThresholdConfig(*asked, threshold=kept, floor=floor, table=table)
         return parts.trials.following(current, engine, chosen)
 
     current = await parts.config.update(change, _version(if_match))
     chosen = current.thresholds[name]
+    parts.following.begin(engine, chosen)
     logger.info(
-        "threshold of %s is %s (%s %s), floor %s, config version %d",
-        name, chosen.threshold, chosen.goal, chosen.value, chosen.floor, current.version,
+        "threshold of %s is %s (%s %s by the %s table), floor %s, config version %d",
+        name, chosen.threshold, chosen.goal, chosen.value, chosen.table, chosen.floor, current.version,
     )  # fmt: skip
     response.headers["ETag"] = f'"{current.version}"'
     return _answer(engine, chosen, current.version)
@@ -190,6 +197,16 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
     )
 
 
+async def _solve(parts: Parts, engine: Engine, patch: ThresholdPatch) -> float | None:
+    """What the goal gives, by the table it names; None where only the floor changes."""
+    if patch.goal is None:
+        return None
+    goal, value = patch.goal
+    if patch.table == "stored":
+        return engine.solve(goal, value)
+    return await parts.following.solve(engine, ThresholdConfig(goal, value, 1.0, table="live"))
+
+
 def _predict(engine: Engine, threshold: float) -> PredictedEffect | None:
     prediction = engine.predict(threshold)
     return None if prediction.effect is None else PredictedEffect.of(prediction.effect, prediction.time)
@@ -214,6 +231,7 @@ def _config(parts: Parts) -> ConfigAnswer:
 
 
 def _answer(engine: Engine, asked: ThresholdConfig, version: int) -> ThresholdAnswer:
+    followed, asked = engine.standing.of(asked), engine.standing.applied(asked)
     return ThresholdAnswer(
         model=engine.spec.name,
         goal=asked.goal,
@@ -222,6 +240,8 @@ def _answer(engine: Engine, asked: ThresholdConfig, version: int) -> ThresholdAn
         floor=asked.floor,
         version=version,
         predicted=_predict(engine, asked.threshold),
+        table=asked.table,
+        followed=FollowedAnswer.of(followed),
     )
 
 

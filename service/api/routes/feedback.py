@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 
 from service.api import bodies, receiving
 from service.api.dependencies import Injected
+from service.api.error_responses import responses
 from service.api.routes.config import json_body
 from service.api.schemas import FeedbackAnswer, FeedbackBody
 
@@ -24,7 +25,12 @@ async def _body(request: Request) -> FeedbackBody:
     return bodies.parse(FeedbackBody, await receiving.read(request, MAX_BYTES))
 
 
-@router.post("/feedback", openapi_extra=json_body(FeedbackBody))
+@router.post(
+    "/feedback",
+    operation_id="give_feedback",
+    responses=responses(400, 401, 404, 408, 413, 415, 422),
+    openapi_extra=json_body(FeedbackBody),
+)
 async def feedback(parts: Injected, body: Annotated[FeedbackBody, Depends(_body)]) -> FeedbackAnswer:
     """Tell what an image shows, by the `request_id` of its answer, where the server keeps a sample log.
 

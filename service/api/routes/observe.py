@@ -9,9 +9,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.dependencies import Injected
 from service.api.error_responses import Responses, responses
-from service.api.observed import audit_of, latency_ms, time_spent
+from service.api.live_schemas import DriftAnswer, PeriodState
+from service.api.observed import audit_of, latency_ms, periods, time_spent
 from service.api.schemas import (
     AuditState,
+    BudgetState,
     Health,
     LatencyMs,
     MetricsTarget,
@@ -22,8 +24,9 @@ from service.api.schemas import (
     StatsAnswer,
     TimeState,
 )
-from service.engine.audit import Audit
+from service.engine.audit import Audit, Budget
 from service.errors import NotFound
+from service.state.base import Goal
 
 router = APIRouter(tags=["observe"])
 
@@ -37,6 +40,8 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
     spec, predictor, asked = engine.spec, engine.predictor, engine.asked
     shares = await parts.observed.shares(engine)
     images = sum(share.images for share in shares)
+    audit = audit_of(shares)
+    last_minute, since_change = periods(shares)
     return StatsAnswer(
         model=ModelName(name=spec.name, version=spec.version),
         runtime=predictor.runtime,
@@ -59,8 +64,16 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
             images_in_flight=sum(share.images_in_flight for share in shares),
             bytes_in_flight=sum(share.bytes_in_flight for share in shares),
         ),
-        audit=_audit(audit_of(shares)),
+        audit=_audit(audit),
+        last_minute=PeriodState.of(last_minute),
+        since_change=PeriodState.of(since_change),
+        budget=None if audit.budget is None else _budget(asked.goal, audit.budget),
+        drift=DriftAnswer.of(parts.following.drift_of(engine)),
     )
+
+
+def _budget(goal: Goal, budget: Budget) -> BudgetState:
+    return BudgetState(goal=goal, asked=budget.asked, images=round(budget.images), mean=budget.mean, kept=budget.kept)
 
 
 def _audit(audit: Audit) -> AuditState:

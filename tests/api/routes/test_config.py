@@ -31,11 +31,12 @@ async def test_the_default_threshold_comes_with_its_predicted_effect(client: htt
     answer = response.json()
     predicted = answer.pop("predicted")
     assert answer == {
-        "model": "tiny", "goal": "threshold", "value": 0.65, "threshold": 0.65, "floor": None, "version": 1
+        "model": "tiny", "goal": "threshold", "value": 0.65, "threshold": 0.65, "floor": None, "version": 1,
+        "table": "stored", "followed": None,
     }  # fmt: skip
     assert set(predicted) == {
         "exit_rate", "ends", "mean_mmacs", "mean_ms", "single_scale_ms", "saved", "accuracy", "agreement",
-        "agreement_at_least", "accuracy_drop_at_most",
+        "agreement_at_least", "accuracy_drop_at_most", "accuracy_interval",
     }  # fmt: skip
     assert response.headers["ETag"] == '"1"'
 

@@ -1,0 +1,104 @@
+"""What was done in the last minute, and since the threshold was moved last, from totals looked at now and then."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MINUTE_SECONDS = 60
+LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Of a time: since the start, or of a part of it.
+
+    Attributes:
+        seconds: how long it is.
+        images, exited, mmacs: answered; of these before the last stage; millions of multiply-adds for all.
+        computed, compute_seconds: images that were not cached; compute of workers for them.
+    """
+
+    seconds: float = 0.0
+    images: float = 0.0
+    exited: float = 0.0
+    mmacs: float = 0.0
+    computed: float = 0.0
+    compute_seconds: float = 0.0
+
+    def since(self, earlier: Done) -> Done:
+        """What came after ``earlier``."""
+        return Done(
+            self.seconds - earlier.seconds,
+            self.images - earlier.images,
+            self.exited - earlier.exited,
+            self.mmacs - earlier.mmacs,
+            self.computed - earlier.computed,
+            self.compute_seconds - earlier.compute_seconds,
+        )
+
+    def beside(self, other: Done) -> Done:
+        """Of two processes at the same time."""
+        return Done(
+            max(self.seconds, other.seconds),
+            self.images + other.images,
+            self.exited + other.exited,
+            self.mmacs + other.mmacs,
+            self.computed + other.computed,
+            self.compute_seconds + other.compute_seconds,
+        )
+
+
+NOTHING = Done()
+
+
+class Periods:
+    """Used from the event loop's thread alone; a minute of totals is kept, one for each second.
+
+    Args:
+        totals: gives those since the start, but for ``seconds``, which this adds: ``clock``'s.
+    """
+
+    def __init__(self, totals: Callable[[], Done], clock: Callable[[], float] = time.monotonic) -> None:
+        self._totals = totals
+        self._clock = clock
+        self._began = clock()
+        self._looks: deque[Done] = deque([self._now()], maxlen=MINUTE_SECONDS + 1)
+        self._changed = self._looks[0]
+        self._threshold: float | None = None
+
+    def look(self, threshold: float) -> None:
+        """Note where things stand, and whether ``threshold`` was moved."""
+        now = self._now()
+        if threshold != self._threshold:
+            self._threshold, self._changed = threshold, now
+        if now.seconds - self._looks[-1].seconds >= LOOK_SECONDS:
+            self._looks.append(now)
+
+    def last_minute(self) -> Done:
+        """Of the last minute, or since the start."""
+        now = self._now()
+        kept = [each for each in self._looks if now.seconds - each.seconds <= MINUTE_SECONDS + LOOK_SECONDS]
+        return now.since(kept[0] if kept else now)
+
+    def since_change(self) -> Done:
+        """Since the threshold was moved last, or the start."""
+        return self._now().since(self._changed)
+
+    def lately(self, least: int) -> Done:
+        """The shorter of both; the last minute has too few images to tell where they are fewer than ``least``."""
+        minute, since = self.last_minute(), self.since_change()
+        return minute if minute.seconds < since.seconds and minute.images >= least else since
+
+    def _now(self) -> Done:
+        totals = self._totals()
+        return Done(
+            self._clock() - self._began,
+            totals.images,
+            totals.exited,
+            totals.mmacs,
+            totals.computed,
+            totals.compute_seconds,
+        )

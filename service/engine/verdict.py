@@ -1,0 +1,39 @@
+"""Whether what was asked for is kept, by what the engine saw lately."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.engine.audit import Audit, Budget
+from service.engine.periods import Periods
+from service.engine.recent import Recent
+from service.inference.calibration import Calibration
+from service.inference.live import BUDGET_IMAGES
+from service.stages import up_to_each
+from service.state.base import BUDGETS, ThresholdConfig
+
+
+def audit(
+    asked: ThresholdConfig, recent: Recent, periods: Periods, calibration: Calibration | None, costs: Sequence[float]
+) -> Audit:
+    """What audits and costs say of ``asked``.
+
+    Args:
+        costs: of each stage alone, in the unit of a budget.
+    """
+    disagreements, images = recent.disagreement_at(asked.threshold)
+    rate, _ = recent.exit_rate_at(asked.threshold)
+    exit_rate = 0.0 if asked.threshold >= 1 else rate or None  # a zero rate over only a few exits is not evidence
+    promised = None if calibration is None else calibration.promise(asked)
+    if (asked.table, asked.goal) == ("live", "min_agreement"):
+        promised = asked.value  # which takes no stored table
+    return Audit(images, disagreements, exit_rate, promised, _budget(asked, periods, costs))
+
+
+def _budget(asked: ThresholdConfig, periods: Periods, costs: Sequence[float]) -> Budget | None:
+    if asked.goal not in BUDGETS:
+        return None
+    lately, up_to = periods.lately(BUDGET_IMAGES), up_to_each(costs)
+    if asked.goal == "max_mean_ms":
+        return Budget(asked.value, 1e3 * lately.compute_seconds, lately.computed, up_to[0], up_to[-1])
+    return Budget(asked.value, lately.mmacs, lately.images, up_to[0], up_to[-1])

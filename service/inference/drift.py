@@ -1,0 +1,172 @@
+"""Whether the images of today are like those that a model was calibrated with: four two-sample tests.
+
+Each is tested at a quarter of ``LEVEL`` (Bonferroni), so that the four together, of images that are alike, say that
+they are not in at most one look out of twenty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from service.calibration_table import CalibrationTable
+from service.inference.calibration import THRESHOLDS, Calibration
+from service.inference.live import LiveTable
+
+LEVEL = 0.05
+TESTS = 4
+
+# Below so many images on either side nothing is tested.
+LEAST = 50
+
+# A chi-squared test needs so many images of a class to be expected on either side (Cochran 1954); rarer ones are one.
+EXPECTED = 5.0
+
+Of = Literal["exit_rate", "confidence", "agreement", "classes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One comparison.
+
+    Attributes:
+        of: what is compared. ``name``: of the test.
+        stored, live: the shares compared, where it is one; else None.
+        images: live ones.
+        p_value: None where there are too few images, or the stored table does not tell.
+    """
+
+    of: Of
+    name: str
+    images: int
+    p_value: float | None
+    stored: float | None = None
+    live: float | None = None
+
+    @property
+    def differs(self) -> bool | None:
+        """Whether the test rejects, at its part of the level."""
+        return None if self.p_value is None else self.p_value < LEVEL / TESTS
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What all tests say of the traffic at one threshold."""
+
+    threshold: float
+    tests: tuple[Comparison, ...]
+
+    @property
+    def differs(self) -> bool | None:
+        """Whether any test rejects; None where none could be made."""
+        verdicts = [test.differs for test in self.tests if test.differs is not None]
+        return any(verdicts) if verdicts else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``of_json``."""
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Drift:
+        """What ``as_json`` gave."""
+        return cls(told["threshold"], tuple(Comparison(**test) for test in told["tests"]))
+
+    @property
+    def notice(self) -> str | None:
+        """One sentence where the traffic differs; else None."""
+        if not self.differs:
+            return None
+        exits = next(test for test in self.tests if test.of == "exit_rate")
+        others = {"exit_rate": "exit rate", "confidence": "confidences", "agreement": "agreement", "classes": "classes"}
+        named = ", ".join(others[test.of] for test in self.tests if test.differs)
+        rates = ""
+        if exits.stored is not None and exits.live is not None:
+            rates = (
+                f": {exits.stored:.1%} were predicted to exit early, of the latest {exits.images:,} images "
+                f"{exits.live:.1%} do"
+            )
+        return f"Today's images are unlike those of the calibration ({named}){rates}."
+
+
+def drift(stored: Calibration, live: LiveTable, threshold: float) -> Drift:
+    """Compare live traffic with a stored table, at the threshold in force."""
+    return Drift(
+        threshold,
+        (
+            _exit_rate(stored, live, threshold),
+            _confidence(stored.table, live),
+            _agreement(stored.table, live, threshold),
+            _classes(stored.table, live),
+        ),
+    )
+
+
+def _exit_rate(stored: Calibration, live: LiveTable, threshold: float) -> Comparison:
+    """Of all the latest images."""
+    n, images = stored.table.n, live.passed.images
+    predicted = stored.predict(threshold).exit_rate
+    rate = live.passed.exits / images if images else None
+    p_value = None
+    if min(n, images) >= LEAST:
+        p_value = _chi_squared(
+            [round(predicted * n), n - round(predicted * n)], [live.passed.exits, images - live.passed.exits]
+        )
+    return Comparison("exit_rate", "chi-squared", images, p_value, predicted, rate)
+
+
+def _confidence(stored: CalibrationTable, live: LiveTable) -> Comparison:
+    """Of the first stage, of all the latest images: Kolmogorov-Smirnov, where both are known between thresholds.
+
+    The largest distance there is no larger than that of the exact values, so it rejects no more often than its level.
+    """
+    n, images = stored.n, live.passed.images
+    p_value = None
+    if min(n, images) >= LEAST:
+        above = dict(zip(THRESHOLDS, live.passed.first, strict=True))
+        both = [(row.ends[0] / n, above[row.threshold] / images) for row in stored.rows if row.threshold in above]
+        distance = max(abs(one - other) for one, other in both)
+        p_value = float(stats.kstwobign.sf(distance * np.sqrt(n * images / (n + images))))
+    return Comparison("confidence", "Kolmogorov-Smirnov", images, p_value)
+
+
+def _agreement(stored: CalibrationTable, live: LiveTable, threshold: float) -> Comparison:
+    """At the row next to the threshold, of the drawn images."""
+    row = min(stored.rows, key=lambda row: abs(row.threshold - threshold))
+    own = min(live.table.rows, key=lambda each: abs(each.threshold - row.threshold))
+    n, images = stored.n, live.images
+    p_value = None
+    if min(n, images) >= LEAST:
+        table = np.array([[row.disagreements, n - row.disagreements], [own.disagreements, images - own.disagreements]])
+        p_value = float(stats.fisher_exact(table).pvalue)
+    agreement = 1 - own.disagreements / images if images else None
+    return Comparison("agreement", "Fisher's exact", images, p_value, 1 - row.disagreements / n, agreement)
+
+
+def _classes(stored: CalibrationTable, live: LiveTable) -> Comparison:
+    """That the last stage answers, of the drawn images."""
+    known, own = stored.last_answers, live.table.last_answers or ()
+    p_value = None
+    if known is not None and min(stored.n, live.images) >= LEAST:
+        p_value = _chi_squared(known, own)
+    return Comparison("classes", "chi-squared", live.images, p_value)
+
+
+def _chi_squared(these: Sequence[int], those: Sequence[int]) -> float:
+    """Of two samples by category: p-value; 1 where there is but one category."""
+    counts = np.zeros((2, max(len(these), len(those))))
+    counts[0, : len(these)], counts[1, : len(those)] = these, those
+    counts = _merged(counts)
+    return 1.0 if counts.shape[1] < 2 else float(stats.chi2_contingency(counts, correction=False).pvalue)
+
+
+def _merged(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Categories (2, k) of which too few are expected on either side are made one."""
+    expected = counts.sum(axis=0) * counts.sum(axis=1).min() / max(1.0, counts.sum())
+    rare = expected < EXPECTED
+    merged = np.concatenate([counts[:, ~rare], counts[:, rare].sum(axis=1, keepdims=True)], axis=1)
+    return merged[:, merged.sum(axis=0) > 0]

@@ -1,0 +1,224 @@
+"""What a threshold means for the traffic of today: a calibration table of live images, and the goals it answers.
+
+What the last stage says of an image is known for certain if it escalates, and with the audits' probability if it exits.
+Both must weigh alike, so an image that escalates is drawn with the same probability: each drawn image stands for one
+divided by that probability (Horvitz and Thompson, JASA 1952). As that is one number for all images of a time, whatever
+their confidence, those drawn are a simple random sample of the traffic: their counts are binomial, which counts with
+unequal weights are not, and the bounds of a stored table (Clopper-Pearson, tested from 1 down) hold for them exactly.
+
+What a budget needs is known of every image of a model with two stages: the first one's confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.calibration_table import CalibrationTable
+from service.errors import InvalidOption
+from service.inference.calibration import THRESHOLDS, Calibration, allowed_risk, count_table, takes
+from service.stages import up_to_each
+from service.state.base import BUDGETS, Goal
+
+# Drawn images that a table counts: the latest so many, or what the goal takes twice, so that few disagreements do not
+# rule it out. The fewer, the sooner they are all of the traffic after a shift.
+WINDOW = 1024
+MOST = 8192
+
+# Images that a budget is reckoned of, at least.
+BUDGET_IMAGES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One drawn image, of which every stage's answer is known.
+
+    Attributes:
+        when: seconds, on a clock that all processes of a machine share.
+        confidences: of each stage but the last. ``answers``: of each stage, class indices.
+        probability: with which images were drawn then.
+    """
+
+    when: float
+    confidences: tuple[float, ...]
+    answers: tuple[int, ...]
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The latest images, drawn or not, by what is known of each.
+
+    Attributes:
+        images: how many.
+        first: of these, whose first stage is surer than each of ``THRESHOLDS``.
+        exits: whose confidence, of any stage that ran, is above the threshold in force.
+        per_second: images lately.
+    """
+
+    images: int
+    first: tuple[int, ...]
+    exits: int
+    per_second: float
+
+    @staticmethod
+    def together(all_of: Sequence[Passed]) -> Passed:
+        """Those of several processes."""
+        return Passed(
+            sum(each.images for each in all_of),
+            tuple(map(sum, zip(*(each.first for each in all_of), strict=True))),
+            sum(each.exits for each in all_of),
+            sum(each.per_second for each in all_of),
+        )
+
+
+def window(goal: Goal, value: float) -> int:
+    """How many drawn images a table for a goal counts."""
+    risk = allowed_risk(goal, value)
+    needed = takes(risk) if goal == "min_agreement" and 0 < risk < 1 else 0.0
+    return int(min(max(WINDOW, 2 * needed), MOST))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTable:
+    """The table of the latest traffic.
+
+    Attributes:
+        table: of the drawn images.
+        passed: the latest images, drawn or not.
+        mmacs: of each stage alone, in millions.
+        oldest, newest: when drawn images were, seconds on their clock; 0 without any.
+        stands_for: images that the drawn ones stand for.
+        is_complete: whether every process that is ready told its images in time.
+    """
+
+    table: CalibrationTable
+    passed: Passed
+    mmacs: tuple[float, ...]
+    oldest: float = 0.0
+    newest: float = 0.0
+    stands_for: float = 0.0
+    is_complete: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        drawn: Sequence[Seen],
+        passed: Passed,
+        mmacs: tuple[float, ...],
+        runtime: str = "",
+        precision: str = "",
+    ) -> LiveTable:
+        """Count ``drawn`` images, the oldest first, of a model of so many stages as ``mmacs`` has."""
+        depth = len(mmacs)
+        confidence = np.array([each.confidences for each in drawn], dtype=np.float64).reshape(len(drawn), depth - 1)
+        answers = np.array([each.answers for each in drawn], dtype=np.int64).reshape(len(drawn), depth)
+        table = count_table(confidence, answers, None, runtime, precision)
+        when = [each.when for each in drawn] or [0.0]
+        return cls(table, passed, mmacs, when[0], when[-1], sum(1 / each.probability for each in drawn))
+
+    @property
+    def images(self) -> int:
+        """How many were drawn."""
+        return self.table.n
+
+    @property
+    def drawn_per_second(self) -> float | None:
+        """How fast they were; None of fewer than two."""
+        lasted = self.newest - self.oldest
+        return (self.images - 1) / lasted if self.images > 1 and lasted > 0 else None
+
+    @property
+    def calibration(self) -> Calibration:
+        """The drawn images' counts, ready to be asked; there must be some."""
+        return Calibration(self.table, self.mmacs, "live traffic")
+
+    def missing(self, goal: Goal, value: float) -> tuple[float, int] | None:
+        """How many images the goal takes, and how many there are, where these are too few; None where they are not.
+
+        Drawn ones; of the budgets of two stages all.
+        """
+        if goal in BUDGETS:
+            there = self.passed.images if self.knows_all_ends else self.images
+            return None if there >= BUDGET_IMAGES else (BUDGET_IMAGES, there)
+        risk = allowed_risk(goal, value)
+        needed = takes(risk) if risk > 0 else 0.0
+        return None if self.images >= needed else (needed, self.images)
+
+    @property
+    def knows_all_ends(self) -> bool:
+        """Whether the first stage's confidence alone tells where an image ends."""
+        return len(self.mmacs) == 2
+
+    def keeping(self, value: float) -> float:
+        """The lowest threshold whose bound of the agreement is at least ``value``; 1 where no lower one is."""
+        if self.missing("min_agreement", value) is not None:
+            return 1.0
+        return self.calibration.solve("min_agreement", value) if self.images else float(value > 0)
+
+    def mean_costs(self, costs: Sequence[float]) -> npt.NDArray[np.float64]:
+        """What the latest images cost on average at each of ``THRESHOLDS``, by the cost of each stage alone."""
+        up_to = np.array(up_to_each(costs))
+        if self.knows_all_ends:
+            exited = np.array(self.passed.first) / max(1, self.passed.images)
+            ends = np.stack([exited, 1 - exited], axis=1)
+        else:
+            ends = np.array([row.ends for row in self.table.rows]) / max(1, self.images)
+        means: npt.NDArray[np.float64] = ends @ up_to
+        return means
+
+    def mean_cost(self, threshold: float, costs: Sequence[float]) -> float:
+        """The same at ``threshold``, between two of ``THRESHOLDS`` interpolated."""
+        return float(np.interp(threshold, THRESHOLDS, self.mean_costs(costs)))
+
+    def exit_rate(self, threshold: float) -> float:
+        """Share of the latest images that would end before the last stage."""
+        return 1 - self.mean_cost(threshold, [*(0.0 for _ in self.mmacs[1:]), 1.0])
+
+    def within(self, budget: float, costs: Sequence[float]) -> float:
+        """The highest threshold at which the latest images cost at most ``budget`` on average; 0 where none does."""
+        affordable = np.flatnonzero(self.mean_costs(costs) <= budget)
+        return THRESHOLDS[int(affordable[-1])] if affordable.size else 0.0
+
+
+def check_follows(goal: Goal, value: float, live: LiveTable, audit_probability: float) -> None:
+    """Raises InvalidOption where the live table cannot answer a goal: never, or not yet, saying how long that takes."""
+    if goal == "threshold":
+        raise InvalidOption("table", "live", "left out with threshold, which nothing is solved for")
+    if len(live.mmacs) == 1:
+        raise InvalidOption("table", "live", "left out: the model has one stage, and no image exits early")
+    if goal == "max_accuracy_drop":
+        raise InvalidOption(goal, value, "left out with the live table: today's images have no labels (min_agreement)")
+    uses_drawn = goal not in BUDGETS or not live.knows_all_ends
+    if uses_drawn and not audit_probability:
+        raise InvalidOption(
+            "table", "live", f"left out with {goal}: LOWFIRST_AUDIT_PROBABILITY is 0, and nothing is audited"
+        )
+    missing = live.missing(goal, value)
+    if missing is None:
+        return
+    needed, there = missing
+    kind = "audited or escalated images, drawn alike," if uses_drawn else "images"
+    if needed > MOST:
+        raise InvalidOption(
+            goal, value, f"certifiable: it takes {needed:.15g} {kind} and a live table keeps {MOST} (1 is kept by all)"
+        )
+    rate = live.passed.per_second * audit_probability if uses_drawn else live.passed.per_second
+    drawn = live.drawn_per_second if uses_drawn else None
+    raise InvalidOption(
+        goal,
+        value,
+        f"certifiable: it takes {needed:.15g} {kind} and there are {there}; {wait(needed - there, drawn or rate)}",
+    )
+
+
+def wait(images: float, per_second: float) -> str:
+    """How long so many images take, in words."""
+    if per_second <= 0:
+        return "none come at present"
+    seconds = images / per_second
+    unit, size = next((u, s) for u, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if seconds >= s or s == 1)
+    return f"at today's rate, {per_second:.3g} per second, that is in {seconds / size:.3g} {unit}"
