@@ -104,9 +104,9 @@ class Following:
 
     def begin(self, engine: Engine, asked: ThresholdConfig) -> None:
         """Follow what was asked just now, before the first process looks."""
-        before = engine.standing.followed
+        before = engine.wanted.standing.followed
         if asked.table == "live" and (before is None or before.asked != asked):
-            engine.standing.followed = begin(asked, self._clock(), before)
+            engine.wanted.standing.followed = begin(asked, self._clock(), before)
 
     async def _watch(self) -> None:
         while True:
@@ -125,13 +125,13 @@ class Following:
         self._drifts = {name: each for name, each in self._drifts.items() if name in served}
 
     async def _look_at(self, engine: Engine) -> None:
-        asked = engine.asked_first
+        asked = engine.wanted.first
         is_followed = asked.table == "live"
         live, lately = await self.table(engine, *((asked.goal, asked.value) if is_followed else ()))
-        if is_followed and engine.asked_first == asked and live.is_complete:
+        if is_followed and engine.wanted.first == asked and live.is_complete:
             self._move(engine, asked, live, lately)
         elif not is_followed:
-            engine.standing.followed = None
+            engine.wanted.standing.followed = None
         calibration, threshold = engine.predictor.calibration, engine.asked.threshold
         if calibration is not None:
             self._drifts[engine.spec.reference] = await asyncio.to_thread(drift, calibration, live, threshold)
@@ -140,7 +140,7 @@ class Following:
 
     def _move(self, engine: Engine, asked: ThresholdConfig, live: LiveTable, lately: Done) -> None:
         self.begin(engine, asked)
-        before = engine.standing.followed
+        before = engine.wanted.standing.followed
         assert before is not None
         after = follow(before, live, costs_now(engine, asked.goal, live, lately), self._clock())
         if after.threshold != before.threshold:
@@ -150,10 +150,10 @@ class Following:
             )  # fmt: skip
         if after.lost and not before.lost:
             logger.warning("%s %s of %s cannot be kept: %s", asked.goal, asked.value, engine.spec.reference, after.lost)
-        engine.standing.followed = after
+        engine.wanted.standing.followed = after
 
     def _tell_metrics(self, engine: Engine) -> None:
-        model, followed, found = engine.spec.reference, engine.standing.followed, self.drift_of(engine)
+        model, followed, found = engine.spec.reference, engine.wanted.standing.followed, self.drift_of(engine)
         self._metrics.promise_lost.labels(model).set(followed is not None and followed.lost is not None)
         self._metrics.drift.labels(model).set(found is not None and bool(found.differs))
 
@@ -171,7 +171,9 @@ class Following:
         """What is known here, for the other processes."""
         return {
             engine.spec.reference: {
-                "followed": None if engine.standing.followed is None else engine.standing.followed.as_json(),
+                "followed": None
+                if engine.wanted.standing.followed is None
+                else engine.wanted.standing.followed.as_json(),
                 "drift": None if (found := self.drift_of(engine)) is None else found.as_json(),
             }
             for engine in self._models
@@ -182,7 +184,7 @@ class Following:
             known = told.get(engine.spec.reference)
             if known is not None:
                 followed, found = known["followed"], known["drift"]
-                engine.standing.followed = None if followed is None else Followed.of_json(followed)
+                engine.wanted.standing.followed = None if followed is None else Followed.of_json(followed)
                 if found is not None:
                     self._drifts[engine.spec.reference] = Drift.of_json(found)
 

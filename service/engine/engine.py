@@ -21,7 +21,6 @@ from service.engine.decoding import Aside, DecodeAhead, decode_entry
 from service.engine.entry import Entry, too_late
 from service.engine.executor import Executor
 from service.engine.features import FeaturePool
-from service.engine.follow import Standing
 from service.engine.in_use import InUse
 from service.engine.lanes import Lanes
 from service.engine.limits import Limits
@@ -101,9 +100,9 @@ class Engine:
         self.backlog = Backlog(self._waiting, self._lanes, self._pace, names)
         self.behind = Behind(spec, self._lanes, self._waiting, max(1, limits.feature_slots // tuning.AUDIT_SLOTS))
         brown_out = BrownOut(limits.target_latency_seconds)
-        self._asked = Asked(config, predictor)
+        self.wanted = Asked(config, predictor)
         self.periods = Periods(partial(done_by, self.recent, self._answering, self._lanes))
-        self._steering = Steering(self._executor, brown_out, self.backlog, self.recent, self._asked, self.periods)
+        self._steering = Steering(self._executor, brown_out, self.backlog, self.recent, self.wanted, self.periods)
         self._running = False
         self._draining = False
         self._in_use = InUse()
@@ -244,17 +243,7 @@ class Engine:
     @property
     def asked(self) -> ThresholdConfig:
         """What is asked for now, with the threshold in force where that follows the traffic."""
-        return self._asked()
-
-    @property
-    def asked_first(self) -> ThresholdConfig:
-        """The same with the threshold that was solved when it was asked for."""
-        return self._asked.first
-
-    @property
-    def standing(self) -> Standing:
-        """What the threshold follows, if anything."""
-        return self._asked.standing
+        return self.wanted()
 
     @property
     def effective_threshold(self) -> float:

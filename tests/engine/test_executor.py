@@ -13,8 +13,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
-from service.engine import executor as executor_module
+from service.engine import batch_decoder
 from service.engine.answer import Reason
+from service.engine.batch_decoder import BatchDecoder
 from service.engine.decide import Policy
 from service.engine.entry import Entry
 from service.engine.executor import Executor
@@ -162,11 +163,11 @@ async def test_images_that_decoding_made_too_late_are_not_run(case: Case, monkey
     late, in_time = bench.entries([image.body for image in case.images[:2]], threshold=0.0)
     late.deadline = soon()
 
-    def decode_slowly(_: Executor, entries: Sequence[Entry]) -> list[Entry]:
+    def decode_slowly(_: BatchDecoder, entries: Sequence[Entry]) -> list[Entry]:
         bench.pace.table = LatencyTable(({1: 2 * FAR},) * case.depth)
         return list(entries)
 
-    monkeypatch.setattr(Executor, "_decoded", decode_slowly)
+    monkeypatch.setattr(BatchDecoder, "_decoded", decode_slowly)
     error, answer = await bench.run([late, in_time])
     assert isinstance(error, DeadlinePassed)
     assert isinstance(answer, tuple)
@@ -359,7 +360,7 @@ async def test_decoding_counts_as_time_that_the_first_stage_takes(case: Case, mo
     for entry, image in zip(entries, case.images, strict=False):
         entry.pixels, entry.body = (), image.body
     ticks = itertools.count(time.monotonic(), 0.5)
-    monkeypatch.setattr(executor_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(batch_decoder, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     await bench.run(entries)
     assert bench.pace.decoding > 0.01
     assert all(entry.body is None for entry in entries)

@@ -47,5 +47,5 @@ async def live(parts: Injected, query: Annotated[ModelQuery, Query()]) -> LiveAn
         drift=None
         if stored is None or engine.spec.depth == 1
         else DriftAnswer.of(drift(stored, table, asked.threshold)),
-        followed=FollowedAnswer.of(engine.standing.of(engine.asked_first)),
+        followed=FollowedAnswer.of(engine.wanted.standing.of(engine.wanted.first)),
     )

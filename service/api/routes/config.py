@@ -116,7 +116,7 @@ async def change_threshold(
             )
         before = current.thresholds.get(name, engine.asked)
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
-        kept = engine.standing.applied(before).threshold if solved is None else solved
+        kept = engine.wanted.standing.applied(before).threshold if solved is None else solved
         if patch.table == "live" and floor is not None:
             kept = max(kept, floor)
         if floor is not None and floor > kept:
@@ -231,7 +231,7 @@ def _config(parts: Parts) -> ConfigAnswer:
 
 
 def _answer(engine: Engine, asked: ThresholdConfig, version: int) -> ThresholdAnswer:
-    followed, asked = engine.standing.of(asked), engine.standing.applied(asked)
+    followed, asked = engine.wanted.standing.of(asked), engine.wanted.standing.applied(asked)
     return ThresholdAnswer(
         model=engine.spec.name,
         goal=asked.goal,
