@@ -48,6 +48,12 @@ def configure(level: str, log_format: str = "text") -> None:
     logging.captureWarnings(True)
 
 
+def flush() -> None:
+    """Wait until all that was logged is written, so that what is printed next comes after it."""
+    for handler in logger.handlers:
+        handler.flush()
+
+
 class BackgroundHandler(logging.Handler):
     """Writes in a thread of its own: a pipe that nobody reads is full soon, and would stop whoever logs.
 

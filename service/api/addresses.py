@@ -9,8 +9,8 @@ from service.errors import InvalidOption
 
 # How addresses of this server begin; a test holds them against its routes.
 OWN = (
-    *("/classify", "/config", "/console", "/docs", "/health", "/metrics", "/models", "/openapi.json", "/redoc"),
-    *("/static-offline-docs", "/stats", "/v2"),
+    *("/calibration", "/classify", "/config", "/console", "/docs", "/feedback", "/health", "/metrics", "/models"),
+    *("/openapi.json", "/redoc", "/static-offline-docs", "/stats", "/v2"),
 )
 
 

@@ -29,6 +29,7 @@ from service.cli import (
 )
 from service.cli.console import warn
 from service.errors import LowfirstError
+from service.log import flush
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -100,5 +101,6 @@ def main() -> None:
 
 def end(message: str, status: int) -> NoReturn:
     """Print an error in one line, and end with ``status``."""
+    flush()  # the reason is the last line
     warn(f"error: {' '.join(message.split())}", "red")
     sys.exit(status)

@@ -140,7 +140,8 @@ class _Run:
         before = initialise_from(network, options, store) if options.init and saved is None else None
         if before is not None and processes.is_first:
             warn_of_known(before, options, found, self.held_out)
-        self.preprocessing = preprocessing(options, before) if saved is None else self.folder.preprocessing()
+        kept = self.folder.preprocessing() if saved is not None else None
+        self.preprocessing = kept or preprocessing(options, before)
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             parameter_groups(self.network, options.weight_decay), lr=0.1, momentum=MOMENTUM, nesterov=True

@@ -216,9 +216,9 @@ class RunFolder:
             ) from error
         return saved
 
-    def preprocessing(self) -> Preprocessing:
-        """Of the model that is here. Raises NotFound, BrokenModel."""
-        return read_spec(self.path).preprocessing
+    def preprocessing(self) -> Preprocessing | None:
+        """Of the model that is here; None where its writing was interrupted. Raises BrokenModel."""
+        return read_spec(self.path).preprocessing if (self.path / SPEC).is_file() else None
 
     def _options(self, path: Path) -> dict[str, Any]:
         try:

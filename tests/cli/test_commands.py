@@ -131,7 +131,7 @@ ERRORS = {
     "compose no name": (["compose", "X", "--stage", "nobody"], "model is 'nobody'; "),
     "calibrate both": (
         ["calibrate", "x", "--data", "x", "--unlabelled", "--split", "val"],
-        "split is 'val'; it must be left out: --unlabelled takes every photograph",
+        "split is 'val'; it must be left out: --unlabelled and --from-log take all that is there",
     ),
     "classify no model": (["classify", "--model", "nobody", "x.jpg"], "model is 'nobody'; "),
     "classify a path": (["classify", "--model", "../tiny", "x.jpg"], "model is '..'; it must be a name of"),

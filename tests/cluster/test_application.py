@@ -109,7 +109,7 @@ def test_several_replicas_need_a_redis() -> None:
     check_shared(Settings(), 1)
     check_shared(Settings(redis_url="redis://redis"), 2)
     for without in (None, ""):
-        with pytest.raises(InvalidOption, match="LOWFIRST_REDIS_URL is None; it must be set for 2 replicas"):
+        with pytest.raises(InvalidOption, match="LOWFIRST_REDIS_URL is unset; it must be set for 2 replicas"):
             check_shared(Settings(redis_url=without), 2)
 
 

@@ -224,7 +224,10 @@ def test_slider_shows_what_a_threshold_would_do_and_changes_nothing(page: Page, 
         expect(rows.nth(1).locator("td").last).to_have_text(re.compile(r"[\d.]+\sms"))
         expect(rows.nth(2).locator("td").last).to_have_text(f"{preview['mean_mmacs']:.1f} M")
         expect(rows.nth(4).locator("td").last).to_have_text(f"{100 * preview['exit_rate']:.1f}%")
-        expect(rows.nth(5).locator("td").last).to_have_text(f"{100 * preview['accuracy']:.1f}%")
+        low, high = (f"{100 * end:.1f}%" for end in preview["accuracy_interval"])
+        expect(rows.nth(5).locator("td").last).to_have_text(
+            f"{100 * preview['accuracy']:.1f}% ({low} \N{EN DASH} {high})"
+        )
         expect(rows.nth(6).locator("td").last).to_have_text(f"{100 * preview['accuracy_drop_at_most']:.1f}%")
         expect(rows.nth(7).locator("td").last).to_have_text(f"{100 * preview['agreement']:.1f}%")
         expect(rows.nth(8).locator("td").last).to_have_text(f"{100 * preview['agreement_at_least']:.1f}%")

@@ -9,6 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
+from service.errors import InvalidOption
 from service.processes.reception import MAIN, OWN, Handover, Reception, bind, received
 
 pytestmark = pytest.mark.anyio
@@ -166,10 +167,10 @@ async def test_small_answers_are_never_held_back() -> None:
 
 async def test_a_port_that_is_taken_is_an_error() -> None:
     (listener,) = await bind("127.0.0.1", 0)
-    listener.listen()
-    with pytest.raises(OSError, match="in use"):
-        await bind(*listener.getsockname())
-    listener.close()
+    with listener:
+        listener.listen()
+        with pytest.raises(InvalidOption, match=r"LOWFIRST_PORT is .* in use"):
+            await bind(*listener.getsockname())
 
 
 async def test_a_name_is_bound_at_each_of_its_addresses() -> None:

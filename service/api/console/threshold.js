@@ -48,6 +48,7 @@ export const at = () => asked?.threshold ?? null; // which moves without a new v
 // What /stats says of the traffic: whether it differs from the calibration images, and whether a budget is kept.
 export function watch(stats) {
   drift = stats.drift;
+  if (preview && !isChosen()) checks.drifted(preview.recent, preview.predicted, drift);
   const words = stats.budget?.kept === false ? exceeded(stats.budget) : "";
   if ($("kept").textContent !== words) $("kept").textContent = words; // read aloud once, not every second
 }

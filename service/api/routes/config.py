@@ -15,6 +15,7 @@ from service.api.error_responses import CHANGE, responses
 from service.api.live_schemas import FollowedAnswer
 from service.api.schemas import (
     ConfigAnswer,
+    FeedbackBody,
     ModelName,
     ModelQuery,
     PredictedEffect,
@@ -54,7 +55,7 @@ def document(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         schema = plain()
-        for each in (ModelPatch, ThresholdPatch):
+        for each in (FeedbackBody, ModelPatch, ThresholdPatch):
             schema["components"]["schemas"][each.__name__] = each.model_json_schema()
         return schema
 
@@ -87,7 +88,7 @@ async def threshold(parts: Injected, response: Response, query: Annotated[ModelQ
     """The threshold asked, the goal it was asked by, and its predicted effect."""
     engine = parts.models.find(query.model)
     response.headers["ETag"] = f'"{parts.models.config.version}"'
-    return _answer(engine, engine.asked, parts.models.config.version)
+    return _answer(engine, engine.wanted.first, parts.models.config.version)
 
 
 @router.patch(
@@ -226,7 +227,7 @@ def _config(parts: Parts) -> ConfigAnswer:
     return ConfigAnswer(
         version=version,
         models=[ModelName(name=engine.spec.name, version=engine.spec.version) for engine in parts.models],
-        thresholds=[_answer(engine, engine.asked, version) for engine in parts.models],
+        thresholds=[_answer(engine, engine.wanted.first, version) for engine in parts.models],
     )
 
 
