@@ -269,7 +269,7 @@ class ThresholdPatch(Strict):
     @model_validator(mode="after")
     def _one_goal(self) -> ThresholdPatch:
         named = [goal for goal in GOALS if getattr(self, goal) is not None]
-        if not named and "table" in self.model_fields_set:
+        if not named and self.table == "live":
             raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(GOALS)}")
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; it must be exactly one of {', '.join(GOALS)}")
