@@ -40,7 +40,7 @@ def serve_child(
     own_address: str,
 ) -> None:
     """Serve until the parent says so, or is gone. See ``Together`` and ``Handover``."""
-    for each in (signal.SIGTERM, signal.SIGINT):  # sent to a whole group: the parent sees to it
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # sent to a whole group: the parent sees to it
         signal.signal(each, signal.SIG_IGN)
     configure(settings.log_level, settings.log_format)
     if index:  # the first one tells of all

@@ -44,6 +44,8 @@ def serve(
     given = {"host": host, "port": port, "model": model, "processes": processes}
     settings = load_settings({name: value for name, value in given.items() if value is not None})
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     configure(settings.log_level, settings.log_format)
     for unknown, nearest in unknown_variables(os.environ).items():
         logger.warning("%s is no setting%s", unknown, f"; the nearest is {nearest}" if nearest else "")

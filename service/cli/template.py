@@ -8,4 +8,5 @@ import signal
 from service.cli.draining import leave_alone
 
 leave_alone()
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole group may be told to stop: the parent sees to it
+for each in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(each, signal.SIG_IGN)  # a whole group may be told to stop: the parent sees to it
