@@ -1,4 +1,4 @@
-"""What each means of speed brings by itself: network time alone, before and after, in interleaved rounds.
+"""How much each optimisation contributes: network time alone, before and after, in interleaved rounds.
 
     python loadtest/gains.py [--rounds 5] [--out runs/bench/gains.json]
 
@@ -67,7 +67,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     out: Annotated[Path | None, typer.Option(help="Write JSON there.")] = None,
 ) -> None:
-    """Measure every means of speed by itself."""
+    """Measure every optimisation by itself."""
     gains = [
         _gain(network, what, before, after, rounds)
         for network, (name, resolution) in NETWORKS.items()

@@ -58,7 +58,7 @@ class Metrics:
             ["code"],
             registry=registry,
         )
-        self.rejected = Counter("lowfirst_rejected", "Images turned away.", ["reason"], registry=registry)
+        self.rejected = Counter("lowfirst_rejected", "Images rejected.", ["reason"], registry=registry)
         self.dropped = Counter(
             "lowfirst_dropped",
             "Images nobody waited for any more, by where they were dropped.",

@@ -103,13 +103,13 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=1024,
-        description="Threads that decode, 0: the workers do; unset: 0 where each core has a worker, else one a core.",
+        description="Threads that decode. Default: 0 if every core has a worker (workers decode), else one per core.",
     )
     max_batch_size: int = Field(
-        32, ge=1, le=1024, description="Images a batch may hold; measured times may keep it smaller."
+        32, ge=1, le=1024, description="Images per batch at most; measured times may keep it smaller."
     )
     profile: Path | None = Field(
-        None, description="Times that `lowfirst bench --save` wrote; unset: they are measured at start-up."
+        None, description="Latency profile written by `lowfirst bench --save`. Default: measured at start-up."
     )
     cost_per_hour: float | None = Field(
         None,

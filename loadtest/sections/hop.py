@@ -60,7 +60,7 @@ class Hop:
             "reached": lane.way,
             "p50, ms": Spread.of(lane.p50_ms),
             "- direct, ms": difference(lane.p50_ms, direct.p50_ms) if hops else None,
-            "CPU ms an image": Spread.of(lane.cpu_ms),
+            "CPU ms per image": Spread.of(lane.cpu_ms),
             "- direct, CPU ms": difference(lane.cpu_ms, direct.cpu_ms) if hops else None,
             "failures": float(sum(turn.load.failures for turn in lane.turns)),
         }

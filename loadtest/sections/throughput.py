@@ -50,7 +50,7 @@ class Throughput:
                 f"÷ {first.arrangement.size} {first.arrangement.way}": ratio(lane.rates, first.rates),
                 "p50, ms": Spread.of([turn.load.p50_ms for turn in lane.turns]),
                 "p99, ms": Spread.of([turn.load.p99_ms for turn in lane.turns]),
-                "CPU ms an image": Spread.of([turn.cpu_ms for turn in lane.turns]),
+                "CPU ms per image": Spread.of([turn.cpu_ms for turn in lane.turns]),
                 "resident MiB": Spread.of([turn.pss / MIB for turn in lane.turns]),
                 "failures": float(sum(turn.load.failures for turn in lane.turns)),
             }

@@ -43,9 +43,9 @@ def http_config(app: ASGIApp, settings: Settings, parts: Parts, **more: Any) -> 
 
 
 class DrainingServer(uvicorn.Server):
-    """Stops in two steps on SIGTERM: readiness falls at once, the listener closes ``drain_delay_seconds`` later.
+    """Stops in two steps on SIGTERM: not ready at once, and ``drain_delay_seconds`` later the listener closes.
 
-    In between requests are served, so that a load balancer has time to look away; then accepted ones
+    In between requests are served, so that a load balancer has time to stop routing here; then accepted ones
     finish. uvicorn's own handler closes the listener at once, as SIGINT still does here, and a second signal.
     """
 

@@ -24,9 +24,9 @@ class Admission:
 
     Args:
         max_images, max_bytes: limits over all requests.
-        max_seconds: of queued work; what comes behind that much is turned away, unless few images are in flight.
+        max_seconds: of queued work; what comes behind that much is rejected, unless few images are in flight.
         wait_seconds: how long a new image would have to wait.
-        on_reject: told which limit was reached, and how many images are turned away.
+        on_reject: told which limit was reached, and how many images are rejected.
     """
 
     def __init__(

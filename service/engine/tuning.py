@@ -53,7 +53,7 @@ STEERING_CONFIDENCES = 1024
 # Share of the target that queued work may take; the rest is for decoding, HTTP and chance.
 QUEUE_SHARE = 0.6
 
-# Seconds in which the sustainable share of escalations may return from none to all. It falls at once.
+# Seconds in which the sustainable share of escalations may return from none to all. It drops immediately.
 RETURN_SECONDS = 3.0
 
 # Switching models

@@ -39,9 +39,9 @@ class Preprocessing:
     def source_square(self, width: float, height: float) -> tuple[Box, int]:
         """The part of a ``width`` x ``height`` photograph to resize, and to what side; the crop is the centre of that.
 
-        It is as little more than what the crop shows as lets whole pixels become whole pixels at the photograph's
-        scale. Rounding what the crop shows would change the scale: of 224 pixels it would leave 192 for a crop of
-        192, nothing would be smoothed, and the shipped model would be 0.7 points worse on Imagenette.
+        The smallest source square that maps whole source pixels to whole output pixels. Rounding what the crop shows
+        would change the scale: of 224 pixels it would leave 192 for a crop of 192, nothing would be smoothed, and the
+        shipped model would be 0.7 points worse on Imagenette.
         """
         scale = min(width, height) / self.resize  # pixels of the photograph to one of the square
 

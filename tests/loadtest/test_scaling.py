@@ -43,7 +43,7 @@ def test_throughput_is_compared_with_the_first_arrangement_round_by_round() -> N
     assert [(row["replicas x workers"], row["reached"]) for row in rows] == [("1 x 2", "direct"), ("2 x 1", "nginx")]
     assert [row["÷ 1 x 2 direct"] for row in rows] == [Spread(1, 1, 1), Spread(1.5, 1.5, 1.5)]
     assert rows[1]["images/s"] == Spread(112.5, 75, 150)
-    assert rows[1]["CPU ms an image"] == Spread.of([1000 / 1500, 1000 / 800])
+    assert rows[1]["CPU ms per image"] == Spread.of([1000 / 1500, 1000 / 800])
     assert [row["failures"] for row in rows] == [0, 50]
 
 

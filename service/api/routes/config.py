@@ -101,7 +101,7 @@ async def change_threshold(
     query: Annotated[ModelQuery, Query()],
     if_match: IfMatch = None,
 ) -> ThresholdAnswer:
-    """Move the balance of accuracy and cost: name the threshold, or what it should achieve.
+    """Change the trade-off in whichever unit suits you; the response predicts the effect.
 
     With `"table": "live"` it is solved by today's traffic, and follows it from now on.
     """
