@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
 
+from service.engine.background import end
 from service.engine.engine import Engine
 from service.engine.follow import Followed, begin, follow, solve_live
 from service.engine.models import Models
@@ -70,10 +70,7 @@ class Following:
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     def drift_of(self, engine: Engine) -> Drift | None:
         """How the traffic differed at the last look; None before it, or without a calibration table."""

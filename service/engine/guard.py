@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from service.engine import tuning
+from service.engine.background import end
 from service.engine.comparison import Comparison
 from service.engine.trials import Trials
 from service.errors import ConfigConflict, Conflict, LowfirstError
@@ -27,10 +27,7 @@ class Guard:
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def look(self) -> None:
         """End the trial if need be, by the counts of all processes; where nothing new was counted here, others look.

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from service.engine import tuning
+from service.engine.background import end
 from service.engine.engine import Engine
 from service.engine.models import Models
 from service.errors import ConfigConflict, Conflict, InvalidOption
@@ -43,10 +44,7 @@ class Switching:
 
     async def close(self) -> None:
         """Follow no more."""
-        if self._following is not None:
-            self._following.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._following
+        await end(self._following)
         self._models.stand_by(self._tried if self._tried in self._models.running else None)
         await self._forget()
 
