@@ -10,7 +10,7 @@ from service.api.schemas import ConfigAnswer, LatencyMs, ModelName, Share, Stric
 from service.engine.comparison import Comparison, Side
 from service.engine.trials import Wish
 from service.errors import InvalidOption
-from service.state.base import EndedTrial, Outcome, Trial
+from service.state.base import EndedTrial, Ending, Trial
 
 # What the end of a trial stands alone with, and what a null means nothing for.
 ENDS = ("promote", "cancel")
@@ -156,7 +156,7 @@ class EndedAnswer(BaseModel):
 
     model: ModelName
     beside: str
-    outcome: Outcome
+    outcome: Ending
     why: str
     at: float = Field(description="Seconds since 1970.")
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from service.engine import tuning
 from service.engine.audit_lane import Neighbour
-from service.engine.comparison import Seen
+from service.engine.comparison import Reply
 from service.engine.entry import Entry
 from service.engine.lanes import Lanes
 from service.errors import Draining
@@ -47,7 +47,7 @@ class Behind:
         """Be compared no longer."""
         self._lanes.audits.neighbour = None  # it is part of a cycle with the other's
 
-    async def run(self, body: bytes, threshold: float) -> Seen | None:
+    async def run(self, body: bytes, threshold: float) -> Reply | None:
         """What the model says of an encoded image at ``threshold``, by itself; None where there is no room for it.
 
         Raises as ``Engine.classify``.
@@ -67,7 +67,7 @@ class Behind:
             self._bytes -= len(body)
         self.computed += 1
         self.compute += entry.timing.compute
-        return Seen(
+        return Reply(
             label=self._spec.classes[int(entry.outputs[stage].argmax())],
             exited=stage < self._spec.depth - 1,
             mmacs=self._spec.mmacs_up_to[stage],

@@ -12,11 +12,11 @@ from service.engine.answer import Answer
 from service.engine.recent import PERCENTILES, percentile_ms
 from service.inference.calibration import lower_bound, upper_bound
 from service.model_spec import ModelSpec
-from service.state.base import Outcome
+from service.state.base import Ending
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Reply:
     """What one model said of an image, and what it took for that.
 
     Attributes:
@@ -31,7 +31,7 @@ class Seen:
     seconds: float | None
 
     @classmethod
-    def of(cls, answer: Answer, spec: ModelSpec) -> Seen:
+    def of(cls, answer: Answer, spec: ModelSpec) -> Reply:
         """A client's ``answer`` by the model of ``spec``."""
         seconds = None if answer.cached else answer.timing.decode + sum(answer.timing.stages)
         return cls(answer.top_k[0].label, answer.exited, spec.mmacs_up_to[answer.stage], seconds)
@@ -45,7 +45,7 @@ class Side:
         images, exited, mmacs: of the images that both answered: how many, those before the last stage, their cost.
         computed, compute: all images that it computed since the trial began, and seconds of workers for them.
         errors: images that it failed on.
-        seconds: see ``Seen``, of the latest of these images.
+        seconds: see ``Reply``, of the latest of these images.
     """
 
     images: int = 0
@@ -56,7 +56,7 @@ class Side:
     errors: int = 0
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=tuning.COMPARED_TIMES))
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: Reply) -> None:
         """Count an image that both answered."""
         self.images += 1
         self.exited += seen.exited
@@ -100,7 +100,7 @@ class Comparison:
     served: Side = field(default_factory=Side)
     tried: Side = field(default_factory=Side)
 
-    def add(self, served: Seen, tried: Seen) -> bool:
+    def add(self, served: Reply, tried: Reply) -> bool:
         """Count an image that both answered; whether they agree."""
         agree = served.label == tried.label
         self.images += 1
@@ -124,7 +124,7 @@ class Comparison:
         """Lower bound of the disagreement; 0 without images."""
         return lower_bound(self.disagreements, self.images)
 
-    def verdict(self, most: float) -> Outcome | None:
+    def verdict(self, most: float) -> Ending | None:
         """What ends a trial of which ``most`` is allowed: a lower bound beyond that; None while there is none."""
         if self.disagreement_at_least > most:
             return "disagreement"

@@ -10,7 +10,7 @@ from service.engine.comparison import Comparison
 from service.engine.trials import Trials
 from service.errors import ConfigConflict, Conflict, LowfirstError
 from service.log import logger
-from service.state.base import Outcome
+from service.state.base import Ending
 
 
 class Guard:
@@ -63,7 +63,7 @@ class Guard:
                 logger.exception("the guard of the trial failed")
 
 
-def _in_words(outcome: Outcome, counts: Comparison, most: float) -> str:
+def _in_words(outcome: Ending, counts: Comparison, most: float) -> str:
     if outcome == "disagreement":
         of, at_least = f"{counts.disagreements} of {counts.images} images differ", counts.disagreement_at_least
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.engine.answering import Answering
 from service.engine.lanes import Lanes
@@ -97,15 +97,7 @@ class Periods:
         return minute if minute.seconds < since.seconds and minute.images >= least else since
 
     def _now(self) -> Done:
-        totals = self._totals()
-        return Done(
-            self._clock() - self._began,
-            totals.images,
-            totals.exited,
-            totals.mmacs,
-            totals.computed,
-            totals.compute_seconds,
-        )
+        return replace(self._totals(), seconds=self._clock() - self._began)
 
 
 def done_by(recent: Recent, answering: Answering, lanes: Lanes) -> Done:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from service.engine.answer import Answer, Ask
 from service.engine.applied import Applied
-from service.engine.comparison import Comparison, Seen
+from service.engine.comparison import Comparison, Reply
 from service.engine.engine import Engine
 from service.engine.prediction import TimeSpent
 from service.errors import DeviceFailed, Draining, LowfirstError
@@ -101,10 +101,10 @@ class TrialRun:
             self._failed(first)
             raise
         if not answer.degraded:
-            self._spawn(self._compare(behind, Seen.of(answer, first.spec), image, ask))
+            self._spawn(self._compare(behind, Reply.of(answer, first.spec), image, ask))
         return answer
 
-    async def _compare(self, behind: Engine, seen: Seen, image: bytes, ask: Ask) -> None:
+    async def _compare(self, behind: Engine, seen: Reply, image: bytes, ask: Ask) -> None:
         counts = self._counts
         threshold = behind.asked.threshold if ask.threshold is None else ask.threshold
         try:

@@ -18,7 +18,7 @@ from service.model_spec import ModelSpec
 from service.state.base import (
     ConfigStore,
     EndedTrial,
-    Outcome,
+    Ending,
     RuntimeConfig,
     ThresholdConfig,
     Trial,
@@ -152,7 +152,7 @@ class Trials:
             self._models.adopt({engine.spec.name: engine for engine in (new if e is old else e for e in self._models)})
 
     async def cancel(
-        self, outcome: Outcome = "cancelled", why: str = "as asked", expected_version: int | None = None
+        self, outcome: Ending = "cancelled", why: str = "as asked", expected_version: int | None = None
     ) -> None:
         """End the trial: from now on no image of a client goes to it. Raises as ``change``."""
         async with self._switching.lock:
@@ -289,5 +289,5 @@ def _changed(current: RuntimeConfig, on: Trial, wish: Wish) -> Trial:
     )
 
 
-def _ended(trial: Trial, outcome: Outcome, why: str) -> EndedTrial:
+def _ended(trial: Trial, outcome: Ending, why: str) -> EndedTrial:
     return EndedTrial(trial.name, trial.version, trial.beside, outcome, why, time.time())

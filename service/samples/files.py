@@ -29,15 +29,15 @@ class Bounds:
     total_bytes: int
 
 
-class Done(NamedTuple):
+class Tally(NamedTuple):
     """What became of rows: so many are written, so many are lost."""
 
     written: int = 0
     lost: int = 0
 
-    def plus(self, other: Done) -> Done:
+    def plus(self, other: Tally) -> Tally:
         """Of both."""
-        return Done(self.written + other.written, self.lost + other.lost)
+        return Tally(self.written + other.written, self.lost + other.lost)
 
 
 class Files:
@@ -62,11 +62,11 @@ class Files:
         self._waiting: list[Row] = []
         self._waiting_bytes, self._waiting_since = 0, 0.0
 
-    def add(self, rows: Sequence[tuple[Row, int]], is_last: bool = False) -> Done:
+    def add(self, rows: Sequence[tuple[Row, int]], is_last: bool = False) -> Tally:
         """Write rows, each given with its bytes, about; what would wait for more too if this is the ``last`` call."""
         if self._form == "jsonl" and isinstance(self._folder, LocalFolder):
             return self._append(self._folder, [line(row) for row, _ in rows])
-        done = Done()
+        done = Tally()
         for row, size in rows:
             if self._waiting and self._waiting_bytes + size > self._bounds.file_bytes:
                 done = done.plus(self._write())
@@ -78,9 +78,9 @@ class Files:
             done = done.plus(self._write())
         return done
 
-    def _append(self, folder: LocalFolder, lines: Sequence[bytes]) -> Done:
+    def _append(self, folder: LocalFolder, lines: Sequence[bytes]) -> Tally:
         """Each to the file it still fits in; a line that fits in none is lost."""
-        most, done = self._bounds.file_bytes, Done()
+        most, done = self._bounds.file_bytes, Tally()
         fitting = [each for each in lines if len(each) <= most]
         begin = 0
         while begin < len(fitting):
@@ -94,24 +94,24 @@ class Files:
             attempt = self._attempt(end - begin, len(data), partial(folder.append, self._name, data))
             self._size += len(data) if attempt.written else 0
             done, begin = done.plus(attempt), end
-        return done.plus(Done(lost=len(lines) - len(fitting)))
+        return done.plus(Tally(lost=len(lines) - len(fitting)))
 
-    def _write(self) -> Done:
+    def _write(self) -> Tally:
         """A file of all that waits."""
         rows, self._waiting, self._waiting_bytes = self._waiting, [], 0
         data = encode(rows, self._form)
         if len(data) > self._bounds.file_bytes:  # a row alone that is too large
-            return Done(lost=len(rows))
+            return Tally(lost=len(rows))
         return self._attempt(len(rows), len(data), partial(self._folder.write, self._new_name(), data))
 
-    def _attempt(self, rows: int, size: int, write: Callable[[], None]) -> Done:
+    def _attempt(self, rows: int, size: int, write: Callable[[], None]) -> Tally:
         try:
             self._make_room(size)
             write()
         except Exception as error:  # of a disk; a store's are its own
             self._on_refusal(error)
-            return Done(lost=rows)
-        return Done(written=rows)
+            return Tally(lost=rows)
+        return Tally(written=rows)
 
     def _make_room(self, size: int) -> None:
         """Delete the oldest files of any process until so many bytes more are within the bound."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from service.errors import Busy, InvalidOption
 from service.log import logger
-from service.samples.files import Bounds, Done, Files
+from service.samples.files import Bounds, Files, Tally
 from service.samples.folder import folder_at
 from service.samples.formats import Format, check
 from service.samples.known import KnownImages
@@ -129,7 +129,7 @@ class SampleLog:
             samples = [sample.of_image(body, self._image_bytes) for sample, body in waiting]
             self._tell(self._samples.add([(each.as_row(), each.size) for each in samples], is_last))
 
-    def _tell(self, done: Done) -> None:
+    def _tell(self, done: Tally) -> None:
         if done.written:
             self._count("written", done.written)
         if done.lost:

@@ -15,9 +15,9 @@ Table = Literal["stored", "live"]
 BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are shares
 
 # How a trial ended. The last two are its guard's doing.
-Outcome = Literal["promoted", "cancelled", "disagreement", "errors"]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-GUARDED: tuple[Outcome, ...] = ("disagreement", "errors")
+Ending = Literal["promoted", "cancelled", "disagreement", "errors"]
+ENDINGS: tuple[Ending, ...] = get_args(Ending)
+GUARDED: tuple[Ending, ...] = ("disagreement", "errors")
 
 PLACE_BYTES, PLACES = 4, 2.0**32  # of a digest that says whether an image is of a share
 
@@ -91,7 +91,7 @@ class EndedTrial:
     name: str
     version: int
     beside: str
-    outcome: Outcome
+    outcome: Ending
     why: str
     at: float
 

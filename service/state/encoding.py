@@ -11,8 +11,8 @@ from typing import Any, cast, get_args
 
 from service.state.base import (
     BUDGETS,
+    ENDINGS,
     GOALS,
-    OUTCOMES,
     CachedOutputs,
     EndedTrial,
     RuntimeConfig,
@@ -115,8 +115,8 @@ def _trial(fields: Mapping[str, Any], models: Mapping[str, int]) -> Trial:
 def _ended(fields: Mapping[str, Any]) -> EndedTrial:
     ended = EndedTrial(**fields)
     _version(ended.version, "ended.version")
-    if ended.outcome not in OUTCOMES:
-        raise ValueError(f"ended.outcome is {ended.outcome!r}; it must be one of {', '.join(OUTCOMES)}")
+    if ended.outcome not in ENDINGS:
+        raise ValueError(f"ended.outcome is {ended.outcome!r}; it must be one of {', '.join(ENDINGS)}")
     for name in ("name", "beside", "why"):
         if not isinstance(getattr(ended, name), str):
             raise ValueError(f"ended.{name} is {getattr(ended, name)!r}; it must be text")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from service.engine.behind import Behind
-from service.engine.comparison import Seen
+from service.engine.comparison import Reply
 from service.errors import DeviceFailed, Draining, InvalidImage
 from tests.engine.serving import WHITE, Case, outcomes, refusing_white_at, serving, until
 
@@ -20,7 +20,7 @@ async def test_it_ends_where_it_would_for_a_client(case: Case) -> None:
         seen = await asyncio.gather(*(server.engine.behind.run(body, case.middle) for body in bodies))
         for image, each in zip(case.images, seen, strict=True):
             end = min(image.end(case.middle), case.last)
-            assert isinstance(each, Seen)
+            assert isinstance(each, Reply)
             assert each.label == server.engine.spec.classes[int(image.outputs[end].argmax())]
             assert each.exited == (end < case.last)
             assert each.mmacs == pytest.approx(sum(case.mmacs[: end + 1]))
@@ -108,7 +108,7 @@ async def test_an_image_that_fails_fails_alone(two: Case) -> None:
             *(server.engine.behind.run(body, 0.0) for body in bodies), return_exceptions=True
         )
         assert isinstance(failed, DeviceFailed)
-        assert isinstance(seen, Seen)
+        assert isinstance(seen, Reply)
         assert isinstance(unreadable, InvalidImage)
         await server.all_slots_free()
 

@@ -7,9 +7,9 @@ import json
 import pytest
 from scipy.stats import binomtest
 
-from service.engine.comparison import Comparison, Seen, pooled
+from service.engine.comparison import Comparison, Reply, pooled
 
-ANT, BEE = Seen("ant", True, 1.0, 0.002), Seen("bee", False, 4.0, 0.006)
+ANT, BEE = Reply("ant", True, 1.0, 0.002), Reply("bee", False, 4.0, 0.006)
 
 
 def counted(agreeing: int, differing: int, errors: int = 0) -> Comparison:
@@ -32,7 +32,7 @@ def test_agreement_exits_cost_and_times_are_of_the_images_that_both_answered() -
 
 def test_what_the_cache_answered_counts_but_tells_no_time() -> None:
     counts = Comparison()
-    counts.add(Seen("ant", True, 1.0, None), ANT)
+    counts.add(Reply("ant", True, 1.0, None), ANT)
     assert (counts.images, counts.agreement) == (1, 1.0)
     assert (counts.served.latency_ms["p50"], counts.tried.latency_ms["p50"]) == (None, 2.0)
 
