@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from service.api.schemas import ConfigAnswer, LatencyMs, ModelName, Share, Strict
+from service.api.config_schemas import ConfigAnswer
+from service.api.schemas import ModelName, Share, Strict
+from service.api.stats_schemas import LatencyMs
 from service.engine.comparison import Comparison, Side
 from service.engine.trials import Wish
 from service.errors import InvalidOption

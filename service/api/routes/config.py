@@ -10,21 +10,18 @@ from pydantic import BaseModel, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api import bodies, receiving
-from service.api.dependencies import Injected, Parts
-from service.api.error_responses import CHANGE, responses
-from service.api.live_schemas import FollowedAnswer
-from service.api.schemas import (
+from service.api.config_schemas import (
     ConfigAnswer,
-    FeedbackBody,
-    ModelName,
-    ModelQuery,
     PredictedEffect,
     PreviewAnswer,
-    PreviewQuery,
     RecentEffect,
     ThresholdAnswer,
     ThresholdPatch,
 )
+from service.api.dependencies import Injected, Parts
+from service.api.error_responses import CHANGE, responses
+from service.api.live_schemas import FollowedAnswer
+from service.api.schemas import FeedbackBody, ModelName, ModelQuery, PreviewQuery
 from service.api.trial_schemas import EndedAnswer, ModelConfigAnswer, ModelPatch, TrialAnswer
 from service.engine.engine import Engine
 from service.errors import BadRequest, ConfigConflict, InvalidOption, LowfirstError

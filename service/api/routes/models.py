@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from service.api.config_schemas import UNKNOWN_TIME, CurvePoint, ModelAnswer, ModelsAnswer, StageAnswer
 from service.api.dependencies import Injected
 from service.api.error_responses import responses
-from service.api.schemas import UNKNOWN_TIME, CurvePoint, ModelAnswer, ModelsAnswer, StageAnswer
 from service.engine.engine import Engine
 from service.inference.calibration import Calibration
 from service.log import logger

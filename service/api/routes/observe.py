@@ -11,14 +11,13 @@ from service.api.dependencies import Injected
 from service.api.error_responses import Responses, responses
 from service.api.live_schemas import DriftAnswer, PeriodState
 from service.api.observed import audit_of, latency_ms, periods, time_spent
-from service.api.schemas import (
+from service.api.schemas import ModelName, ModelQuery
+from service.api.stats_schemas import (
     AuditState,
     BudgetState,
     Health,
     LatencyMs,
     MetricsTarget,
-    ModelName,
-    ModelQuery,
     Processes,
     QueueState,
     StatsAnswer,

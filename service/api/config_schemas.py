@@ -1,0 +1,207 @@
+"""Bodies of what is served and its threshold: the runtime config, what a threshold does, the store."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.api.live_schemas import FollowedAnswer
+from service.api.schemas import ModelName, Share, Strict, milliseconds
+from service.engine.prediction import TimeSpent
+from service.errors import InvalidOption
+from service.inference.calibration import Effect
+from service.state.base import GOALS, Goal, Table
+
+UNKNOWN_TIME = TimeSpent(0, 0.0, None)
+
+
+class PredictedEffect(BaseModel):
+    """What the calibration table expects of a threshold; bounds hold at 95 % confidence for images like its own, and
+    say nothing (0 and 1) where the runtime and precision that serve have no table of their own."""
+
+    exit_rate: float = Field(description="Share of images that end before the last stage.")
+    ends: list[float] = Field(description="Share of images that end at each stage.")
+    mean_mmacs: float
+    mean_ms: float | None = Field(None, description="Compute of one worker per image on this machine.")
+    single_scale_ms: float | None = Field(None, description="The same of the single-scale network.")
+    saved: float | None = Field(None, description="Share of that time that is saved; negative: the cascade costs more.")
+    accuracy: float | None = Field(description="Null where the calibration photographs had no labels.")
+    accuracy_interval: tuple[float, float] | None = Field(None, description="Where it lies with 95 % confidence.")
+    agreement: float = Field(description="Share of images answered as the last stage would.")
+    agreement_at_least: float
+    accuracy_drop_at_most: float | None
+
+    @staticmethod
+    def of(effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> PredictedEffect:
+        """A calibration's effect as a body, with its time where that is known."""
+        return PredictedEffect(
+            exit_rate=effect.exit_rate,
+            ends=list(effect.ends),
+            mean_mmacs=effect.mean_mmacs,
+            mean_ms=milliseconds(time.mean_seconds),
+            single_scale_ms=milliseconds(time.single_scale_mean_seconds),
+            saved=time.saved,
+            accuracy=effect.accuracy,
+            accuracy_interval=effect.accuracy_interval,
+            agreement=effect.agreement,
+            agreement_at_least=effect.agreement_at_least,
+            accuracy_drop_at_most=effect.accuracy_drop_at_most,
+        )
+
+
+class ThresholdPatch(Strict):
+    """Exactly one goal, and/or a floor; with a goal other than the threshold, the table that it is held by.
+
+    A goal that is null is not given; a floor that is null is cleared.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"threshold": 0.6},
+                {"max_mean_ms": 0.5},
+                {"max_mean_mmacs": 60.0},
+                {"min_agreement": 0.98},
+                {"min_agreement": 0.97, "table": "live"},
+            ]
+        }
+    )
+
+    threshold: Share | None = Field(None, strict=True, description="The threshold itself.")
+    max_mean_mmacs: float | None = Field(
+        None, gt=0, strict=True, allow_inf_nan=False, description="The highest threshold that costs at most this."
+    )
+    max_mean_ms: float | None = Field(
+        None,
+        gt=0,
+        strict=True,
+        allow_inf_nan=False,
+        description="The highest that costs at most so many milliseconds of a core (or GPU) per image here.",
+    )
+    min_agreement: Share | None = Field(None, strict=True, description="The cheapest that agrees at least so often.")
+    max_accuracy_drop: Share | None = Field(
+        None, strict=True, description="The cheapest that loses at most this share of right answers."
+    )
+    floor: Share | None = Field(
+        None, strict=True, description="How low overload may bring the threshold; null: not at all."
+    )
+
+    table: Table = Field(
+        "stored",
+        description="What the goal is held by: the model's calibration table, or live traffic, which the threshold "
+        "follows from then on. Not with threshold or max_accuracy_drop.",
+    )
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> ThresholdPatch:
+        named = [goal for goal in GOALS if getattr(self, goal) is not None]
+        if not named and self.table == "live":
+            raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(GOALS)}")
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are given; it must be exactly one of {', '.join(GOALS)}")
+        if not named and "floor" not in self.model_fields_set:
+            for goal in self.model_fields_set:
+                raise InvalidOption(goal, None, "a number")
+            raise ValueError(f"no goal is given; it must be exactly one of {', '.join(GOALS)}")
+        return self
+
+    @property
+    def goal(self) -> tuple[Goal, float] | None:
+        """The goal and its value, or None when only the floor changes."""
+        for goal in GOALS:
+            value = getattr(self, goal)
+            if value is not None:
+                return goal, float(value)
+        return None
+
+
+class ThresholdAnswer(BaseModel):
+    """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
+
+    Where ``table`` is live, the threshold follows the traffic and ``followed`` tells how. While the server is
+    overloaded a lower one is in force: `effective_threshold` of `/stats`.
+    """
+
+    model: str
+    goal: Goal
+    value: float
+    threshold: float
+    floor: float | None
+    version: int
+    predicted: PredictedEffect | None
+    table: Table = Field("stored", description="What the goal is held by.")
+    followed: FollowedAnswer | None = None
+
+
+class ConfigAnswer(BaseModel):
+    """The runtime config."""
+
+    version: int
+    models: list[ModelName] = Field(description="What is served; the first is meant where none is named.")
+    thresholds: list[ThresholdAnswer]
+
+
+class RecentEffect(BaseModel):
+    """What a threshold would have done to the latest images; null without any."""
+
+    images: int
+    exit_rate: float | None
+    mean_mmacs: float | None
+
+
+class PreviewAnswer(BaseModel):
+    """What a threshold would do; nothing is changed."""
+
+    model: str
+    threshold: float
+    predicted: PredictedEffect | None
+    recent: RecentEffect
+
+
+class CurvePoint(PredictedEffect):
+    """One threshold of the calibration table."""
+
+    threshold: float
+
+    @classmethod
+    def at(cls, threshold: float, effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> CurvePoint:
+        """The point of ``threshold``, with its time where that is known."""
+        return cls(threshold=threshold, **dict(PredictedEffect.of(effect, time)))
+
+
+class StageAnswer(BaseModel):
+    """One stage of a model; ``mmacs`` of it alone, in millions."""
+
+    name: str
+    resolution: int
+    mmacs: float
+
+
+class ModelAnswer(BaseModel):
+    """One version of a model in the store."""
+
+    name: str
+    version: int
+    serving: bool
+    network: str
+    classes: list[str]
+    resolution: int
+    resize: int = Field(
+        description="Pixels that the shorter side is resized to before the central square of `resolution` is cut out."
+    )
+    stages: list[StageAnswer]
+    low_mmacs: float = Field(description="Of the first stage.")
+    high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
+    default_threshold: float = Field(description="That a server starts with in its runtime and precision.")
+    dataset: str
+    calibration_images: int
+    curve: list[CurvePoint]
+
+
+class ModelsAnswer(BaseModel):
+    """The store, and as name/version what of it cannot be read (the log says why).
+
+    Any picture at all gets one of a model's labels: it cannot say "none of these".
+    """
+
+    models: list[ModelAnswer]
+    broken: list[str] = []
