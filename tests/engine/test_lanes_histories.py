@@ -128,6 +128,7 @@ class World:
         while self.start() or self.running:
             if self.running:
                 self.finish(self.running[0], [confidence] * SIZE)
+        self.tick()  # those that were given up are told so in the event loop's turn
         assert all(entry.is_dead for entry in self.entries)  # else one was lost
         assert self.lanes.free_slots == self.slots
 
@@ -202,8 +203,10 @@ class Histories(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.world.finish_all()
-            self.world.loop.close()
+            try:
+                self.world.finish_all()
+            finally:
+                self.world.loop.close()
 
 
 Histories.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -51,8 +51,8 @@ function take({body, etag: tag}) {
 
 const ROWS = [
   ["Exit early", (side) => percent(side.exit_rate)],
-  ["Multiply-adds an image", (side) => millions(side.mean_mmacs)],
-  ["Compute an image", (side) => ms(side.mean_ms)],
+  ["Multiply-adds per image", (side) => millions(side.mean_mmacs)],
+  ["Compute per image", (side) => ms(side.mean_ms)],
   ["p50, waits left out", (side) => ms(side.latency_ms.p50)],
   ["p99, waits left out", (side) => ms(side.latency_ms.p99)],
   ["Errors", (side) => count(side.errors)],
