@@ -40,3 +40,9 @@ def mean_cost(ends: Sequence[float], costs: Sequence[float]) -> float:
         costs: of each stage alone, in any unit.
     """
     return sum(share * cost for share, cost in zip(ends, up_to_each(costs), strict=True))
+
+
+def exit_rate(ends: Sequence[int]) -> float | None:
+    """The share of images that end before the last stage, by how many end at each; None without any."""
+    images = sum(ends)
+    return sum(ends[:-1]) / images if images else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.api.live_schemas import FollowedAnswer
@@ -9,6 +11,7 @@ from service.api.schemas import ModelName, Share, Strict, milliseconds
 from service.engine.prediction import TimeSpent
 from service.errors import InvalidOption
 from service.inference.calibration import Effect
+from service.stages import exit_rate, mean_cost
 from service.state.base import GOALS, Goal, Table
 
 UNKNOWN_TIME = TimeSpent(0, 0.0, None)
@@ -141,11 +144,18 @@ class ConfigAnswer(BaseModel):
 
 
 class RecentEffect(BaseModel):
-    """What a threshold would have done to the latest images; null without any."""
+    """What a threshold would have done to the latest images, of all processes of the server; null without any."""
 
     images: int
     exit_rate: float | None
     mean_mmacs: float | None
+
+    @staticmethod
+    def of(ends: Sequence[int], mmacs: Sequence[float]) -> RecentEffect:
+        """Of so many images that would end at each stage; ``mmacs`` of each stage alone, in millions."""
+        images = sum(ends)
+        mean = mean_cost([each / images for each in ends], mmacs) if images else None
+        return RecentEffect(images=images, exit_rate=exit_rate(ends), mean_mmacs=mean)
 
 
 class PreviewAnswer(BaseModel):

@@ -90,6 +90,7 @@ class Observed:
         self._shared = shared
         siblings.answer("share", self._told)
         siblings.answer("totals", self._totals_told)
+        siblings.answer("ends", self._ends_told)
         siblings.answer("sample", self._sampled)
 
     async def exposition(self) -> bytes:
@@ -118,6 +119,18 @@ class Observed:
         """Of all processes that serve the same model, together."""
         others = await self._siblings.others("totals", engine.spec.reference)
         return together([engine.totals(), *(Totals(**told) for told in others)])
+
+    async def ends_at(self, engine: Engine, threshold: float) -> tuple[int, ...]:
+        """How many of the latest images of all processes would end at each stage at ``threshold``."""
+        others = await self._siblings.others("ends", [engine.spec.reference, threshold])
+        return tuple(map(sum, zip(_ends_at(engine, threshold), *others, strict=True)))
+
+    def _ends_told(self, asked: Sequence[Any]) -> tuple[int, ...] | None:
+        reference, threshold = asked
+        try:
+            return _ends_at(self._models.find(reference), threshold)
+        except NotFound:  # the others are a moment ahead
+            return None
 
     def _totals_told(self, reference: str) -> dict[str, Any] | None:
         try:
@@ -159,6 +172,10 @@ class Observed:
             last_minute=engine.periods.last_minute(),
             since_change=engine.periods.since_change(),
         )
+
+
+def _ends_at(engine: Engine, threshold: float) -> tuple[int, ...]:
+    return engine.recent.ends_at(threshold, engine.spec.depth)
 
 
 def together(totals: Sequence[Totals]) -> Totals:

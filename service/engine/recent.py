@@ -14,7 +14,6 @@ from service.engine.answer import Answer
 from service.inference.calibration import THRESHOLDS
 from service.inference.exit_rule import end_stage, exits
 from service.inference.live import MOST, Passed, Seen
-from service.stages import mean_cost
 
 WINDOW_SECONDS = 60.0
 CONFIDENCES = 4096
@@ -125,8 +124,8 @@ class Recent:
         """The latest images, for a live table; ``per_second`` come."""
         first = np.sort([each[0] for each in self._confidences])
         above = len(first) - np.searchsorted(first, THRESHOLDS, side="right")
-        rate, images = self.exit_rate_at(threshold)
-        return Passed(images, tuple(above.tolist()), round((rate or 0.0) * images), per_second)
+        exited = sum(any(exits(sure, threshold) for sure in each) for each in self._confidences)
+        return Passed(len(first), tuple(above.tolist()), exited, per_second)
 
     def disagreement_at(self, threshold: float) -> tuple[int, int]:
         """Of the latest audited images that exit at ``threshold``: how many the last stage disagreed on; how many.
@@ -140,24 +139,14 @@ class Recent:
         """The first stage's latest ``count`` confidences, or as many as are known."""
         return [each[0] for each in islice(reversed(self._confidences), count)]
 
-    def exit_rate_at(self, threshold: float) -> tuple[float | None, int]:
-        """The share of the latest images that would end early at ``threshold`` (None without any), and how many those
-        are."""
-        count = len(self._confidences)
-        exited = sum(any(exits(sure, threshold) for sure in each) for each in self._confidences)
-        return (exited / count if count else None), count
-
-    def mean_mmacs_at(self, threshold: float, mmacs: Sequence[float]) -> float | None:
-        """What the latest images would cost at ``threshold``; None without any.
+    def ends_at(self, threshold: float, depth: int) -> tuple[int, ...]:
+        """How many of the latest images would end at each of ``depth`` stages at ``threshold``.
 
         Of one that ended before the last stage, what later stages would have said is not known: where it would have
         gone on, it is taken to end at the next one.
         """
-        count = len(self._confidences)
-        if not count:
-            return None
-        ends = Counter(end_stage(each, threshold) for each in self._confidences)
-        return mean_cost([ends[stage] / count for stage in range(len(mmacs))], mmacs)
+        ends = Counter(min(end_stage(each, threshold), depth - 1) for each in self._confidences)
+        return tuple(ends[stage] for stage in range(depth))
 
     def summary(self) -> Summary:
         """Now."""

@@ -9,7 +9,7 @@ from service.engine.periods import Periods
 from service.engine.recent import Recent
 from service.inference.calibration import Calibration
 from service.inference.live import BUDGET_IMAGES
-from service.stages import up_to_each
+from service.stages import exit_rate, up_to_each
 from service.state.base import BUDGETS, ThresholdConfig
 
 
@@ -22,12 +22,12 @@ def audit(
         costs: of each stage alone, in the unit of a budget.
     """
     disagreements, images = recent.disagreement_at(asked.threshold)
-    rate, _ = recent.exit_rate_at(asked.threshold)
-    exit_rate = 0.0 if asked.threshold >= 1 else rate or None  # a zero rate over only a few exits is not evidence
+    rate = exit_rate(recent.ends_at(asked.threshold, len(costs)))
+    seen = 0.0 if asked.threshold >= 1 else rate or None  # a zero rate over only a few exits is not evidence
     promised = None if calibration is None else calibration.promise(asked)
     if (asked.table, asked.goal) == ("live", "min_agreement"):
         promised = asked.value  # which takes no stored table
-    return Audit(images, disagreements, exit_rate, promised, _budget(asked, periods, costs))
+    return Audit(images, disagreements, seen, promised, _budget(asked, periods, costs))
 
 
 def _budget(asked: ThresholdConfig, periods: Periods, costs: Sequence[float]) -> Budget | None:

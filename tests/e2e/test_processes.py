@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import RedisServer
+from tests.conftest import MakeJpeg, RedisServer
 from tests.e2e.sockets import connection, rest
 from tests.e2e.under_load import RAW, TIMEOUT, until
 
@@ -123,6 +123,26 @@ def test_counts_are_those_of_all_processes(pair: Server, jpeg: bytes) -> None:
     assert stats["latency_ms"]["p50"] <= stats["latency_ms"]["p95"] <= stats["latency_ms"]["p99"]
     assert 0 <= stats["exit_rate"] <= 1
     assert stats["images_per_second"] > 0
+
+
+def test_what_a_threshold_would_have_done_is_of_the_images_of_all_processes(pair: Server, make_jpeg: MakeJpeg) -> None:
+    with clients(pair[1], 4) as several:
+
+        def confidence(number: int) -> float:
+            told = several[number % 4].post("/classify?threshold=0", content=make_jpeg(number), headers=RAW).json()
+            return float(told["confidence"])
+
+        middle = sorted(map(confidence, range(8)))[4]
+
+        def previewed(client: httpx.Client) -> tuple[int, int]:
+            recent = client.get("/config/threshold/preview", params={"threshold": middle}).json()["recent"]
+            return recent["images"], round(recent["images"] * recent["exit_rate"])
+
+        images, exited = previewed(several[0])
+        sure = sum(confidence(number) > middle for number in range(8))
+        for each in several:  # whichever process it is that answers
+            assert previewed(each) == (images + 8, exited + sure)
+    assert sure == 3
 
 
 def test_what_python_and_the_system_tell_is_there_too(pair: Server) -> None:

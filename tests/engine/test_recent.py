@@ -41,7 +41,7 @@ def test_nothing_is_known_before_the_first_answer(recent: Recent) -> None:
     assert (summary.images, summary.exit_rate, summary.mean_mmacs) == (0, None, None)
     assert summary.images_per_second == 0
     assert summary.latency_ms == {"p50": None, "p95": None, "p99": None}
-    assert recent.exit_rate_at(0.5) == (None, 0)
+    assert recent.ends_at(0.5, 2) == (0, 0)
 
 
 def test_totals_are_of_all_answers(recent: Recent, clock: Clock) -> None:
@@ -87,38 +87,30 @@ def test_percentiles_are_by_nearest_rank(recent: Recent) -> None:
     assert recent.summary().latency_ms == pytest.approx({"p50": 100, "p95": 190, "p99": 198})
 
 
-def test_exit_rate_at_a_threshold_counts_what_is_strictly_above(recent: Recent) -> None:
+def test_images_end_where_a_stage_is_strictly_surer_than_the_threshold(recent: Recent) -> None:
     for confidence in (0.2, 0.5, 0.5, 0.8):
         recent.add(answer(confidence))
-    assert recent.exit_rate_at(0.5) == (1 / 4, 4)
-    assert recent.exit_rate_at(0.0) == (1.0, 4)
-    assert recent.exit_rate_at(1.0) == (0.0, 4)
+    assert recent.ends_at(0.5, 2) == (1, 3)
+    assert recent.ends_at(0.0, 2) == (4, 0)
+    assert recent.ends_at(1.0, 2) == (0, 4)
+    assert recent.ends_at(0.5, 1) == (4,)  # a single stage ends them all
 
 
-def test_image_that_a_later_stage_is_sure_of_exits_too(recent: Recent) -> None:
+def test_images_end_at_any_stage(recent: Recent) -> None:
     for confidences in ((0.9,), (0.3, 0.8), (0.3, 0.4)):
         recent.add(answer(*confidences))
-    assert recent.exit_rate_at(0.5) == (2 / 3, 3)
+    assert recent.ends_at(0.5, 3) == (1, 1, 1)
+    assert recent.ends_at(0.85, 3) == (1, 0, 2)
+    assert recent.ends_at(0.95, 3) == (0, 1, 2)  # the first ends at the next
     assert recent.confidences(3) == [0.3, 0.3, 0.9]  # the first stage's
 
 
-def test_mean_cost_at_a_threshold_is_of_where_the_latest_images_would_end(recent: Recent) -> None:
-    mmacs = (1.0, 10.0, 100.0)
-    assert recent.mean_mmacs_at(0.5, mmacs) is None
-    for confidences in ((0.9,), (0.3, 0.8), (0.3, 0.4)):
-        recent.add(answer(*confidences))
-    assert recent.mean_mmacs_at(0.5, mmacs) == pytest.approx((1 + 11 + 111) / 3)
-    assert recent.mean_mmacs_at(0.0, mmacs) == pytest.approx(1)
-    assert recent.mean_mmacs_at(0.85, mmacs) == pytest.approx((1 + 111 + 111) / 3)
-    assert recent.mean_mmacs_at(0.95, mmacs) == pytest.approx((11 + 111 + 111) / 3)  # the first ends at the next
-
-
-def test_exit_rate_is_of_the_latest_confidences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_latest_images_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent_module, "CONFIDENCES", 3)
     recent = Recent()
     for confidence in (0.9, 0.9, 0.1, 0.1, 0.9):
         recent.add(answer(confidence))
-    assert recent.exit_rate_at(0.5) == (1 / 3, 3)
+    assert recent.ends_at(0.5, 2) == (1, 2)
 
 
 def test_latest_confidences_are_as_many_as_asked_for_or_known(recent: Recent) -> None:
