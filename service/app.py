@@ -51,20 +51,21 @@ from service.engine.guard import Guard
 from service.engine.limits import Limits
 from service.engine.models import Models
 from service.engine.switching import Switching
-from service.engine.trials import Trials
+from service.engine.trials import Counts, Exchange, Trials
 from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.log import STARTED, logger, starting
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
-from service.processes.siblings import Alone, Together
+from service.processes.siblings import Alone, Siblings, Together
 from service.samples.files import Bounds
 from service.samples.log import Options, SampleLog
 from service.settings import Settings
 from service.state.base import ConfigStore, ResultCache, RuntimeConfig, Target
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
 from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
+from service.state.redis_counts import RedisCounts
 from service.store import ModelStore
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     )
     siblings = together or Alone()
     switching = Switching(models, config)
-    trials = Trials(models, config, switching, partial(siblings.others, "trial"))
+    trials = Trials(models, config, switching, _exchange(siblings, link))
     siblings.answer("trial", trials.told)
     admission = _admission(settings, models, metrics)
     metrics.cost_per_hour.set(settings.cost_per_hour or 0.0)
@@ -208,6 +209,15 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         following,
         _traces(settings),
     )
+
+
+def _exchange(siblings: Siblings, link: RedisLink | None) -> Exchange:
+    """With whom counts of a trial are exchanged: with all that share the Redis, or the processes of this server."""
+
+    async def others(began: float, _: object) -> list[Counts]:
+        return await siblings.others("trial", began)
+
+    return others if link is None else RedisCounts(link, others).exchange
 
 
 def _samples(settings: Settings, metrics: Metrics) -> SampleLog | None:

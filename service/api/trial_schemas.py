@@ -92,10 +92,10 @@ class TrialSide(BaseModel):
     exit_rate: float | None = Field(description="Share that ends before the last stage.")
     mean_mmacs: float | None
     mean_ms: float | None = Field(
-        description="Compute of one worker per image, of all that it computed here since the trial began."
+        description="Compute of one worker per image, of all that it computed since the trial began."
     )
     errors: int = Field(description="Images that it failed on.")
-    latency_ms: LatencyMs = Field(description="Decoding and passes of the latest images; their waits are left out.")
+    latency_ms: LatencyMs = Field(description="Decoding and passes, waits left out; within 2.5 %.")
 
     @classmethod
     def of(cls, name: str, version: int, side: Side) -> TrialSide:
@@ -112,8 +112,8 @@ class TrialSide(BaseModel):
 
 
 class TrialAnswer(BaseModel):
-    """A model that is tried, and how it compares; counts are of this server since the trial began. Bounds hold at 95 %,
-    each by itself."""
+    """A model that is tried, and how it compares, by the counts of all processes and replicas since the trial began.
+    Bounds hold at 95 %, each by itself."""
 
     model: ModelName
     beside: ModelName

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
-from service.engine import tuning
 from service.engine.answer import Answer
-from service.engine.recent import PERCENTILES, percentile_ms
+from service.engine.recent import PERCENTILES
 from service.inference.calibration import lower_bound, upper_bound
 from service.model_spec import ModelSpec
 from service.state.base import Ending
+
+# Times are counted in classes, each so many times as long as the one below: a percentile is off by 2.5 % at most.
+LONGER = 1.05
+SHORTEST_SECONDS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Side:
         images, exited, mmacs: of the images that both answered: how many, those before the last stage, their cost.
         computed, compute: all images that it computed since the trial began, and seconds of workers for them.
         errors: images that it failed on.
-        seconds: see ``Reply``, of the latest of these images.
+        times: how many of these images took so long: powers of ``LONGER`` that are nearest to ``Reply.seconds``.
     """
 
     images: int = 0
@@ -54,7 +59,7 @@ class Side:
     computed: int = 0
     compute: float = 0.0
     errors: int = 0
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=tuning.COMPARED_TIMES))
+    times: dict[int, int] = field(default_factory=dict)
 
     def add(self, seen: Reply) -> None:
         """Count an image that both answered."""
@@ -62,7 +67,8 @@ class Side:
         self.exited += seen.exited
         self.mmacs += seen.mmacs
         if seen.seconds is not None:
-            self.seconds.append(seen.seconds)
+            power = round(math.log(max(seen.seconds, SHORTEST_SECONDS), LONGER))
+            self.times[power] = self.times.get(power, 0) + 1
 
     def share(self, total: float) -> float | None:
         """``total`` of all images both answered, per image."""
@@ -75,9 +81,15 @@ class Side:
 
     @property
     def latency_ms(self) -> dict[str, float | None]:
-        """Percentiles of ``seconds``."""
-        ordered = sorted(self.seconds)
-        return {f"p{q}": percentile_ms(ordered, q) for q in PERCENTILES}
+        """Percentiles of ``times`` by nearest rank."""
+        return {f"p{q}": self._percentile_ms(q) for q in PERCENTILES}
+
+    def _percentile_ms(self, q: int) -> float | None:
+        ordered, total = sorted(self.times), sum(self.times.values())
+        up_to = accumulate(self.times[power] for power in ordered)
+        return next(
+            (1e3 * LONGER**power for power, count in zip(ordered, up_to, strict=True) if 100 * count >= q * total), None
+        )
 
     @property
     def errors_at_least(self) -> float:
@@ -130,12 +142,9 @@ class Comparison:
             return "disagreement"
         return "errors" if self.tried.errors_at_least > most else None
 
-    def as_json(self, with_times: bool = True) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For another process."""
-        told = asdict(self)
-        for side in (told["served"], told["tried"]):
-            side["seconds"] = list(side["seconds"]) if with_times else []
-        return told
+        return asdict(self)
 
 
 def pooled(parts: Iterable[Mapping[str, Any]]) -> Comparison:
@@ -158,5 +167,12 @@ def _pooled(sides: Sequence[Mapping[str, Any]]) -> Side:
         computed=sum(each["computed"] for each in sides),
         compute=sum(each["compute"] for each in sides),
         errors=sum(each["errors"] for each in sides),
-        seconds=deque(seconds for each in sides for seconds in each["seconds"]),
+        times=_added([each["times"] for each in sides]),
     )
+
+
+def _added(times: Sequence[Mapping[Any, int]]) -> dict[int, int]:
+    together: Counter[int] = Counter()
+    for each in times:
+        together.update({int(power): count for power, count in each.items()})  # JSON's keys are strings
+    return dict(together)

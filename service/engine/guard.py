@@ -10,7 +10,7 @@ from service.engine.comparison import Comparison
 from service.engine.trials import Trials
 from service.errors import ConfigConflict, Conflict, LowfirstError
 from service.log import logger
-from service.state.base import Ending
+from service.state.base import Ending, Trial
 
 
 class Guard:
@@ -19,7 +19,8 @@ class Guard:
     def __init__(self, trials: Trials) -> None:
         self._trials = trials
         self._task: asyncio.Task[None] | None = None
-        self._known: tuple[float, ...] = ()  # when it looked last
+        self._known: tuple[float | None, ...] = ()  # when it looked last
+        self._failure = ""  # to end it
 
     async def start(self) -> None:
         """Look now and then from now on."""
@@ -30,37 +31,48 @@ class Guard:
         await end(self._task)
 
     async def look(self) -> None:
-        """End the trial if need be, by the counts of all processes; where nothing new was counted here, others look.
+        """Tell what was counted here, and end the trial if need be, by what was counted anywhere.
 
-        Raises: as ``Trials.cancel``.
+        Where nothing new was counted here, others look. Raises: as ``Trials.cancel``.
         """
         trial = self._trials.current
         own = None if trial is None else self._trials.counted(trial)
-        if trial is None or trial.max_disagreement is None or own is None:
+        if trial is None or own is None:
             return
         known = trial.began, trial.max_disagreement, own.images, own.tried.errors
         if known == self._known:
             return
-        version = self._trials.version
-        counts = await self._trials.comparison(trial, with_times=False)
-        outcome = counts.verdict(trial.max_disagreement)
-        if outcome is not None:
-            why = _in_words(outcome, counts, trial.max_disagreement)
-            logger.warning("%s %s is cancelled by its guard: %s", trial.kind, trial.reference, why)
-            await self._trials.cancel(outcome, why, version)
+        version, counts = self._trials.version, await self._trials.comparison(trial)
+        if trial.max_disagreement is not None:
+            await self._judge(trial, trial.max_disagreement, counts, version)
         self._known = known
+
+    async def _judge(self, trial: Trial, most: float, counts: Comparison, version: int) -> None:
+        outcome = counts.verdict(most)
+        self._trials.halt(trial, outcome is not None)
+        if outcome is not None:
+            why = _in_words(outcome, counts, most)
+            await self._trials.cancel(outcome, why, version)
+            logger.warning("%s %s is cancelled by its guard: %s", trial.kind, trial.reference, why)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(tuning.GUARD_SECONDS)
             try:
                 await self.look()
+                self._failure = ""
             except (Conflict, ConfigConflict):  # another one was faster, or the config changed: it looks again
                 pass
             except LowfirstError as error:
-                logger.error("the trial cannot be ended: %s", error)
+                self._fail(str(error))
             except Exception:
                 logger.exception("the guard of the trial failed")
+
+    def _fail(self, why: str) -> None:
+        """The log has it once."""
+        if why != self._failure:
+            logger.error("the trial is halted here, and cannot be ended everywhere yet: %s", why)
+        self._failure = why
 
 
 def _in_words(outcome: Ending, counts: Comparison, most: float) -> str:

@@ -26,12 +26,16 @@ class TrialRun:
         tried: the engine.
         applied: what the config says.
         metrics: where comparisons are counted.
+
+    Attributes:
+        is_halted: whether its guard ended it here, and the config does not say so yet.
     """
 
     def __init__(self, tried: Engine, applied: Applied, metrics: Metrics) -> None:
         self.tried = tried
         self._applied = applied
         self._metrics = metrics
+        self.is_halted = False
         self._served: Engine | None = None
         self._trial: Trial | None = None  # that the counts are of
         self._counts = Comparison()
@@ -84,10 +88,11 @@ class TrialRun:
             return None
         if self._served is not engine or self._trial is None or self._trial.began != trial.began:
             self._begin(trial, engine)
-        return trial
+        return None if self.is_halted else trial
 
     def _begin(self, trial: Trial, served: Engine) -> None:
         self.end()
+        self.is_halted = False
         self._trial, self._served, self._counts = trial, served, Comparison()
         self._before = served.time_spent(), self.tried.time_spent()
         for engine, other in ((served, self.tried), (self.tried, served)):

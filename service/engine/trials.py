@@ -29,7 +29,9 @@ from service.store import read_spec
 # Classes that an error names at most.
 NAMED = 5
 
-Ask = Callable[[Any], Awaitable[Sequence[Mapping[str, Any]]]]
+# A ``Comparison`` as JSON; and what tells that of this process, of the trial that began then, and gives all others'.
+Counts = Mapping[str, Any]
+Exchange = Callable[[float, Counts | None], Awaitable[Sequence[Counts]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,14 @@ class Trials:
         models: that serve.
         config: where the trial stands.
         switching: whose lock all changes of models are made under.
-        others: what the other processes of this server counted, each ``Comparison`` as JSON, of the trial that began
-            then; asked with that, and whether times are wanted.
+        exchange: with the other processes of this server, and of its replicas.
     """
 
-    def __init__(self, models: Models, config: ConfigStore, switching: Switching, others: Ask) -> None:
+    def __init__(self, models: Models, config: ConfigStore, switching: Switching, exchange: Exchange) -> None:
         self._models = models
         self._config = config
         self._switching = switching
-        self._others = others
+        self._exchange = exchange
 
     @property
     def current(self) -> Trial | None:
@@ -82,16 +83,21 @@ class Trials:
         run = self._models.trial
         return run.comparison() if run is not None and run.began == trial.began else None
 
-    async def comparison(self, trial: Trial, with_times: bool = True) -> Comparison:
-        """What all processes of this server counted of ``trial``."""
-        others, own = await self._others([trial.began, with_times]), self.counted(trial)
-        return pooled([*others, *([] if own is None else [own.as_json(with_times)])])
+    async def comparison(self, trial: Trial) -> Comparison:
+        """What all processes of all replicas counted of ``trial``."""
+        own = self.told(trial.began)
+        return pooled([*await self._exchange(trial.began, own), *([] if own is None else [own])])
 
-    def told(self, asked: Any) -> dict[str, Any] | None:
-        """What this process counted, for another one: the answer to what ``others`` asks."""
-        began, with_times = asked
+    def told(self, began: float) -> Counts | None:
+        """What this process counted of the trial that ``began`` then, for another one."""
         run = self._models.trial
-        return run.comparison().as_json(with_times) if run is not None and run.began == began else None
+        return run.comparison().as_json() if run is not None and run.began == began else None
+
+    def halt(self, trial: Trial, is_halted: bool) -> None:
+        """Have no image of this process go to what is tried, whatever the config says: it cannot be changed now."""
+        run = self._models.trial
+        if run is not None and run.began == trial.began:
+            run.is_halted = is_halted
 
     def following(self, config: RuntimeConfig, engine: Engine, chosen: ThresholdConfig) -> RuntimeConfig:
         """``config`` with ``chosen`` asked of ``engine``'s model, and solved again for what is tried beside it.

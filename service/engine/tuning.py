@@ -38,10 +38,7 @@ YIELD_SECONDS = 0.005
 # Bytes of encoded images that may wait to be run behind an answer. They were admitted once, and are in flight no more.
 MOST_BEHIND_BYTES = 64 << 20
 
-# How many of the latest images' times a process keeps of each model that is compared.
-COMPARED_TIMES = 1000
-
-# How often a trial's guard looks at what was counted.
+# How often a trial's guard looks at what was counted, and each process tells the others what it counted.
 GUARD_SECONDS = 0.2
 
 # Brown-out

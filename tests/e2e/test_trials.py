@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from service.state.base import place
-from tests.conftest import RedisServer
+from tests.conftest import own_redis
 from tests.e2e.under_load import RAW, TIMEOUT, until
 
 Server = tuple[subprocess.Popen[str], httpx.Client]
@@ -35,6 +35,20 @@ def images(make_jpeg: Callable[[int], bytes]) -> list[bytes]:
 def server(serve_once: Serve, trial_store: Path) -> httpx.Client:
     """Two processes that serve ``tiny/1`` as one."""
     return serve_once(processes="2", model_store=str(trial_store), model="tiny/1", feature_slots="1024")[1]
+
+
+@pytest.fixture(scope="module")
+def sharing(trial_store: Path) -> Iterator[dict[str, str]]:
+    """Settings of replicas that share a Redis."""
+    with own_redis() as redis:
+        redis.start()
+        yield {"redis_url": redis.url, "model_store": str(trial_store), "model": "tiny/1"}
+
+
+@pytest.fixture(scope="module")
+def replicas(serve_once: Serve, sharing: dict[str, str]) -> Sequence[httpx.Client]:
+    """Two servers, each of two processes."""
+    return [serve_once(processes="2", feature_slots="1024", **sharing)[1] for _ in range(2)]
 
 
 @pytest.fixture
@@ -142,16 +156,35 @@ def test_promotion_serves_it_and_cancelling_does_not(both: Sequence[httpx.Client
     assert {answered(client, image)["model"]["version"] for client in both for image in images[:6]} == {2}
 
 
-def test_replicas_share_it_through_redis_and_one_that_starts_later_too(
-    serve: Serve, trial_store: Path, redis_server: RedisServer, images: list[bytes]
+def test_a_replica_that_starts_later_tries_it_too(
+    replicas: Sequence[httpx.Client], sharing: dict[str, str], serve: Serve, images: list[bytes]
 ) -> None:
-    settings = {"redis_url": redis_server.url, "model_store": str(trial_store), "model": "tiny/1"}
-    _, one = serve(**settings)
-    patch(one, model="tiny/2", share=SHARE)
-    _, other = serve(**settings)
+    patch(replicas[0], model="tiny/2", share=SHARE)
+    _, later = serve(**sharing)
     expected = [2 if place(image) < SHARE else 1 for image in images[:12]]
-    for replica in (one, other):
+    for replica in (*replicas, later):
         assert [answered(replica, image)["model"]["version"] for image in images[:12]] == expected
-    version = patch(other, cancel=True)["version"]
-    until(lambda: one.get(PATH).json()["version"] == version)
-    assert {answered(one, image)["model"]["version"] for image in images[:12]} == {1}
+    version = patch(later, cancel=True)["version"]
+    for replica in replicas:
+        until(lambda replica=replica: replica.get(PATH).json()["version"] == version)  # type: ignore[misc]
+        assert {answered(replica, image)["model"]["version"] for image in images[:12]} == {1}
+
+
+def test_replicas_count_together_and_the_guard_of_one_cancels_for_all(
+    replicas: Sequence[httpx.Client], images: list[bytes]
+) -> None:
+    patch(replicas[0], model="tiny/3", shadow=True)
+    for image in images[:8]:
+        for replica in replicas:
+            answered(replica, image)
+    for replica in replicas:
+        told = compared(replica, 16)
+        assert (told["images"], told["disagreements"], told["tried"]["errors"]) == (16, 16, 0)
+        assert told["tried"]["latency_ms"]["p50"] > 0
+    at_most = 0.5 * (0.05 ** (1 / 8) + 0.05 ** (1 / 16))  # the lower bound of all 16 is above it, not of either's 8
+    patch(replicas[1], max_disagreement=at_most)
+    until(lambda: all(replica.get(PATH).json()["trial"] is None for replica in replicas))
+    for replica in replicas:
+        ended = replica.get(PATH).json()["ended"]
+        assert ended["outcome"] == "disagreement"
+        assert "16 of 16 images differ" in ended["why"]

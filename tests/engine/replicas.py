@@ -149,7 +149,7 @@ async def serving_models(
         await in_time(models.close())
 
 
-async def _nobody(_: Any) -> list[dict[str, Any]]:
+async def _nobody(_: float, __: Any) -> list[dict[str, Any]]:
     """What the other processes counted: there are none."""
     return []
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from service.engine.guard import Guard
 from service.engine.trials import Trials, Wish
-from service.errors import ConfigConflict, Conflict, InvalidOption, NotFound
+from service.errors import ConfigConflict, Conflict, InvalidOption, NotFound, StoreUnavailable
 from service.networks.cascade import Carried
-from service.state.base import ThresholdConfig, place
+from service.state.base import RuntimeConfig, ThresholdConfig, place
 from service.store import ModelStore
 from tests.engine.replicas import Held, Replica, serving_models, workers
 from tests.engine.serving import until, without_collector
@@ -302,9 +302,9 @@ async def test_counts_of_other_processes_count_for_the_guard(trial_models: Model
         counts = await replica.compared(1)
         theirs = dataclasses.replace(counts, images=50, disagreements=50).as_json()
 
-        async def others(asked: object) -> list[dict[str, object]]:
+        async def others(began: float, own: object) -> list[dict[str, object]]:
             trial = replica.config.current.trial
-            assert trial is None or asked in ([trial.began, True], [trial.began, False])
+            assert trial is None or (began, own) == (trial.began, counts.as_json())
             return [theirs]
 
         together = Trials(replica.models, replica.config, replica.switching, others)
@@ -312,3 +312,34 @@ async def test_counts_of_other_processes_count_for_the_guard(trial_models: Model
         assert replica.config.current.trial is None
         assert replica.config.current.ended is not None
         assert "50 of 51" in replica.config.current.ended.why
+
+
+async def test_what_the_guard_cannot_end_it_halts_here(trial_models: ModelStore, images: list[bytes]) -> None:
+    async with serving_models(trial_models, feature_slots=1024) as replica:
+
+        async def unreachable(*_: object) -> RuntimeConfig:
+            raise StoreUnavailable("it is out of reach")
+
+        await replica.trials.change(canary(3, 1.0, most=0.02))
+        run = replica.models.trial
+        assert run is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replica.config, "update", unreachable)
+            await replica.ask_for(images[0])
+            await until(lambda: run.is_halted)
+            assert await answered_by(replica, images[:3]) == [1, 1, 1]
+            assert replica.config.current.trial is not None
+        await until(lambda: replica.config.current.trial is None)
+
+
+async def test_a_trial_whose_guard_is_loosened_goes_on(trial_models: ModelStore, images: list[bytes]) -> None:
+    async with serving_models(trial_models, feature_slots=1024) as replica:
+        await replica.trials.change(canary(3, 1.0))
+        await replica.ask_for(images[0])
+        await replica.compared(1)
+        run = replica.models.trial
+        assert run is not None
+        run.is_halted = True
+        await replica.trials.change(Wish(max_disagreement=0.9, is_guarded=True))
+        await until(lambda: not run.is_halted)
+        assert await answered_by(replica, images[:3]) == [3, 3, 3]

@@ -138,7 +138,7 @@ async def change_threshold(
 
 @router.get("/model", operation_id="get_model", responses=responses(404, 503))
 async def model(parts: Injected, response: Response) -> ModelConfigAnswer:
-    """What is served, and what is tried beside it: how both compare, over all processes of this server."""
+    """What is served, and what is tried beside it: how both compare, over all processes and replicas."""
     response.headers["ETag"] = f'"{parts.models.config.version}"'
     return await _model_config(parts)
 
@@ -182,16 +182,12 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
     engine = parts.models.find(query.model)
     spec = engine.spec
     threshold = query.threshold
-    rate, images = engine.recent.exit_rate_at(threshold)
+    ends = await parts.observed.ends_at(engine, threshold)
     return PreviewAnswer(
         model=spec.name,
         threshold=threshold,
         predicted=_predict(engine, threshold),
-        recent=RecentEffect(
-            images=images,
-            exit_rate=rate,
-            mean_mmacs=engine.recent.mean_mmacs_at(threshold, spec.mmacs),
-        ),
+        recent=RecentEffect.of(ends, spec.mmacs),
     )
 
 
