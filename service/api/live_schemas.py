@@ -56,6 +56,7 @@ class ComparisonAnswer(BaseModel):
     live: float | None
     p_value: float | None = Field(description="Null of too few images, or where the stored table does not tell.")
     differs: bool | None = Field(description="Whether p_value is below the level of each test.")
+    untested: str | None = Field(None, description="Why there is no p_value, and what gives one; null where there is.")
 
 
 class DriftAnswer(BaseModel):
@@ -84,6 +85,7 @@ class DriftAnswer(BaseModel):
                 live=test.live,
                 p_value=test.p_value,
                 differs=test.differs,
+                untested=test.untested,
             )
             for test in drift.tests
         ]

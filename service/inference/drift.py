@@ -27,6 +27,11 @@ LEAST = 50
 # A chi-squared test needs so many images of a class to be expected on either side (Cochran 1954); rarer ones are one.
 EXPECTED = 5.0
 
+NO_CLASSES = (
+    "the class mix is not compared: the calibration table does not count classes; `lowfirst calibrate MODEL` writes one "
+    "that does"
+)
+
 Of = Literal["exit_rate", "confidence", "agreement", "classes"]
 
 
@@ -38,7 +43,7 @@ class Comparison:
         of: what is compared. ``name``: of the test.
         stored, live: the shares compared, where it is one; else None.
         images: live ones.
-        p_value: None where there are too few images, or the stored table does not tell.
+        p_value: None where there are too few images, or the stored table does not tell; ``untested`` says which.
     """
 
     of: Of
@@ -47,6 +52,7 @@ class Comparison:
     p_value: float | None
     stored: float | None = None
     live: float | None = None
+    untested: str | None = None
 
     @property
     def differs(self) -> bool | None:
@@ -111,12 +117,12 @@ def _exit_rate(stored: Calibration, live: LiveTable, threshold: float) -> Compar
     n, images = stored.table.n, live.passed.images
     predicted = stored.predict(threshold).exit_rate
     rate = live.passed.exits / images if images else None
-    p_value = None
-    if min(n, images) >= LEAST:
+    p_value, few = None, _few(n, images)
+    if few is None:
         p_value = _chi_squared(
             [round(predicted * n), n - round(predicted * n)], [live.passed.exits, images - live.passed.exits]
         )
-    return Comparison("exit_rate", "chi-squared", images, p_value, predicted, rate)
+    return Comparison("exit_rate", "chi-squared", images, p_value, predicted, rate, few)
 
 
 def _confidence(stored: CalibrationTable, live: LiveTable) -> Comparison:
@@ -125,13 +131,13 @@ def _confidence(stored: CalibrationTable, live: LiveTable) -> Comparison:
     The largest distance there is no larger than that of the exact values, so it rejects no more often than its level.
     """
     n, images = stored.n, live.passed.images
-    p_value = None
-    if min(n, images) >= LEAST:
+    p_value, few = None, _few(n, images)
+    if few is None:
         above = dict(zip(THRESHOLDS, live.passed.first, strict=True))
         both = [(row.ends[0] / n, above[row.threshold] / images) for row in stored.rows if row.threshold in above]
         distance = max(abs(one - other) for one, other in both)
         p_value = float(stats.kstwobign.sf(distance * np.sqrt(n * images / (n + images))))
-    return Comparison("confidence", "Kolmogorov-Smirnov", images, p_value)
+    return Comparison("confidence", "Kolmogorov-Smirnov", images, p_value, untested=few)
 
 
 def _agreement(stored: CalibrationTable, live: LiveTable, threshold: float) -> Comparison:
@@ -139,21 +145,28 @@ def _agreement(stored: CalibrationTable, live: LiveTable, threshold: float) -> C
     row = min(stored.rows, key=lambda row: abs(row.threshold - threshold))
     own = min(live.table.rows, key=lambda each: abs(each.threshold - row.threshold))
     n, images = stored.n, live.images
-    p_value = None
-    if min(n, images) >= LEAST:
+    p_value, few = None, _few(n, images)
+    if few is None:
         table = np.array([[row.disagreements, n - row.disagreements], [own.disagreements, images - own.disagreements]])
         p_value = float(stats.fisher_exact(table).pvalue)
     agreement = 1 - own.disagreements / images if images else None
-    return Comparison("agreement", "Fisher's exact", images, p_value, 1 - row.disagreements / n, agreement)
+    return Comparison("agreement", "Fisher's exact", images, p_value, 1 - row.disagreements / n, agreement, few)
 
 
 def _classes(stored: CalibrationTable, live: LiveTable) -> Comparison:
     """That the last stage answers, of the drawn images."""
     known, own = stored.last_answers, live.table.last_answers or ()
-    p_value = None
-    if known is not None and min(stored.n, live.images) >= LEAST:
+    p_value, untested = None, _few(stored.n, live.images) if known is not None else NO_CLASSES
+    if known is not None and untested is None:
         p_value = _chi_squared(known, own)
-    return Comparison("classes", "chi-squared", live.images, p_value)
+    return Comparison("classes", "chi-squared", live.images, p_value, untested=untested)
+
+
+def _few(stored: int, live: int) -> str | None:
+    """Why so many images are not compared; None where they are."""
+    if min(stored, live) >= LEAST:
+        return None
+    return f"there are {live} live images and {stored} of the calibration; it takes {LEAST} of each"
 
 
 def _chi_squared(these: Sequence[int], those: Sequence[int]) -> float:

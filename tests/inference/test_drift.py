@@ -79,12 +79,16 @@ def test_few_images_and_tables_of_earlier_releases_tell_nothing() -> None:
     empty = LiveTable.of([], Passed(0, (0,) * len(THRESHOLDS), 0, 0.0), MMACS)
     found = drift(stored(), empty, THRESHOLD)
     assert (found.differs, found.notice) == (None, None)
-    assert {test.p_value for test in found.tests} == {None}
+    few = "there are 0 live images and 1500 of the calibration; it takes 50 of each"
+    assert {(test.p_value, test.untested) for test in found.tests} == {(None, few)}
     confidence, answers = draw(np.random.default_rng(0), 1500)
     table = count_table(confidence, answers, None, "eager", "float32")
     old = Calibration(replace(table, last_answers=None), MMACS)
     classes = drift(old, live(np.random.default_rng(1)), THRESHOLD).tests[-1]
     assert (classes.of, classes.p_value) == ("classes", None)
+    assert classes.untested is not None
+    assert "`lowfirst calibrate MODEL` writes one that does" in classes.untested
+    assert {test.untested for test in drift(stored(), live(np.random.default_rng(1)), THRESHOLD).tests} == {None}
 
 
 def test_drift_comes_back_from_json_as_it_was() -> None:
