@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from service.errors import InvalidOption, NotFound
 from service.metrics import Metrics
 from service.processes.siblings import Siblings
-from service.samples.known import MOST
+from service.samples.known import MOST, Known
 from service.samples.log import SampleLog
 from service.samples.record import Truth
 
-KIND = "feedback"  # of what processes ask each other
+KIND, COUNTED = "feedback", "labelled"  # of what processes ask each other
 
 Label = str | int
 
@@ -30,7 +32,10 @@ class Feedback:
         self._log = log
         self._metrics = metrics
         self._siblings = siblings
+        self._labelled: dict[str, Counter[str]] = {}  # images, and those answered rightly, by model and exit
+        self._right: dict[str, Counter[str]] = {}
         siblings.answer(KIND, lambda asked: self._take(*asked))
+        siblings.answer(COUNTED, self._counted)
 
     async def take(self, request_id: str, index: int, label: Label) -> dict[str, Any]:
         """Log what an image shows; gives ``model``, ``label``, ``answered`` (by name), ``right``.
@@ -58,6 +63,30 @@ class Feedback:
             raise InvalidOption("label", label, found["bound"])
         return found
 
+    async def labelled(self, model: str) -> tuple[Mapping[str, int], Mapping[str, int]] | None:
+        """Of ``name/version``, by exit: images whose truth was told, of these those that were answered rightly.
+
+        Of all processes; None where no log is kept.
+        """
+        if self._log is None:
+            return None
+        images, right = Counter[str](), Counter[str]()
+        for told in (self._counted(model), *await self._siblings.others(COUNTED, model)):
+            images.update(told[0])
+            right.update(told[1])
+        return images, right
+
+    def _counted(self, model: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        return self._labelled.get(model, {}), self._right.get(model, {})
+
+    def _count(self, known: Known, is_right: bool) -> None:
+        if known.was_right is None:
+            self._labelled.setdefault(known.model, Counter())[known.exit] += 1
+            self._metrics.feedback.labels(known.model).inc()
+            self._metrics.feedback_right.labels(known.model).inc(is_right)
+        self._right.setdefault(known.model, Counter())[known.exit] += is_right - bool(known.was_right)
+        known.was_right = is_right
+
     def _take(self, request_id: str, index: int, label: Label) -> dict[str, Any] | None:
         """What ``take`` gives, or what a label must be; None where this process does not know the image."""
         known = None if self._log is None else self._log.known.find(request_id, index)
@@ -69,8 +98,5 @@ class Feedback:
             return {"bound": error.bound}
         name, is_right = known.classes[answer], answer == known.answer
         self._log.tell(Truth(time.time(), request_id, index, known.time, known.model, answer, name))
-        if not known.is_told:
-            known.is_told = True
-            self._metrics.feedback.labels(known.model).inc()
-            self._metrics.feedback_right.labels(known.model).inc(is_right)
+        self._count(known, is_right)
         return {"model": known.model, "label": name, "answered": known.classes[known.answer], "right": is_right}

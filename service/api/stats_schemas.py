@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.live_schemas import DriftAnswer, PeriodState
 from service.api.schemas import ModelName, milliseconds
 from service.engine.prediction import TimeSpent
+from service.inference.calibration import interval
 from service.state.base import Goal
 
 
@@ -82,6 +84,36 @@ class TimeState(BaseModel):
         )
 
 
+class Labelled(BaseModel):
+    """Answers whose truth was told; null without any."""
+
+    images: int
+    right: int
+    accuracy: float | None
+    accuracy_interval: tuple[float, float] | None = Field(description="Where it lies with 95 % confidence.")
+
+    @classmethod
+    def of(cls, images: int, right: int) -> Labelled:
+        """Of so many."""
+        if not images:
+            return cls(images=0, right=0, accuracy=None, accuracy_interval=None)
+        return cls(images=images, right=right, accuracy=right / images, accuracy_interval=interval(right, images))
+
+
+class FeedbackState(Labelled):
+    """What `POST /feedback` told of answers of this model, since the processes that gave them were started; the last
+    word on an image counts. What is told is no random sample, unless whoever tells draws one."""
+
+    by_exit: dict[str, Labelled] = Field(description="The same by the stage that answered.")
+
+    @classmethod
+    def by(cls, stages: Iterable[str], images: Mapping[str, int], right: Mapping[str, int]) -> FeedbackState:
+        """By each of ``stages``, of so many images by exit."""
+        total = Labelled.of(sum(images.values()), sum(right.values()))
+        each = {stage: Labelled.of(images.get(stage, 0), right.get(stage, 0)) for stage in stages}
+        return cls(**dict(total), by_exit=each)
+
+
 class StatsAnswer(BaseModel):
     """A snapshot for people: totals since the start, rates and latencies of the last minute.
 
@@ -112,6 +144,7 @@ class StatsAnswer(BaseModel):
     since_change: PeriodState = Field(description="Since the threshold was moved last, or the start.")
     budget: BudgetState | None = Field(description="Null where none was asked for.")
     drift: DriftAnswer | None = Field(description="At the latest look, a few seconds ago; null without a table.")
+    feedback: FeedbackState | None = Field(description="Null where no sample log is kept.")
 
 
 class MetricsTarget(BaseModel):

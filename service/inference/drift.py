@@ -28,8 +28,8 @@ LEAST = 50
 EXPECTED = 5.0
 
 NO_CLASSES = (
-    "the class mix is not compared: the calibration table does not count classes; `lowfirst calibrate MODEL` writes one "
-    "that does"
+    "the class mix is not compared: the calibration table does not count classes; "
+    "`lowfirst calibrate MODEL` writes one that does"
 )
 
 Of = Literal["exit_rate", "confidence", "agreement", "classes"]

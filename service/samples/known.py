@@ -22,15 +22,16 @@ class Known:
 
     Attributes:
         time: its ``Sample``'s.
-        model: that answered, with its ``classes`` and the ``answer``, an index.
-        is_told: whether its truth was told before.
+        model: that answered, with its ``classes`` and the ``answer``, an index. ``exit``: the stage that did.
+        was_right: whether the answer was, by the last word on it; None while nobody told.
     """
 
     time: float
     model: str
     classes: Sequence[str]
     answer: int
-    is_told: bool = False
+    exit: str
+    was_right: bool | None = None
 
     def class_of(self, label: str | int) -> int:
         """The index of a class that is named, or given by its index. Raises InvalidOption: it is none."""
@@ -61,7 +62,7 @@ class KnownImages:
     def add(self, sample: Sample, classes: Sequence[str]) -> None:
         """Know an image; another one of the same id is forgotten."""
         key = sample.request_id, sample.index
-        self._images[key] = Known(sample.time, sample.model, classes, sample.answer)
+        self._images[key] = Known(sample.time, sample.model, classes, sample.answer, sample.exit)
         self._images.move_to_end(key)
         if len(self._images) > self._most:
             self._images.popitem(last=False)

@@ -92,6 +92,17 @@ def test_exits_unlike_the_predicted_are_shown_as_drift(
     expect(page.locator("#drift")).to_have_attribute("data-state", state)
 
 
+def test_feedback_is_told_where_there_is_any(open_page: Open, site: httpx.Client) -> None:
+    page = open_page(site)
+    expect(page.locator("#audit")).not_to_be_empty()
+    expect(page.locator("#feedback")).to_be_hidden()
+    of = {"images": 30, "right": 27, "accuracy": 0.9, "accuracy_interval": [0.735, 0.979]}
+    both = {"low": {**of, "images": 20}, "high": {**of, "images": 10}}
+    change(page, r"/stats", lambda stats: stats.update(feedback={**of, "by_exit": both}))
+    words = "90.0% of 30 labelled answers are right (73.5% to 97.9%, 95% confidence). By exit: low 90.0% of 20 labelled"
+    expect(page.locator("#feedback")).to_contain_text(words)
+
+
 @pytest.mark.parametrize(
     ("goal", "typed", "asked"),
     [

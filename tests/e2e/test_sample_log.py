@@ -63,6 +63,9 @@ def test_two_processes_log_and_take_feedback_of_each_other_and_accuracy_over_tim
     unknown = client.post("/feedback", json={"request_id": "nobody", "label": 0})
     assert unknown.status_code == 404
     assert (counted(client, "feedback", "tiny/1"), counted(client, "feedback_right", "tiny/1")) == (IMAGES, right)
+    told = client.get("/stats").json()["feedback"]
+    assert (told["images"], told["right"]) == (IMAGES, right)
+    assert sum(each["images"] for each in told["by_exit"].values()) == IMAGES
     stop(process)
     assert len(list(tmp_path.glob("samples-*.parquet"))) == 2
     assert len(SavedLog(str(tmp_path)).truths()) == IMAGES

@@ -35,3 +35,16 @@ export function drifted(recent, predicted, drift) {
   const isFar = Math.abs(rate - predicted.exit_rate) > FAR;
   say(place, isFar ? "broken" : "kept", `${isFar ? "Images differ from the calibration images" : "No drift"}: ${seen}.`);
 }
+
+// feedback: of /stats; null where the server takes none.
+export function told(feedback) {
+  $("feedback").hidden = !feedback?.images;
+  if (!feedback?.images) return;
+  const exits = Object.entries(feedback.by_exit).filter(([, {images}]) => images);
+  const each = exits.length > 1 ? ` By exit: ${exits.map(([name, of]) => `${name} ${right(of)}`).join("; ")}.` : "";
+  say($("feedback"), "unknown", `Feedback: ${right(feedback)}.${each}`);
+}
+
+function right({images, accuracy, accuracy_interval: [from, to]}) {
+  return `${percent(accuracy)} of ${count(images)} labelled answers are right (${percent(from)} to ${percent(to)}, 95% confidence)`;
+}

@@ -116,6 +116,7 @@ function follow(stats) {
   charts.queue.push([stats.queue.images_in_flight, sum(stages.slice(1).map(({name}) => stats.queue[name]))]);
   result.timed(stats.time);
   checks.audited(stats.audit);
+  checks.told(stats.feedback);
   $("totals").textContent = stats.images ? totals(stats) : " · no image yet";
 }
 

@@ -15,6 +15,7 @@ from service.api.schemas import ModelName, ModelQuery
 from service.api.stats_schemas import (
     AuditState,
     BudgetState,
+    FeedbackState,
     Health,
     LatencyMs,
     MetricsTarget,
@@ -41,6 +42,7 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
     images = sum(share.images for share in shares)
     audit = audit_of(shares)
     last_minute, since_change = periods(shares)
+    labelled = await parts.feedback.labelled(spec.reference)
     return StatsAnswer(
         model=ModelName(name=spec.name, version=spec.version),
         runtime=predictor.runtime,
@@ -68,6 +70,7 @@ async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> Stats
         since_change=PeriodState.of(since_change),
         budget=None if audit.budget is None else _budget(asked.goal, audit.budget),
         drift=DriftAnswer.of(parts.following.drift_of(engine)),
+        feedback=None if labelled is None else FeedbackState.by([stage.name for stage in spec.stages], *labelled),
     )
 
 

@@ -42,6 +42,18 @@ async def counts(client: httpx.AsyncClient) -> tuple[int, int]:
     return found["lowfirst_feedback_total"], found["lowfirst_feedback_right_total"]
 
 
+async def feedback(client: httpx.AsyncClient) -> dict[str, Any] | None:
+    """Of ``/stats``."""
+    told: dict[str, Any] | None = (await client.get("/stats")).json()["feedback"]
+    return told
+
+
+async def test_stats_tell_of_feedback_where_it_is_taken(logged: httpx.AsyncClient, client: httpx.AsyncClient) -> None:
+    nothing = {"images": 0, "right": 0, "accuracy": None, "accuracy_interval": None}
+    assert await feedback(logged) == {**nothing, "by_exit": {"low": nothing, "high": nothing}}
+    assert await feedback(client) is None
+
+
 async def test_a_truth_is_told_by_name_or_index_and_the_last_word_counts(
     logged: httpx.AsyncClient, tmp_path: Path, jpeg: bytes
 ) -> None:
@@ -55,6 +67,12 @@ async def test_a_truth_is_told_by_name_or_index_and_the_last_word_counts(
     wrong = await logged.post("/feedback", json={"request_id": id_, "label": ["ant", "bee"].index(other)})
     assert (wrong.json()["label"], wrong.json()["right"]) == (other, False)
     assert await counts(logged) == (1, 1)  # once for an image
+    assert (told := await feedback(logged)) is not None
+    assert (told["images"], told["right"], told["accuracy"]) == (1, 0, 0.0)
+    assert told["accuracy_interval"] == pytest.approx([0, 0.975])  # of one image
+    assert {name: each["images"] for name, each in told["by_exit"].items()} == {
+        "low": int(answered["exit"] == "low"), "high": int(answered["exit"] == "high"),
+    }  # fmt: skip
     app = logged._transport.app  # type: ignore[attr-defined]
     app.state.parts.samples.close()
     saved = SavedLog(str(tmp_path))
