@@ -32,14 +32,10 @@ def is_governed(entry: Entry) -> bool:
 
 def is_drawn(entry: Entry, policy: Policy) -> bool:
     """Whether an image that reached the last stage is drawn."""
-    drawn_with = probability(entry.threshold, policy)
-    if not drawn_with or random.random() >= drawn_with:
-        return False
-    entry.drawn_with = drawn_with
-    return is_governed(entry)
+    return random.random() < probability(entry.threshold, policy) and is_governed(entry)
 
 
-def seen(entry: Entry, when: float, last_answers: Sequence[int] = ()) -> Seen:
+def seen(entry: Entry, policy: Policy, when: float, last_answers: Sequence[int] = ()) -> Seen:
     """What all stages said of a drawn entry; ``last_answers`` are those that are not among its outputs."""
     return Seen(
         when,
@@ -49,5 +45,5 @@ def seen(entry: Entry, when: float, last_answers: Sequence[int] = ()) -> Seen:
             *(answer for _, answer in entry.audited),
             *last_answers,
         ),
-        entry.drawn_with,
+        probability(entry.threshold, policy),
     )

@@ -33,11 +33,10 @@ class Entry:
         latest: the latest stage that ran, and why its output is given, should its deadline come.
         failure: why there is no answer. Not in the future: whoever raises it would be part of a cycle.
         enqueued: when it entered the lane it is in.
-        is_drawn: whether all stages run, however it ends: see ``sampling``.
+        is_drawn: whether it was drawn on its arrival, for the sample log: all stages run, however it ends.
         is_audited: whether it was drawn for an audit. ``runs_on``: whether later stages run behind its answer, for that
             or for the sample log; known once it is answered. ``outputs_behind``: what they said.
         on_completed: called once they have run, or were given up. In the event loop's thread.
-        drawn_with: probability with which it was drawn for the live table; 0 of one that was not.
         audited: confidence and answer of each stage but the last that ran after its answer.
     """
 
@@ -59,7 +58,6 @@ class Entry:
     latest: tuple[int, Reason] | None = None
     failure: LowfirstError | None = None
     enqueued: float = 0.0
-    drawn_with: float = 0.0
     audited: list[tuple[float, int]] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
     is_drawn: bool = False

@@ -218,7 +218,7 @@ class Executor:
         if answered:
             answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
         if drawn:
-            drawn[0].loop.call_soon_threadsafe(self._recent.draw, [seen(entry, now) for entry in drawn])
+            drawn[0].loop.call_soon_threadsafe(self._recent.draw, [seen(entry, self.policy, now) for entry in drawn])
         self._lanes.escalate(stage, escalated, len(batch.entries), unused)
 
     def _note(self, entry: Entry, row: int, stage: int, outcome: Outcome) -> None:
@@ -232,7 +232,6 @@ class Executor:
         entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"  # last: it may expire now
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
-        entry.drawn_with = self.policy.audit_probability
         if self._lanes.audit(stage + 1, entry):
             entry.runs_on = True
             return True
@@ -271,7 +270,8 @@ class Executor:
             self._metrics.audit_disagreements.labels(self._model).inc()
         entry.loop.call_soon_threadsafe(self._recent.audit, entry.confidence, entry.threshold, agreed)
         if is_governed(entry):
-            entry.loop.call_soon_threadsafe(self._recent.draw, [seen(entry, time.monotonic(), [answer])])
+            counted = seen(entry, self.policy, time.monotonic(), [answer])
+            entry.loop.call_soon_threadsafe(self._recent.draw, [counted])
 
     def _count(self, batch: Batch, seconds: float) -> None:
         work, images = self._work(batch), len(batch.entries)
