@@ -38,6 +38,7 @@ from service.api.routes import (
     console,
     feedback,
     inference_protocol,
+    manual,
     models,
     observe,
     triton,
@@ -151,7 +152,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     app.add_middleware(Addresses, root_path=settings.root_path)
     error_handlers.install(app)
     config.document(app)
-    for routes in (calibration, classify, config, console, feedback, models, observe):
+    for routes in (calibration, classify, config, console, feedback, manual, models, observe):
         app.include_router(routes.router, responses=error_responses.ANY)
     for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
         app.include_router(routes.router, responses=error_responses.ANY_OF_PROTOCOL)

@@ -18,7 +18,7 @@ from service.settings import Settings
 Need = Literal["nothing", "api", "admin"]
 
 PROBES = ("/health", "/v2/health")
-PAGES = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs", "/console")
+PAGES = ("/docs", "/redoc", "/openapi.json", "/static-offline-docs", "/console", "/manual")
 METRICS = "/metrics"
 CHANGING = ("PATCH", "PUT", "DELETE")
 READING = ("GET", "HEAD", "OPTIONS")

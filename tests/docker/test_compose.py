@@ -101,3 +101,12 @@ def test_prometheus_scrapes_and_tells_services_that_are_there() -> None:
     status = SERVICES["proxy-exporter"]["command"][0].partition("http://proxy:")[2].partition("/")[0]
     assert f"listen {status};" in (ROOT / "docker/nginx/nginx.conf").read_text()
     assert status not in str(SERVICES["proxy"]["ports"])
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "ray.yml"])
+def test_links_in_alerts_begin_where_the_proxy_is_reached(name: str) -> None:
+    config = yaml.safe_load((ROOT / "docker/prometheus" / name).read_text())
+    assert config["global"]["external_labels"] == {"lowfirst_url": "${PUBLIC_URL}"}
+    (port,) = SERVICES["proxy"]["ports"]
+    published = "localhost:" + port.removeprefix("127.0.0.1:").removesuffix(":8080")
+    assert SERVICES["prometheus"]["environment"]["PUBLIC_URL"] == "${PUBLIC_URL:-http://" + published + "}"

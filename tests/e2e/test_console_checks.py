@@ -99,7 +99,8 @@ def test_feedback_is_told_where_there_is_any(open_page: Open, site: httpx.Client
     of = {"images": 30, "right": 27, "accuracy": 0.9, "accuracy_interval": [0.735, 0.979]}
     both = {"low": {**of, "images": 20}, "high": {**of, "images": 10}}
     change(page, r"/stats", lambda stats: stats.update(feedback={**of, "by_exit": both}))
-    words = "90.0% of 30 labelled answers are right (73.5% to 97.9%, 95% confidence). By exit: low 90.0% of 20 labelled"
+    share = "73.5% to 97.9%"
+    words = f"90.0% of 30 labelled answers are right ({share}, 95% confidence); low 90.0% of 20 ({share}), high"
     expect(page.locator("#feedback")).to_contain_text(words)
 
 

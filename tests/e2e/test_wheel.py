@@ -25,7 +25,7 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, as ``make wheel`` builds it, of a copy: a build leaves files in its folder."""
     copy, built = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
-    for name in ("service", "model_store"):
+    for name in ("service", "model_store", "docs"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -66,11 +66,13 @@ def test_installed_wheel_serves_a_photograph_from_any_folder(wheel: Path, tmp_pa
                 f"{told[1]}/classify", content=photograph, headers={"Content-Type": "image/jpeg"}, timeout=60
             )
             models = httpx.get(f"{told[1]}/models")
+            runbook = httpx.get(f"{told[1]}/manual/operate.md")
         finally:
             server.kill()
     assert answer.status_code == 200
     assert answer.json()["model"]["name"] == SHIPPED_MODEL
     assert answer.json()["label"] == "church"
+    assert runbook.status_code == 200
     assert {each["name"] for each in models.json()["models"]} == {
         each.name for each in (ROOT / "model_store").iterdir()
     }

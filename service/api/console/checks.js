@@ -41,10 +41,10 @@ export function told(feedback) {
   $("feedback").hidden = !feedback?.images;
   if (!feedback?.images) return;
   const exits = Object.entries(feedback.by_exit).filter(([, {images}]) => images);
-  const each = exits.length > 1 ? ` By exit: ${exits.map(([name, of]) => `${name} ${right(of)}`).join("; ")}.` : "";
-  say($("feedback"), "unknown", `Feedback: ${right(feedback)}.${each}`);
+  const each = exits.map(([name, of]) => `${name} ${percent(of.accuracy)} of ${count(of.images)} (${interval(of)})`);
+  const {images, accuracy} = feedback;
+  const all = `${percent(accuracy)} of ${count(images)} labelled answers are right (${interval(feedback)}, 95% confidence)`;
+  say($("feedback"), "unknown", `Feedback: ${all}${exits.length > 1 ? `; ${each.join(", ")}` : ""}.`);
 }
 
-function right({images, accuracy, accuracy_interval: [from, to]}) {
-  return `${percent(accuracy)} of ${count(images)} labelled answers are right (${percent(from)} to ${percent(to)}, 95% confidence)`;
-}
+const interval = ({accuracy_interval: [from, to]}) => `${percent(from)} to ${percent(to)}`;
