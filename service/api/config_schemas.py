@@ -12,7 +12,7 @@ from service.engine.prediction import TimeSpent
 from service.errors import InvalidOption
 from service.inference.calibration import Effect
 from service.stages import exit_rate, mean_cost
-from service.state.base import GOALS, Goal, Table
+from service.state.base import BUDGETS, GOALS, Goal, Table
 
 UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
@@ -98,7 +98,8 @@ class ThresholdPatch(Strict):
     def _one_goal(self) -> ThresholdPatch:
         named = [goal for goal in GOALS if getattr(self, goal) is not None]
         if not named and self.table == "live":
-            raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(GOALS)}")
+            goals = (*BUDGETS, "min_agreement")
+            raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(goals)}")
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; it must be exactly one of {', '.join(GOALS)}")
         if not named and "floor" not in self.model_fields_set:

@@ -99,8 +99,13 @@ class Following:
         check_follows(asked.goal, asked.value, live, self._audit_probability)
         return solve_live(asked, live, costs_now(engine, asked.goal, live, lately))
 
-    def begin(self, engine: Engine, asked: ThresholdConfig) -> None:
-        """Follow what was asked just now, before the first process looks."""
+    async def ask(self, engine: Engine, asked: ThresholdConfig) -> None:
+        """Follow what was asked just now, in every process, before the first one looks."""
+        self._begin(engine, asked)
+        if asked.table == "live":
+            await self._siblings.others("followed", self._stand(None))
+
+    def _begin(self, engine: Engine, asked: ThresholdConfig) -> None:
         before = engine.wanted.standing.followed
         if asked.table == "live" and (before is None or before.asked != asked):
             engine.wanted.standing.followed = begin(asked, self._clock(), before)
@@ -136,7 +141,7 @@ class Following:
             self._tell_metrics(engine)
 
     def _move(self, engine: Engine, asked: ThresholdConfig, live: LiveTable, lately: Done) -> None:
-        self.begin(engine, asked)
+        self._begin(engine, asked)
         before = engine.wanted.standing.followed
         assert before is not None
         after = follow(before, live, costs_now(engine, asked.goal, live, lately), self._clock())

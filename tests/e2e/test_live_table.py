@@ -82,6 +82,15 @@ def test_threshold_follows_the_pictures_in_every_process(serve: Serve, make_jpeg
         assert (asked["threshold"], metric(one, "lowfirst_promise_lost")) == (0, 0)  # all agree
         assert [threshold(each) for each in several] == [0] * len(several)
 
+        # Of every change there is a record, whichever process took it.
+        values = [0.5, 0.6, 0.7, AGREEMENT]
+        for each, value in zip(several, values, strict=True):
+            each.patch(PATH, json={"min_agreement": value, "table": "live", "floor": value / 10})
+        for each in several:
+            changes = each.get(LIVE).json()["followed"]["changes"]
+            assert [change["after"] for change in changes] == [0, *(value / 10 for value in values)]
+        asked = one.patch(PATH, json={"min_agreement": AGREEMENT, "table": "live", "floor": None}).json()
+
         # The pictures change: what exits now is answered otherwise than by the last stage.
         classify(several, unkind, 60)
         until(lambda: in_table(one, 180))

@@ -127,7 +127,7 @@ async def change_threshold(
 
     current = await parts.config.update(change, _version(if_match))
     chosen = current.thresholds[name]
-    parts.following.begin(engine, chosen)
+    await parts.following.ask(engine, chosen)
     logger.info(
         "threshold of %s is %s (%s %s by the %s table), floor %s, config version %d",
         name, chosen.threshold, chosen.goal, chosen.value, chosen.table, chosen.floor, current.version,
