@@ -19,5 +19,5 @@ def webp_decoder() -> Callable[[Tensor, int], Tensor] | None:
     for folder in (package and package.submodule_search_locations) or ():
         for library in Path(folder).glob(LIBRARY):
             with suppress(OSError):
-                torch.ops.load_library(library)
+                torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     return getattr(torch.ops.image, "decode_webp", None)
