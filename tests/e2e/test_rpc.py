@@ -15,7 +15,14 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, InferResult, service_pb2
+from tritonclient.grpc import (
+    InferenceServerClient,
+    InferInput,
+    InferRequestedOutput,
+    InferResult,
+    model_config_pb2,
+    service_pb2,
+)
 from tritonclient.utils import InferenceServerException
 
 from service.api.rpc.messages import METHODS, SERVICE
@@ -98,6 +105,27 @@ def test_metadata_are_those_of_http(both: Server, triton: InferenceServerClient)
     for name in ("inputs", "outputs"):
         tensors = [(each.name, each.datatype, list(each.shape)) for each in getattr(metadata, name)]
         assert tensors == [tuple(each.values()) for each in model[name]]
+
+
+def test_config_and_statistics_are_those_of_http(
+    both: Server, triton: InferenceServerClient, photographs: list[bytes]
+) -> None:
+    for version in ("", "1"):
+        told = triton.get_model_config("tiny", version, as_json=True)["config"]
+        expected = both[1].get("/v2/models/tiny/config").json()
+        assert expected.pop("max_batch_size") == 0  # which JSON of messages leaves out
+        for tensor_ in (*expected["input"], *expected["output"]):
+            tensor_["dims"] = list(map(str, tensor_["dims"]))
+        assert {name: told[name] for name in expected} == expected
+    (before,) = triton.get_inference_statistics("tiny", "1").model_stats
+    triton.infer("tiny", [tensor(photographs)])
+    (after,) = triton.get_inference_statistics().model_stats
+    (http,) = both[1].get("/v2/models/stats").json()["model_stats"]
+    assert after.inference_count - before.inference_count == len(photographs)
+    assert (after.name, after.version, after.inference_count) == ("tiny", "1", http["inference_count"])
+    assert after.inference_stats.success.ns == http["inference_stats"]["success"]["ns"]
+    for ask in (triton.get_model_config, triton.get_inference_statistics):
+        assert "1 is served" in refused(partial(ask, "tiny", "2"), "NOT_FOUND")
 
 
 @pytest.mark.parametrize("columns", [(), (1,)])
@@ -276,10 +304,13 @@ def test_a_port_in_use_is_told_in_one_sentence(both: Server, environment: dict[s
 
 def test_messages_are_those_of_the_published_protocol() -> None:
     """As Triton's client has them: names, numbers, types; ours are some of them."""
-    for name, (asked, answered) in METHODS.items():
-        for message in (asked.DESCRIPTOR, answered.DESCRIPTOR):
-            theirs = getattr(service_pb2, message.name).DESCRIPTOR
-            assert _fields(message) == {key: value for key, value in _fields(theirs).items() if key in _fields(message)}
+    for messages in METHODS.values():
+        for message in (each.DESCRIPTOR for each in messages):
+            theirs = _fields(getattr(service_pb2, message.name).DESCRIPTOR)
+            assert _fields(message) == {key: value for key, value in theirs.items() if key in _fields(message)}
+    ours = METHODS["ModelConfig"][1].DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
+    assert {(name, value.number) for name, value in ours.items()} <= set(model_config_pb2.DataType.items())
+    for name in METHODS:
         assert f"rpc {name}(" in PROTO
     fields = {name for each in METHODS.values() for message in each for name in _fields(message.DESCRIPTOR)}
     assert {name.rpartition(".")[2] for name in fields} <= set(re.findall(r"(\w+) = \d+;", PROTO)) | {"key", "value"}

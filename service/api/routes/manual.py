@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
-from markdown_it import MarkdownIt
 from starlette.exceptions import HTTPException
 
 from service.api.routes.console import HEADERS
@@ -48,6 +47,8 @@ async def page(name: str, request: Request) -> Response:  # noqa: ARG001
 
 @lru_cache
 def _rendered(file: Path) -> str:
+    from markdown_it import MarkdownIt  # few servers are asked
+
     markdown = MarkdownIt("commonmark").enable("table")
     tokens = markdown.parse(file.read_text())
     headings = [(token, text.content) for token, text in pairwise(tokens) if token.type == "heading_open"]

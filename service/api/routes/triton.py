@@ -16,19 +16,19 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=pro
 @router.get("/models/stats", operation_id="v2_statistics")
 async def statistics(parts: Injected) -> Statistics:
     """What every served model did since the start."""
-    return Statistics(model_stats=[await _statistics(parts, engine) for engine in parts.models])
+    return Statistics(model_stats=[await statistics_of(parts, engine) for engine in parts.models])
 
 
 @router.get(MODEL + "/stats", operation_id="v2_model_statistics")
 async def model_statistics(parts: Injected, model: str) -> Statistics:
     """What the model did since the start."""
-    return Statistics(model_stats=[await _statistics(parts, served(parts, model))])
+    return Statistics(model_stats=[await statistics_of(parts, served(parts, model))])
 
 
 @router.get(VERSION + "/stats", operation_id="v2_version_statistics")
 async def version_statistics(parts: Injected, model: str, version: str) -> Statistics:
     """The same of a version, which must be the one served."""
-    return Statistics(model_stats=[await _statistics(parts, served(parts, model, version))])
+    return Statistics(model_stats=[await statistics_of(parts, served(parts, model, version))])
 
 
 @router.get(MODEL + "/config", operation_id="v2_model_config")
@@ -43,6 +43,7 @@ async def version_config(parts: Injected, model: str, version: str) -> ModelConf
     return ModelConfig.of(metadata(served(parts, model, version).spec))
 
 
-async def _statistics(parts: Parts, engine: Engine) -> ModelStatistics:
+async def statistics_of(parts: Parts, engine: Engine) -> ModelStatistics:
+    """What one model did since the start."""
     spec, totals = engine.spec, await parts.observed.totals(engine)
     return ModelStatistics.of(spec.name, spec.version, totals, engine.has_cache)

@@ -15,7 +15,9 @@ from service.api.classifying import most_images
 from service.api.dependencies import Parts
 from service.api.protocol_schemas import OUTPUTS, AnswerParameters, InferRequest, RequestedOutput, RequestParameters
 from service.api.routes.inference_protocol import EXTENSIONS, classify_all, deadline_ms_of, metadata, served
+from service.api.routes.triton import statistics_of
 from service.api.rpc.messages import METHODS, Message, parameters_of, set_parameters
+from service.api.triton_schemas import ModelConfig
 from service.engine.answer import Ask
 from service.errors import Draining, ImageTooLarge, InvalidOption
 
@@ -98,6 +100,17 @@ async def _model_infer(parts: Parts, asked: Message, call: Call) -> Message:
     return told
 
 
+async def _model_config(parts: Parts, asked: Message, call: Call) -> Message:  # noqa: ARG001
+    told = ModelConfig.of(metadata(served(parts, asked.name, asked.version or None).spec))
+    return _new("ModelConfig", config=told.model_dump())
+
+
+async def _model_statistics(parts: Parts, asked: Message, call: Call) -> Message:  # noqa: ARG001
+    engines = [served(parts, asked.name, asked.version or None)] if asked.name else list(parts.models)
+    told = [await statistics_of(parts, engine) for engine in engines]
+    return _new("ModelStatistics", model_stats=[each.model_dump(exclude={"batch_stats"}) for each in told])
+
+
 CALLS: Mapping[str, Method] = {
     "ServerLive": Method(_server_live, ("GET", "/v2/health/live"), "/v2/grpc/health/live"),
     "ServerReady": Method(_server_ready, ("GET", "/v2/health/ready"), "/v2/grpc/health/ready"),
@@ -105,6 +118,8 @@ CALLS: Mapping[str, Method] = {
     "ServerMetadata": Method(_server_metadata, ("GET", "/v2"), "/v2/grpc"),
     "ModelMetadata": Method(_model_metadata, ("GET", "/v2/models"), "/v2/grpc/models"),
     "ModelInfer": Method(_model_infer, ("POST", "/v2/models"), "/v2/grpc/infer"),
+    "ModelConfig": Method(_model_config, ("GET", "/v2/models"), "/v2/grpc/models/config"),
+    "ModelStatistics": Method(_model_statistics, ("GET", "/v2/models"), "/v2/grpc/models/stats"),
 }
 
 
