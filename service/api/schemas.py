@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 from service.engine.answer import Reason
+from service.errors import InvalidOption
 
 # A PNG of 8 x 8 pixels.
 RED_SQUARE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8oaHBgA0wMeAAg1MCAOA4ASjhBhuDAAAAAElFTkSuQmCC"
+
+MOST_LABEL = 256
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -59,10 +62,19 @@ class FeedbackBody(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": "a1", "label": "church"}]})
 
     request_id: str = Field(min_length=1, max_length=128, description="Of the answer.")
-    label: Annotated[str, Field(strict=True, max_length=256)] | Annotated[int, Field(strict=True)] = Field(
+    label: Annotated[str, Field(strict=True, max_length=MOST_LABEL)] | Annotated[int, Field(strict=True)] = Field(
         description="The true class of the model that answered: its name, or its index."
     )
     index: int = Field(0, ge=0, strict=True, description="Which image of a request of several.")
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _name_or_index(cls, label: object) -> object:
+        is_name, is_index = isinstance(label, str), isinstance(label, int) and not isinstance(label, bool)
+        if not (is_name or is_index) or (isinstance(label, str) and len(label) > MOST_LABEL):
+            bound = f"a class by its name, of {MOST_LABEL} characters at most, or by its index"
+            raise InvalidOption("label", label, bound)
+        return label
 
 
 class FeedbackAnswer(BaseModel):

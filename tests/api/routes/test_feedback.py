@@ -131,6 +131,16 @@ async def test_a_body_of_another_shape_is_a_422(
     error_of(await logged.post("/feedback", json=body), 422, "invalid_field")
 
 
+@pytest.mark.parametrize("label", [None, True, 1.5, ["ant"], "x" * 300])
+async def test_what_is_neither_name_nor_index_is_told_so(
+    logged: httpx.AsyncClient, error_of: ErrorOf, label: object
+) -> None:
+    body = {"request_id": "one", "label": label}
+    error = error_of(await logged.post("/feedback", json=body), 422, "invalid_field")
+    assert error["field"] == "label"
+    assert error["bound"] == "a class by its name, of 256 characters at most, or by its index"
+
+
 async def test_only_json_of_a_few_bytes_is_read(logged: httpx.AsyncClient, error_of: ErrorOf) -> None:
     error_of(await logged.post("/feedback", content=b"a=b"), 415, "unsupported_body")
     huge = {"request_id": "one", "label": "x" * 9000}
