@@ -66,7 +66,10 @@ def images(asked: InferRequest, tail: bytes, most: int) -> list[bytes]:
 
 
 def answer(asked: InferRequest, answers: list[Answer]) -> Response:
-    """The response with the outputs wanted; ``answers`` are of one model and rank each of its classes."""
+    """The response with the outputs wanted; ``answers`` rank every class.
+
+    It names the model that gave the first: during a canary another one, of the same classes, may have given others.
+    """
     binary_by_default = asked.parameters is not None and asked.parameters.binary_data_output
     wanted = asked.outputs or [RequestedOutput(name=name) for name in OUTPUTS]
     outputs = [_output(output, answers, binary_by_default) for output in wanted]
