@@ -103,7 +103,8 @@ class Following:
         """Follow what was asked just now, in every process, before the first one looks."""
         self._begin(engine, asked)
         if asked.table == "live":
-            await self._siblings.others("followed", self._stand(None))
+            own = {name: told for name, told in self._stand(None).items() if name == engine.spec.reference}
+            await self._siblings.others("followed", own)
 
     def _begin(self, engine: Engine, asked: ThresholdConfig) -> None:
         before = engine.wanted.standing.followed

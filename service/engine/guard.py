@@ -39,7 +39,7 @@ class Guard:
         own = None if trial is None else self._trials.counted(trial)
         if trial is None or own is None:
             return
-        known = trial.began, trial.max_disagreement, own.images, own.tried.errors
+        known = trial.began, trial.max_disagreement, own.images, own.skipped, own.served.errors, own.tried.errors
         if known == self._known:
             return
         version, counts = self._trials.version, await self._trials.comparison(trial)

@@ -50,7 +50,7 @@ def _rendered(file: Path) -> str:
     from markdown_it import MarkdownIt  # few servers are asked
 
     markdown = MarkdownIt("commonmark").enable("table")
-    tokens = markdown.parse(file.read_text())
+    tokens = markdown.parse(file.read_text(encoding="utf-8"))
     headings = [(token, text.content) for token, text in pairwise(tokens) if token.type == "heading_open"]
     for token, text in headings:
         token.attrSet("id", _anchor(text))
