@@ -201,6 +201,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.unshared_series = Gauge(
+            "lowfirst_unshared_series",
+            "Series that found no room in the memory that several processes share, and are not told here.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.queue_depth = Gauge(
             "lowfirst_queue_depth",
             "Images waiting for a pass.",
