@@ -146,7 +146,8 @@ class Metrics:
         )
         self.decoders_ended = Counter(
             "lowfirst_decoders_ended",
-            "Processes for images that take long to decode which an image ended: by its time, or by a crash.",
+            "Images that no bound foresaw: they ended the process that decoded them, by their time (slow) or a crash "
+            "(crashed), or took a thread too long (late).",
             ["reason"],
             registry=registry,
         )
@@ -317,7 +318,7 @@ class Metrics:
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
             (self.samples, ("written", "busy", "failed")),
-            (self.decoders_ended, ("slow", "crashed")),
+            (self.decoders_ended, ("slow", "crashed", "late")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):
             for value in label_values:
