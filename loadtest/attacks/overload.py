@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
 
 from loadtest.attacks.clients import Fates, arrivals, classify, for_seconds
 from loadtest.attacks.outcome import Outcome
@@ -50,7 +53,10 @@ async def overload(bench: Bench) -> AsyncIterator[Outcome]:
         without, _ = await arrivals(target.port, bench.requests, 3 * most, bench.seconds)
         query = f"?deadline_ms={DEADLINE_MS}"
         requests = [classify(photograph, query) for photograph in bench.photographs]
+        before, began = await asyncio.to_thread(target.metrics), time.process_time()
         given, _ = await arrivals(target.port, requests, 3 * most, bench.seconds)
+        client = time.process_time() - began
+        after = await asyncio.to_thread(target.metrics)
     plain = without.counts["200"]
     outcome.did = f"{3 * most:.0f} arrivals per second, {bench.seconds:g} s each, capacity {most:.0f}"
     outcome.fates = without.counts + given.counts
@@ -58,8 +64,16 @@ async def overload(bench: Bench) -> AsyncIterator[Outcome]:
     goodput = given.counts["200"] / max(plain, 1)
     with_one = given.counts["200"]
     outcome.measured = {"answers without": plain, "with": with_one, "ratio": goodput, **_latency(given)}
+    outcome.measured |= _dropped(before, after) | {"processor of the clients, s per s": client / bench.seconds}
     outcome.expect(goodput >= bound, f"{goodput:.2f} of the answers")
     yield outcome
+
+
+def _dropped(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Images dropped meanwhile, by where."""
+    points = {name: re.search(r'lowfirst_dropped_total{point="(.+)"}', name) for name in after}
+    found = {found[1]: after[name] - before.get(name, 0.0) for name, found in points.items() if found}
+    return {f"dropped at {point}": count for point, count in found.items() if count}
 
 
 def _latency(fates: Fates) -> dict[str, float]:
