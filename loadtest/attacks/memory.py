@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import resource
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from loadtest.attacks.clients import Connection, Fates, ask, classify, for_seconds, load, until
+from loadtest.attacks.clients import Connection, Lost, classify, for_seconds, load, until
 from loadtest.attacks.forms import batch
 from loadtest.attacks.outcome import Outcome, told
 from loadtest.attacks.target import MB, Bench, Target
@@ -40,26 +41,30 @@ async def memory(bench: Bench) -> AsyncIterator[Outcome]:
         "do once there is memory",
     )
     rounds = 2 if bench.is_quick else 20
-    picture, dear = large(), Fates()
+    picture, dear, errors = large(), Counter[str](), Counter[str]()
     with bench.serve() as target:
         await for_seconds(target.port, bench.requests, CLIENTS, 1)
         processes = {each.pid for each in target.children()}
         async with load(target.port, bench.requests, CLIENTS) as fates:
             for _ in range(rounds):
                 await asyncio.to_thread(_limit, target, SPARE)
-                await _ask_for_memory(bench, target, picture, dear)
+                await _ask_for_memory(bench, target, picture, dear, errors)
                 await asyncio.to_thread(_limit, target, None)
                 outcome.expect(await until(target.is_ready), "not ready once there is memory")
         replaced = len({each.pid for each in await asyncio.to_thread(target.children)} - processes)
         afterwards = await for_seconds(target.port, [classify(picture), *bench.requests[:20]], CLIENTS, 1)
         outcome.expect(set(afterwards.counts) == {"200"}, f"once there is memory: {told(afterwards.counts)}")
         outcome.expect(await until(target.is_idle), "something stays in flight")
-    asked = sum(dear.counts.values())
+    asked = sum(dear.values())
     outcome.did = f"{rounds} times, {asked} requests of up to {COUNT} PNG of 5 MB, {CLIENTS} clients beside"
-    outcome.measured = {"the large ones got": told(dear.counts), "processes replaced": replaced}
-    outcome.expect("500" in dear.counts or replaced > 0, "memory never ran out")
-    _judge(fates.counts, dear.counts, replaced, outcome)
-    outcome.fates = fates.counts + dear.counts
+    outcome.measured = {
+        "the large ones got": told(dear),
+        "errors": told(errors),
+        "processes replaced": replaced,
+    }
+    outcome.expect("500" in dear or replaced > 0, "memory never ran out")
+    _judge(fates.counts, dear, replaced, outcome)
+    outcome.fates = fates.counts + dear
     yield outcome
 
 
@@ -74,12 +79,21 @@ def _limit(target: Target, spare: float | None) -> None:
             resource.prlimit(each.pid, resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
 
 
-async def _ask_for_memory(bench: Bench, target: Target, picture: bytes, fates: Fates) -> None:
+async def _ask_for_memory(
+    bench: Bench, target: Target, picture: bytes, fates: Counter[str], errors: Counter[str]
+) -> None:
     """Large pictures, four requests at a time: one each, and batches of many."""
     connections = [Connection(target.port) for _ in range(CLIENTS)]
     requests = [classify(picture), batch([picture] * COUNT, bench.model)]
     for request in requests * 2:
-        await asyncio.gather(*(ask(connection, request, fates) for connection in connections))
+        for found in await asyncio.gather(*(each.ask(request) for each in connections), return_exceptions=True):
+            if isinstance(found, BaseException):
+                fates["lost" if isinstance(found, Lost) else "refused"] += 1
+                continue
+            status, body = found
+            fates[str(status)] += 1
+            answer = json.loads(body)
+            errors.update(each["error"]["message"][:80] for each in answer.get("results", [answer]) if "error" in each)
     for connection in connections:
         connection.close()
 
