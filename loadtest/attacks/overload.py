@@ -15,6 +15,7 @@ CLIENTS = 16
 RATES = (0.5, 0.9, 1.5, 3.0)
 GOODPUT = 0.9
 DEADLINE_MS = 300
+DECODED = "lowfirst_decode_seconds_count"
 
 
 async def capacity(bench: Bench, target: Target) -> float:
@@ -70,10 +71,11 @@ async def overload(bench: Bench) -> AsyncIterator[Outcome]:
 
 
 def _dropped(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Images dropped meanwhile, by where."""
+    """Images dropped meanwhile, by where, beside those that were decoded."""
     points = {name: re.search(r'lowfirst_dropped_total{point="(.+)"}', name) for name in after}
     found = {found[1]: after[name] - before.get(name, 0.0) for name, found in points.items() if found}
-    return {f"dropped at {point}": count for point, count in found.items() if count}
+    decoded = after[DECODED] - before[DECODED]
+    return {"images decoded": decoded, **{f"dropped at {point}": count for point, count in found.items() if count}}
 
 
 def _latency(fates: Fates) -> dict[str, float]:

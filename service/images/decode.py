@@ -7,13 +7,12 @@ EXIF orientation is applied; of an animation the first frame is taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeGuard
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  registers its decoders
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -33,6 +32,7 @@ from service.images.pixels import (
     scale_of,
     whole,
 )
+from service.images.torchvision_decoders import webp_decoder
 from service.images.transforms import Preprocessing
 
 # What an image may take at worst to be decoded in the thread that asks; a dearer one is the helper process's.
@@ -45,7 +45,7 @@ LATE_SECONDS = 2.0
 DISTRUST_SECONDS = 60.0
 
 # torchvision's decoder, where there is one: half the time of Pillow's, which treats all as animations.
-DECODE_WEBP: Callable[[Tensor, int], Tensor] | None = getattr(torch.ops.image, "decode_webp", None)
+DECODE_WEBP = webp_decoder()
 AS_RGB = 3
 RGB_BYTES = 3
 
