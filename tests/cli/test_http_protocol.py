@@ -158,7 +158,7 @@ def test_body_that_finds_no_memory_is_no_fault_of_the_client(
     def exhausted(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(http_protocol_module.HttpToolsProtocol, "on_body", exhausted)
+    monkeypatch.setattr(http_protocol_module.BoundedHttp.__base__, "on_body", exhausted)
     opened = connect()
     opened.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc")
     assert answers(opened) == [(500, "there is no memory for the request")]
