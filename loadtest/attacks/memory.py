@@ -14,7 +14,18 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from loadtest.attacks.clients import Connection, Lost, classify, for_seconds, load, until
+from loadtest.attacks.clients import (
+    LOST,
+    REFUSED,
+    Connection,
+    Lost,
+    Refused,
+    Request,
+    classify,
+    for_seconds,
+    load,
+    until,
+)
 from loadtest.attacks.forms import batch
 from loadtest.attacks.outcome import Outcome, told
 from loadtest.attacks.target import MB, Bench, Target
@@ -86,21 +97,28 @@ async def _ask_for_memory(
     connections = [Connection(target.port) for _ in range(CLIENTS)]
     requests = [classify(picture), batch([picture] * COUNT, bench.model)]
     for request in requests * 2:
-        for found in await asyncio.gather(*(each.ask(request) for each in connections), return_exceptions=True):
-            if isinstance(found, BaseException):
-                fates["lost" if isinstance(found, Lost) else "refused"] += 1
-                continue
-            status, body = found
-            fates[str(status)] += 1
+        for fate, body in await asyncio.gather(*(_fate(each, request) for each in connections)):
+            fates[fate] += 1
             answer = json.loads(body)
             errors.update(each["error"]["message"][:80] for each in answer.get("results", [answer]) if "error" in each)
     for connection in connections:
         connection.close()
 
 
+async def _fate(connection: Connection, request: Request) -> tuple[str, bytes]:
+    """What became of it, and the JSON that came."""
+    try:
+        status, body = await connection.ask(request)
+    except Lost:
+        return LOST, b"{}"
+    except Refused:
+        return REFUSED, b"{}"
+    return str(status), body
+
+
 def _judge(others: Counter[str], dear: Counter[str], replaced: int, outcome: Outcome) -> None:
-    lost, had = others["lost"] + dear["lost"], 2 * CLIENTS
+    lost, had = others[LOST] + dear[LOST], 2 * CLIENTS
     outcome.expect(lost <= replaced * had, f"{lost} lost by {replaced} processes, of {had} that each had")
-    allowed = {"200", "429", "500", "503", "lost", "refused"}
+    allowed = {"200", "429", "500", "503", LOST, REFUSED}
     outcome.expect(set(dear) <= allowed, f"the large ones got {told(dear)}")
-    outcome.expect(set(others) <= {"200", "lost", "refused", "503"}, f"the others got {told(others)}")
+    outcome.expect(set(others) <= {"200", LOST, REFUSED, "503"}, f"the others got {told(others)}")

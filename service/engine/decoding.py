@@ -114,8 +114,7 @@ def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics, aside: Callabl
         return False
     except LowfirstError as error:
         if reason := UNFORESEEN.get(type(error)):
-            ended = "" if reason == "late" else "the process that decodes was ended: "
-            logger.warning("%s%s", ended, error)
+            logger.warning("no bound foresaw that an image is so dear to decode (%s): %s", reason, error)
             metrics.decoders_ended.labels(reason).inc()
         entry.loop.call_soon_threadsafe(entry.fail, error)
         return False
