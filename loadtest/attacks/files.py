@@ -206,7 +206,8 @@ async def _full_from_the_start(bench: Bench) -> Outcome:
     except ServerFailed as error:
         outcome.expect("ended with status 1" in str(error), str(error))
         log = Path(str(error).rpartition("see ")[2]).read_text()
-        *_, outcome.measured["it said"] = log.splitlines() or [""]
+        *_, last = log.splitlines() or [""]
+        outcome.measured["it said"] = last.partition(" found in")[0]
         outcome.expect(f"\nerror: {NO_ROOM}" in log and "Traceback" not in log, f"it said {log[-200:]}")
     outcome.did = "RLIMIT_FSIZE 0 before it starts"
     return outcome
