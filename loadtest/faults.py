@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `loadtest` an
 from loadtest import bodies
 from loadtest.attacks import (
     clients_that_leave,
+    clock,
     files,
     images,
+    memory,
     over_http,
     overload,
     redis_faults,
@@ -56,6 +58,8 @@ ROWS: dict[str, Attack] = {
     "weights": files.weights,
     "files": files.files,
     "disk": files.disk,
+    "memory": memory.memory,
+    "clock": clock.clock,
     "descriptors": files.descriptors,
     "signals": signals.signals,
     "child": signals.child,

@@ -108,8 +108,10 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
             await parts.switching.start()
             await parts.following.start()
             await guard.start()
-        except LowfirstError as error:
-            app.state.failure = error  # for whoever started the server to tell
+        except BaseException as error:
+            if isinstance(error, LowfirstError):
+                app.state.failure = error  # for whoever started the server to tell
+            await parts.models.close()  # a thread in a native library must not outlive the interpreter
             raise
         starting.info(STARTED)
         if parts.siblings.index == 0:  # the others would say the same

@@ -146,7 +146,8 @@ class Metrics:
         )
         self.decoders_ended = Counter(
             "lowfirst_decoders_ended",
-            "Processes for images that take long to decode which an image ended: by its time, or by a crash.",
+            "Images that no bound foresaw: they ended the process that decoded them, by their time (slow) or a crash "
+            "(crashed), or took a thread too long (late).",
             ["reason"],
             registry=registry,
         )
@@ -200,6 +201,12 @@ class Metrics:
             "Whether the shared config is ignored: written by a newer release, or out of bounds.",
             registry=registry,
             multiprocess_mode="livemax",
+        )
+        self.unshared_series = Gauge(
+            "lowfirst_unshared_series",
+            "Series that found no room in the memory that several processes share, and are not told here.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.queue_depth = Gauge(
             "lowfirst_queue_depth",
@@ -311,7 +318,7 @@ class Metrics:
             (self.dropped, ("decode", "escalation", "answer", "deadline")),
             (self.cache_requests, ("hit", "miss")),
             (self.samples, ("written", "busy", "failed")),
-            (self.decoders_ended, ("slow", "crashed")),
+            (self.decoders_ended, ("slow", "crashed", "late")),
             (self.image_errors, tuple(error.code for error in IMAGE_ERRORS)),
         ):
             for value in label_values:

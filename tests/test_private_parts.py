@@ -19,6 +19,7 @@ USED = {
     ("torch._C", "_jit_clear_class_registry"): "inference/runtimes/openvino.py",  # traces are kept for ever
     ("torch.jit._recursive", "concrete_type_store"): "inference/runtimes/openvino.py",  # likewise
     ("torch.jit._recursive", "ConcreteTypeStore"): "inference/runtimes/openvino.py",  # likewise
+    ("prometheus_client.values", "MmapedDict"): "processes/metrics.py",  # it maps pages that a full disk has not
     ("uvicorn.protocols.http.httptools_impl", "STATUS_LINE"): "cli/http_protocol.py",  # bounds that uvicorn lacks
     ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"): "cli/http_protocol.py",  # likewise
     ("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle"): "cli/http_protocol.py",  # likewise
@@ -29,7 +30,7 @@ USED = {
     ("ray._private.grpc_utils", "init_grpc_channel"): "cluster/deploy.py",  # to ask a cluster before joining it
     ("ray._private.services", "get_ray_address_from_environment"): "cluster/deploy.py",  # likewise
 }
-BOUNDED = ("torch", "uvicorn", "openvino", "ray")  # packages whose inside is used
+BOUNDED = ("torch", "uvicorn", "openvino", "ray", "prometheus-client")  # packages whose inside is used
 
 
 @pytest.mark.parametrize(("module", "name"), USED, ids=lambda value: value)

@@ -28,6 +28,7 @@ WEIGHTS, SPEC = "weights.safetensors", "model.json"
 DESCRIPTORS = 256
 CONNECTIONS = 400
 MODELS = "store-models"
+NO_ROOM = "No usable temporary directory"
 
 
 def plain(colour: str) -> bytes:
@@ -193,6 +194,23 @@ async def disk(bench: Bench) -> AsyncIterator[Outcome]:
     outcome.fates = fates.counts
     outcome.expect_fates("200", "429")  # the batches take room
     yield outcome
+    yield await _full_from_the_start(bench)
+
+
+async def _full_from_the_start(bench: Bench) -> Outcome:
+    outcome = Outcome("Fault: disk full from the start", "it ends with status 1 and one line that says why")
+    command = ("bash", "-c", 'set -o pipefail; (ulimit -f 0; exec "$@") 2>&1 | cat', "bash", *SERVE)
+    try:
+        with bench.serve(command=command):
+            outcome.broken.append("it serves")
+    except ServerFailed as error:
+        outcome.expect("ended with status 1" in str(error), str(error))
+        log = Path(str(error).rpartition("see ")[2]).read_text()
+        *_, last = log.splitlines() or [""]
+        outcome.measured["it said"] = last.partition(" found in")[0]
+        outcome.expect(f"\nerror: {NO_ROOM}" in log and "Traceback" not in log, f"it said {log[-200:]}")
+    outcome.did = "RLIMIT_FSIZE 0 before it starts"
+    return outcome
 
 
 async def descriptors(bench: Bench) -> AsyncIterator[Outcome]:

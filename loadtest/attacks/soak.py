@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from loadtest.attacks.clients import Connection, Fates, Request, arrivals, classify, until
+from loadtest.attacks.clients import TIMEOUT, Connection, Fates, Request, arrivals, classify, until
 from loadtest.attacks.mutations import mutants
 from loadtest.attacks.outcome import Outcome, told
 from loadtest.attacks.overload import capacity
@@ -21,19 +22,29 @@ from loadtest.attacks.target import MB, Bench, Target
 SHARE = 0.7
 GROWTH = 0.01
 EVERY = 100  # one request in so many is a damaged file
-TOP = "?threshold=1&top_k=1"
+TOP = "?threshold=1&top_k=2"
+
+# Probability by which the best class of a golden answer leads the second on the idle server: several times the
+# rounding of bfloat16. What is nearer might tip where sums are taken in another order; what leads by so much must not.
+MARGIN = 0.02
+LEAST_GOLDEN = 8
 
 Sample = dict[str, float]
-Golden = dict[str, list[str]]
+Golden = dict[int, dict[str, str]]  # by photograph: the label by model
 
 
 async def soak(bench: Bench) -> AsyncIterator[Outcome]:
     """70 % of capacity, a threshold per second, a switch per minute, 1 % damaged files."""
-    outcome = Outcome("Load: soak", "golden answers right; counters the clients' to the unit; memory, descriptors flat")
+    outcome = Outcome(
+        "Load: soak",
+        f"golden answers (of those that lead by {MARGIN} when idle) right; counters the clients' to the unit; memory, "
+        "descriptors flat",
+    )
     minute = bench.soak_seconds / 4 if bench.is_quick else 60.0
     with of_two_models(bench) as target:
         most = await capacity(bench, target)
         golden = await _golden(bench, target)
+        outcome.expect(len(golden) >= LEAST_GOLDEN, f"only {len(golden)} photographs have golden answers")
         before, held = await asyncio.to_thread(target.classified), await asyncio.to_thread(target.held)
         changes: Counter[str] = Counter()
         asked, samples = Fates(), list[Sample]()
@@ -59,7 +70,7 @@ async def soak(bench: Bench) -> AsyncIterator[Outcome]:
     outcome.expect(set(changes) == {"200"}, f"changes: {told(changes)}")
     outcome.did = (
         f"{bench.soak_seconds:g} s at {SHARE * most:.0f} per second, {sum(changes.values())} changes, "
-        f"a switch every {minute:g} s, golden answers {asked.counts['200']}"
+        f"a switch every {minute:g} s, golden answers {asked.counts['200']} of {len(golden)} photographs"
     )
     _judge_growth(bench, samples, outcome)
     if dropped:
@@ -77,33 +88,47 @@ def _mixed(bench: Bench) -> list[Request]:
 
 
 async def _golden(bench: Bench, target: Target) -> Golden:
-    """What the last stage of each model says of each photograph, asked of an idle server."""
-    golden: Golden = {}
+    """What the last stage of each model says of photographs, asked of an idle server; of those where both are sure."""
+    found: dict[str, dict[int, str]] = {}
     connection = Connection(target.port)
     for model in ("two", "one"):
         answered = await asyncio.to_thread(target.patch, "/config/model", {"model": model})
         assert answered.status_code == 200, answered.text
-        golden[model] = []
-        for photograph in bench.photographs:
-            status, body = await connection.ask(classify(photograph, TOP))
-            assert status == 200, body
-            golden[model].append(json.loads(body)["label"])
+        found[model] = {}
+        for index, photograph in enumerate(bench.photographs):
+            best, second = await _said(connection, photograph, model)
+            if best["score"] - second["score"] >= MARGIN:
+                found[model][index] = best["label"]
     connection.close()
-    return golden
+    both = sorted(found["one"].keys() & found["two"].keys())
+    return {index: {model: labels[index] for model, labels in found.items()} for index in both}
+
+
+async def _said(connection: Connection, photograph: bytes, model: str) -> Any:
+    """The two best classes, as ``model`` ranks them; the process that answers may follow the switch a moment later."""
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
+        status, body = await connection.ask(classify(photograph, TOP))
+        assert status == 200, body
+        answer = json.loads(body)
+        if answer["model"]["name"] == model:
+            return answer["top_k"]
+    raise TimeoutError(f"{model} does not answer")
 
 
 async def _check(bench: Bench, target: Target, end: float, golden: Golden, asked: Fates, outcome: Outcome) -> None:
     """Ask for golden answers all the while."""
-    connection, number = Connection(target.port), 0
-    while time.monotonic() < end:
-        index = number % len(bench.photographs)
+    connection = Connection(target.port)
+    for index, labels in cycle(golden.items()):
+        if time.monotonic() >= end:
+            break
         status, body = await connection.ask(classify(bench.photographs[index], TOP))
         asked.counts[str(status)] += 1
         if status == 200:
             answer = json.loads(body)
-            right = golden[answer["model"]["name"]][index]
-            outcome.expect(answer["label"] == right, f"photograph {index} is {answer['label']}, not {right}")
-        number += 1
+            model, label = answer["model"]["name"], answer["label"]
+            by = f"by {model}, {answer['exit']}, {answer['reason']}"
+            outcome.expect(label == labels[model], f"photograph {index} is {label} {by}; not {labels[model]}")
         await asyncio.sleep(0.1)
     connection.close()
 

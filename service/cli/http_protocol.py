@@ -126,8 +126,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._pending += self._received
         try:
             self._feed(data)
-        except httptools.HttpParserError:
-            self._fail(self._refusal or BadRequest("the request is no HTTP that can be read"))
+        except httptools.HttpParserError as error:
+            self._fail(self._refusal or _translated(error))
             return
         if self.transport.is_closing():
             return
@@ -282,3 +282,10 @@ class BoundedHttp(HttpToolsProtocol):
             self._fail(RequestTimeout(f"the request's head did not come in {seconds:g} seconds", field="head"))
         else:
             self.transport.close()
+
+
+def _translated(error: httptools.HttpParserError) -> LowfirstError:
+    """What the parser met: it tells of what is raised while it calls us, too."""
+    if isinstance(error.__context__, MemoryError):
+        return LowfirstError("there is no memory for the request")
+    return BadRequest("the request is no HTTP that can be read")

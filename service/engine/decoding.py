@@ -12,14 +12,14 @@ from torch import Tensor
 from service.engine.entry import Entry
 from service.engine.lanes import Lanes
 from service.errors import Busy, DeviceFailed, LowfirstError
-from service.images.decode import TakesLong, decode
+from service.images.decode import DecodedLate, TakesLong, decode
 from service.images.helper import TURN_SECONDS, Crashed, TookTooLong
 from service.images.sizes import in_sizes
 from service.log import logger
 from service.metrics import Metrics
 from service.model_spec import ModelSpec
 
-ENDED: dict[type[LowfirstError], str] = {TookTooLong: "slow", Crashed: "crashed"}
+UNFORESEEN: dict[type[LowfirstError], str] = {TookTooLong: "slow", Crashed: "crashed", DecodedLate: "late"}
 
 
 def decode_threads(count: int, name: str = "decode") -> ThreadPoolExecutor:
@@ -113,8 +113,8 @@ def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics, aside: Callabl
     except TakesLong:
         return False
     except LowfirstError as error:
-        if reason := ENDED.get(type(error)):
-            logger.warning("the process that decodes was ended: %s", error)
+        if reason := UNFORESEEN.get(type(error)):
+            logger.warning("no bound foresaw that an image is so dear to decode (%s): %s", reason, error)
             metrics.decoders_ended.labels(reason).inc()
         entry.loop.call_soon_threadsafe(entry.fail, error)
         return False

@@ -74,7 +74,10 @@ class Workers:
             raise
 
     def join(self) -> None:
-        """Wait until every thread has run the closed lanes empty."""
+        """Wait until every thread has run the closed lanes empty, and is gone with all that a runtime kept for it.
+
+        A thread that still frees compiled stages while the interpreter ends would end the process with SIGABRT.
+        """
         self._stopping.set()
         while True:
             with self._lock:
@@ -82,6 +85,8 @@ class Workers:
             if thread is None:
                 return
             thread.join()
+            with self._lock:
+                self._threads.discard(thread)
 
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words: a worker failed, or none finishes its batch; None when nothing does."""
@@ -101,14 +106,11 @@ class Workers:
 
     def _spawn(self, life: Callable[[], None]) -> None:
         def live() -> None:
-            try:
-                self._preparation.use_one_core()
-                life()
-            finally:
-                with self._lock:
-                    self._threads.discard(threading.current_thread())
+            self._preparation.use_one_core()
+            life()
 
         with self._lock:
+            self._threads = {each for each in self._threads if each.is_alive()}
             thread = threading.Thread(target=live, name=f"worker-{len(self._threads)}", daemon=True)
             self._threads.add(thread)
             thread.start()  # here, or ``join`` could meet it before

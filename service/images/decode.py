@@ -6,6 +6,7 @@ EXIF orientation is applied; of an animation the first frame is taken.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeGuard
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from service.errors import ImageTooLarge
 from service.images.formats.picture import Picture
 from service.images.formats.reading import read
 from service.images.formats.webp import LOSSLESS_BYTES, WebP
@@ -37,6 +39,11 @@ from service.images.transforms import Preprocessing
 DEAR_SECONDS = 0.25
 DEAR_MEMORY = 60_000_000
 
+# Seconds of a core after which what such a thread decoded is refused: eight times the worst case, for slow cores. The
+# thread cannot be ended, so until the worst case is known better all images of that kind are the helper process's.
+LATE_SECONDS = 2.0
+DISTRUST_SECONDS = 60.0
+
 # torchvision's decoder, where there is one: half the time of Pillow's, which treats all as animations.
 DECODE_WEBP = webp_decoder()
 AS_RGB = 3
@@ -54,6 +61,13 @@ ORIENTATIONS = {
 }
 
 
+class DecodedLate(ImageTooLarge):
+    """It took a thread longer than any image of its kind was known to."""
+
+
+_distrusted: dict[str, float] = {}  # kinds of pictures, until when: on the clock of ``time.monotonic``
+
+
 class TakesLong(Exception):
     """The image would be decoded in the helper process, and nobody is to wait for that here."""
 
@@ -66,7 +80,8 @@ def decode(data: bytes, preprocessing: Preprocessing, *, waits: bool = True) -> 
 
     Raises:
         UnsupportedImage: no format or kind that is read.
-        ImageTooLarge: more pixels than its kind may have, more parts than are read, or more time than there is.
+        ImageTooLarge: more pixels than its kind may have, more parts than are read, or more time than there is
+            (TookTooLong in the helper process, DecodedLate here).
         InvalidImage: truncated or corrupt.
         Busy: it is dear, and so are too many others.
         TakesLong: it is dear, and ``waits`` is false.
@@ -79,8 +94,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, waits: bool = True) -> 
             raise TakesLong
         found = HELPER.pixels(data, preprocessing)
     else:
-        by_torchvision = _webp(picture, part)
-        found = pixels(picture, part) if by_torchvision is None else by_torchvision
+        found = _here(picture, part)
     crop = preprocessing.crop
     start = (part.side - crop) // 2
     square = np.ascontiguousarray(resize(found, part.side)[start : start + crop, start : start + crop])
@@ -132,7 +146,30 @@ def resize(pixels: Pixels, side: int) -> Pixels:
 
 def _is_dear(picture: Picture, part: Part) -> bool:
     needed = _webp_memory(picture) if _is_torchvisions(picture) else memory(picture, part)
-    return picture.seconds > DEAR_SECONDS or needed > DEAR_MEMORY
+    is_distrusted = bool(_distrusted) and _distrusted.get(picture.kind, 0.0) > time.monotonic()
+    return is_distrusted or picture.seconds > DEAR_SECONDS or needed > DEAR_MEMORY
+
+
+def _here(picture: Picture, part: Part) -> Pixels:
+    """``part``, decoded in the calling thread. Raises as ``pixels`` does, and DecodedLate, however it ended."""
+    began = time.thread_time()
+    try:
+        by_torchvision = _webp(picture, part)
+        return pixels(picture, part) if by_torchvision is None else by_torchvision
+    finally:
+        _check_time(picture, time.thread_time() - began)
+
+
+def _check_time(picture: Picture, seconds: float) -> None:
+    if seconds <= LATE_SECONDS:
+        return
+    _distrusted[picture.kind] = time.monotonic() + DISTRUST_SECONDS
+    raise DecodedLate(
+        f"image, a {picture.kind}, took {seconds:.1f} s to decode; the limit is {LATE_SECONDS:g}",
+        field="image",
+        value=round(seconds, 1),
+        bound=LATE_SECONDS,
+    )
 
 
 def _is_torchvisions(picture: Picture) -> TypeGuard[WebP]:

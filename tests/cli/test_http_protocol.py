@@ -152,6 +152,18 @@ def test_body_that_stops_to_be_http_is_answered_by_its_route(connect: Callable[[
     assert answers(opened) == [(400, "the request is no HTTP that can be read")]
 
 
+def test_body_that_finds_no_memory_is_no_fault_of_the_client(
+    connect: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(http_protocol_module.BoundedHttp.__base__, "on_body", exhausted)
+    opened = connect()
+    opened.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc")
+    assert answers(opened) == [(500, "there is no memory for the request")]
+
+
 def test_request_before_one_that_is_broken_gets_its_own_answer(connect: Callable[[], socket.socket]) -> None:
     whole = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\n\r\nx"
     broken = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n"

@@ -94,6 +94,31 @@ async def test_one_that_takes_too_long_is_refused_alone_and_counted(
         await server.all_slots_free()
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that decode have no time at all, and no kind of pictures is distrusted yet."""
+    monkeypatch.setattr(decode_module, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(decode_module, "_distrusted", {})
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("decode_threads", [0, 1])
+async def test_one_that_takes_a_thread_too_long_is_refused_and_the_next_of_its_kind_decoded_elsewhere(
+    two: Case, helper: Helper, decode_threads: int
+) -> None:
+    small, other = bodies(two)[:2]
+    assert not is_dear(small, load(two).spec.preprocessing)
+    async with serving(two, workers=1, decode_threads=decode_threads) as server:
+        late, *_ = await outcomes([server.start(small)])
+        assert isinstance(late, ImageTooLarge)
+        assert late.status == 413
+        assert server.count("decoders_ended_total", reason="late") == 1
+        assert is_dear(other, load(two).spec.preprocessing)
+        assert isinstance((await outcomes([server.start(other)]))[0], Answer)
+        assert helper.process_id is not None
+        await server.all_slots_free()
+
+
 async def test_one_that_crashes_its_decoder_is_refused_alone_and_counted(
     two: Case, dear: bytes, helper: Helper
 ) -> None:

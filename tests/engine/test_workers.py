@@ -85,3 +85,38 @@ async def test_failed_warm_up_is_told_and_leaves_no_thread(case: Case) -> None:
     with pytest.raises(ValueError, match="refused"):
         await in_time(asyncio.to_thread(workers.start))
     assert not threads_since(before)
+
+
+class Kept:
+    """What a native runtime keeps for a thread, and frees slowly once it ends."""
+
+    def __init__(self) -> None:
+        self.is_freed_now, self.may_be_freed = threading.Event(), threading.Event()
+
+    def __del__(self) -> None:
+        self.is_freed_now.set()
+        self.may_be_freed.wait()
+
+
+async def test_workers_are_joined_with_all_that_was_kept_for_their_threads(case: Case) -> None:
+    predictor, local, kept = load(case), threading.local(), Kept()
+    freed, may_be_freed = kept.is_freed_now, kept.may_be_freed
+    left = [kept]
+    del kept
+
+    def keep(stage: int, images: Tensor) -> None:
+        del stage, images
+        if left:
+            local.kept = left.pop()
+
+    predictor.before = keep
+    workers, lanes, _ = workers_of(predictor, count=1)
+    await in_time(asyncio.to_thread(workers.start))
+    lanes.close()
+    await in_time(asyncio.to_thread(freed.wait))
+    joining = threading.Thread(target=workers.join)
+    joining.start()
+    joining.join(0.1)
+    assert joining.is_alive()
+    may_be_freed.set()
+    await in_time(asyncio.to_thread(joining.join))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -30,9 +31,9 @@ for line in sys.stdin:
 class Process:
     """Runs lines of Python with ``metrics`` and ``shared`` at hand."""
 
-    def __init__(self, index: int, files: Path) -> None:
+    def __init__(self, index: int, files: Path, before: str = "") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(index), str(files)],
+            [sys.executable, "-c", f"{before}\n{PROCESS}", str(index), str(files)],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(files)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -55,6 +56,9 @@ class Process:
         text = self.run("shared.sample(); print(shared.exposition().decode())")
         samples = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
         return {name: float(value) for name, value in samples}
+
+    def let_no_file_grow(self) -> None:
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
@@ -124,3 +128,32 @@ def test_counters_of_the_system_never_fall(pair: tuple[Process, Process]) -> Non
     assert told["process_cpu_seconds_total"] >= spent
     assert told['python_gc_collections_total{generation="0"}'] > 0
     first.kill()
+
+
+def test_a_full_disk_fails_no_count_and_what_is_not_told_is(pair: tuple[Process, Process]) -> None:
+    first, second = pair
+    first.run("metrics.requests.labels('/classify', 200).inc()")
+    assert first.told()["lowfirst_unshared_series"] == 0
+    for process in pair:
+        process.let_no_file_grow()
+    first.run("for n in range(9000): metrics.requests.labels(f'/{n}', 418).inc()")
+    first.run("for _ in range(2): metrics.requests.labels('/classify', 200).inc()")
+    first.run("for n in range(50): metrics.image_seconds.labels(f'm/{n}', 'low').observe(0.1)")
+    second.run("metrics.requests.labels('/classify', 200).inc()")
+    told = second.told() | first.told()
+    counted = [name for name in told if name.startswith("lowfirst_requests_total") and "418" in name]
+    assert told['lowfirst_requests_total{code="200",route="/classify"}'] == 4
+    assert 1000 < len(counted) < 9000
+    assert told["lowfirst_unshared_series"] > 9000 - len(counted)
+    for process in pair:
+        process.kill()
+
+
+def test_a_process_that_starts_on_a_full_disk_runs(pair: tuple[Process, Process], tmp_path: Path) -> None:
+    first, _ = pair
+    first.run("metrics.requests.labels('/classify', 200).inc()")
+    third = Process(2, tmp_path, before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))")
+    third.run("metrics.requests.labels('/classify', 200).inc()")
+    assert third.told()['lowfirst_requests_total{code="200",route="/classify"}'] == 1
+    for process in (*pair, third):
+        process.kill()
