@@ -54,6 +54,7 @@ from service.engine.switching import Switching
 from service.engine.trials import Trials
 from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
+from service.inference.precomputing import Precomputing, Served
 from service.inference.predictor import Predictor
 from service.log import STARTED, logger, starting
 from service.metrics import Metrics
@@ -163,10 +164,13 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     store = ModelStore(settings.model_store)
     load = partial(_load, settings)
     first = [load(store.find(reference)) for reference in _references(settings, store)]
+    on_cpu = first[0].device.type == "cpu"
     config, cache = _state(settings, link, first_config(first), together)
     metrics = Metrics(_registry() if together is None else CollectorRegistry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
     samples = _samples(settings, metrics)
+    limits = _limits(settings, on_cpu, cores() if together is None else together.cores)
+    served = Served(first[0].runtime, first[0].precision, settings.threads, limits.max_batch_size) if on_cpu else None
     models = Models(
         first,
         store,
@@ -174,10 +178,11 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         config,
         cache,
         metrics,
-        _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores),
+        limits,
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
         samples,
+        Precomputing(served, None if together is None else together.shared),
     )
     siblings = together or Alone()
     switching = Switching(models, config)
@@ -243,13 +248,15 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
     return references
 
 
-def _load(settings: Settings, folder: Path) -> Predictor:
+def _load(settings: Settings, folder: Path, converted: Path | None = None) -> Predictor:
     if settings.model_key is not None:
         from service.signing import verify  # an extra's package, and a second to import
 
         verify(folder, settings.model_key)
     starting.info("loading %s/%s", folder.parent.name, folder.name)
-    predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
+    predictor = Predictor.load(
+        folder, settings.device, settings.precision, settings.runtime, settings.threads, converted
+    )
     spec = predictor.spec
     if spec.key != (folder.parent.name, int(folder.name)):
         raise BrokenModel(f"{folder.parent.name}/{folder.name} says that it is {spec.reference}", field="model")

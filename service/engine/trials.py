@@ -56,7 +56,7 @@ class Trials:
     Args:
         models: that serve.
         config: where the trial stands.
-        switching: whose lock all changes of models are made under.
+        switching: in whose turn all changes of models are made.
         others: what the other processes of this server counted, each ``Comparison`` as JSON, of the trial that began
             then; asked with that, and whether times are wanted.
     """
@@ -115,7 +115,7 @@ class Trials:
             Conflict: another one is tried, or none.
             ConfigConflict: see ``ConfigStore.update``.
         """
-        async with self._switching.lock:
+        async with self._switching.turn():
             await self._ready(expected_version)
             on = self._config.current.trial
             key = None if wish.reference is None else self._models.store.locate(wish.reference)
@@ -132,7 +132,7 @@ class Trials:
 
     async def promote(self, expected_version: int | None = None) -> None:
         """Serve what is tried in place of what it is tried beside. Raises as ``change``."""
-        async with self._switching.lock:
+        async with self._switching.turn():
             await self._ready(expected_version)
             on = self._on("promote")
             run = self._models.trial
@@ -155,7 +155,7 @@ class Trials:
         self, outcome: Ending = "cancelled", why: str = "as asked", expected_version: int | None = None
     ) -> None:
         """End the trial: from now on no image of a client goes to it. Raises as ``change``."""
-        async with self._switching.lock:
+        async with self._switching.turn():
             await self._ready(expected_version)
             on = self._on("cancel")
 

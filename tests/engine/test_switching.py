@@ -191,14 +191,18 @@ class Shared(MemoryConfigStore):
         self.told = asyncio.Event()
         self.waited_for = asyncio.Event()
         self.other = asyncio.Event()
+        self.why_not: str | None = None
+        self.refused: list[str] = []
 
-    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+    async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
         assert models == self.announced
+        self.why_not = why_not
         self.told.set()
 
-    async def others_prepared(self) -> None:
+    async def others_prepared(self) -> list[str]:
         self.waited_for.set()
         await self.other.wait()
+        return self.refused
 
 
 @pytest.mark.parametrize("announced", [{"tiny": 2}, {"tiny": 1}, {"broken": 1}])
