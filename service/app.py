@@ -56,6 +56,7 @@ from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.precomputing import Precomputing, Served
 from service.inference.predictor import Predictor
+from service.inference.runtimes import converts
 from service.log import STARTED, logger, starting
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
@@ -164,13 +165,12 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     store = ModelStore(settings.model_store)
     load = partial(_load, settings)
     first = [load(store.find(reference)) for reference in _references(settings, store)]
-    on_cpu = first[0].device.type == "cpu"
     config, cache = _state(settings, link, first_config(first), together)
     metrics = Metrics(_registry() if together is None else CollectorRegistry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
     samples = _samples(settings, metrics)
-    limits = _limits(settings, on_cpu, cores() if together is None else together.cores)
-    served = Served(first[0].runtime, first[0].precision, settings.threads, limits.max_batch_size) if on_cpu else None
+    limits = _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores)
+    served = Served(first[0].runtime, first[0].precision, settings.threads, limits.max_batch_size)
     models = Models(
         first,
         store,
@@ -182,7 +182,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
         samples,
-        Precomputing(served, None if together is None else together.shared),
+        Precomputing(served if converts(served.runtime) else None, None if together is None else together.shared),
     )
     siblings = together or Alone()
     switching = Switching(models, config)

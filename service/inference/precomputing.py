@@ -1,7 +1,7 @@
 """What takes seconds before a model can serve is done in a process of its own, once for all processes of a server.
 
-To convert a network holds Python's lock for more than a second, and to measure it takes a core for another: requests
-that are answered beside it would wait. The process gives way to the others, and leaves what it made in files.
+To convert a network holds Python's lock for more than a second: requests that are answered beside it would wait. The
+process gives way to the others, and leaves what it made in files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.errors import BrokenModel, Draining, InvalidOption, LowfirstError, 
 from service.inference.device import Precision
 from service.inference.latency import LatencyTable, measure, measure_single, sizes_up_to
 from service.inference.predictor import Predictor, load_network
-from service.inference.runtimes import is_converted, save_converted
+from service.inference.runtimes import save_converted
 from service.inference.single_scale import single_scale
 from service.log import logger
 from service.model_spec import ModelSpec
@@ -51,7 +51,7 @@ ERRORS = {each.__name__: each for each in (BrokenModel, InvalidOption, NotFound)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How models are served on a CPU, as ``Predictor.load`` takes it, and the most images of a batch."""
+    """How models are served, on a CPU, as ``Predictor.load`` takes it; and the most images of a batch."""
 
     runtime: str
     precision: Precision
@@ -64,7 +64,7 @@ class Precomputed:
     """Of one model.
 
     Attributes:
-        converted: where its stages are, for ``Predictor.load``; None where its runtime converts nothing.
+        converted: where its stages are, for ``Predictor.load``; None where they need no conversion.
         table: how long they take; None where that was not measured.
     """
 
@@ -76,7 +76,7 @@ class Precomputing:
     """Has models precomputed, one at a time. All methods in one event loop.
 
     Args:
-        served: how; None on a GPU, whose memory and time are the server's: nothing is precomputed.
+        served: how; None where the runtime converts nothing: nothing is precomputed.
         shared: a folder that all processes of this server know, and nobody else writes to; None: this one is alone.
     """
 
@@ -264,7 +264,7 @@ def _precompute(folder: Path, made: Path, served: Served, *, is_timed: bool) -> 
 
     torch.set_num_threads(served.threads)
     spec, converted = read_spec(folder), None
-    if is_converted(served.runtime, served.precision):
+    if served.precision != "int8":  # which are converted in the store
         save_converted(load_network(folder, spec), spec, made)
         converted = made
     if is_timed:

@@ -169,7 +169,7 @@ def encode_notice(notice: Notice) -> bytes:
     if notice.why_not is not None:
         told["why_not"] = notice.why_not[:MAX_ECHO]
     if notice.serving is not None:
-        told |= {"prepared": True, "serving": notice.serving}  # of no models, which nobody announces
+        told["serving"] = notice.serving
     return json.dumps(told).encode()
 
 

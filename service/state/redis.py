@@ -249,7 +249,7 @@ class RedisConfigStore:
 
     async def tell_serving(self, version: int) -> None:
         """See ``ConfigStore.tell_serving``."""
-        await self._say(Notice(self._name, {}, serving=version))
+        await self._say(Notice(self._name, {}, is_prepared=True, serving=version))  # of none, to earlier releases
 
     async def others_serving(self, version: int) -> None:
         """See ``ConfigStore.others_serving``. Replicas of earlier releases never tell."""

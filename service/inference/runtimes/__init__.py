@@ -78,9 +78,9 @@ def build_runtime(
     return EagerRuntime(network, spec, device, precision)
 
 
-def is_converted(name: str, precision: Precision) -> bool:
-    """Whether a runtime converts the network, which takes seconds of Python, before it computes."""
-    return name == "openvino" and precision != "int8"
+def converts(name: str) -> bool:
+    """Whether the runtime converts networks before it computes, which holds Python's lock for a second or more."""
+    return name == "openvino"
 
 
 def save_converted(network: Cascade, spec: ModelSpec, place: Path) -> None:
