@@ -14,7 +14,7 @@ from service.engine import tuning
 from service.engine.background import end
 from service.engine.engine import Engine
 from service.engine.models import Models
-from service.errors import ConfigConflict, Conflict, InvalidOption
+from service.errors import ConfigConflict, Conflict, Draining, InvalidOption
 from service.log import logger
 from service.state.base import BUDGETS, ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
 
@@ -27,7 +27,7 @@ class Switching:
     def __init__(self, models: Models, config: ConfigStore) -> None:
         self._models = models
         self._config = config
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         self._prepared: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
         self._announced = config.announced  # of which they are
@@ -44,7 +44,7 @@ class Switching:
 
     async def start(self) -> None:
         """Serve what the config names already, and follow it from now on."""
-        async with self._lock:
+        async with self.lock:
             await self._catch_up()
         self._following = asyncio.create_task(self._follow())
 
@@ -60,7 +60,7 @@ class Switching:
 
         Whoever waits for its turn follows the change of the one that has it.
         """
-        async with self._config.turn(), self._lock:
+        async with self._config.turn(), self.lock:
             yield
 
     async def switch(
@@ -143,7 +143,7 @@ class Switching:
         self._patience = max(tuning.PATIENCE * (time.monotonic() - began), tuning.MIN_PATIENCE_SECONDS)
         try:
             if refused := await self._wait(self._config.others_prepared()):
-                raise Conflict(f"nothing has changed, as another replica cannot serve it: {refused[0]}", field="model")
+                raise Conflict(f"another replica cannot serve it, so nothing has changed: {refused[0]}", field="model")
         except BaseException:
             await self.discard(engines)
             raise
@@ -154,6 +154,7 @@ class Switching:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
                 return await others
+        logger.warning("another replica takes more than %.0f s to change over: it follows", self._patience)
         return None
 
     async def _prepare(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
@@ -180,7 +181,7 @@ class Switching:
         """Serve what the config names once it is changed elsewhere."""
         while True:
             await asyncio.sleep(tuning.FOLLOW_SECONDS)
-            async with self._lock:
+            async with self.lock:
                 if self._tried_for != _asked(self._config.current) or time.monotonic() > self._retry_at:
                     await self._catch_up()
                 await self._prepare_announced()
@@ -227,6 +228,8 @@ class Switching:
             for key in set(self._announced.items()) - {engine.spec.key for engine in self._models.running}:
                 try:
                     self._prepared[key] = await self._models.prepare(_reference(key))
+                except Draining:  # it is gone soon
+                    break
                 except Exception as error:
                     why_not = str(error)
                     logger.warning("%s, which another replica announced: %s", _reference(key), error)

@@ -154,8 +154,11 @@ class Trials:
     async def cancel(
         self, outcome: Ending = "cancelled", why: str = "as asked", expected_version: int | None = None
     ) -> None:
-        """End the trial: from now on no image of a client goes to it. Raises as ``change``."""
-        async with self._switching.turn():
+        """End the trial: from now on no image of a client goes to it. Raises as ``change``.
+
+        Its turn is not waited for: a guard must not wait until another replica has prepared a model.
+        """
+        async with self._switching.lock:
             await self._ready(expected_version)
             on = self._on("cancel")
 

@@ -42,6 +42,9 @@ LOOK_SECONDS = 0.02
 # Models whose results are kept: a switch back to the one before takes no second time.
 KEPT = 2
 
+# After so long it is given up, and done here.
+MOST_SECONDS = 600.0
+
 # Of what the process said before it failed, as much as the log gets.
 MOST_SAID = 1000
 
@@ -161,7 +164,7 @@ class Precomputing:
         try:
             if self._is_stopping:
                 process.kill()
-            return await asyncio.to_thread(process.wait)
+            return await asyncio.to_thread(process.wait, MOST_SECONDS)
         finally:
             self._running = None
             process.kill()  # whoever waited was cancelled
@@ -202,7 +205,7 @@ def _check(status: int, made: Path) -> None:
         raise error
     if status < 0:
         raise PreparationEnded(
-            f"the process that prepared the model was ended by {signal.Signals(-status).name}; nothing has changed"
+            f"the process that prepared the model was ended by {signal.Signals(-status).name}: try again"
         )
     if status:
         said = (made / SAID).read_bytes()[-MOST_SAID:].decode(errors="replace").strip()

@@ -81,6 +81,6 @@ def test_a_switch_survives_the_death_of_another_process_and_tells_of_its_own_end
 
 def _line(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.Error:
         return []

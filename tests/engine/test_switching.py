@@ -248,7 +248,7 @@ async def test_what_another_replica_cannot_serve_changes_nothing_and_says_why(st
     async with serving_models(store, config=config) as replica:
         first = workers() - others
         before = config.current
-        with pytest.raises(Conflict, match="nothing has changed, as another replica cannot serve it: no room"):
+        with pytest.raises(Conflict, match="another replica cannot serve it, so nothing has changed: no room"):
             await in_time(replica.switching.switch("tiny/2"))
         assert config.current is before
         assert workers() - others == first

@@ -92,7 +92,7 @@ async def test_a_killed_process_is_named_and_leaves_nothing(
     first = asyncio.create_task(server.of(folder, is_timed=True))
     await _until(lambda: bool(started))
     os.kill(started[0].pid, signal.SIGKILL)
-    with pytest.raises(PreparationEnded, match="ended by SIGKILL; nothing has changed"):
+    with pytest.raises(PreparationEnded, match="ended by SIGKILL: try again"):
         await first
     assert [each.name for each in tmp_path.iterdir()] == ["lock"]
 
