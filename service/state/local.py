@@ -105,7 +105,7 @@ class SharedConfig:
             self._current = after
             told = [self._tell(other, after) for other in self._others(line)]
             await asyncio.gather(*told)
-        return {"taken": taken, "config": _encoded(self._current)}
+        return {"taken": taken, "config": _encoded(self._current), "others": len(self._others(line))}
 
     async def _tell(self, other: Line, config: RuntimeConfig) -> None:
         with suppress(LineClosed, TimeoutError):
@@ -191,7 +191,7 @@ class LocalConfigStore:
         self._line.tell(f"{PREFIX}serving", version)
 
     async def others_serving(self, version: int) -> None:
-        """See ``ConfigStore.others_serving``. One that has ended is not waited for."""
+        """See ``ConfigStore.others_serving``. One that has ended is not waited for, but one that joined since is."""
         await self._others.wait_serving(version)
 
     @asynccontextmanager
@@ -221,6 +221,7 @@ class LocalConfigStore:
                     raise StoreUnavailable("the process that holds the config is gone") from error
                 self._apply(_decoded(answer["config"]))
                 if answer["taken"]:
+                    self._others.are(answer["others"])
                     return after
         raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
 

@@ -26,6 +26,10 @@ class Others:
         self._count = count
         self._news.set()
 
+    def are(self, count: int) -> None:
+        """How many there are now, some of which may have heard of nothing."""
+        self._count, self._gone = count, set()
+
     def prepared(self, models: Mapping[str, int], who: Hashable, why_not: str | None = None) -> None:
         """``who`` has prepared ``models``, or cannot."""
         if models == self._models:

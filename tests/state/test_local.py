@@ -94,6 +94,21 @@ async def test_who_changed_the_models_hears_who_serves_them_and_waits_for_nobody
             await waiting_on
 
 
+async def test_a_process_that_joined_during_a_switch_is_waited_for_too() -> None:
+    async with local_configs(2) as (asker, late):
+        await asker.start()
+        await asker.announce({"tiny": 2})
+        await asker.others_prepared()
+        await late.start()
+        changed = await asker.update(serving(2))
+        waiting = asyncio.create_task(asker.others_serving(changed.version))
+        await asker.announce({})  # by when all that was said has been heard
+        assert not waiting.done()
+        await late.tell_serving(changed.version)
+        async with asyncio.timeout(10):
+            await waiting
+
+
 async def test_a_turn_goes_from_process_to_process_and_that_of_one_that_ended_to_the_next() -> None:
     async with local_configs(3) as (first, second, third):
         for store in (first, second, third):
