@@ -102,7 +102,7 @@ async def test_a_process_that_joined_during_a_switch_is_waited_for_too() -> None
         await late.start()
         changed = await asker.update(serving(2))
         waiting = asyncio.create_task(asker.others_serving(changed.version))
-        await asker.announce({})  # by when all that was said has been heard
+        await asker._line.ask("config.nothing")  # by when all that was said has been heard
         assert not waiting.done()
         await late.tell_serving(changed.version)
         async with asyncio.timeout(10):
