@@ -55,7 +55,9 @@ from service.engine.switching import Switching
 from service.engine.trials import Counts, Exchange, Trials
 from service.errors import BrokenModel, InvalidOption, LowfirstError
 from service.inference.latency import LatencyProfile, LatencyTable
+from service.inference.precomputing import Precomputing, Served
 from service.inference.predictor import Predictor
+from service.inference.runtimes import converts
 from service.log import STARTED, logger, starting
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
@@ -171,6 +173,8 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
     metrics = Metrics(_registry() if together is None else CollectorRegistry())
     metrics.watch(metrics.store_up, lambda: config.is_up)
     samples = _samples(settings, metrics)
+    limits = _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores)
+    served = Served(first[0].runtime, first[0].precision, settings.threads, limits.max_batch_size)
     models = Models(
         first,
         store,
@@ -178,10 +182,11 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         config,
         cache,
         metrics,
-        _limits(settings, first[0].device.type == "cpu", cores() if together is None else together.cores),
+        limits,
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
         samples,
+        Precomputing(served if converts(served.runtime) else None, None if together is None else together.shared),
     )
     siblings = together or Alone()
     switching = Switching(models, config)
@@ -256,13 +261,15 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
     return references
 
 
-def _load(settings: Settings, folder: Path) -> Predictor:
+def _load(settings: Settings, folder: Path, converted: Path | None = None) -> Predictor:
     if settings.model_key is not None:
         from service.signing import verify  # an extra's package, and a second to import
 
         verify(folder, settings.model_key)
     starting.info("loading %s/%s", folder.parent.name, folder.name)
-    predictor = Predictor.load(folder, settings.device, settings.precision, settings.runtime, settings.threads)
+    predictor = Predictor.load(
+        folder, settings.device, settings.precision, settings.runtime, settings.threads, converted
+    )
     spec = predictor.spec
     if spec.key != (folder.parent.name, int(folder.name)):
         raise BrokenModel(f"{folder.parent.name}/{folder.name} says that it is {spec.reference}", field="model")

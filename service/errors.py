@@ -21,6 +21,7 @@
     ├── ClientLeft            499   nobody is there any more to read the answer
     ├── StoreUnavailable      503   the shared state does not answer
     ├── Draining              503   the server is stopping, or not ready yet
+    ├── PreparationEnded      503   the process that prepared a model was killed
     ├── DeadlinePassed        504   before any answer existed
     ├── DeviceFailed          500   the network could not be run
     └── DeploymentFailed      500   replicas that do not come up on a cluster
@@ -214,6 +215,13 @@ class StoreUnavailable(LowfirstError):
 
 class Draining(LowfirstError):
     """The server is stopping, or not ready yet."""
+
+    status = 503
+    code = "unavailable"
+
+
+class PreparationEnded(LowfirstError):
+    """The process that prepared a model was killed. Nothing has changed, and it may be tried again."""
 
     status = 503
     code = "unavailable"

@@ -37,6 +37,7 @@ def serve_child(
     words: socket.socket,
     handover: socket.socket,
     files: Path,
+    shared: Path,
     own_address: str,
 ) -> None:
     """Serve until the parent says so, or is gone. See ``Together`` and ``Handover``."""
@@ -46,7 +47,7 @@ def serve_child(
     if index:  # the first one tells of all
         starting.setLevel(logging.WARNING)
     try:
-        _serve(settings, index, count, words, handover, files, own_address)
+        _serve(settings, index, count, words, handover, files, shared, own_address)
     finally:
         logging.shutdown()  # nobody else calls it in a process that was forked
 
@@ -58,6 +59,7 @@ def _serve(
     words: socket.socket,
     handover: socket.socket,
     files: Path,
+    shared: Path,
     own_address: str,
 ) -> None:
     keep_in_files(index)
@@ -65,7 +67,7 @@ def _serve(
         return
     # gauges are read by functions here, and those of a model that went are not there to be read
     warnings.filterwarnings("ignore", "Removal of labels", UserWarning)
-    together = Together(index, count, words, files, own_address)
+    together = Together(index, count, words, files, shared, own_address)
     with bar(len(settings.models) + 1, wanted=index == 0 and settings.log_format == "text"):
         try:
             app = create_app(settings, together)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -84,16 +85,25 @@ def _alone(settings: Settings) -> None:
 def _together(settings: Settings, count: int) -> None:
     """Serve by several processes; this one loads no PyTorch."""
     files = Path(tempfile.mkdtemp(prefix="lowfirst-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
+    shared = _folder_on_disk() or files
     try:
-        stopped_by = asyncio.run(_parent(settings, count, files))
+        stopped_by = asyncio.run(_parent(settings, count, files, shared))
     finally:
-        shutil.rmtree(files, ignore_errors=True)
+        for folder in (files, shared):
+            shutil.rmtree(folder, ignore_errors=True)
     if stopped_by is not None:  # end as one process alone does
         signal.signal(stopped_by, signal.SIG_DFL if stopped_by == signal.SIGTERM else signal.default_int_handler)
         signal.raise_signal(stopped_by)
 
 
-async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals | None:
+def _folder_on_disk() -> Path | None:
+    """For models, for which the shared memory of a container is too small; None where no disk can be written to."""
+    with suppress(OSError):
+        return Path(tempfile.mkdtemp(prefix="lowfirst-"))
+    return None
+
+
+async def _parent(settings: Settings, count: int, files: Path, shared: Path) -> signal.Signals | None:
     from service.processes.parent import Parent
     from service.processes.reception import MAIN, OWN, bind, hold
 
@@ -123,7 +133,8 @@ async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals
     context.set_forkserver_preload(TEMPLATE)
 
     def start(index: int, words: socket.socket, handover: socket.socket) -> BaseProcess:
-        given: tuple[Any, ...] = (share(settings, index, count), index, count, words, handover, files, own_address)
+        own = share(settings, index, count)
+        given: tuple[Any, ...] = (own, index, count, words, handover, files, shared, own_address)
         process = context.Process(target=run_child, args=given, name=f"lowfirst-{index}")
         process.start()
         words.close()

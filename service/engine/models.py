@@ -14,6 +14,7 @@ from service.engine.trial import TrialRun
 from service.engine.trial_gauges import TrialGauges
 from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
 from service.inference.latency import LatencyProfile, LatencyTable
+from service.inference.precomputing import Precomputed, Precomputing
 from service.inference.predictor import Predictor
 from service.inference.single_scale import single_scale
 from service.log import logger
@@ -29,7 +30,8 @@ class Models:
     Args:
         first: the models to begin with, at least one, each of another name.
         store: where others come from.
-        load: the model in a folder of the store, ready to be warmed up. Called in a thread.
+        load: the model in a folder of the store, ready to be warmed up; with its converted stages, if there are some.
+            Called in a thread.
         config: which models are to be served, and their thresholds.
         cache: results already computed; None keeps none.
         metrics: where all that happens is counted.
@@ -37,6 +39,7 @@ class Models:
         profile: times measured before, for the model that they fit; None measures at start-up.
         agree: gives the times that all processes reckon with, of a model's reference and those measured here.
         samples: where images are logged; None logs none.
+        precomputing: what others need is done there first; closed with the models.
 
     Attributes:
         trial: what can be tried beside them, should the config say so; None where nothing can.
@@ -46,7 +49,7 @@ class Models:
         self,
         first: Sequence[Predictor],
         store: ModelStore,
-        load: Callable[[Path], Predictor],
+        load: Callable[[Path, Path | None], Predictor],
         config: ConfigStore,
         cache: ResultCache | None,
         metrics: Metrics,
@@ -54,6 +57,7 @@ class Models:
         profile: LatencyProfile | None = None,
         agree: Callable[[str, LatencyTable], Awaitable[LatencyTable]] | None = None,
         samples: SampleLog | None = None,
+        precomputing: Precomputing | None = None,
     ) -> None:
         self.store = store
         self.applied = Applied(config, first_config(first))
@@ -64,9 +68,10 @@ class Models:
         self._profile = profile
         self._agree = agree
         self._samples = samples
+        self._precomputing = precomputing or Precomputing(None)
         self._gauges = EngineGauges(metrics)
         self._trial_gauges = TrialGauges(metrics, self.applied)
-        self._engines = {predictor.spec.name: self._engine(predictor) for predictor in first}
+        self._engines = {predictor.spec.name: self._engine(predictor, self._single(predictor)) for predictor in first}
         self.trial: TrialRun | None = None
         self.running = tuple(self)  # what serves, and what is tried
         self._retiring: set[asyncio.Task[None]] = set()
@@ -108,12 +113,14 @@ class Models:
     def drain(self) -> None:
         """Stop being ready. Requests are still answered until ``close``."""
         self._draining = True
+        self._precomputing.stop()
         for engine in self:
             engine.drain()
 
     async def close(self) -> None:
         """Finish what was accepted, then stop every thread."""
         await asyncio.gather(*self._retiring, *(engine.close() for engine in self.running))
+        await asyncio.to_thread(self._precomputing.close)
 
     @property
     def is_draining(self) -> bool:
@@ -133,11 +140,13 @@ class Models:
             NotFound: it is not in the store.
             InvalidOption: it cannot be served.
             DeviceFailed: it cannot be run.
+            PreparationEnded, Draining: see ``Precomputing.of``.
         """
         folder = self.store.find(reference)
         try:
-            engine = self._engine(await asyncio.to_thread(self._load, folder))
-            await self._start(engine)
+            done = await self._precomputing.of(folder, is_timed=self._is_timed("/".join(folder.parts[-2:])))
+            engine = await asyncio.to_thread(self._loaded, folder, done)
+            await self._start(engine, done.table)
         except (BrokenModel, InvalidOption) as error:
             raise InvalidOption("model", reference, f"one that can be served: {error.message}") from error
         except LowfirstError:
@@ -176,23 +185,37 @@ class Models:
             [(engine.spec.name, engine.spec.reference) for engine in self], tried[0].spec.reference if tried else None
         )
 
-    def _engine(self, predictor: Predictor) -> Engine:
+    def _loaded(self, folder: Path, done: Precomputed) -> Engine:
+        """In a thread: nothing here takes the event loop's time."""
+        predictor = self._load(folder, done.converted)
+        return self._engine(predictor, None if done.table is not None else self._single(predictor))
+
+    def _single(self, predictor: Predictor) -> Predictor | None:
+        """The single-scale network, where it is to be timed."""
+        return None if self._profile is not None and self._profile.fits(predictor) else single_scale(predictor)
+
+    def _is_timed(self, reference: str) -> bool:
+        return self._profile is not None and self._profile.model in ("", reference)
+
+    def _engine(self, predictor: Predictor, single: Predictor | None) -> Engine:
         return Engine(
             predictor,
             self.applied,
             self._cache,
             self._metrics,
             self._limits,
-            single=single_scale(predictor),
+            single=single,
             samples=self._samples,
         )
 
-    async def _start(self, engine: Engine) -> None:
+    async def _start(self, engine: Engine, table: LatencyTable | None = None) -> None:
+        """Warm ``engine`` up; its times are those of the profile, or of ``table``, or measured."""
         profile = self._profile
-        if profile is not None and not profile.fits(engine.predictor):
+        if profile is not None and profile.fits(engine.predictor):
+            table = profile.table
+        elif profile is not None:
             logger.warning("the latency profile is of %s, not of %s: it is measured", profile.model, engine.spec.title)
-            profile = None
-        await engine.start(None if profile is None else profile.table)
+        await engine.start(table)
         if self._agree is not None:
             engine.reckon_with(await self._agree(engine.spec.reference, engine.latency_table))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from service.engine.limits import Limits
-from service.inference.latency import SIZES, LatencyTable, measure, measure_single
+from service.inference.latency import LatencyTable, measure, measure_single, sizes_up_to
 from service.inference.predictor import Predictor
 
 
@@ -37,9 +37,7 @@ class Preparation:
 
     def measure(self) -> LatencyTable:
         """The latency table, as the calling thread sees it, of sizes that batches may have."""
-        most = min(self._limits.max_batch_size, SIZES[-1])
-        sizes = [*(size for size in SIZES if size < most), most]
-        table = measure(self._predictor, sizes=sizes)
+        table = measure(self._predictor, sizes=sizes_up_to(self._limits.max_batch_size))
         return table if self._single is None else measure_single(table, self._single)
 
     def free_single(self) -> None:

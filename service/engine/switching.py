@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from service.engine import tuning
 from service.engine.background import end
 from service.engine.engine import Engine
 from service.engine.models import Models
-from service.errors import ConfigConflict, Conflict, InvalidOption
+from service.errors import ConfigConflict, Conflict, Draining, InvalidOption
 from service.log import logger
 from service.state.base import BUDGETS, ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
+
+T = TypeVar("T")
 
 
 class Switching:
@@ -29,7 +32,10 @@ class Switching:
         self._prepared: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
         self._announced = config.announced  # of which they are
         self._forget_at = math.inf
-        self._obstacle: str | None = None  # why the last attempt to serve what the config names failed
+        self._patience = tuning.MIN_PATIENCE_SECONDS  # with other replicas, in seconds
+        self._obstacle: str | None = None  # why the last attempt to serve what the config names failed,
+        self._tried_for: object = None  # what that was,
+        self._retry_at = math.inf  # and when it is tried again
 
     @property
     def obstacle(self) -> str | None:
@@ -48,6 +54,15 @@ class Switching:
         self._models.stand_by(self._tried if self._tried in self._models.running else None)
         await self._forget()
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Within, nobody else changes models, here or in another replica: changes are made one after the other.
+
+        Whoever waits for its turn follows the change of the one that has it.
+        """
+        async with self._config.turn(), self.lock:
+            yield
+
     async def switch(
         self, reference: str, instead_of: str | None = None, expected_version: int | None = None
     ) -> Engine:
@@ -55,14 +70,16 @@ class Switching:
 
         The new one is loaded, verified and warmed up beside the old one, whose goal is solved again for it; in other
         replicas at the same time, so that all change over together. New images then go to the new one, and the old one
-        finishes those that it has.
+        finishes those that it has. Ends once the other replicas have changed over too.
 
-        Raises:
+        Raises, where nothing has changed:
             NotFound: no such model in the store, or ``instead_of`` is not served.
-            InvalidOption: it cannot be served, or the goal not be reached with it. Nothing has changed then.
+            InvalidOption: it cannot be served, or the goal not be reached with it.
+            Conflict: another replica cannot serve it, or something is tried beside the old one.
             ConfigConflict: see ``ConfigStore.update``; or others switched meanwhile.
+            PreparationEnded, Draining: see ``Models.prepare``.
         """
-        async with self.lock:
+        async with self.turn():
             follows = await self.begin(expected_version)
             name, version = self._models.store.locate(reference)
             old = self.replaced_by(name, instead_of)
@@ -84,16 +101,17 @@ class Switching:
                 return replace(current, models=wanted, thresholds={**kept, name: solved_again(asked, old, new)})
 
             try:
-                await self._config.update(change, expected_version)
+                changed = await self._config.update(change, expected_version)
             except BaseException:
                 await self.discard(engines)
                 raise
             self._models.adopt(engines, self._tried)
             logger.info("serving %s instead of %s", new.spec.reference, old.spec.reference)
+            await self._wait(self._config.others_serving(changed.version))
             return new
 
     async def begin(self, expected_version: int | None) -> bool:
-        """Before a change, under ``lock``: whether what the config names is served. Raises ConfigConflict."""
+        """Before a change, in its turn: whether what the config names is served. Raises ConfigConflict."""
         if expected_version is not None and expected_version < self._config.current.version:
             check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
         return await self._catch_up()
@@ -115,14 +133,29 @@ class Switching:
         return old
 
     async def prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
-        """Engines of exactly ``wanted`` here, once other replicas have theirs or have been waited for long enough."""
+        """Engines of exactly ``wanted`` here, once other replicas have theirs or have been waited for long enough.
+
+        Raises: as ``prepare``; Conflict: another replica cannot have its own.
+        """
         await self._config.announce(wanted)
         began = time.monotonic()
         engines = await self._prepare(wanted)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(time.monotonic() - began, tuning.MIN_PATIENCE_SECONDS)):
-                await self._config.others_prepared()
+        self._patience = max(tuning.PATIENCE * (time.monotonic() - began), tuning.MIN_PATIENCE_SECONDS)
+        try:
+            if refused := await self._wait(self._config.others_prepared()):
+                raise Conflict(f"another replica cannot serve it, so nothing has changed: {refused[0]}", field="model")
+        except BaseException:
+            await self.discard(engines)
+            raise
         return engines
+
+    async def _wait(self, others: Awaitable[T]) -> T | None:
+        """What ``others`` give; None where they take too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                return await others
+        logger.warning("another replica takes more than %.0f s to change over: it follows", self._patience)
+        return None
 
     async def _prepare(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
         """Engines of exactly ``wanted``: those that serve already, and new ones, warmed up. Raises as ``prepare``."""
@@ -149,19 +182,26 @@ class Switching:
         while True:
             await asyncio.sleep(tuning.FOLLOW_SECONDS)
             async with self.lock:
-                follows = await self._catch_up()
+                if self._tried_for != _asked(self._config.current) or time.monotonic() > self._retry_at:
+                    await self._catch_up()
                 await self._prepare_announced()
-            if not follows:
-                await asyncio.sleep(tuning.RETRY_SECONDS)
 
     async def _catch_up(self) -> bool:
         """Serve what the config names; whether that is so now. The log has each reason why not once."""
         if self._models.applied.is_newest:
-            self._obstacle = None
+            self._obstacle = self._tried_for = None
             return True
-        trial = self._config.current.trial
+        config = self._config.current
+        follows = await self._serve(config)
+        self._tried_for, self._retry_at = None if follows else _asked(config), time.monotonic() + tuning.RETRY_SECONDS
+        await self._config.tell_serving(config.version)
+        return follows
+
+    async def _serve(self, config: RuntimeConfig) -> bool:
+        """Serve what ``config`` names; whether that is so."""
+        trial = config.trial
         try:
-            engines = await self._prepare(self._config.current.models)
+            engines = await self._prepare(config.models)
             try:
                 tried = {} if trial is None else await self._prepare({trial.name: trial.version})
             except Exception:
@@ -184,12 +224,19 @@ class Switching:
             self._announced = self._config.announced
             await self._forget()
             self._forget_at = time.monotonic() + tuning.PREPARED_SECONDS
+            why_not = None
             for key in set(self._announced.items()) - {engine.spec.key for engine in self._models.running}:
-                with suppress(Exception):  # once it is asked for, the reason is told
+                try:
                     self._prepared[key] = await self._models.prepare(_reference(key))
+                except Draining:  # it is gone soon
+                    break
+                except Exception as error:
+                    why_not = str(error)
+                    logger.warning("%s, which another replica announced: %s", _reference(key), error)
+                else:
                     if self._tried is None:
                         self._models.stand_by(self._prepared[key])
-            await self._config.tell_prepared(self._announced)
+            await self._config.tell_prepared(self._announced, why_not)
         if time.monotonic() > self._forget_at:
             await self._forget()
 
@@ -200,6 +247,11 @@ class Switching:
         for key in list(self._prepared):
             if self._prepared[key] is not self._tried:  # else the config names it since a moment ago
                 await self._prepared.pop(key).close()
+
+
+def _asked(config: RuntimeConfig) -> object:
+    """What is to be served, and tried."""
+    return config.served, None if config.trial is None else config.trial.key
 
 
 def _reference(key: tuple[str, int]) -> str:

@@ -58,7 +58,7 @@ class Trials:
     Args:
         models: that serve.
         config: where the trial stands.
-        switching: whose lock all changes of models are made under.
+        switching: in whose turn all changes of models are made.
         exchange: with the other processes of this server, and of its replicas.
     """
 
@@ -121,7 +121,7 @@ class Trials:
             Conflict: another one is tried, or none.
             ConfigConflict: see ``ConfigStore.update``.
         """
-        async with self._switching.lock:
+        async with self._switching.turn():
             await self._ready(expected_version)
             on = self._config.current.trial
             key = None if wish.reference is None else self._models.store.locate(wish.reference)
@@ -138,7 +138,7 @@ class Trials:
 
     async def promote(self, expected_version: int | None = None) -> None:
         """Serve what is tried in place of what it is tried beside. Raises as ``change``."""
-        async with self._switching.lock:
+        async with self._switching.turn():
             await self._ready(expected_version)
             on = self._on("promote")
             run = self._models.trial
@@ -160,7 +160,10 @@ class Trials:
     async def cancel(
         self, outcome: Ending = "cancelled", why: str = "as asked", expected_version: int | None = None
     ) -> None:
-        """End the trial: from now on no image of a client goes to it. Raises as ``change``."""
+        """End the trial: from now on no image of a client goes to it. Raises as ``change``.
+
+        Its turn is not waited for: a guard must not wait until another replica has prepared a model.
+        """
         async with self._switching.lock:
             await self._ready(expected_version)
             on = self._on("cancel")

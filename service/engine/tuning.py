@@ -58,8 +58,10 @@ RETURN_SECONDS = 3.0
 # How often the runtime config is looked at for models that another replica was told to serve.
 FOLLOW_SECONDS = 0.2
 
-# How long replicas that prepare a model are waited for: as long as it took here, but not less than this.
-MIN_PATIENCE_SECONDS = 1.0
+# How long replicas that prepare a model, and then those that change over to it, are waited for: so many times as long
+# as it took here to prepare it, but not less than this.
+PATIENCE = 3.0
+MIN_PATIENCE_SECONDS = 2.0
 
 # How long a model is kept ready that another replica is about to ask for, until it does.
 PREPARED_SECONDS = 60.0

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -139,34 +139,52 @@ class LatencyProfile:
         return cls(table, **names)
 
 
-def measure(predictor: Predictor, budget: float = BUDGET_SECONDS, sizes: Sequence[int] = SIZES) -> LatencyTable:
-    """Time every stage at each size, in this thread, as far as ``budget`` seconds go; at least at the smallest."""
-    began = time.monotonic()
+def sizes_up_to(most: int) -> list[int]:
+    """What is measured where batches have at most ``most`` images."""
+    last = min(most, SIZES[-1])
+    return [*(size for size in SIZES if size < last), last]
+
+
+def measure(
+    predictor: Predictor,
+    budget: float = BUDGET_SECONDS,
+    sizes: Sequence[int] = SIZES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> LatencyTable:
+    """Time every stage at each size, in this thread, as far as ``budget`` seconds go; at least at the smallest.
+
+    Args:
+        clock: what counts the seconds: ``time.process_time`` where nothing else in this process computes, and other
+            processes come first.
+    """
+    began = clock()
     stages: list[dict[int, float]] = [{} for _ in range(predictor.spec.depth)]
     for size in sizes:
         last = sum(times[max(times)] for times in stages if times)
-        if last and time.monotonic() - began + 2 * (RUNS + 1) * last > budget:
+        if last and clock() - began + 2 * (RUNS + 1) * last > budget:
             break
-        for times, seconds in zip(stages, _best(predictor, size), strict=True):
+        for times, seconds in zip(stages, _best(predictor, size, clock), strict=True):
             times[size] = seconds
     return LatencyTable(tuple(map(_rising, stages)))
 
 
-def measure_single(table: LatencyTable, single: Predictor) -> LatencyTable:
+def measure_single(
+    table: LatencyTable, single: Predictor, clock: Callable[[], float] = time.perf_counter
+) -> LatencyTable:
     """``table`` with the times of the single-scale network, measured in this thread at the same sizes."""
     if single.depth == 1 and len(table.stages) == 1:
         return replace(table, single=table.stages[0])
-    return replace(table, single=_rising({size: _best(single, size)[0] for size in table.stages[-1]}))
+    return replace(table, single=_rising({size: _best(single, size, clock)[0] for size in table.stages[-1]}))
 
 
-def _best(predictor: Predictor, size: int) -> list[float]:
+def _best(predictor: Predictor, size: int, clock: Callable[[], float]) -> list[float]:
     """The shortest of several runs of each stage: whatever else the machine does only ever adds."""
     images = predictor.noise(size)
     predictor.timed(images)  # chooses its kernels
     runs: list[list[float]] = []
-    began = time.perf_counter()
-    while len(runs) < RUNS or time.perf_counter() - began < RUN_SECONDS:
-        runs.append(predictor.timed(images))
+    began = clock()
+    while len(runs) < RUNS or clock() - began < RUN_SECONDS:
+        runs.append(predictor.timed(images, clock))
     return [min(times) for times in zip(*runs, strict=True)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from service.images.sizes import in_sizes
 from service.inference.calibration import Calibration
 from service.inference.device import Precision, choose_device, choose_precision
 from service.inference.exit_rule import probabilities
-from service.inference.runtimes import build_quantised, build_runtime, choose_runtime
+from service.inference.runtimes import build_converted, build_quantised, build_runtime, choose_runtime
 from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime
 from service.model_spec import SPEC, ModelSpec
@@ -32,7 +32,7 @@ class Predictor:
         default_threshold: what it is served with until something is asked.
 
     Args:
-        network: taken over.
+        network: taken over; not needed where there is a ``runtime``.
         spec: of the model the network belongs to.
         device, precision, runtime: where, in what and by what it computes; None is eager PyTorch.
         threads: that one batch may use on a CPU; PyTorch's are for the calling thread to set.
@@ -40,7 +40,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: Cascade,
+        network: Cascade | None,
         spec: ModelSpec,
         device: torch.device,
         precision: Precision,
@@ -51,7 +51,10 @@ class Predictor:
         self.device = device
         self.precision = precision
         self.threads = threads
-        self._runtime = runtime or EagerRuntime(network, spec, device, precision)
+        if runtime is None:
+            assert network is not None
+            runtime = EagerRuntime(network, spec, device, precision)
+        self._runtime = runtime
         self.calibration = Calibration.of(spec, self.runtime, precision)
         start = spec.start_threshold(self.runtime, precision)
         self.default_threshold = ThresholdConfig("threshold", start, start)
@@ -64,8 +67,12 @@ class Predictor:
         precision: str = "auto",
         runtime: str = EagerRuntime.name,
         threads: int = 1,
+        converted: Path | None = None,
     ) -> Predictor:
         """The verified model in ``folder``; ``auto`` takes the fastest device, precision or runtime there is.
+
+        Args:
+            converted: where ``runtimes.save_converted`` put the stages of this very model, to be taken as they are.
 
         Raises:
             NotFound, BrokenModel: see ``store``; also weights that are not the network's.
@@ -74,6 +81,8 @@ class Predictor:
         spec = read_spec(folder)
         where = choose_device(device)
         what, by = choose_precision(precision, where), choose_runtime(runtime, where)
+        if converted is not None:
+            return cls(None, spec, where, what, build_converted(converted, spec, what, threads), threads)
         network = load_network(folder, spec)
         built = (
             build_quantised(by, folder, spec, threads)
@@ -122,15 +131,15 @@ class Predictor:
         """The same of decoded crops, uint8 (B, 3, R, R), which are brought into every size first."""
         return self.answers(in_sizes(crops, self.spec.resolutions))
 
-    def timed(self, images: Sequence[Tensor]) -> list[float]:
-        """Seconds of each stage, until its answers are on the host."""
+    def timed(self, images: Sequence[Tensor], clock: Callable[[], float] = time.perf_counter) -> list[float]:
+        """Seconds of each stage by ``clock``, until its answers are on the host."""
         seconds = []
         carried: Carried = ()
         for stage, pixels in enumerate(images):
-            began = time.perf_counter()
+            began = clock()
             logits, carried = self.run(stage, pixels, carried)
             logits.cpu()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(clock() - began)
         return seconds
 
     def solve(self, goal: Goal, value: float) -> float:

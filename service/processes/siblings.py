@@ -75,16 +75,20 @@ class Together:
         index, count: which one, of how many.
         words: this end of the line to the parent; taken over.
         files: the folder of the metrics of all.
+        shared: a folder on disk for whatever else they share.
         own_address: where the parent listens for ``LOWFIRST_METRICS_PORT``, if it does.
 
     Attributes:
         ready: how many are, as the parent said last.
     """
 
-    def __init__(self, index: int, count: int, words: socket.socket, files: Path, own_address: str = "") -> None:
+    def __init__(
+        self, index: int, count: int, words: socket.socket, files: Path, shared: Path, own_address: str = ""
+    ) -> None:
         self.index = index
         self.count = count
         self.files = files
+        self.shared = shared
         self.own_address = own_address
         self.ready = 0
         self.line = Line(words, self._hear)
@@ -134,9 +138,10 @@ class Together:
             return measured
 
     def clear_up(self) -> None:
-        """Remove the metrics of all, as an orphan at its end: the parent cannot."""
+        """Remove the folders of all, as an orphan at its end: the parent cannot."""
         if not self.line.is_open:
-            shutil.rmtree(self.files, ignore_errors=True)
+            for folder in (self.files, self.shared):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _count_ready(self, census: Any) -> None:
         self.ready, _ = census

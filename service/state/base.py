@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal, Protocol, get_args
@@ -157,12 +158,30 @@ class ConfigStore(ConfigSource, Protocol):
         """Tell the other replicas which models will be asked for, if all goes well; lost when they are out of reach."""
         ...
 
-    async def tell_prepared(self, models: Mapping[str, int]) -> None:
-        """Tell who announced ``models`` that they are ready here, or cannot be."""
+    async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
+        """Tell who announced ``models`` that they are ready here, or why they cannot be."""
         ...
 
-    async def others_prepared(self) -> None:
-        """Wait until every replica that heard what was announced here is prepared; for ever for one that is lost."""
+    async def others_prepared(self) -> list[str]:
+        """Wait until every replica that heard what was announced here is prepared; for ever for one that is lost.
+
+        Gives why those cannot that cannot.
+        """
+        ...
+
+    async def tell_serving(self, version: int) -> None:
+        """Tell the other replicas that what this version of the config names is served here, or cannot be."""
+        ...
+
+    async def others_serving(self, version: int) -> None:
+        """Wait until every replica that heard what was announced here has told of this version, or of a later one."""
+        ...
+
+    def turn(self) -> AbstractAsyncContextManager[object]:
+        """Within, no other replica changes which models are served; it waits for the one that does.
+
+        Where what replicas share is out of reach nothing is waited for: no change can be made.
+        """
         ...
 
     async def close(self) -> None:

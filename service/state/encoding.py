@@ -152,16 +152,25 @@ class Notice:
         sender: which one.
         models: that will be asked for, version by name.
         is_prepared: whether it has prepared them, as another one said; else it is the one that says it.
+        why_not: why it cannot.
+        serving: instead of all that, the version of the config that it serves.
     """
 
     sender: str
     models: Mapping[str, int]
     is_prepared: bool = False
+    why_not: str | None = None
+    serving: int | None = None
 
 
 def encode_notice(notice: Notice) -> bytes:
-    """``notice`` as JSON."""
-    return json.dumps({"sender": notice.sender, "models": dict(notice.models), "prepared": notice.is_prepared}).encode()
+    """``notice`` as JSON. What earlier releases do not know stands there only where it is said."""
+    told = {"sender": notice.sender, "models": dict(notice.models), "prepared": notice.is_prepared}
+    if notice.why_not is not None:
+        told["why_not"] = notice.why_not[:MAX_ECHO]
+    if notice.serving is not None:
+        told["serving"] = notice.serving
+    return json.dumps(told).encode()
 
 
 def decode_notice(raw: bytes) -> Notice | None:
@@ -169,7 +178,14 @@ def decode_notice(raw: bytes) -> Notice | None:
     try:
         told = json.loads(raw)
         models = {str(name): _version(version, name) for name, version in told["models"].items()}
-        return Notice(str(told["sender"]), models, told["prepared"] is True)
+        why_not = told.get("why_not")
+        return Notice(
+            str(told["sender"]),
+            models,
+            told["prepared"] is True,
+            None if why_not is None else str(why_not)[:MAX_ECHO],
+            _version(told["serving"], "serving") if "serving" in told else None,
+        )
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 

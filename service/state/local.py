@@ -7,9 +7,10 @@ between, and answers once every process that hears in time has it. So after the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from service.errors import ConfigConflict, StoreUnavailable
@@ -17,6 +18,7 @@ from service.log import logger
 from service.state.base import Change, RuntimeConfig, check_expected_version
 from service.state.encoding import decode_config, encode_config
 from service.state.line import Line, LineClosed
+from service.state.others import Others
 
 # How often a change is tried again because another came between.
 ATTEMPTS = 20
@@ -36,6 +38,7 @@ class SharedConfig:
         self._asker: Line | None = None  # who announced it
         self._members: dict[Line, int] = {}
         self._joined = 0
+        self._turns: dict[tuple[Line, int], asyncio.Event] = {}  # in order: the first has it
 
     async def hear(self, line: Line, kind: str, body: Any) -> Any:
         """Answer what the process at ``line`` asks; ``kind`` begins with ``PREFIX``."""
@@ -50,15 +53,43 @@ class SharedConfig:
                     other.tell(f"{PREFIX}announced", body)
                 return len(self._others(line))
             case "prepared":
-                if self._asker is not None and body == self._announced:
-                    self._asker.tell(f"{PREFIX}prepared", [body, self._members.get(line, 0)])
+                models, why_not = body
+                if self._asker is not None and models == self._announced:
+                    self._asker.tell(f"{PREFIX}prepared", [models, self._members.get(line, 0), why_not])
+            case "serving":
+                for other in self._others(line):
+                    other.tell(f"{PREFIX}serving", [body, self._members.get(line, 0)])
+            case "turn":
+                await self._turn(line, body)
+            case "turn-over":
+                self._end_turn((line, body))
         return None
 
     def leave(self, line: Line) -> None:
         """The process at ``line`` has ended."""
-        self._members.pop(line, None)
+        member = self._members.pop(line, None)
         if self._asker is line:
             self._asker = None
+        for turn in [turn for turn in self._turns if turn[0] is line]:
+            self._end_turn(turn)
+        for other in self._members:
+            other.tell(f"{PREFIX}left", member)
+
+    async def _turn(self, line: Line, number: int) -> None:
+        """Wait until it is the turn of who asked so."""
+        mine = self._turns[line, number] = asyncio.Event()
+        self._next_turn()
+        await mine.wait()
+
+    def _end_turn(self, turn: tuple[Line, int]) -> None:
+        """It is over, or was given up."""
+        if (ended := self._turns.pop(turn, None)) is not None:
+            ended.set()
+        self._next_turn()
+
+    def _next_turn(self) -> None:
+        if (first := next(iter(self._turns.values()), None)) is not None:
+            first.set()
 
     def _join(self, line: Line, start: RuntimeConfig) -> str:
         self._joined += 1
@@ -74,7 +105,7 @@ class SharedConfig:
             self._current = after
             told = [self._tell(other, after) for other in self._others(line)]
             await asyncio.gather(*told)
-        return {"taken": taken, "config": _encoded(self._current)}
+        return {"taken": taken, "config": _encoded(self._current), "others": len(self._others(line))}
 
     async def _tell(self, other: Line, config: RuntimeConfig) -> None:
         with suppress(LineClosed, TimeoutError):
@@ -101,9 +132,8 @@ class LocalConfigStore:
         self._lock = asyncio.Lock()
         self._is_told = False  # of a change
         self._announced: Mapping[str, int] = {}
-        self._asked: Mapping[str, int] = {}  # what was announced from here,
-        self._others = 0  # how many heard it,
-        self._prepared: asyncio.Queue[int] = asyncio.Queue()  # and which of them have prepared it
+        self._others = Others()
+        self._turns = count()
 
     @property
     def current(self) -> RuntimeConfig:
@@ -129,9 +159,11 @@ class LocalConfigStore:
             case "announced":
                 self._announced = body
             case "prepared":
-                models, sender = body
-                if models == self._asked:
-                    self._prepared.put_nowait(sender)
+                self._others.prepared(*body)
+            case "serving":
+                self._others.serving(*body)
+            case "left":
+                self._others.left(body)
 
     async def start(self) -> None:
         """Take over what the parent holds, and follow it."""
@@ -142,19 +174,36 @@ class LocalConfigStore:
 
     async def announce(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.announce``."""
-        self._asked, self._prepared, self._others = dict(models), asyncio.Queue(), 0
+        self._others.expect(models, 0)
         with suppress(LineClosed):
-            self._others = await self._line.ask(f"{PREFIX}announce", self._asked)
+            self._others.hear_of(await self._line.ask(f"{PREFIX}announce", dict(models)))
 
-    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+    async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
         """See ``ConfigStore.tell_prepared``."""
-        self._line.tell(f"{PREFIX}prepared", dict(models))
+        self._line.tell(f"{PREFIX}prepared", [dict(models), why_not])
 
-    async def others_prepared(self) -> None:
-        """See ``ConfigStore.others_prepared``."""
-        ready: set[int] = set()
-        while len(ready) < self._others:
-            ready.add(await self._prepared.get())
+    async def others_prepared(self) -> list[str]:
+        """See ``ConfigStore.others_prepared``. One that has ended is not waited for."""
+        return await self._others.wait_prepared()
+
+    async def tell_serving(self, version: int) -> None:
+        """See ``ConfigStore.tell_serving``."""
+        self._line.tell(f"{PREFIX}serving", version)
+
+    async def others_serving(self, version: int) -> None:
+        """See ``ConfigStore.others_serving``. One that has ended is not waited for, but one that joined since is."""
+        await self._others.wait_serving(version)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """See ``ConfigStore.turn``."""
+        number = next(self._turns)
+        try:
+            with suppress(LineClosed):
+                await self._line.ask(f"{PREFIX}turn", number)
+            yield
+        finally:
+            self._line.tell(f"{PREFIX}turn-over", number)
 
     async def close(self) -> None:
         """See ``ConfigStore.close``. The line stays: others speak over it."""
@@ -172,6 +221,7 @@ class LocalConfigStore:
                     raise StoreUnavailable("the process that holds the config is gone") from error
                 self._apply(_decoded(answer["config"]))
                 if answer["taken"]:
+                    self._others.are(answer["others"])
                     return after
         raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
 

@@ -20,6 +20,7 @@ class MemoryConfigStore:
     def __init__(self, start: RuntimeConfig) -> None:
         self._current = start
         self._lock = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     @property
     def current(self) -> RuntimeConfig:
@@ -32,11 +33,22 @@ class MemoryConfigStore:
     async def announce(self, models: Mapping[str, int]) -> None:
         """There is nobody to be told."""
 
-    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+    async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
         """There is nobody to be told."""
 
-    async def others_prepared(self) -> None:
+    async def others_prepared(self) -> list[str]:
         """There is nobody to wait for."""
+        return []
+
+    async def tell_serving(self, version: int) -> None:
+        """There is nobody to be told."""
+
+    async def others_serving(self, version: int) -> None:
+        """There is nobody to wait for."""
+
+    def turn(self) -> asyncio.Lock:
+        """See ``ConfigStore.turn``."""
+        return self._turn
 
     async def close(self) -> None:
         """See ``ConfigStore.close``."""

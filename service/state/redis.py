@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import redis.asyncio as aio
 from redis import Redis
+from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
@@ -34,6 +35,7 @@ from service.state.encoding import (
     encode_notice,
     encode_outputs,
 )
+from service.state.others import Others
 
 T = TypeVar("T")
 
@@ -55,6 +57,10 @@ SUBSCRIPTION_SECONDS = 60.0
 # A replica lists its metrics anew so often, and is forgotten so long after it last did.
 LISTED_EVERY_SECONDS = 5.0
 LISTED_FOR_SECONDS = 15
+
+# How long the turn of a replica that changes models lasts once it is lost, and how often others ask for it.
+TURN_SECONDS = 8.0
+TURN_LOOK_SECONDS = 0.1
 
 # How often a change is tried again because another came between.
 ATTEMPTS = 20
@@ -204,9 +210,8 @@ class RedisConfigStore:
         self._news = asyncio.Event()
         self._name = secrets.token_hex(8)  # by which a replica knows its own announcements
         self._announced: Mapping[str, int] = {}
-        self._asked: Mapping[str, int] = {}  # what was announced from here,
-        self._others = 0  # how many heard it,
-        self._prepared: asyncio.Queue[str] = asyncio.Queue()  # and which of them have prepared it
+        self._others = Others()
+        self._own_turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -231,18 +236,52 @@ class RedisConfigStore:
 
     async def announce(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.announce``."""
-        self._asked, self._prepared = dict(models), asyncio.Queue()
-        self._others = await self._say(Notice(self._name, models)) - 1
+        self._others.expect(models, 0)
+        self._others.hear_of(await self._say(Notice(self._name, models)) - 1)
 
-    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+    async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
         """See ``ConfigStore.tell_prepared``."""
-        await self._say(Notice(self._name, models, is_prepared=True))
+        await self._say(Notice(self._name, models, is_prepared=True, why_not=why_not))
 
-    async def others_prepared(self) -> None:
+    async def others_prepared(self) -> list[str]:
         """See ``ConfigStore.others_prepared``."""
-        ready: set[str] = set()
-        while len(ready) < self._others:
-            ready.add(await self._prepared.get())
+        return await self._others.wait_prepared()
+
+    async def tell_serving(self, version: int) -> None:
+        """See ``ConfigStore.tell_serving``."""
+        await self._say(Notice(self._name, {}, is_prepared=True, serving=version))  # of none, to earlier releases
+
+    async def others_serving(self, version: int) -> None:
+        """See ``ConfigStore.others_serving``. Replicas of earlier releases never tell."""
+        await self._others.wait_serving(version)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """See ``ConfigStore.turn``. A replica that dies loses its turn after ``TURN_SECONDS``."""
+        async with self._own_turn:
+            turn = self._link.client.lock(f"{self._link.prefix}turn", timeout=TURN_SECONDS, thread_local=False)
+            keeping = asyncio.create_task(self._keep(turn)) if await self._take(turn) else None
+            try:
+                yield
+            finally:
+                if keeping is not None:
+                    keeping.cancel()
+                    with suppress(StoreUnavailable):  # then it runs out, or another replica has it already
+                        await self._link.run(turn.release(), CONFIG_SECONDS)
+
+    async def _take(self, turn: Lock) -> bool:
+        """Wait for ``turn``; False where Redis is out of reach, or takes nothing: no change is made without it."""
+        with suppress(StoreUnavailable):
+            while not await self._link.run(turn.acquire(blocking=False), CONFIG_SECONDS):
+                await asyncio.sleep(TURN_LOOK_SECONDS)
+            return True
+        return False
+
+    async def _keep(self, turn: Lock) -> None:
+        while True:
+            await asyncio.sleep(TURN_SECONDS / 4)
+            with suppress(StoreUnavailable):
+                await self._link.run(turn.reacquire(), CONFIG_SECONDS)
 
     async def _say(self, notice: Notice) -> int:
         """How many listen, this one with them."""
@@ -314,10 +353,12 @@ class RedisConfigStore:
             self._news.set()
         elif notice.sender == self._name:
             pass
-        elif not notice.is_prepared:
+        elif notice.serving is not None:
+            self._others.serving(notice.serving, notice.sender)
+        elif notice.is_prepared:
+            self._others.prepared(notice.models, notice.sender, notice.why_not)
+        else:
             self._announced = notice.models
-        elif notice.models == self._asked:
-            self._prepared.put_nowait(notice.sender)
 
     async def _refresh(self) -> None:
         try:

@@ -26,6 +26,8 @@ from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTar
 from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
 from tests.state.local import local_configs
 
+TIMEOUT = 20
+
 pytestmark = pytest.mark.anyio
 
 START = RuntimeConfig(
@@ -309,3 +311,36 @@ async def test_replica_is_listed_from_its_start_to_its_close(targets: Targets) -
 
 async def test_what_was_never_listed_can_be_closed(targets: Targets) -> None:
     await targets.close()
+
+
+async def test_turns_are_taken_one_at_a_time_and_each_comes(store: ConfigStore) -> None:
+    within: list[int] = []
+    most: list[int] = []
+
+    async def take(number: int) -> None:
+        async with store.turn():
+            within.append(number)
+            await asyncio.sleep(0)
+            most.append(len(within))
+            within.remove(number)
+
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*map(take, range(5)))
+    assert most == [1] * 5
+
+
+async def test_a_turn_that_is_given_up_is_nobodys(store: ConfigStore) -> None:
+    async def take() -> None:
+        async with store.turn():
+            pass
+
+    async with asyncio.timeout(TIMEOUT):
+        async with store.turn():
+            waiting = asyncio.create_task(take())
+            await asyncio.sleep(0)  # it has asked
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        with pytest.raises(ZeroDivisionError):
+            async with store.turn():
+                _ = 1 / 0
+        await take()

@@ -183,7 +183,7 @@ def test_a_model_is_switched_in_every_process(serve: Serve, two_versions: Path) 
     _, client = serve(processes="2", model_store=str(two_versions), model="tiny/1")
     with clients(client, 4) as several:
         assert several[0].patch("/config/model", json={"model": "tiny/2"}).status_code == 200
-        until(lambda: all(each.get("/stats").json()["model"]["version"] == 2 for each in several))
+        assert [each.get("/stats").json()["model"]["version"] for each in several] == [2] * 4
         for each in several:
             shown = set(re.findall(r'^lowfirst_threshold\{model="(.*)"\}', each.get("/metrics").text, re.MULTILINE))
             assert shown == {"tiny/2"}

@@ -69,8 +69,8 @@ class Held(Predictor):
         assert await asyncio.to_thread(self.arrived.wait, TIMEOUT)
 
 
-def load(folder: Path) -> Predictor:
-    return Held.load(folder, "cpu", "float32")
+def load(folder: Path, converted: Path | None = None) -> Predictor:
+    return Held.load(folder, "cpu", "float32", converted=converted)
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ import pytest
 
 from service.engine.answer import Answer
 from service.engine.applied import first_config
-from service.errors import ConfigConflict, InvalidOption, NotFound
+from service.errors import ConfigConflict, Conflict, InvalidOption, NotFound
 from service.model_spec import ModelSpec
 from service.state.base import ThresholdConfig
 from service.state.memory import MemoryConfigStore
@@ -191,14 +191,28 @@ class Shared(MemoryConfigStore):
         self.told = asyncio.Event()
         self.waited_for = asyncio.Event()
         self.other = asyncio.Event()
+        self.why_not: str | None = None
+        self.refused: list[str] = []
+        self.told_of: list[int] = []  # versions of the config
+        self.serving = asyncio.Event()
+        self.serving.set()
 
-    async def tell_prepared(self, models: Mapping[str, int]) -> None:
+    async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
         assert models == self.announced
+        self.why_not = why_not
         self.told.set()
 
-    async def others_prepared(self) -> None:
+    async def others_prepared(self) -> list[str]:
         self.waited_for.set()
         await self.other.wait()
+        return self.refused
+
+    async def tell_serving(self, version: int) -> None:
+        self.told_of.append(version)
+
+    async def others_serving(self, version: int) -> None:
+        assert version == self.current.version
+        await self.serving.wait()
 
 
 @pytest.mark.parametrize("announced", [{"tiny": 2}, {"tiny": 1}, {"broken": 1}])
@@ -224,6 +238,63 @@ async def test_a_model_changes_once_the_other_replicas_are_prepared(
         config.other.set()
         await asyncio.wait_for(switching, TIMEOUT)
         assert (await replica.classify(jpeg)).version == 2
+
+
+async def test_what_another_replica_cannot_serve_changes_nothing_and_says_why(store: ModelStore) -> None:
+    config = Shared(store)
+    config.refused = ["no room"]
+    config.other.set()
+    others = workers()
+    async with serving_models(store, config=config) as replica:
+        first = workers() - others
+        before = config.current
+        with pytest.raises(Conflict, match="another replica cannot serve it, so nothing has changed: no room"):
+            await in_time(replica.switching.switch("tiny/2"))
+        assert config.current is before
+        assert workers() - others == first
+
+
+async def test_a_change_is_answered_once_the_other_replicas_serve_it(store: ModelStore) -> None:
+    config = Shared(store)
+    config.other.set()
+    async with serving_models(store, config=config) as replica:
+        config.serving.clear()
+        switching = asyncio.create_task(replica.switching.switch("tiny/2"))
+        await until(lambda: replica.served() == ["tiny/2"])
+        assert not switching.done()
+        config.serving.set()
+        await asyncio.wait_for(switching, TIMEOUT)
+
+
+async def test_a_replica_tells_of_what_it_serves_and_of_what_it_cannot(store: ModelStore) -> None:
+    config = Shared(store)
+    async with serving_models(store, config=config) as replica:
+        await replica.name({"tiny": 2})
+        await until(lambda: config.told_of == [2])
+        await replica.name({"broken": 1})
+        await until(lambda: config.told_of[:2] == [2, 3])
+
+
+async def test_what_is_announced_is_prepared_though_the_config_names_what_nobody_can_serve(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.tuning.RETRY_SECONDS", 3600)
+    config = Shared(store)
+    async with serving_models(store, config=config) as replica:
+        await replica.name({"broken": 1})
+        await until(lambda: replica.switching.obstacle is not None)
+        config.announced = {"tiny": 2}
+        await in_time(config.told.wait())
+        await replica.name({"tiny": 2})
+        await until(lambda: replica.served() == ["tiny/2"])
+
+
+async def test_of_switches_on_two_replicas_at_once_the_last_one_wins(store: ModelStore) -> None:
+    async with serving_models(store) as one, serving_models(store, config=one.config) as two:
+        both = (one.switching.switch("tiny/2"), two.switching.switch("other"))
+        await asyncio.wait_for(asyncio.gather(*both), TIMEOUT)
+        assert one.config.current.models == {"other": 1}
+        await until(lambda: one.served() == two.served() == ["other/1"])
 
 
 async def test_a_replica_that_was_lost_is_not_waited_for_for_ever(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ async def local_configs(count: int) -> AsyncIterator[tuple[LocalConfigStore, ...
     """``count`` stores of one parent, not started yet; the parent's ends hang up in the end."""
     shared = SharedConfig()
     parents: list[Line] = []
+    leaving: list[asyncio.Task[None]] = []
     stores: list[LocalConfigStore] = []
     for _ in range(count):
         ours, theirs = socket.socketpair()
@@ -32,10 +34,18 @@ async def local_configs(count: int) -> AsyncIterator[tuple[LocalConfigStore, ...
 
         parents.append(Line(ours, hear_child))
         await parents[-1].open()
+        leaving.append(asyncio.create_task(_leave(shared, parents[-1])))
         stores.append(await _store(theirs))
     yield tuple(stores)
     for line in parents:
         line.close()
+    await asyncio.gather(*leaving)
+
+
+async def _leave(shared: SharedConfig, line: Line) -> None:
+    """What the parent does once a process has ended."""
+    await line.wait_closed()
+    shared.leave(line)
 
 
 async def _store(end: socket.socket) -> LocalConfigStore:

@@ -212,5 +212,11 @@ def test_what_is_no_word(raw: bytes) -> None:
 
 @pytest.mark.parametrize("is_prepared", [False, True])
 def test_word_is_read_as_it_was_written(is_prepared: bool) -> None:
-    notice = Notice("me", {"tiny": 2, "bees": 1}, is_prepared)
+    for why_not in (None, "no room"):
+        notice = Notice("me", {"tiny": 2, "bees": 1}, is_prepared, why_not)
+        assert decode_notice(encode_notice(notice)) == notice
+
+
+def test_word_of_what_is_served_is_of_no_model_to_earlier_releases() -> None:
+    notice = Notice("me", {}, is_prepared=True, serving=7)
     assert decode_notice(encode_notice(notice)) == notice

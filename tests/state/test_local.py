@@ -72,6 +72,66 @@ async def test_the_one_that_announces_a_model_hears_who_has_prepared_it() -> Non
         assert asker.announced == {}
 
 
+async def test_who_changed_the_models_hears_who_serves_them_and_waits_for_nobody_that_is_gone() -> None:
+    async with local_configs(4) as (asker, follower, failing, dying):
+        for store in (asker, follower, failing, dying):
+            await store.start()
+        await asker.announce({"tiny": 2})
+        await failing.tell_prepared({"tiny": 2}, "no room")
+        await follower.tell_prepared({"tiny": 2})
+        waiting = asyncio.create_task(asker.others_prepared())
+        dying._line.close()
+        async with asyncio.timeout(10):
+            assert await waiting == ["no room"]
+        changed = await asker.update(serving(2))
+        waiting_on = asyncio.create_task(asker.others_serving(changed.version))
+        await follower.tell_serving(changed.version - 1)
+        await failing.tell_serving(changed.version)
+        await asyncio.sleep(0)
+        assert not waiting_on.done()
+        await follower.tell_serving(changed.version)
+        async with asyncio.timeout(10):
+            await waiting_on
+
+
+async def test_a_process_that_joined_during_a_switch_is_waited_for_too() -> None:
+    async with local_configs(2) as (asker, late):
+        await asker.start()
+        await asker.announce({"tiny": 2})
+        await asker.others_prepared()
+        await late.start()
+        changed = await asker.update(serving(2))
+        waiting = asyncio.create_task(asker.others_serving(changed.version))
+        await asker._line.ask("config.nothing")  # by when all that was said has been heard
+        assert not waiting.done()
+        await late.tell_serving(changed.version)
+        async with asyncio.timeout(10):
+            await waiting
+
+
+async def test_a_turn_goes_from_process_to_process_and_that_of_one_that_ended_to_the_next() -> None:
+    async with local_configs(3) as (first, second, third):
+        for store in (first, second, third):
+            await store.start()
+        had: list[str] = []
+
+        async def take(name: str, store: LocalConfigStore) -> None:
+            async with store.turn():
+                had.append(name)
+
+        async with first.turn():
+            ended = asyncio.create_task(take("second", second))
+            await second._line.ask("config.announce", {})  # by when it has been heard
+            waiting = asyncio.create_task(take("third", third))
+            await third._line.ask("config.announce", {})
+            assert not had
+            second._line.close()
+            await asyncio.gather(ended, return_exceptions=True)
+        async with asyncio.timeout(10):
+            await waiting
+        assert had[-1] == "third"
+
+
 async def test_without_its_parent_the_config_stays_and_cannot_be_changed() -> None:
     async with local_configs(1) as (store,):
         await store.start()

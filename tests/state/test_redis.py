@@ -106,6 +106,49 @@ async def test_who_announces_waits_until_each_who_heard_is_prepared(redis_server
         await asyncio.wait_for(waiting, TIMEOUT)
 
 
+async def test_who_changed_the_models_hears_who_cannot_and_who_serves_them(redis_server: RedisServer) -> None:
+    async with replica(redis_server) as one, replica(redis_server) as other:
+        await until(lambda: redis_server.client.pubsub_numsub(CONFIG_KEY)[0][1] == 2)
+        await one.announce({"tiny": 2})
+        await other.tell_prepared({"tiny": 2}, "no room")
+        assert await asyncio.wait_for(one.others_prepared(), TIMEOUT) == ["no room"]
+        waiting = asyncio.create_task(one.others_serving(7))
+        await other.tell_serving(6)
+        await other.announce({"tiny": 3})
+        await until(lambda: one.announced == {"tiny": 3})  # what was said before has been heard
+        assert not waiting.done()
+        await other.tell_serving(7)
+        await asyncio.wait_for(waiting, TIMEOUT)
+
+
+async def test_a_turn_is_of_one_replica_for_as_long_as_it_lasts_and_no_longer_than_its_replica(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.state.redis, "TURN_SECONDS", 0.4)
+    async with replica(redis_server) as one, replica(redis_server) as other:
+
+        async def take() -> None:
+            async with other.turn():
+                pass
+
+        async with one.turn():
+            waiting = asyncio.create_task(take())
+            with pytest.raises(TimeoutError):  # it is kept for longer than it would last by itself
+                await asyncio.wait_for(asyncio.shield(waiting), 3 * service.state.redis.TURN_SECONDS)
+        await asyncio.wait_for(waiting, TIMEOUT)
+        redis_server.client.set("lowfirst:turn", "of one that died", px=200)
+        await asyncio.wait_for(take(), TIMEOUT)
+
+
+async def test_no_turn_is_waited_for_while_redis_is_away(redis_server: RedisServer) -> None:
+    async with replica(redis_server) as one:
+        redis_server.kill()
+        async with asyncio.timeout(TIMEOUT):
+            for _ in range(2):
+                async with one.turn():
+                    pass
+
+
 async def test_who_is_alone_waits_for_nobody(redis_server: RedisServer) -> None:
     async with replica(redis_server) as one:
         await until(lambda: redis_server.client.pubsub_numsub(CONFIG_KEY)[0][1] == 1)

@@ -78,6 +78,25 @@ def build_runtime(
     return EagerRuntime(network, spec, device, precision)
 
 
+def converts(name: str) -> bool:
+    """Whether the runtime converts networks before it computes, which holds Python's lock for a second or more."""
+    return name == "openvino"
+
+
+def save_converted(network: Cascade, spec: ModelSpec, place: Path) -> None:
+    """Convert ``network``, which is taken over, for ``build_converted`` elsewhere. Raises RuntimeError: no room."""
+    from service.inference.runtimes.openvino import convert, save
+
+    save(convert(network, spec), spec, place)
+
+
+def build_converted(place: Path, spec: ModelSpec, precision: Precision, threads: int) -> Runtime:
+    """The runtime of the stages that ``save_converted`` put in ``place``, which need not stay there."""
+    from service.inference.runtimes.openvino import OpenVINORuntime, read
+
+    return OpenVINORuntime(read(place, spec), precision, threads)
+
+
 def build_quantised(name: str, folder: Path, spec: ModelSpec, threads: int) -> Runtime:
     """The runtime of the int8 stages in ``folder``.
 

@@ -56,6 +56,17 @@ def convert(network: Cascade, spec: ModelSpec) -> list[ov.Model]:
     return converted
 
 
+def save(models: Sequence[ov.Model], spec: ModelSpec, place: Path) -> None:
+    """Put ``models``, as ``convert`` gives them, into ``place`` for ``read``. Raises RuntimeError: there is no room."""
+    for model, stage in zip(models, spec.stages, strict=True):
+        ov.serialize(model, place / f"{stage.name}.xml")
+
+
+def read(place: Path, spec: ModelSpec) -> list[ov.Model]:
+    """What ``save`` put there."""
+    return [CORE.read_model(place / f"{stage.name}.xml") for stage in spec.stages]
+
+
 def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
     """The int8 stages in a model folder.
 
@@ -69,7 +80,7 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
         )
     for name, digest in spec.files.items():
         verified(folder, name, digest)
-    models = [CORE.read_model(folder / INT8_FOLDER / f"{stage.name}.xml") for stage in spec.stages]
+    models = read(folder / INT8_FOLDER, spec)
     for model, stage in zip(models, spec.stages, strict=True):
         if model.inputs[0].partial_shape[1].get_length() != stage.resolution:
             raise InvalidOption(
@@ -159,6 +170,11 @@ class CompiledStage:
             self._piece(size).run(first, part)
             first += size
         return [output[:rows] for output in self._outputs]
+
+    def __del__(self) -> None:
+        """Each piece takes milliseconds to free, under Python's lock: others run between two."""
+        while self._pieces:
+            self._pieces.popitem()
 
     def _piece(self, size: int) -> _Piece:
         if size not in self._pieces:
