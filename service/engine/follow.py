@@ -130,13 +130,13 @@ def _keep_promise(state: Followed, live: LiveTable, now: float) -> Followed:
     if certified >= 1 and value < 1:
         missing = live.missing(state.asked.goal, value)
         lost = (
-            f"it takes {missing[0]:.15g} drawn images and there are {missing[1]}"
+            f"{missing[0]:.15g} sampled images are needed, {missing[1]} exist"
             if missing
-            else f"no threshold below 1 is certified by the latest {live.images} drawn images"
+            else f"no threshold below 1 is certified by the latest {live.images} sampled images"
         )
     state = replace(state, lost=lost)
     if wanted > state.threshold:
-        return state.moved(now, wanted, lost or f"an agreement of {value:g} takes it")
+        return state.moved(now, wanted, lost or f"an agreement of {value:g} needs it")
     if wanted < state.threshold and _is_worth_it(state, live, wanted, now):
         return state.moved(now, wanted, f"an agreement of {value:g} allows it")
     return state
@@ -151,9 +151,9 @@ def _hold_budget(state: Followed, live: LiveTable, costs: Sequence[float], now: 
     must = mean > budget and wanted < state.threshold
     may = mean <= budget and wanted > state.threshold and _is_worth_it(state, live, wanted, now)
     if must or may:
-        state = state.moved(now, wanted, f"the latest images cost {mean:.4g} each, of {budget:g}")
+        state = state.moved(now, wanted, f"recent images cost {mean:.4g} each; the budget is {budget:g}")
         mean = live.mean_cost(wanted, costs)
-    lost = f"the latest images cost {mean:.4g} each, of {budget:g}, and the threshold can sink no lower"
+    lost = f"recent images cost {mean:.4g} each; the budget is {budget:g}, and the threshold cannot be lower"
     return replace(state, lost=lost if mean > budget else None)
 
 

@@ -129,8 +129,8 @@ def drawn_of(spec: ModelSpec, folder: Path, log: SavedLog) -> dict[Pair, Drawn]:
         logger.warning("%d of %d images were trained on, and are left out", known, drawn)
     if lacking > MAY_LACK * drawn:
         raise DataError(
-            f"{lacking} of {drawn} images drawn in {log.where} lack a stage, as they ended by their deadline or the "
-            f"server stopped; at most {MAY_LACK:.0%} may, or the others are no random sample",
+            f"{lacking} of {drawn} sampled images in {log.where} lack a stage: they were answered at their deadline, or the "
+            f"server stopped; at most {MAY_LACK:.0%} may, otherwise the rest is not a random sample",
             field=FIELD,
             value=lacking,
             bound=MAY_LACK,
@@ -139,8 +139,8 @@ def drawn_of(spec: ModelSpec, folder: Path, log: SavedLog) -> dict[Pair, Drawn]:
     if not enough:
         most = max((len(found) for found in groups.values()), default=0)
         raise DataError(
-            f"{log.where} has {most} different images of {spec.title} that were drawn to have every stage; calibration "
-            f"takes at least {MIN_HELD_OUT}, some for each half: raise LOWFIRST_SAMPLE_SHARE, or log for longer",
+            f"{log.where} has {most} different sampled images of {spec.title}; calibration needs at least "
+            f"{MIN_HELD_OUT}, some for each half: raise LOWFIRST_SAMPLE_SHARE, or log for longer",
             field=FIELD,
             value=most,
             bound=MIN_HELD_OUT,

@@ -104,4 +104,4 @@ def test_threshold_follows_the_pictures_in_every_process(serve: Serve, make_jpeg
         until(lambda: metric(again, "lowfirst_promise_lost") == 1)
         answer = again.get(PATH).json()
     assert (answer["threshold"], answer["table"]) == (1, "live")
-    assert answer["followed"]["lost"] == "it takes 29 drawn images and there are 0"
+    assert answer["followed"]["lost"] == "29 sampled images are needed, 0 exist"

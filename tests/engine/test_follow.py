@@ -85,7 +85,7 @@ def test_a_promise_that_no_threshold_keeps_falls_back_to_one_and_returns() -> No
     assert lost.lost is not None
     assert "no threshold below 1" in lost.lost
     few = follow(at(AGREEMENT, 0.5), of_traffic(count=10), MMACS, now=1.0)
-    assert (few.threshold, few.lost) == (1, "it takes 59 drawn images and there are 10")
+    assert (few.threshold, few.lost) == (1, "59 sampled images are needed, 10 exist")
     found = follow(lost, of_traffic(), MMACS, now=1.0 + HOLD_SECONDS)
     assert found.threshold < 1
     assert found.lost is None

@@ -175,7 +175,7 @@ def test_images_that_lack_a_stage_though_drawn_make_no_random_sample(model: Path
             yield dataclasses.replace(sample, outputs=sample.outputs[: 1 + (index % 10 > 0)]), body(index)
 
     write(where, logged())
-    with pytest.raises(DataError, match=r"40 of 400 images drawn .* lack a stage"):
+    with pytest.raises(DataError, match=r"40 of 400 sampled images .* lack a stage"):
         calibrate_from_log(model, where)
 
 
