@@ -101,7 +101,7 @@ def test_nothing_sinks_below_the_floor() -> None:
     after = follow(begin(cheap, 0.0), live, MMACS, now=1.0)
     assert after.threshold == 0.8
     assert after.lost is not None
-    assert "of 15, and the threshold can sink no lower" in after.lost
+    assert "the budget is 15, and the threshold cannot be lower" in after.lost
 
 
 def test_a_budget_is_held_when_images_become_harder_and_used_when_they_become_easier() -> None:

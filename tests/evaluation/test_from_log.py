@@ -163,7 +163,9 @@ def test_the_table_of_another_runtime_is_kept(model: Path, traffic: Traffic, whe
 
 def test_too_few_drawn_images_are_told_with_how_many_it_takes(model: Path, traffic: Traffic, where: str) -> None:
     write(where, ((traffic.sample(i, drawn=i < 5), body(i)) for i in range(COUNT)))
-    with pytest.raises(DataError, match=r"has 5 different images of tiny/1 .* takes at least 20") as caught:
+    with pytest.raises(
+        DataError, match=r"has 5 different sampled images of tiny/1; calibration needs at least 20"
+    ) as caught:
         calibrate_from_log(model, where)
     assert (caught.value.field, caught.value.value, caught.value.bound) == ("from_log", 5, 20)
 
