@@ -349,10 +349,10 @@ def _announce(parts: Parts) -> None:
         predictor, spec = engine.predictor, engine.spec
         calibration = predictor.calibration
         if calibration is None:
-            logger.warning("%s has no calibration table: what a threshold does cannot be predicted", spec.name)
+            logger.warning("%s has no calibration table: the effect of a threshold cannot be predicted", spec.name)
         elif calibration.stands_in_for:
             logger.warning(
-                "%s was calibrated for %s %s, not for %s: predictions are of the former, and nothing is certified",
+                "%s was calibrated for %s %s, not for %s: predictions use that table, and nothing is certified",
                 spec.name, calibration.table.runtime, calibration.table.precision, calibration.stands_in_for,
             )  # fmt: skip
         logger.info(
@@ -369,7 +369,7 @@ def _warn_if_it_does_not_pay(engine: Engine) -> None:
     effect, spent, break_even = expected.effect, expected.time, expected.break_even
     if effect is None or break_even is None or spent.saved is None or spent.saved >= 0:
         return
-    pays_from = "it pays at no exit rate" if break_even > 1 else f"it pays where {break_even:.0%} or more do"
+    pays_from = "it does not pay at any exit rate" if break_even > 1 else f"it pays where {break_even:.0%} or more do"
     logger.warning(
         "%s does not pay here at threshold %s: %.3f ms of compute per image, where the single-scale network takes "
         "%.3f; %.0f%% of the images are expected to end at the first stage, and %s. "
@@ -400,10 +400,10 @@ def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:
 
 def _warn_if_open(settings: Settings, allowed: keys.Keys) -> None:
     if allowed.refuse_changes:
-        logger.warning("the config cannot be changed (403): %s", keys.HOW_TO_SET)
+        logger.warning("config changes are refused (403): %s", keys.HOW_TO_SET)
     if settings.is_exposed and settings.api_key is None:
         logger.warning(
-            "everybody who reaches %s may classify: set LOWFIRST_API_KEY to ask for a key", settings.host or "this host"
+            "anybody who reaches %s may classify: set LOWFIRST_API_KEY to require a key", settings.host or "this host"
         )
 
 

@@ -87,7 +87,7 @@ class UnsupportedImage(InvalidImage):
 
 
 class ImageTooLarge(InvalidImage):
-    """More bytes or pixels than are read."""
+    """Too many bytes or pixels."""
 
     status = 413
     code = "image_too_large"
@@ -202,7 +202,7 @@ class ClientLeft(LowfirstError):
     code = "client_left"
 
     def __init__(self) -> None:
-        super().__init__("the client left before it was answered")
+        super().__init__("the client disconnected before the answer")
 
 
 class StoreUnavailable(LowfirstError):

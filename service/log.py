@@ -98,7 +98,7 @@ class BackgroundHandler(logging.Handler):
         self.acquire()
         lost, self._lost = self._lost, 0
         self.release()
-        message = "%d lines of this log are lost: it was not read as fast as it was written"
+        message = "%d lines of this log are lost: they were written faster than read"
         return logging.LogRecord(logger.name, logging.WARNING, __file__, 0, message, (lost,), None)
 
     def _write(self, line: str) -> None:

@@ -154,7 +154,7 @@ class ModelSpec:
         """
         raw = json.loads(text)
         if not isinstance(raw, dict):
-            raise TypeError(f"it is a JSON {type(raw).__name__}, no object")
+            raise TypeError(f"it is a JSON {type(raw).__name__}, not an object")
         if raw["format"] not in range(1, FORMAT + 1):
             raise ValueError(f"format is {raw['format']!r}; this version reads up to {FORMAT}")
         if raw["format"] == 1:
@@ -206,9 +206,9 @@ def _check(spec: ModelSpec) -> None:
     """Raises ValueError naming what no model can have."""
     for name, labels in (("classes", spec.classes), ("class_folders", spec.class_folders)):
         if not all(isinstance(label, str) and label and label.isprintable() for label in labels):
-            raise ValueError(f"{name} must be texts that can be printed, none of them empty")
+            raise ValueError(f"{name} must be printable, non-empty texts")
         if len(set(labels)) != len(labels):
-            raise ValueError(f"{name} must differ from each other")
+            raise ValueError(f"{name} must be different")
     if len(spec.classes) != spec.architecture.num_classes:
         raise ValueError(f"{len(spec.classes)} classes for {spec.architecture.num_classes} logits")
     if spec.default_threshold is not None and not 0 <= spec.default_threshold <= 1:
@@ -224,7 +224,7 @@ def _check_stages(stages: Sequence[StageSpec], pixels: Preprocessing) -> None:
     crop = pixels.crop
     names = [stage.name for stage in stages]
     if not stages or len(set(names)) != len(names):
-        raise ValueError("stages must be at least one, each with a name of its own")
+        raise ValueError("stages must be at least one, each with a unique name")
     for name in names:
         if not (isinstance(name, str) and STAGE_NAME.fullmatch(name)) or name in TAKEN:
             raise ValueError(

@@ -246,7 +246,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not KEY.fullmatch(value.get_secret_value()):
-            raise PydanticCustomError("key", "at least 16 characters of ASCII, none of them a space")
+            raise PydanticCustomError("key", "at least 16 ASCII characters without spaces")
         return value
 
     @field_validator("admin_key")
@@ -254,7 +254,7 @@ class Settings(BaseSettings):
     def _is_a_key_of_its_own(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None and value == info.data.get("api_key"):
             raise PydanticCustomError(
-                "same_key", "another than LOWFIRST_API_KEY, or every client may change the config"
+                "same_key", "different from LOWFIRST_API_KEY, otherwise every client may change the config"
             )
         return value
 
@@ -262,7 +262,7 @@ class Settings(BaseSettings):
     @classmethod
     def _has_a_key_to_ask_for(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("api_key") is None and info.data.get("admin_key") is None:
-            raise PydanticCustomError("no_key", "left unset without LOWFIRST_API_KEY or LOWFIRST_ADMIN_KEY")
+            raise PydanticCustomError("no_key", "unset, unless LOWFIRST_API_KEY or LOWFIRST_ADMIN_KEY is set")
         return value
 
     @field_validator("cors_origins")
@@ -270,9 +270,9 @@ class Settings(BaseSettings):
     def _lists_origins(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for origin in value:
             if origin == "*" and info.data.get("admin_key") is None:  # else any page a user opens could make changes
-                raise PydanticCustomError("any_origin", "a list of origins; `*` takes LOWFIRST_ADMIN_KEY")
+                raise PydanticCustomError("any_origin", "a list of origins; `*` requires LOWFIRST_ADMIN_KEY")
             if origin != "*" and not ORIGIN.fullmatch(origin):
-                raise PydanticCustomError("origins", "origins like https://example.org:8443, with commas between")
+                raise PydanticCustomError("origins", "comma-separated origins like https://example.org:8443")
         return value
 
     @field_validator("sample_total_bytes")

@@ -179,7 +179,7 @@ FIRST_ROW: Path_ = ("calibration", 0, "rows", 0)
         (MEAN, [0.1, INF, 0.3], "preprocessing: mean is"),
         (MEAN, ["a", "b", "c"], "preprocessing: mean is"),
         # stages
-        (("stages", 1, "name"), "low", "each with a name of its own"),
+        (("stages", 1, "name"), "low", "each with a unique name"),
         (("stages", 1, "name"), "", "stages: name is ''"),
         (("stages", 1, "name"), 2, "stages: name is 2"),
         (("stages", 1, "name"), "Middle one", "stages: name is 'Middle one'"),

@@ -80,7 +80,7 @@ def test_what_was_changed_since_is_refused(alteration: str, folder: Path, keys: 
 @pytest.mark.parametrize("content", ["", "{}", "null", "signed, trust me"])
 def test_a_signature_that_is_none_is_refused(content: str, folder: Path, keys: tuple[Path, Path]) -> None:
     (folder / SIGNATURE).write_text(content)
-    with pytest.raises(BrokenModel, match=r"signed: model\.sig is no valid signature \(\w+\)$"):
+    with pytest.raises(BrokenModel, match=r"signed: model\.sig is not a valid signature \(\w+\)$"):
         verify(folder, keys[1])
 
 

@@ -145,7 +145,7 @@ def _part(piece: bytes) -> tuple[str, bytes]:
     end = piece.find(b"\r\n\r\n", 0, MAX_PART_HEAD)
     padding, *lines = piece[: max(0, end)].split(b"\r\n")
     if end < 0 or padding.strip(b" \t"):
-        raise _broken(f"a part has no head of at most {MAX_PART_HEAD} bytes")
+        raise _broken(f"the header of a part is missing or longer than {MAX_PART_HEAD} bytes")
     head = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
     encoding = head.get(b"content-transfer-encoding", b"binary").lower()
     if encoding not in VERBATIM:

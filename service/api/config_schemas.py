@@ -18,15 +18,20 @@ class PredictedEffect(BaseModel):
     """What the calibration table expects of a threshold; bounds hold at 95 % confidence for images like its own, and
     say nothing (0 and 1) where the runtime and precision that serve have no table of their own."""
 
-    exit_rate: float = Field(description="Share of images that end before the last stage.")
+    exit_rate: float = Field(description="Share of images that exit before the last stage.")
     ends: list[float] = Field(description="Share of images that end at each stage.")
     mean_mmacs: float
-    mean_ms: float | None = Field(None, description="Compute of one worker per image on this machine.")
-    single_scale_ms: float | None = Field(None, description="The same of the single-scale network.")
-    saved: float | None = Field(None, description="Share of that time that is saved; negative: the cascade costs more.")
-    accuracy: float | None = Field(description="Null where the calibration photographs had no labels.")
-    accuracy_interval: tuple[float, float] | None = Field(None, description="Where it lies with 95 % confidence.")
-    agreement: float = Field(description="Share of images answered as the last stage would.")
+    mean_ms: float | None = Field(None, description="Milliseconds of one worker per image on this machine.")
+    single_scale_ms: float | None = Field(
+        None, description="Milliseconds of one worker per image with the single-scale network."
+    )
+    saved: float | None = Field(
+        None,
+        description="Share of the single-scale network's time that is saved; negative if the cascade takes longer.",
+    )
+    accuracy: float | None = Field(description="Null if the calibration photographs had no labels.")
+    accuracy_interval: tuple[float, float] | None = Field(None, description="Two-sided 95 % interval of the accuracy.")
+    agreement: float = Field(description="Share of images with the same answer as the last stage.")
     agreement_at_least: float
     accuracy_drop_at_most: float | None
 
@@ -68,34 +73,43 @@ class ThresholdPatch(Strict):
 
     threshold: Share | None = Field(None, strict=True, description="The threshold itself.")
     max_mean_mmacs: float | None = Field(
-        None, gt=0, strict=True, allow_inf_nan=False, description="The highest threshold that costs at most this."
+        None,
+        gt=0,
+        strict=True,
+        allow_inf_nan=False,
+        description="Use the highest threshold that costs at most this many million multiply-adds per image.",
     )
     max_mean_ms: float | None = Field(
         None,
         gt=0,
         strict=True,
         allow_inf_nan=False,
-        description="The highest that costs at most so many milliseconds of a core (or GPU) per image here.",
+        description="Use the highest threshold that costs at most this many milliseconds of a core (or "
+        "GPU) per image on this machine.",
     )
-    min_agreement: Share | None = Field(None, strict=True, description="The cheapest that agrees at least so often.")
+    min_agreement: Share | None = Field(
+        None,
+        strict=True,
+        description="Use the cheapest threshold whose agreement with the last stage is at least this share.",
+    )
     max_accuracy_drop: Share | None = Field(
-        None, strict=True, description="The cheapest that loses at most this share of right answers."
+        None, strict=True, description="Use the cheapest threshold that loses at most this share of correct answers."
     )
     floor: Share | None = Field(
-        None, strict=True, description="How low overload may bring the threshold; null: not at all."
+        None, strict=True, description="Lowest threshold that overload may cause; null: overload does not lower it."
     )
 
     table: Table = Field(
         "stored",
-        description="What the goal is held by: the model's calibration table, or live traffic, which the threshold "
-        "follows from then on. Not with threshold or max_accuracy_drop.",
+        description="Table that solves the goal: the stored calibration table, or live traffic, which the "
+        "threshold then follows. Not with threshold or max_accuracy_drop.",
     )
 
     @model_validator(mode="after")
     def _one_goal(self) -> ThresholdPatch:
         named = [goal for goal in GOALS if getattr(self, goal) is not None]
         if not named and self.table == "live":
-            raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(GOALS)}")
+            raise InvalidOption("table", self.table, f"absent, or used with one of {', '.join(GOALS)}")
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; it must be exactly one of {', '.join(GOALS)}")
         if not named and "floor" not in self.model_fields_set:
@@ -128,7 +142,7 @@ class ThresholdAnswer(BaseModel):
     floor: float | None
     version: int
     predicted: PredictedEffect | None
-    table: Table = Field("stored", description="What the goal is held by.")
+    table: Table = Field("stored", description="Table that solves the goal.")
     followed: FollowedAnswer | None = None
 
 
@@ -136,7 +150,7 @@ class ConfigAnswer(BaseModel):
     """The runtime config."""
 
     version: int
-    models: list[ModelName] = Field(description="What is served; the first is meant where none is named.")
+    models: list[ModelName] = Field(description="Served models; requests without a model use the first.")
     thresholds: list[ThresholdAnswer]
 
 
@@ -186,12 +200,14 @@ class ModelAnswer(BaseModel):
     classes: list[str]
     resolution: int
     resize: int = Field(
-        description="Pixels that the shorter side is resized to before the central square of `resolution` is cut out."
+        description="Pixels to which the shorter side is resized before the central square of `resolution` is cropped."
     )
     stages: list[StageAnswer]
-    low_mmacs: float = Field(description="Of the first stage.")
-    high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
-    default_threshold: float = Field(description="That a server starts with in its runtime and precision.")
+    low_mmacs: float = Field(description="Million multiply-adds of the first stage.")
+    high_mmacs: float = Field(
+        description="Million multiply-adds of the last stage alone, which is the single-scale network."
+    )
+    default_threshold: float = Field(description="Threshold at start-up, in the active runtime and precision.")
     dataset: str
     calibration_images: int
     curve: list[CurvePoint]

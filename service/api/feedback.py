@@ -41,14 +41,14 @@ class Feedback:
             Busy: too many wait to be written.
         """
         if self._log is None:
-            raise NotFound("no request is known: LOWFIRST_SAMPLE_LOG is unset", field="request_id", value=request_id)
+            raise NotFound("no requests are logged: LOWFIRST_SAMPLE_LOG is unset", field="request_id", value=request_id)
         found = self._take(request_id, index, label)
         if found is None:
             told = await self._siblings.others(KIND, [request_id, index, label])
             found = next(iter(told), None)
         if found is None:
             raise NotFound(
-                f"request_id is {request_id!r}, index {index}; it is none of the latest {MOST} images that each "
+                f"request_id is {request_id!r}, index {index}; it is not among the latest {MOST} images that each "
                 "process has logged",
                 field="request_id",
                 value=request_id,

@@ -112,7 +112,7 @@ class Following:
                 await self._look()
                 await self._siblings.others("followed", self._stand(None))
             except Exception:  # the next look may succeed; what is in force stays
-                logger.exception("the traffic could not be followed")
+                logger.exception("following the traffic failed")
 
     async def _look(self) -> None:
         for engine in self._models:

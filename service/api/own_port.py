@@ -29,7 +29,7 @@ def bind_own(host: str, port: int) -> tuple[socket.socket, str]:
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server((where[0], port), family=family)
     except OSError as error:
-        raise InvalidOption(PORT, port, f"one that can be listened on at {host} ({error.strerror})") from error
+        raise InvalidOption(PORT, port, f"a free port at {host} ({error.strerror})") from error
     name = f"[{host}]" if ":" in host else host
     return listener, f"{name}:{listener.getsockname()[1]}"
 

@@ -62,8 +62,8 @@ class _Strict(BaseModel):
 class InputParameters(_Strict):
     """How an input's data comes."""
 
-    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor, which follow the JSON.")
-    content_type: Literal["base64"] | None = Field(None, description="How `data` is written; it is so in any case.")
+    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor that follow the JSON.")
+    content_type: Literal["base64"] | None = Field(None, description="Encoding of `data`; always base64.")
 
 
 class InferInput(_Strict):
@@ -79,9 +79,9 @@ class InferInput(_Strict):
 class OutputParameters(_Strict):
     """How an output is wanted."""
 
-    binary_data: bool | None = Field(None, description="After the JSON, rather than in it.")
+    binary_data: bool | None = Field(None, description="Whether the output follows the JSON as binary data.")
     classification: int | None = Field(
-        None, ge=1, description='Of `probabilities`: so many labels instead, as "score:index:label".'
+        None, ge=1, description='For `probabilities`: return this many labels instead, as "score:index:label".'
     )
 
 
@@ -97,12 +97,18 @@ class RequestParameters(_Strict):
 
     threshold: Share | None = Field(None, description="Threshold for this request only.")
     deadline_ms: float | None = Field(
-        None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
+        None,
+        gt=0,
+        le=3_600_000,
+        allow_inf_nan=False,
+        description="Deadline, counted from the arrival of the request's head.",
     )
     timeout: int | None = Field(
-        None, gt=0, le=3_600_000_000, description="The same in microseconds, as Triton's clients name it."
+        None, gt=0, le=3_600_000_000, description="The deadline in microseconds (Triton's name for it)."
     )
-    binary_data_output: bool = Field(False, description="Every output that does not say otherwise after the JSON.")
+    binary_data_output: bool = Field(
+        False, description="Whether outputs without their own setting follow the JSON as binary data."
+    )
 
 
 REQUEST: JsonDict = {
@@ -117,11 +123,11 @@ class InferRequest(_Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [REQUEST]})
 
     id: Annotated[str, BeforeValidator(_as_text, str | WholeNumber)] | None = Field(
-        None, description="Given back with the answer, as a string."
+        None, description="Returned in the answer, as a string."
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1)
     outputs: list[RequestedOutput] | None = Field(
-        None, max_length=len(OUTPUTS), description="Unset or empty: every one, as /v2/models/{model} lists them."
+        None, max_length=len(OUTPUTS), description="Missing or empty: all outputs, as listed by /v2/models/{model}."
     )
     parameters: RequestParameters | None = None
 
@@ -145,12 +151,12 @@ class OutputTensor(BaseModel):
 class AnswerParameters(BaseModel):
     """One image's outputs again, as plain values; of several, what sums them up."""
 
-    exit: str = Field(description="The furthest stage that any of the images took.")
-    confidence: float = Field(description="The least.")
-    threshold: float = Field(description="The least.")
-    mmacs: float = Field(description="The sum.")
-    degraded: bool = Field(description="Whether any is.")
-    config_version: int = Field(description="The oldest.")
+    exit: str = Field(description="The last stage that any image reached.")
+    confidence: float = Field(description="The lowest of all images.")
+    threshold: float = Field(description="The lowest of all images.")
+    mmacs: float = Field(description="The sum over all images.")
+    degraded: bool = Field(description="Whether any answer is degraded.")
+    config_version: int = Field(description="The oldest of all images.")
 
     @classmethod
     def of(cls, answers: list[Answer]) -> AnswerParameters:

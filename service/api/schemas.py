@@ -44,13 +44,20 @@ ANSWER: JsonDict = {
 class ClassifyQuery(Strict):
     """What a request wants of its images."""
 
-    top_k: int | None = Field(None, ge=1, description="Labels to give, unset: 5; all if there are fewer.")
-    threshold: Share | None = Field(None, description="Threshold for this request only.")
+    top_k: int | None = Field(None, ge=1, description="Number of labels; default 5, at most all.")
+    threshold: Share | None = Field(None, description="The threshold that the confidence was compared with.")
     deadline_ms: float | None = Field(
-        None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
+        None,
+        gt=0,
+        le=3_600_000,
+        allow_inf_nan=False,
+        description="Deadline, counted from the arrival of the request's head.",
     )
-    model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
-    passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
+    model: str | None = Field(None, description="A served model, name or name/version; default: the first.")
+    passes: bool = Field(
+        False,
+        description="Also return what each stage that ran predicted; costs no compute.",
+    )
 
 
 class FeedbackBody(Strict):
@@ -58,11 +65,11 @@ class FeedbackBody(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": "a1", "label": "church"}]})
 
-    request_id: str = Field(min_length=1, max_length=128, description="Of the answer.")
+    request_id: str = Field(min_length=1, max_length=128, description="Request id of the answer.")
     label: Annotated[str, Field(strict=True, max_length=256)] | Annotated[int, Field(strict=True)] = Field(
-        description="The true class of the model that answered: its name, or its index."
+        description="The true class, by name or index in the model that answered."
     )
-    index: int = Field(0, ge=0, strict=True, description="Which image of a request of several.")
+    index: int = Field(0, ge=0, strict=True, description="Position of the image in a request with several images.")
 
 
 class FeedbackAnswer(BaseModel):
@@ -77,7 +84,7 @@ class FeedbackAnswer(BaseModel):
 class ModelQuery(Strict):
     """Which model a request is about."""
 
-    model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
+    model: str | None = Field(None, description="A served model, name or name/version; default: the first.")
 
 
 class PreviewQuery(ModelQuery):
@@ -89,7 +96,7 @@ class PreviewQuery(ModelQuery):
 class JsonImage(Strict):
     """The JSON form of one image."""
 
-    image: str = Field(description="The encoded image in base64, or a data URI of it.", examples=[RED_SQUARE])
+    image: str = Field(description="The encoded image in base64, or as a data URI.", examples=[RED_SQUARE])
 
 
 class RankedLabel(BaseModel):
@@ -115,22 +122,25 @@ class ClassifyAnswer(BaseModel):
     label: str
     score: float
     top_k: list[RankedLabel]
-    exit: str = Field(description="The stage that answers: `low` or `high` of a model with two.")
-    reason: Reason = Field(description="Why it does.")
-    confidence: float = Field(description="Of the last stage that could have ended it early: its largest probability.")
-    threshold: float = Field(description="What the confidence was compared with.")
+    exit: str = Field(description="The stage that answers; in a two-stage model `low` or `high`.")
+    reason: Reason = Field(description="Why the image ended at this stage.")
+    confidence: float = Field(
+        description="The confidence last compared with the threshold: the largest probability of an early stage."
+    )
+    threshold: float = Field(description="The threshold that the confidence was compared with.")
     mmacs: float = Field(description="Millions of multiply-adds spent on this answer.")
-    degraded: bool = Field(description="An unsure answer, given because time ran out or the server is overloaded.")
+    degraded: bool = Field(description="Whether this is an uncertain answer, given because of a deadline or overload.")
     cached: bool
     model: ModelName
     config_version: int
     request_id: str
     timing_ms: dict[str, float] = Field(
-        description="Milliseconds: `decode`, `queue`, each stage by its name (0 if it did not run), and `total` from "
-        "the request's head."
+        description="Milliseconds: `decode`, `queue`, each stage by name (0 if it did not run), and "
+        "`total` since the request's head."
     )
     passes: dict[str, list[RankedLabel] | None] | None = Field(
-        None, description="With `?passes=true`: what each stage says, by its name; null of one that did not run."
+        None,
+        description="With `?passes=true`: the prediction of each stage by name; null for a stage that did not run.",
     )
 
 

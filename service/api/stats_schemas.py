@@ -35,9 +35,13 @@ class BudgetState(BaseModel):
 
     goal: Goal
     asked: float
-    images: int = Field(description="Of the last minute; since the threshold was moved, where that is less.")
+    images: int = Field(
+        description="Images of the last minute, or since the last change of the threshold if that is shorter."
+    )
     mean: float | None
-    kept: bool | None = Field(description="False: beyond it by more than chance (95 %). Null: too few images to tell.")
+    kept: bool | None = Field(
+        description="False if the budget is exceeded by more than chance (95 %); null with too few images."
+    )
 
 
 class AuditState(BaseModel):
@@ -46,12 +50,13 @@ class AuditState(BaseModel):
     images: int
     disagreements: int
     disagreement: float | None
-    disagreement_at_most: float | None = Field(description="Bound at 95 % confidence.")
-    overall_at_most: float | None = Field(description="The same of all images: times the exit rate of late.")
-    allowed: float | None = Field(description="1 less the agreement promised; null without a calibration table.")
+    disagreement_at_most: float | None = Field(description="95 % bound.")
+    overall_at_most: float | None = Field(description="The bound over all images: multiplied by the recent exit rate.")
+    allowed: float | None = Field(description="1 minus the promised agreement; null without a calibration table.")
     promise_kept: bool | None = Field(
-        description="Of an agreement: true: the bound is within what is allowed; false: even the lower bound is "
-        "beyond; null: too few. Of a budget: see `budget`; false too where the agreement certified for it is broken."
+        description="For an agreement: true if the bound is within the promise, false if even the lower "
+        "bound exceeds it, null with too few audits. For a budget see `budget`; also false if "
+        "the agreement certified for its threshold is broken."
     )
 
 
@@ -62,7 +67,7 @@ class TimeState(BaseModel):
     Null before the first image, or where that network was not measured. Costs take ``LOWFIRST_COST_PER_HOUR``.
     """
 
-    images: int = Field(description="Those that were computed: answers from the cache are left out.")
+    images: int = Field(description="Computed images, without answers from the cache.")
     mean_ms: float | None
     single_scale_ms: float | None
     saved: float | None
@@ -92,9 +97,9 @@ class StatsAnswer(BaseModel):
     runtime: str
     precision: str
     device: str
-    threshold: float = Field(description="The threshold asked.")
+    threshold: float = Field(description="The threshold asked for.")
     effective_threshold: float = Field(
-        description="The threshold in force: lower than the one asked while the server is overloaded."
+        description="The threshold in force: lower than the one asked for while the server is overloaded."
     )
     config_version: int
     images: int
@@ -103,15 +108,17 @@ class StatsAnswer(BaseModel):
     mean_mmacs: float | None
     low_mmacs: float
     single_scale_mmacs: float
-    images_per_second: float = Field(description="Of the last minute.")
-    requests_per_second: float = Field(description="The same, under its former name.")
+    images_per_second: float = Field(description="Over the last minute.")
+    requests_per_second: float = Field(description="The same under its former name.")
     latency_ms: LatencyMs
     queue: QueueState
     audit: AuditState
     last_minute: PeriodState
-    since_change: PeriodState = Field(description="Since the threshold was moved last, or the start.")
-    budget: BudgetState | None = Field(description="Null where none was asked for.")
-    drift: DriftAnswer | None = Field(description="At the latest look, a few seconds ago; null without a table.")
+    since_change: PeriodState = Field(description="Since the last change of the threshold, or since the start.")
+    budget: BudgetState | None = Field(description="Null if the goal is not a budget.")
+    drift: DriftAnswer | None = Field(
+        description="Result of the latest check, a few seconds ago; null without a table."
+    )
 
 
 class MetricsTarget(BaseModel):
@@ -132,4 +139,4 @@ class Health(BaseModel):
     """Whether the server lives, or is ready for work."""
 
     status: Literal["ok"]
-    processes: Processes | None = Field(None, description="Only of a server with several.")
+    processes: Processes | None = Field(None, description="Only for a server with several processes.")

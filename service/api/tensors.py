@@ -112,9 +112,11 @@ def _images(given: InferInput, tail: bytes, most: int) -> list[bytes]:
         raise InvalidOption("inputs.0.shape", given.shape, f"[N] or [N, 1] with N from 1 to {most}")
     size = given.parameters.binary_data_size if given.parameters is not None else None
     if size is None and given.data is None:
-        raise InvalidOption("inputs.0.data", None, "the images in base64, or binary_data_size tells that they follow")
+        raise InvalidOption(
+            "inputs.0.data", None, "the images in base64, unless binary_data_size announces them as binary data"
+        )
     if size is not None and given.data is not None:
-        raise InvalidOption("inputs.0.parameters.binary_data_size", size, "left out where data is given")
+        raise InvalidOption("inputs.0.parameters.binary_data_size", size, "absent if data is given")
     if (size or 0) != len(tail):
         raise BadRequest(
             f"inputs.0.parameters.binary_data_size is {size}; {len(tail)} bytes follow the JSON",
@@ -128,7 +130,7 @@ def _images(given: InferInput, tail: bytes, most: int) -> list[bytes]:
         else [bodies.from_base64(text, f"inputs.0.data.{i}") for i, text in enumerate(given.data)]
     )
     if len(images) != count:
-        raise InvalidOption("inputs.0.shape", given.shape, f"[{len(images)}], the images that come with it")
+        raise InvalidOption("inputs.0.shape", given.shape, f"[{len(images)}], the number of images sent")
     return images
 
 

@@ -39,23 +39,25 @@ class ModelPatch(Strict):
 
     model: str | None = Field(
         None,
-        description="Of the store: name (its newest version) or name/version. Left out: the one that is tried.",
+        description="Model of the store: name (its newest version) or name/version. Without it: the model on trial.",
         json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(/[1-9][0-9]{0,8})?$"},
     )
     share: Share | None = Field(
-        None, strict=True, description="Try it on this share of the images, by a hash of their bytes."
+        None, strict=True, description="Share of the images in the trial, chosen by a hash of their bytes."
     )
     shadow: StrictBool | None = Field(
-        None, description="Try it behind the answers, so that no client sees it; of all images where no share is named."
+        None,
+        description="Run the model in the background, so that clients never see its answers; without a "
+        "share on all images.",
     )
     max_disagreement: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
         None,
         strict=True,
-        description="Cancel it as soon as the lower bound (95 %) of the share of images on which both differ, or on "
-        "which it fails, is above this; null: never.",
+        description="Cancel the trial as soon as the lower 95 % bound of the share of images on which the "
+        "models differ, or on which the new one fails, exceeds this; null: never.",
     )
-    promote: StrictBool | None = Field(None, description="Serve what is tried.")
-    cancel: StrictBool | None = Field(None, description="Try it no longer.")
+    promote: StrictBool | None = Field(None, description="Serve the model on trial.")
+    cancel: StrictBool | None = Field(None, description="End the trial.")
 
     @model_validator(mode="after")
     def _one_thing(self) -> ModelPatch:
@@ -89,13 +91,13 @@ class TrialSide(BaseModel):
     """One of both models, on the images that both answered; null without any."""
 
     model: ModelName
-    exit_rate: float | None = Field(description="Share that ends before the last stage.")
+    exit_rate: float | None = Field(description="Share of images that exit before the last stage.")
     mean_mmacs: float | None
     mean_ms: float | None = Field(
-        description="Compute of one worker per image, of all that it computed here since the trial began."
+        description="Milliseconds of one worker per image, over all images computed since the trial began."
     )
-    errors: int = Field(description="Images that it failed on.")
-    latency_ms: LatencyMs = Field(description="Decoding and passes of the latest images; their waits are left out.")
+    errors: int = Field(description="Images on which the model failed.")
+    latency_ms: LatencyMs = Field(description="Decoding and compute of recent images, without waiting.")
 
     @classmethod
     def of(cls, name: str, version: int, side: Side) -> TrialSide:
@@ -120,11 +122,13 @@ class TrialAnswer(BaseModel):
     kind: Literal["canary", "shadow"]
     share: float
     max_disagreement: float | None
-    threshold: float = Field(description="Of the model that is tried: what was asked of the other, solved for it.")
+    threshold: float = Field(
+        description="Threshold of the model on trial: the goal of the served model, solved for this one."
+    )
     began: float = Field(description="Seconds since 1970.")
-    images: int = Field(description="That both answered; degraded answers are left out.")
-    disagreements: int = Field(description="Of these, with another label.")
-    skipped: int = Field(description="Images that could not be compared, as there was no time.")
+    images: int = Field(description="Images that both models answered, without degraded answers.")
+    disagreements: int = Field(description="Images with different labels.")
+    skipped: int = Field(description="Images not compared for lack of time.")
     agreement: float | None
     agreement_at_least: float | None
     disagreement_at_least: float | None
@@ -173,4 +177,4 @@ class ModelConfigAnswer(ConfigAnswer):
     """The runtime config, and what is tried beside the models that are served."""
 
     trial: TrialAnswer | None
-    ended: EndedAnswer | None = Field(description="The latest trial that is over.")
+    ended: EndedAnswer | None = Field(description="The latest trial that ended.")

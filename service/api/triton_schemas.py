@@ -45,7 +45,9 @@ class ModelConfig(BaseModel):
     name: str
     platform: str
     backend: str
-    max_batch_size: int = Field(0, description="0: `dims` hold every dimension, that of the images too.")
+    max_batch_size: int = Field(
+        0, description="Always 0: `dims` contain every dimension, including that of the images."
+    )
     input: list[TensorConfig]
     output: list[TensorConfig]
 
@@ -76,11 +78,11 @@ class Duration(BaseModel):
 class InferenceStatistics(BaseModel):
     """Durations since the start; every image counts, however many came with a request."""
 
-    success: Duration = Field(description="From the request to the answer.")
+    success: Duration = Field(description="From request to answer.")
     fail: Duration
     queue: Duration
     compute_input: Duration = Field(description="Decoding.")
-    compute_infer: Duration = Field(description="The stages, of the whole batch that an image was in.")
+    compute_infer: Duration = Field(description="The stages, for the whole batch of the image.")
     compute_output: Duration
     cache_hit: Duration
     cache_miss: Duration
@@ -91,9 +93,9 @@ class ModelStatistics(BaseModel):
 
     name: str
     version: str
-    last_inference: int = Field(description="Milliseconds since 1970; 0 before the first.")
+    last_inference: int = Field(description="Milliseconds since 1970; 0 before the first image.")
     inference_count: int = Field(description="Images computed.")
-    execution_count: int = Field(description="Batches run, of any stage.")
+    execution_count: int = Field(description="Batches run, over all stages.")
     inference_stats: InferenceStatistics
     batch_stats: list[dict[str, int]] = Field([], description="Always empty: see `lowfirst_batch_size` in the metrics.")
 

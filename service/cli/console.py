@@ -24,12 +24,12 @@ Data = Annotated[Path, typer.Option(help="Folder with train/<class>/ and val/<cl
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "int8"],
-    typer.Option(help="float16: on CUDA; int8: by OpenVINO, once `lowfirst quantise` has made it."),
+    typer.Option(help="float16: only on CUDA; int8: only with OpenVINO, after `lowfirst quantise`."),
 ]
-EagerPrecision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="float16: on CUDA.")]
-Runtime = Annotated[
-    Literal["auto", "eager", "openvino", "cuda"], typer.Option(help="auto: the fastest that is installed.")
+EagerPrecision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="float16: only on CUDA.")
 ]
+Runtime = Annotated[Literal["auto", "eager", "openvino", "cuda"], typer.Option(help="auto: the fastest installed one.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. [default: one per core]")]
 FromLog = Annotated[
     str | None, typer.Option(metavar="DIR", help="A server's sample log (LOWFIRST_SAMPLE_LOG) instead of --data.")
@@ -40,7 +40,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def one_source(data: Path | None, from_log: str | None) -> Path | None:
     """The photographs of --data, None where there is --from-log. Raises InvalidOption: not exactly one is given."""
     if data is not None and from_log is not None:
-        raise InvalidOption("from_log", from_log, "left out where --data is given")
+        raise InvalidOption("from_log", from_log, "absent if --data is given")
     if data is None and from_log is None:
         raise InvalidOption("data", None, "a folder of photographs; or --from-log DIR names a server's sample log")
     return data

@@ -39,14 +39,14 @@ def evaluate(
     precision: Precision = "auto",
     runtime: Annotated[
         Literal["auto", "eager", "openvino", "cuda"] | None,
-        typer.Option(help="auto: the fastest that is installed. [default: eager; of int8 openvino]"),
+        typer.Option(help="auto: the fastest installed one. [default: eager; with int8 openvino]"),
     ] = None,
-    compare: Annotated[bool, typer.Option(help="Also say how far every runtime agrees with eager float32.")] = False,
+    compare: Annotated[bool, typer.Option(help="Also compare every runtime with eager float32.")] = False,
     from_log: FromLog = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy, exit rate and mean multiply-adds over thresholds; with --from-log over time."""
+    """Measure accuracy, exit rate and mean multiply-adds for each threshold; with --from-log over time."""
     from service.evaluation.evaluate import compare as compare_runtimes
     from service.evaluation.evaluate import evaluate as measure
     from service.evaluation.evaluate import seen_in_training

@@ -24,7 +24,8 @@ default: threshold that a server starts with here. Any picture gets one of a mod
 def models(
     architectures: Annotated[bool, typer.Option("--architectures", help="List networks instead of the store.")] = False,
     time: Annotated[
-        bool, typer.Option("--time", help="With --architectures: time every network on this machine, some minutes.")
+        bool,
+        typer.Option("--time", help="With --architectures: time every network on this machine (takes some minutes)."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -37,7 +37,8 @@ def serve(
         str | None, typer.Option(help="Model to serve. [default: LOWFIRST_MODEL or the shipped one]")
     ] = None,
     processes: Annotated[
-        str | None, typer.Option(help="Processes that serve as one. [default: LOWFIRST_PROCESSES or auto]")
+        str | None,
+        typer.Option(help="Number of processes that serve as one server. [default: LOWFIRST_PROCESSES or auto]"),
     ] = None,
 ) -> None:
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see docs/settings.md."""
@@ -111,7 +112,7 @@ async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals
             raise InvalidOption(
                 "LOWFIRST_GRPC_PORT",
                 settings.grpc_port,
-                f"one that can be listened on at {settings.host} ({error.strerror})",
+                f"a free port at {settings.host} ({error.strerror})",
             ) from error
         settings = settings.model_copy(update={"grpc_port": grpc_holder.getsockname()[1]})
     starting.info("starting %d processes", count)

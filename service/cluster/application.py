@@ -40,7 +40,7 @@ def application(args: dict[str, Any]) -> Application:
         InvalidOption: a setting out of bounds, or ``args``, of which there are none.
     """
     if args:
-        raise InvalidOption("args", args, "left out: settings are environment variables (runtime_env, env_vars)")
+        raise InvalidOption("args", args, "absent: settings are environment variables (runtime_env, env_vars)")
     return built(load_settings(), {})
 
 

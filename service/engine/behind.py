@@ -77,7 +77,7 @@ class Behind:
     def close(self) -> None:
         """Give up what is left, once no worker runs any more."""
         for entry in list(self._entries):
-            entry.fail(Draining("the engine stopped before it was compared"))
+            entry.fail(Draining("the engine stopped before the comparison"))
 
     def _entry(self, body: bytes, threshold: float) -> Entry:
         loop, now = asyncio.get_running_loop(), time.monotonic()

@@ -94,7 +94,7 @@ class Aside:
 
     def _decode(self, entry: Entry, taken: float) -> None:
         if time.monotonic() > taken + self._patience:
-            error = Busy("too many images that take long to decode", field="image")
+            error = Busy("too many slow images are waiting to be decoded", field="image")
             entry.loop.call_soon_threadsafe(entry.fail, error)
         elif decode_entry(entry, self._spec, self._metrics):
             entry.enqueued = time.monotonic()
@@ -114,7 +114,7 @@ def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics, aside: Callabl
         return False
     except LowfirstError as error:
         if reason := ENDED.get(type(error)):
-            logger.warning("the process that decodes was ended: %s", error)
+            logger.warning("the decoding process ended: %s", error)
             metrics.decoders_ended.labels(reason).inc()
         entry.loop.call_soon_threadsafe(entry.fail, error)
         return False

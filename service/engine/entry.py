@@ -150,5 +150,5 @@ def too_late(arrival: float, deadline: float) -> DeadlinePassed:
     """The error of an image whose deadline comes before any answer can; both on the clock of ``time.monotonic``."""
     allowed = f"{1e3 * (deadline - arrival):.6g}"
     return DeadlinePassed(
-        f"deadline_ms is {allowed}; no answer can exist so soon", field="deadline_ms", value=float(allowed)
+        f"deadline_ms is {allowed}; no answer is possible in that time", field="deadline_ms", value=float(allowed)
     )

@@ -79,7 +79,7 @@ class Executor:
         """Whether the device can run anything at all. Raises what it raises, or DeviceFailed: no finite numbers."""
         for logits in self._predictor.answers(self._predictor.noise(1)):
             if not logits.isfinite().all():
-                raise DeviceFailed("the network gives no finite numbers")
+                raise DeviceFailed("the network's outputs are not finite")
 
     def _work(self, batch: Batch) -> str:
         return "audit" if batch.is_audit else self._names[batch.stage]
@@ -105,7 +105,7 @@ class Executor:
         except BaseException as error:
             is_broken = not isinstance(error, Exception) or self._is_broken()
             if is_broken or len(batch.entries) == 1:
-                logger.exception("the %s pass failed", self._work(batch))
+                logger.exception("the %s stage failed", self._work(batch))
                 self._abandon(batch, error)
             if is_broken:
                 raise
@@ -124,7 +124,7 @@ class Executor:
         probabilities = self._predictor.probabilities(stage, logits)
         confidences = confidence(probabilities).tolist()
         if not all(map(math.isfinite, confidences)):
-            raise DeviceFailed(f"the {self._names[stage]} pass gave no finite numbers")
+            raise DeviceFailed(f"the {self._names[stage]} stage gave outputs that are not finite")
         seconds = time.monotonic() - began
         decisions = self._decide(batch, confidences)
         audited = [self._is_audited(batch, decision) for decision in decisions]
@@ -178,7 +178,7 @@ class Executor:
     def _abandon(self, batch: Batch, error: BaseException) -> None:
         self._lanes.release(batch.slots)
         for entry in batch.entries:
-            failure = DeviceFailed(f"the {self._work(batch)} pass failed on this image")  # one each: errors are edited
+            failure = DeviceFailed(f"the {self._work(batch)} stage failed on this image")  # one each: errors are edited
             own = type(error)(error.message) if type(error) is DeviceFailed else failure
             entry.loop.call_soon_threadsafe(entry.fail, own)
             if batch.is_audit:

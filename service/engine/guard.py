@@ -58,7 +58,7 @@ class Guard:
             except (Conflict, ConfigConflict):  # another one was faster, or the config changed: it looks again
                 pass
             except LowfirstError as error:
-                logger.error("the trial cannot be ended: %s", error)
+                logger.error("the trial could not be ended: %s", error)
             except Exception:
                 logger.exception("the guard of the trial failed")
 

@@ -190,7 +190,9 @@ class Models:
     async def _start(self, engine: Engine) -> None:
         profile = self._profile
         if profile is not None and not profile.fits(engine.predictor):
-            logger.warning("the latency profile is of %s, not of %s: it is measured", profile.model, engine.spec.title)
+            logger.warning(
+                "the latency profile is for %s, not for %s: measuring again", profile.model, engine.spec.title
+            )
             profile = None
         await engine.start(None if profile is None else profile.table)
         if self._agree is not None:
@@ -201,4 +203,4 @@ async def _retire(engine: Engine) -> None:
     """Let it finish what it has. Its memory goes with its last reference: no engine is part of a cycle."""
     reference = engine.spec.reference
     await engine.retire()
-    logger.info("%s has answered all it had, and is gone", reference)
+    logger.info("%s has finished its images and is unloaded", reference)

@@ -85,5 +85,5 @@ def solve(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: 
     if goal != "max_mean_ms":
         return predictor.solve(goal, value)
     if predictor.calibration is None:
-        raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
+        raise InvalidOption(goal, value, "absent: the model has no calibration table, so only threshold can be set")
     return predictor.calibration.highest_within(goal, value, costs(predictor, table, max_batch_size, goal), "ms")

@@ -78,7 +78,7 @@ class Switching:
             def change(current: RuntimeConfig) -> RuntimeConfig:
                 check_not_tried_beside(current, old, reference)
                 if follows and current.served != before:
-                    raise ConfigConflict("the served models were changed meanwhile", field="model", value=reference)
+                    raise ConfigConflict("the served models changed meanwhile", field="model", value=reference)
                 kept = {each: asked for each, asked in current.thresholds.items() if each in wanted}
                 asked = current.thresholds.get(old.spec.name, old.asked)
                 return replace(current, models=wanted, thresholds={**kept, name: solved_again(asked, old, new)})
@@ -111,7 +111,9 @@ class Switching:
             return self._models.named(name) or self._models.find(None)
         old = self._models.find(instead_of)
         if self._models.named(name) is not None and name != old.spec.name:
-            raise InvalidOption("model", name, f"one that is not served already, as {name} is beside {old.spec.name}")
+            raise InvalidOption(
+                "model", name, f"a model that is not served yet; {name} is served beside {old.spec.name}"
+            )
         return old
 
     async def prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
@@ -170,7 +172,7 @@ class Switching:
             self._models.adopt(engines, next(iter(tried.values()), None))
         except Exception as error:
             if str(error) != self._obstacle:
-                logger.error("what the shared config names cannot be served here: %s", error)
+                logger.error("the model in the shared config cannot be served here: %s", error)
             self._obstacle = str(error)
             return False
         names = ", ".join(engine.spec.reference for engine in self._models.running)

@@ -145,7 +145,7 @@ class Trials:
                 models = dict(on.key if name == on.beside else (name, at) for name, at in current.models.items())
                 kept = {name: asked for name, asked in current.thresholds.items() if name in models}
                 asked = solved_again(current.thresholds.get(on.beside, old.asked), old, new)
-                ended = _ended(on, "promoted", f"it takes the place of {old.spec.reference}")
+                ended = _ended(on, "promoted", f"it replaces {old.spec.reference}")
                 return replace(current, models=models, thresholds={**kept, on.name: asked}, trial=None, ended=ended)
 
             await self._update(change, expected_version)
@@ -172,7 +172,7 @@ class Trials:
         follows = await self._switching.begin(expected_version)
         check_expected_version(self._config.current, expected_version)
         if not follows and self._config.current.served != self._models.applied.served:
-            raise Conflict(f"what the config names cannot be served here: {self._switching.obstacle}")
+            raise Conflict(f"the model in the config cannot be served here: {self._switching.obstacle}")
 
     def _on(self, field: str) -> Trial:
         return self._config.current.trial or _none_is_on(field, True)
@@ -183,7 +183,7 @@ class Trials:
         name, version = key
         old = self._switching.replaced_by(name, instead_of)
         if wish.share is None and not wish.is_shadow:
-            raise InvalidOption("share", None, "between 0 and 1 for a canary; a shadow takes shadow: true")
+            raise InvalidOption("share", None, "between 0 and 1 for a canary; for a shadow set shadow: true")
         self._check(key, old)
         before = self._models.applied.served
         engines = await self._switching.prepare_everywhere({name: version})
@@ -193,7 +193,7 @@ class Trials:
             if current.trial is not None:
                 raise _taken(new.spec.reference, current.trial)
             if current.served != before:
-                raise ConfigConflict("the models were changed meanwhile", field="model", value=new.spec.reference)
+                raise ConfigConflict("the models changed meanwhile", field="model", value=new.spec.reference)
             trial = Trial(
                 name=name,
                 version=version,
@@ -216,7 +216,7 @@ class Trials:
     def _check(self, key: tuple[str, int], old: Engine) -> None:
         reference = "/".join(map(str, key))
         if key == old.spec.key:
-            raise InvalidOption("model", reference, f"another one than {old.spec.reference}, which is served")
+            raise InvalidOption("model", reference, f"a model other than {old.spec.reference}, which is served already")
         try:
             check_classes(read_spec(self._models.store.find(reference)), old.spec)
         except BrokenModel as error:
@@ -245,7 +245,7 @@ def check_classes(tried: ModelSpec, served: ModelSpec) -> None:
         why = " and ".join(filter(None, differ))
     else:
         at = next(i for i, pair in enumerate(zip(tried.classes, served.classes, strict=True)) if len(set(pair)) > 1)
-        why = f"in another order: class {at} is {tried.classes[at]!r}, not {served.classes[at]!r}"
+        why = f"the order differs: class {at} is {tried.classes[at]!r}, not {served.classes[at]!r}"
     raise InvalidOption("model", tried.reference, f"one with the classes of {served.reference}; {why}")
 
 
@@ -265,17 +265,17 @@ def _taken(reference: str, on: Trial) -> Conflict:
 
 def _none_is_on(field: str, value: Any) -> NoReturn:
     raise Conflict(
-        f"{field} is {'missing' if value is None else 'true'}; no model is tried: begin with a model and its share, "
-        "or shadow: true",
+        f"{field} is {'missing' if value is None else 'true'}; no trial is running: start one with a model and a "
+        "share, or shadow: true",
         field=field,
         value=value,
-        bound="a canary or a shadow that is on",
+        bound="a running canary or shadow",
     )
 
 
 def _check_still_on(current: RuntimeConfig, on: Trial) -> None:
     if current.trial is None or current.trial.began != on.began:
-        raise Conflict(f"{on.reference} is not tried any more", field="model", value=on.reference)
+        raise Conflict(f"{on.reference} is no longer on trial", field="model", value=on.reference)
 
 
 def _changed(current: RuntimeConfig, on: Trial, wish: Wish) -> Trial:

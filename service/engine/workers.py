@@ -51,7 +51,7 @@ class Workers:
     def start(self, profile: LatencyTable | None = None) -> None:
         """Warm up in all threads at once, as they will run, and measure (unless ``profile`` tells); then pull batches.
 
-        Raises: what a stage raised; DeviceFailed: the network gives no finite numbers.
+        Raises: what a stage raised; DeviceFailed: the network's outputs are not finite.
         """
         if profile is None:
             starting.info("measuring %s", self._preparation.model)
@@ -86,7 +86,7 @@ class Workers:
     def why_not_ready(self) -> str | None:
         """What keeps new work away, in words: a worker failed, or none finishes its batch; None when nothing does."""
         if self.failure is not None:
-            return f"the device failed ({self.failure}) and is tried again"
+            return f"the device failed ({self.failure}) and is being retried"
         since = list(self._since.values())
         stalled = time.monotonic() - max(since) if since and len(since) == self.alive else 0.0
         return f"no worker has finished a batch for {stalled:.0f} s" if stalled > tuning.STALL_SECONDS else None

@@ -84,7 +84,7 @@ def warn(spec: ModelSpec, certifying: int) -> None:
     done, asked = spec.training.get("epochs_done"), spec.recipe.get("epochs")
     if done is not None and asked is not None and done < asked:
         logger.warning(
-            "%s was trained for %d of its %d epochs: `lowfirst train … --resume` makes it another model",
+            "%s was trained for %d of its %d epochs: `lowfirst train … --resume` will change the model",
             spec.title, done, asked,
         )  # fmt: skip
     few = few_to_certify(certifying)
@@ -169,15 +169,17 @@ def photographs_for(spec: ModelSpec, folder: Path, data: Path, split: str | None
     if knows_trained_on(folder):
         fresh, seen = not_trained_on(found, folder)
         if seen and split:
-            logger.warning("%d of %d photographs were trained on, and are left out", seen, len(found))
+            logger.warning("%d of %d photographs were used in training and are left out", seen, len(found))
         return _enough(fresh, data)
     if split:
-        logger.warning("%s does not know what it was trained on: make sure that it was none of %s", spec.title, split)
+        logger.warning(
+            "%s does not know its training photographs: make sure that %s has none of them", spec.title, split
+        )
         return _enough(found, data)
     if spec.architecture.network == COMPOSED and "calibration_share" not in spec.recipe:
         raise DataError(
-            f"what the models of {spec.title} held out is not the same: pass photographs that none of them was trained "
-            "on, with --split NAME",
+            f"the models of {spec.title} held out different photographs: with --split NAME pass photographs that none "
+            "of them was trained on",
             field="split",
         )
     return held_out(spec, data)
@@ -192,7 +194,7 @@ def unlabelled(spec: ModelSpec, folder: Path, data: Path) -> Photographs:
     found = find_unlabelled(data, spec.class_folders)
     fresh, seen = not_trained_on(found, folder) if knows_trained_on(folder) else (found, 0)
     if seen:
-        logger.warning("%d of %d photographs were trained on, and are left out", seen, len(found))
+        logger.warning("%d of %d photographs were used in training and are left out", seen, len(found))
     return _enough(fresh, data)
 
 
@@ -208,7 +210,7 @@ def held_out(spec: ModelSpec, data: Path) -> Photographs:
     if len(photographs) != expected:
         raise DataError(
             f"{data} has {len(photographs)} training photographs and had {expected} when the model was trained: "
-            "which ones it has not seen cannot be told any more",
+            "the photographs that it has not seen can no longer be determined",
             field="data",
             value=len(photographs),
             bound=expected,
@@ -219,7 +221,7 @@ def held_out(spec: ModelSpec, data: Path) -> Photographs:
 def _enough(photographs: Photographs, data: Path) -> Photographs:
     if len(photographs) < MIN_HELD_OUT:
         raise DataError(
-            f"{data} has {len(photographs)} photographs that were held out of training; calibration takes at least "
+            f"{data} has {len(photographs)} photographs that were held out of training; calibration needs at least "
             f"{MIN_HELD_OUT}: train with a larger --calibration-share, or name others with --split",
             field="data",
             value=len(photographs),

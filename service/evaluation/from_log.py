@@ -87,8 +87,8 @@ def calibrate_from_log(folder: Path, where: str) -> ModelSpec:
         told = sum(int((group.passes.targets >= 0).sum()) for group in groups.values())
         total = sum(len(group.passes) for group in groups.values())
         logger.warning(
-            "%d of %d images have feedback: agreement alone is certified, and temperatures stay, as labels of some "
-            "images are not those of all", told, total,
+            "%d of %d images have feedback: only agreement is certified and temperatures stay, because labels of some "
+            "images are no random sample", told, total,
         )  # fmt: skip
         groups = {pair: group.unlabelled() for pair, group in groups.items()}
     first = max(groups.values(), key=lambda group: len(group.passes))
@@ -126,11 +126,11 @@ def drawn_of(spec: ModelSpec, folder: Path, log: SavedLog) -> dict[Pair, Drawn]:
                 sample.image_sha256, (sample, _target(sample, truths, spec))
             )
     if known:
-        logger.warning("%d of %d images were trained on, and are left out", known, drawn)
+        logger.warning("%d of %d images were used in training and are left out", known, drawn)
     if lacking > MAY_LACK * drawn:
         raise DataError(
-            f"{lacking} of {drawn} sampled images in {log.where} lack a stage: they were answered at their deadline, or the "
-            f"server stopped; at most {MAY_LACK:.0%} may, otherwise the rest is not a random sample",
+            f"{lacking} of {drawn} sampled images in {log.where} lack a stage: they were answered at their "
+            f"deadline, or the server stopped; at most {MAY_LACK:.0%} may, otherwise the rest is not a random sample",
             field=FIELD,
             value=lacking,
             bound=MAY_LACK,
@@ -161,7 +161,7 @@ def of_model(spec: ModelSpec, log: SavedLog) -> Iterable[Sample]:
     if not found:
         named = ", ".join(name for name, _ in others.most_common(5)) or "none"
         raise DataError(
-            f"{log.where} has no image that {spec.title} answered, with these weights; it has of {named}",
+            f"{log.where} has no image answered by {spec.title} with these weights, only by {named}",
             field=FIELD,
             value=log.where,
         )

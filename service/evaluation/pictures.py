@@ -56,7 +56,7 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
         single = group.high_run(run)
         chosen = [*([] if single is None else [group.runs[single]]), run]
         if single is None:
-            missing = _takes(group, run.resolution, "to stand beside them")
+            missing = _takes(group, run.resolution, "for comparison")
     elif group.single:
         chosen = [next(iter(group.single.values()))]
         missing = f"A run of ms_{group.backbone} would add the maps of L and H."

@@ -52,7 +52,7 @@ def import_pretrained(source: Source, store: ModelStore, name: str) -> ModelSpec
     labels = tuple(imagenet_labels() if source.labels is None else source.labels)
     if len(set(labels)) != len(labels):
         twice = next(label for index, label in enumerate(labels) if label in labels[:index])
-        raise DataError(f"labels must differ from each other: {twice!r} is given twice", field="labels", value=twice)
+        raise DataError(f"labels must be different: {twice!r} is given twice", field="labels", value=twice)
     if backbone_name(source.network) != source.network:
         raise InvalidOption("network", source.network, "a single-scale one: others have no published weights")
     options = OPTIONS.get(source.network, {})

@@ -123,9 +123,9 @@ def _promises(evaluation: Evaluation) -> str:
     )
     if not rows:
         return "There are too few photographs to certify an agreement of 90 % or more."
-    return f"""Certified promises, tested on the photographs of `{evaluation.split}/`. "Measured" is the share that agrees with the
-last stage, or that loses a correct answer. "Broken" is the probability that another calibration, with as many photographs
-drawn from these, breaks the promise (at most 5 %):
+    return f"""Certified promises, tested on the photographs of `{evaluation.split}/`. "Measured" is the share that \
+agrees with the last stage, or that loses a correct answer. "Broken" is the probability that another calibration, with \
+as many photographs drawn from these, breaks the promise (at most 5 %):
 
 | promise | threshold | exit early, % | measured, % | kept | broken, % |
 |---|---|---|---|---|---|
@@ -204,6 +204,7 @@ def _calibration(spec: ModelSpec) -> str:
     drop = effect.accuracy_drop_at_most
     loses = "" if drop is None else f", and at most {100 * drop:.1f} % lose a correct answer"
     return f"""Temperatures {temperatures}, default threshold {spec.default_threshold:g}: the lowest at which at most
-{100 * LOST_BY_DEFAULT:g} % of the fitting half of the photographs exit with a wrong answer that the last stage gets right.
-The other half, {calibration.table.n} photographs, certifies: at the default threshold at least
-{100 * effect.agreement_at_least:.1f} % of images get the answer of the last stage{loses}, with 95 % confidence and for images like these."""
+{100 * LOST_BY_DEFAULT:g} % of the fitting half of the photographs exit with a wrong answer that the last stage gets
+right. The other half, {calibration.table.n} photographs, certifies: at the default threshold at least
+{100 * effect.agreement_at_least:.1f} % of images get the answer of the last stage{loses}, with 95 % confidence and
+for images like these."""

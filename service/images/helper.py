@@ -94,7 +94,7 @@ class Helper:
             OSError: no process can be started.
         """
         if not self._turn.acquire(timeout=self._patience):
-            raise Busy("too many images that take long to decode", field="image")
+            raise Busy("too many slow images are waiting to be decoded", field="image")
         try:
             return self._ask(data, preprocessing)
         finally:

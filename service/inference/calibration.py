@@ -183,18 +183,18 @@ class Calibration:
             raise InvalidOption(
                 goal,
                 value,
-                f"certifiable: {self.model} has no calibration table for {self.stands_in_for}, with which it is served "
-                f"(`lowfirst calibrate` there makes one; threshold 1 keeps any promise)",
+                f"certifiable: {self.model} has no calibration table for {self.stands_in_for}, which it is served with "
+                f"(run `lowfirst calibrate` there; threshold 1 keeps any promise)",
             )
         if goal == "max_accuracy_drop" and not self.table.is_labelled:
             raise InvalidOption(
-                goal, value, f"left out: {self._name} was calibrated without labels (min_agreement needs none)"
+                goal, value, f"absent: {self._name} was calibrated without labels (min_agreement needs none)"
             )
         if 0 < risk < upper_bound(0, n):
             raise InvalidOption(
                 goal,
                 value,
-                f"certifiable: it takes {takes(risk):.15g} certifying images (half of those held out), and "
+                f"certifiable: {takes(risk):.15g} certifying images are needed (half of those held out), "
                 f"{self._name} has {n} (threshold 1 keeps any promise)",
             )
         chosen = 1.0

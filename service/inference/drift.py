@@ -86,11 +86,8 @@ class Drift:
         named = ", ".join(others[test.of] for test in self.tests if test.differs)
         rates = ""
         if exits.stored is not None and exits.live is not None:
-            rates = (
-                f": {exits.stored:.1%} were predicted to exit early, of the latest {exits.images:,} images "
-                f"{exits.live:.1%} do"
-            )
-        return f"Today's images are unlike those of the calibration ({named}){rates}."
+            rates = f": {exits.live:.1%} of the latest {exits.images:,} images exit early, not {exits.stored:.1%}"
+        return f"Recent images differ from the calibration images ({named}){rates}."
 
 
 def drift(stored: Calibration, live: LiveTable, threshold: float) -> Drift:

@@ -135,7 +135,7 @@ class LatencyProfile:
             table = LatencyTable.of_json(raw)
             names = {name: str(raw.get(name, "")) for name in ("model", "runtime", "precision")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no latency profile: {error}", field="profile", value=str(path)) from error
+            raise DataError(f"{path} is not a latency profile: {error}", field="profile", value=str(path)) from error
         return cls(table, **names)
 
 

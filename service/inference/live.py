@@ -187,38 +187,38 @@ class LiveTable:
 def check_follows(goal: Goal, value: float, live: LiveTable, audit_probability: float) -> None:
     """Raises InvalidOption where the live table cannot answer a goal: never, or not yet, saying how long that takes."""
     if goal == "threshold":
-        raise InvalidOption("table", "live", "left out with threshold, which nothing is solved for")
+        raise InvalidOption("table", "live", "absent with threshold, which needs no table")
     if len(live.mmacs) == 1:
-        raise InvalidOption("table", "live", "left out: the model has one stage, and no image exits early")
+        raise InvalidOption("table", "live", "absent: the model has one stage, so no image exits early")
     if goal == "max_accuracy_drop":
-        raise InvalidOption(goal, value, "left out with the live table: today's images have no labels (min_agreement)")
+        raise InvalidOption(goal, value, "absent with the live table: recent images have no labels (use min_agreement)")
     uses_drawn = goal not in BUDGETS or not live.knows_all_ends
     if uses_drawn and not audit_probability:
         raise InvalidOption(
-            "table", "live", f"left out with {goal}: LOWFIRST_AUDIT_PROBABILITY is 0, and nothing is audited"
+            "table", "live", f"absent with {goal}: LOWFIRST_AUDIT_PROBABILITY is 0, so nothing is audited"
         )
     missing = live.missing(goal, value)
     if missing is None:
         return
     needed, there = missing
-    kind = "audited or escalated images, drawn alike," if uses_drawn else "images"
+    kind = "sampled images" if uses_drawn else "images"
     if needed > MOST:
         raise InvalidOption(
-            goal, value, f"certifiable: it takes {needed:.15g} {kind} and a live table keeps {MOST} (1 is kept by all)"
+            goal, value, f"certifiable: {needed:.15g} {kind} are needed, a live table holds {MOST} (1 is always kept)"
         )
     rate = live.passed.per_second * audit_probability if uses_drawn else live.passed.per_second
     drawn = live.drawn_per_second if uses_drawn else None
     raise InvalidOption(
         goal,
         value,
-        f"certifiable: it takes {needed:.15g} {kind} and there are {there}; {wait(needed - there, drawn or rate)}",
+        f"certifiable: {needed:.15g} {kind} are needed, {there} exist; {wait(needed - there, drawn or rate)}",
     )
 
 
 def wait(images: float, per_second: float) -> str:
     """How long so many images take, in words."""
     if per_second <= 0:
-        return "none come at present"
+        return "no new ones arrive at present"
     seconds = images / per_second
     unit, size = next((u, s) for u, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if seconds >= s or s == 1)
-    return f"at today's rate, {per_second:.3g} per second, that is in {seconds / size:.3g} {unit}"
+    return f"at the current rate of {per_second:.3g} per second, that is in {seconds / size:.3g} {unit}"

@@ -139,7 +139,7 @@ class Predictor:
             return self.calibration.solve(goal, value)
         if goal == "threshold":
             return value
-        raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
+        raise InvalidOption(goal, value, "absent: the model has no calibration table, so only threshold can be set")
 
     def noise(self, count: int) -> list[Tensor]:
         """Random images for each stage, uint8 (count, 3, r, r), channels last as decoded ones are: to warm up and to
@@ -170,7 +170,7 @@ def load_network(folder: Path, spec: ModelSpec) -> Cascade:
     if foreign:
         name, shape = foreign[0]
         raise BrokenModel(
-            f"{folder / WEIGHTS} does not fit {architecture.network}: {name!r} {tuple(shape)} is in one of them only",
+            f"{folder / WEIGHTS} does not fit {architecture.network}: {name!r} {tuple(shape)} is only in one of them",
             field="model",
             value=str(folder),
         )

@@ -192,9 +192,7 @@ def test_a_taken_port_is_known_before_the_model_is_looked_for(tmp_path: Path, va
         done = serve(tmp_path / "store", MODEL="nobody", PROCESSES=processes, **{variable: port})
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(
-        f"error: LOWFIRST_{variable} is {port}; it must be one that can be listened on at 127.0.0.1 ("
-    )
+    assert last.startswith(f"error: LOWFIRST_{variable} is {port}; it must be a free port at 127.0.0.1 (")
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

@@ -115,7 +115,5 @@ def test_several_replicas_need_a_redis() -> None:
 
 def test_arguments_of_a_serve_config_are_refused() -> None:
     assert application({}) is not None
-    with pytest.raises(
-        InvalidOption, match=r"args is {'model': 'bees'}; it must be left out: settings are environment"
-    ):
+    with pytest.raises(InvalidOption, match=r"args is {'model': 'bees'}; it must be absent: settings are environment"):
         application({"model": "bees"})

@@ -306,7 +306,7 @@ def test_refused_change_shows_the_servers_reason(open_page: Open, site: httpx.Cl
     slide_to(page, 0.2)
     page.get_by_role("button", name="Apply 0.2").click()
     expect(page.locator("#outcome")).to_have_text(
-        "Not applied. The threshold must be at least the floor in force, 0.5; lower or clear it too."
+        "Not applied. The threshold must be at least the current floor, 0.5; change or clear the floor too."
     )
 
 

@@ -277,7 +277,7 @@ def test_network_that_diverged_is_not_calibrated(run: Path, shapes: Path) -> Non
     weights = read_weights(run, read_spec(run))
     weights["low.classifier.bias"][0] = math.nan
     _change(run, weights_sha256=write_weights(run, weights))
-    with pytest.raises(BrokenModel, match="answers 11 of 11 photographs with numbers that are not finite"):
+    with pytest.raises(BrokenModel, match="answers 11 of 11 photographs with outputs that are not finite"):
         calibrate(run, shapes, device="cpu", workers=0)
     assert read_spec(run).calibration == ()
 

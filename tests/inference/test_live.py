@@ -132,14 +132,14 @@ def test_too_few_audits_say_how_many_it_takes_and_how_long() -> None:
     drawn = images(0, 39)
     message = refused("min_agreement", 0.97, table(drawn))
     assert "min_agreement is 0.97" in message
-    assert "it takes 99 audited or escalated images" in message
+    assert "99 sampled images are needed" in message
     assert "there are 39" in message
     assert "at today's rate, 1 per second, that is in 1 minutes" in message
     none = LiveTable.of([], Passed(0, (0,) * len(THRESHOLDS), 0, 0.0), MMACS[2])
-    assert "there are 0; none come at present" in refused("min_agreement", 0.97, none)
+    assert "there are 0; no new ones arrive at present" in refused("min_agreement", 0.97, none)
     few = LiveTable.of([], passed(drawn, per_second=2.0), MMACS[2])
     assert "at today's rate, 0.2 per second, that is in 8.25 minutes" in refused("min_agreement", 0.97, few)
-    assert f"it takes {BUDGET_IMAGES} images and there are 39" in refused("max_mean_mmacs", 30.0, few)
+    assert f"{BUDGET_IMAGES} images are needed, 39 exist" in refused("max_mean_mmacs", 30.0, few)
 
 
 def test_what_live_traffic_never_tells_is_refused() -> None:

@@ -110,7 +110,7 @@ async def change_threshold(
     def change(current: RuntimeConfig) -> RuntimeConfig:
         if engine.spec.key not in current.served:  # the goal was solved for another version
             raise ConfigConflict(
-                f"{engine.spec.reference} is no longer what is to be served", field="model", value=engine.spec.reference
+                f"{engine.spec.reference} is no longer the model to serve", field="model", value=engine.spec.reference
             )
         before = current.thresholds.get(name, engine.asked)
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
@@ -120,7 +120,9 @@ async def change_threshold(
         if floor is not None and floor > kept:
             if "floor" in patch.model_fields_set:
                 raise InvalidOption("floor", floor, f"at most the threshold, {kept}")
-            raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
+            raise InvalidOption(
+                "threshold", kept, f"at least the current floor, {floor}; change or clear the floor too"
+            )
         asked, table = ((before.goal, before.value), before.table) if goal is None else (goal, patch.table)
         chosen = ThresholdConfig(*asked, threshold=kept, floor=floor, table=table)
         return parts.trials.following(current, engine, chosen)

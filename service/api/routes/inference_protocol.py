@@ -183,7 +183,7 @@ def deadline_ms_of(wanted: RequestParameters) -> float | None:
     if wanted.timeout is None:
         return wanted.deadline_ms
     if wanted.deadline_ms is not None:
-        raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
+        raise InvalidOption("parameters.timeout", wanted.timeout, "absent if deadline_ms is given")
     return wanted.timeout / 1e3
 
 

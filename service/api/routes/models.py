@@ -24,7 +24,7 @@ def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and 
     broken: list[str] = []
 
     def leave_out(reference: str, error: Exception) -> None:
-        logger.warning("model %s is left out of the list: %s", reference, error)
+        logger.warning("model %s is missing from the list: %s", reference, error)
         broken.append(reference)
 
     for spec in parts.models.store.specs(leave_out):

@@ -97,7 +97,7 @@ async def metrics(parts: Injected) -> Response:
 async def targets(parts: Injected) -> list[MetricsTarget]:
     """Where each live replica's own metrics are, for Prometheus' ``http_sd_configs``."""
     if parts.settings.metrics_port is None:
-        raise NotFound("LOWFIRST_METRICS_PORT is unset: no replica has metrics at an address of its own")
+        raise NotFound("LOWFIRST_METRICS_PORT is unset: replicas have no metrics address of their own")
     return [
         MetricsTarget(targets=[each.address], labels={"replica": each.replica}) for each in await parts.targets.listed()
     ]

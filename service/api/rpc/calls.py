@@ -135,7 +135,7 @@ def _request(asked: Message) -> tuple[InferRequest, bytes]:
     """The request as over HTTP, and the binary tensor that follows it there. Raises InvalidOption: a wrong field."""
     raw, count = asked.raw_input_contents, len(asked.inputs)
     if raw and len(raw) != count:
-        raise InvalidOption("raw_input_contents", len(raw), f"as many as there are inputs, {count}, or left out")
+        raise InvalidOption("raw_input_contents", len(raw), f"empty, or one per input ({count})")
     inputs, tail = [], b""
     for index, each in enumerate(asked.inputs):
         data = raw[index] if raw else _joined(each.contents.bytes_contents)

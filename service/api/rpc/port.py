@@ -170,4 +170,4 @@ def _trailing(error: LowfirstError) -> tuple[tuple[str, str], ...]:
 
 
 def _taken(host: str, port: int, why: str) -> InvalidOption:
-    return InvalidOption(PORT, port, f"one that can be listened on at {host} ({why})")
+    return InvalidOption(PORT, port, f"a free port at {host} ({why})")
