@@ -184,7 +184,7 @@ def test_images_that_lack_a_stage_though_drawn_make_no_random_sample(model: Path
 def test_a_log_of_other_models_names_them(model: Path, traffic: Traffic, where: str) -> None:
     write(where, iter([(traffic.sample(0, weights_sha256="x", model="bees/7"), body(0))]))
     for command in (calibrate_from_log, history):
-        with pytest.raises(DataError, match=r"no image that tiny/1 answered, with these weights; it has of bees/7"):
+        with pytest.raises(DataError, match=r"no image answered by tiny/1 with these weights, only by bees/7"):
             command(model, where)
 
 
