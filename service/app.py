@@ -369,10 +369,10 @@ def _warn_if_it_does_not_pay(engine: Engine) -> None:
     effect, spent, break_even = expected.effect, expected.time, expected.break_even
     if effect is None or break_even is None or spent.saved is None or spent.saved >= 0:
         return
-    pays_from = "it does not pay at any exit rate" if break_even > 1 else f"it pays where {break_even:.0%} or more do"
+    pays_from = "it does not pay at any exit rate" if break_even > 1 else f"it pays if {break_even:.0%} or more do"
     logger.warning(
-        "%s does not pay here at threshold %s: %.3f ms of compute per image, where the single-scale network takes "
-        "%.3f; %.0f%% of the images are expected to end at the first stage, and %s. "
+        "%s does not pay here at threshold %s: %.3f ms of compute per image, %.3f with the single-scale network. "
+        "%.0f%% of the images are predicted to end at the first stage; %s. "
         "Lower the threshold, or serve the single-scale network instead",
         engine.spec.reference, threshold, 1e3 * spent.seconds, 1e3 * (spent.single_scale_seconds or 0.0),
         100 * effect.ends[0], pays_from,

@@ -128,8 +128,8 @@ class ModelSpec:
         known = {**self.recipe, **self.training}
         if name not in known:
             raise DataError(
-                f"{SPEC} of {self.title}, which lowfirst {self.code_version or 'of unknown version'} wrote, says "
-                f"nothing of {name!r}: train it again with this version",
+                f"{SPEC} of {self.title}, which lowfirst {self.code_version or 'of unknown version'} wrote, lacks "
+                f"{name!r}: train it again with this version",
                 field="model",
                 value=self.title,
             )

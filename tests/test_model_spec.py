@@ -277,5 +277,5 @@ def test_model_without_a_stage_is_refused() -> None:
 
 def test_what_training_did_not_say_is_named() -> None:
     assert SPECIMEN.told("seed") == 1
-    with pytest.raises(DataError, match="says nothing of 'epochs': train it again with this version"):
+    with pytest.raises(DataError, match="lacks 'epochs': train it again with this version"):
         SPECIMEN.told("epochs")

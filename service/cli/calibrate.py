@@ -13,9 +13,9 @@ from service.cli.console import Device, FromLog, Workers, model_folder, next_ste
 SHOWN = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 LEGEND = (
-    "* default threshold. exit: images that end before the last stage. mean M: mean million multiply-adds per image. "
-    "top-1: right answers. agree: answered as the last stage would. agree >=, drop <=: with 95 % confidence at least "
-    "so many agree, and at most so many right answers are lost."
+    "* default threshold. exit: images that exit before the last stage. mean M: mean million multiply-adds per image. "
+    "top-1: right answers. agree: same answer as the last stage. agree >=, drop <=: 95 % bounds of the agreement and of "
+    "the correct answers lost."
 )
 
 
@@ -43,7 +43,7 @@ def calibrate(
 
     photographs = one_source(data, from_log)
     if split and (unlabelled or from_log):
-        raise InvalidOption("split", split, "absent: --unlabelled and --from-log take all that is there")
+        raise InvalidOption("split", split, "absent: --unlabelled and --from-log use all images")
     if photographs is None:
         spec = calibrate_from_log(model_folder(model), str(from_log))
     else:

@@ -111,7 +111,7 @@ def unverified_folder(reference: str) -> Path:
     store = model_store()
     if reference.partition("/")[0] not in store.names():
         raise NotFound(
-            f"model is {reference!r}; it is no run folder, and {store.holds()}", field="model", value=reference
+            f"model is {reference!r}; it is not a run folder, and {store.holds()}", field="model", value=reference
         )
     return store.find(reference)
 

@@ -43,7 +43,7 @@ def deploy(
         from service.cluster.deploy import deploy as bring_up
         from service.cluster.options import read_options
     except ImportError as error:
-        takes = "Ray is not installed, which `lowfirst deploy` takes: pip install '.[ray]'"
+        takes = "`lowfirst deploy` needs Ray: pip install '.[ray]'"
         raise DeploymentFailed(takes) from error
     wanted = {
         "replicas": replicas,

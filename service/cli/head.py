@@ -20,7 +20,7 @@ def refusal_of(
         if size > MAX_HEAD_BYTES:
             return too_large(size)
     if method == b"CONNECT":
-        return BadRequest("CONNECT is for proxies, which this is not", field="method", value="CONNECT")
+        return BadRequest("CONNECT is not supported: this is not a proxy", field="method", value="CONNECT")
     hosts = [name for name, _ in headers].count(b"host")
     if hosts > 1 or (not hosts and version != "1.0"):
         return BadRequest(f"the head has {hosts} Host headers; it must have 1", field="Host", value=hosts, bound=1)

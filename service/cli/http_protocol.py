@@ -59,7 +59,7 @@ class Terms:
         now = time.monotonic()
         if now - self.warned > WARN_SECONDS:
             self.warned = now
-            logger.warning("%d connections are open, the most: further ones are answered 503", self.max_connections)
+            logger.warning("%d connections are open, the limit: further ones get 503", self.max_connections)
 
 
 def http_protocol(terms: Terms) -> Any:
@@ -127,7 +127,7 @@ class BoundedHttp(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError:
-            self._fail(self._refusal or BadRequest("the request is no HTTP that can be read"))
+            self._fail(self._refusal or BadRequest("the request is not valid HTTP"))
             return
         if self.transport.is_closing():
             return
@@ -279,6 +279,6 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._in_head:
             seconds = self._terms.head_seconds
-            self._fail(RequestTimeout(f"the request's head did not come in {seconds:g} seconds", field="head"))
+            self._fail(RequestTimeout(f"the request's head did not arrive within {seconds:g} seconds", field="head"))
         else:
             self.transport.close()

@@ -49,7 +49,7 @@ def serve(
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     configure(settings.log_level, settings.log_format)
     for unknown, nearest in unknown_variables(os.environ).items():
-        logger.warning("%s is no setting%s", unknown, f"; the nearest is {nearest}" if nearest else "")
+        logger.warning("%s is not a setting%s", unknown, f"; the nearest is {nearest}" if nearest else "")
     count = settings.processes
     if count == "auto":
         used = min(cores(), settings.workers * settings.threads) if settings.workers else cores()

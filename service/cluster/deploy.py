@@ -100,7 +100,7 @@ def _check_listening(address: str) -> None:
     except ValueError as error:
         raise InvalidOption("address", address, FORMS) from error
     except grpc.FutureTimeoutError as error:
-        raise InvalidOption("address", address, f"{FORMS} (what listens there is none)") from error
+        raise InvalidOption("address", address, f"{FORMS} (no Ray cluster listens there)") from error
     except OSError as error:
         raise InvalidOption("address", address, f"{FORMS} ({error.strerror or error})") from error
 
@@ -110,7 +110,7 @@ def _check_token(address: str, channel: grpc.Channel) -> None:
         channel.unary_unary(ANY_CALL)(b"", timeout=CONNECT_SECONDS)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            takes = "it takes the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            takes = "it needs the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
             raise InvalidOption("address", address, f"{FORMS} ({takes})") from error
 
 
@@ -127,7 +127,7 @@ def _check_room(options: Options, is_new: bool) -> None:
         raise InvalidOption(
             field,
             options.first,
-            f"at most {room}: for more the cluster's {len(nodes)} nodes have no room at {each} each",
+            f"at most {room}: the cluster's {len(nodes)} nodes have no room for more at {each} each",
         )
 
 
@@ -144,7 +144,7 @@ def _wait(name: str, seconds: float) -> None:
             return
         why = "; ".join(filter(None, (now.message, *(each.message for each in now.deployments.values()))))
         if now.status == "DEPLOY_FAILED":
-            raise DeploymentFailed(f"{name} does not come up: {_in_short(why)}", field="name", value=name)
+            raise DeploymentFailed(f"{name} does not start: {_in_short(why)}", field="name", value=name)
         if time.monotonic() > ends:
             raise DeploymentFailed(
                 f"{name} is not up after {seconds:g} seconds: {_in_short(why) or now.status}", field="name", value=name

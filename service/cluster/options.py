@@ -45,7 +45,7 @@ class Options(BaseModel):
     @classmethod
     def _is_instead_of_replicas(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("replicas", 1) != 1:
-            raise PydanticCustomError("replicas", "left unset where replicas is {n}", {"n": info.data["replicas"]})
+            raise PydanticCustomError("replicas", "unset if replicas is {n}", {"n": info.data["replicas"]})
         return value
 
     @field_validator("min_replicas")

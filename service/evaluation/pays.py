@@ -53,9 +53,9 @@ class Payoff:
         if self.saved >= 0:
             told += f"{100 * self.saved:.0f} % of the time saved. "
         else:
-            told += f"{-100 * self.saved:.0f} % more than the single-scale network: serve that one. "
+            told += f"{-100 * self.saved:.0f} % more than the single-scale network: serve the single-scale network. "
         if self.break_even > 1:
-            told += "It cannot pay here at any threshold."
+            told += "It does not pay here at any threshold."
         else:
             told += f"It pays from {100 * max(0.0, self.break_even):.0f} % on."
         if self.price_per_hour is not None:

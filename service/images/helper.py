@@ -136,7 +136,7 @@ class Helper:
             ) from error
         except OSError as error:
             self._replace(process)
-            raise Crashed("image ended the process that decoded it", field="image") from error
+            raise Crashed("image crashed the process that decoded it", field="image") from error
         if what == ERROR:
             named = json.loads(answer)
             raise ERRORS[named.pop("error")](**named)

@@ -169,11 +169,11 @@ class LocalConfigStore:
                 try:
                     answer = await self._line.ask(f"{PREFIX}swap", _encoded(after))
                 except LineClosed as error:
-                    raise StoreUnavailable("the process that holds the config is gone") from error
+                    raise StoreUnavailable("the process that holds the config has exited") from error
                 self._apply(_decoded(answer["config"]))
                 if answer["taken"]:
                     return after
-        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
+        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times during this change")
 
     def _apply(self, config: RuntimeConfig) -> None:
         if config.version > self._current.version:

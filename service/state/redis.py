@@ -166,7 +166,7 @@ class RedisLink:
     def went_down(self, error: BaseException) -> None:
         """A poll was not answered. The log has it once."""
         if self.is_up:
-            logger.warning("Redis at %s is out of reach (%s): serving on without it", self.address, _reason(error))
+            logger.warning("Redis at %s cannot be reached (%s): continuing without it", self.address, _reason(error))
         self.is_up = False
         self.is_passed_by = True
 
@@ -276,7 +276,9 @@ class RedisConfigStore:
                 if self._current.version >= MAX_VERSION:
                     raise StoreUnavailable(f"the shared config has version {MAX_VERSION}, the last there is")
                 if self._ignored is not None and self._ignored.is_newer:
-                    raise StoreUnavailable(f"the shared config is not this release's to change: {self._ignored}")
+                    raise StoreUnavailable(
+                        f"a newer release wrote the shared config, and only that can change it: {self._ignored}"
+                    )
                 before = self._current
                 check_expected_version(before, expected_version)
                 after = replace(change(before), version=before.version + 1)
@@ -284,7 +286,7 @@ class RedisConfigStore:
                     self._ignored = None
                     self._apply(after)
                     return self._current
-        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
+        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times during this change")
 
     async def _poll(self) -> None:
         """Refresh now and then; at once on news."""
@@ -349,7 +351,7 @@ class RedisConfigStore:
             if await self._swap(raw, agreed):
                 self._apply(agreed)
                 return encode_config(agreed)
-        raise StoreUnavailable(f"the shared config changed {ATTEMPTS} times while it was read")
+        raise StoreUnavailable(f"the shared config changed {ATTEMPTS} times during the read")
 
     def _understand(self, raw: bytes) -> RuntimeConfig | None:
         """The config that ``raw`` is; None where it is empty or to be ignored, of which the log has each once."""

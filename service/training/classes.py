@@ -55,7 +55,7 @@ def check_trainable(data: Path, found: Photographs, train: Photographs) -> None:
     """
     if len(found.folders) < 2:
         raise DataError(
-            f"{data} holds 1 class, {found.folders[0]}/; it takes at least 2: if the classes are the folders in it, "
+            f"{data} holds 1 class, {found.folders[0]}/; it needs at least 2: if the class folders are inside it, "
             "pass it as --data",
             field="data",
             value=1,
@@ -63,7 +63,7 @@ def check_trainable(data: Path, found: Photographs, train: Photographs) -> None:
         )
     if train.empty:
         raise DataError(
-            f"{data} has no photograph of class {train.empty[0]!r} to train on; left out, of all classes: "
+            f"{data} has no photograph of class {train.empty[0]!r} to train on; skipped in all classes: "
             f"{counted(found.skipped)}",
             field="data",
             value=train.empty[0],

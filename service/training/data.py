@@ -110,7 +110,7 @@ def find_unlabelled(folder: Path, classes: Sequence[str] = ()) -> Photographs:
         DataError: no folder, no photograph in it, or its folders are ``classes``, so that there are labels.
     """
     if not folder.is_dir():
-        raise DataError(f"data is {str(folder)!r}, which is no folder", field="data", value=str(folder))
+        raise DataError(f"data is {str(folder)!r}, which is not a folder", field="data", value=str(folder))
     walk = Walk(folder)
     paths = walk.photographs(folder)
     if not paths:
@@ -127,7 +127,7 @@ def find_unlabelled(folder: Path, classes: Sequence[str] = ()) -> Photographs:
 
 def _nothing(folder: Path, walk: Walk) -> DataError:
     return DataError(
-        f"{folder} holds no photograph that is read ({', '.join(EXTENSIONS)}), but {counted(walk.kinds)}",
+        f"{folder} holds no photograph of a known format ({', '.join(EXTENSIONS)}), but {counted(walk.kinds)}",
         field="data",
         value=str(folder),
     )

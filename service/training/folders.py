@@ -123,7 +123,7 @@ def split_folder(root: Path, split: str) -> Path:
         InvalidOption: ``split`` is no plain name.
     """
     if not root.is_dir():
-        raise DataError(f"data is {str(root)!r}, which is no folder", field="data", value=str(root))
+        raise DataError(f"data is {str(root)!r}, which is not a folder", field="data", value=str(root))
     if split in ("", "..") or Path(split).name != split:
         raise InvalidOption("split", split, f"the name of a folder in {root}")
     names = _names(root)
@@ -131,10 +131,10 @@ def split_folder(root: Path, split: str) -> Path:
     if len(alike) == 1:
         return root / alike[0]
     if alike:
-        raise _wrong(root, f"has {_listed(alike)}: which of them is {split}/ cannot be told; rename all but one")
+        raise _wrong(root, f"has {_listed(alike)}: which of them is {split}/ is unclear; rename all but one")
     named_otherwise = [name for name in names if name.lower() in (*TRAIN, *OTHERS)]
     if split != "train" or "val" in map(str.lower, names) or named_otherwise == names != []:
-        there = f"it has {_listed(names)}: rename the one that is meant" if names else "it has no folder at all"
+        there = f"it has {_listed(names)}: rename the right one" if names else "it has no folder at all"
         raise _wrong(root, f"has no folder {split}/, which must hold a folder of photographs for each class; {there}")
     for name in names:
         if _is_data_set(below := root / name):

@@ -90,8 +90,8 @@ def warn_of_known(before: Before, options: TrainOptions, photographs: Photograph
     known = sum(digest in before.trained_on for digest in digests(held_out.paths))
     if known:
         logger.warning(
-            "%s was trained on %d of the %d photographs that are held out now: %d are left to calibrate with; the same "
-            "--seed and --calibration-share as its own keep them apart",
+            "%s was trained on %d of the %d photographs held out now, so %d are left for calibration; use its own --seed "
+            "and --calibration-share to avoid this",
             options.init, known, len(held_out), len(held_out) - known,
         )  # fmt: skip
 
@@ -105,9 +105,9 @@ def _warn_of_other_split(before: ModelSpec, options: TrainOptions, photographs: 
     if same and seed == options.seed and share is not None and share >= options.calibration_share:
         return
     logger.warning(
-        "%s was trained on %s photographs with --seed %s --calibration-share %s: where they are these, it knows "
-        "some that are held out now, and thresholds will promise too much; the same photographs with the same two "
-        "options keep them apart",
+        "%s was trained on %s photographs with --seed %s --calibration-share %s: if these are the same "
+        "photographs, it knows some held-out ones, and thresholds will promise too much; use these two options to "
+        "avoid this",
         options.init, images or "?", seed, share,
     )  # fmt: skip
 
@@ -133,7 +133,7 @@ def _stored_weights(reference: str, store: Path | None) -> tuple[dict[str, Tenso
 
 
 def _in_store(reference: str, store: Path | None) -> Path:
-    nowhere = f"init is {reference!r}, which is no run folder"
+    nowhere = f"init is {reference!r}, which is not a run folder"
     if store is None:
         raise NotFound(nowhere, field="init", value=reference)
     try:

@@ -121,8 +121,8 @@ class _Run:
         self.steps = len(self.photographs) // processes.world // self.batch
         if self.steps == 0:
             raise DataError(
-                f"{options.data} leaves {len(self.photographs)} photographs to train on; "
-                f"a step takes {self.batch * processes.world}: lower --batch-size",
+                f"{options.data} has {len(self.photographs)} training photographs; "
+                f"a step needs {self.batch * processes.world}: lower --batch-size",
                 field="batch_size",
                 value=self.batch * processes.world,
                 bound=len(self.photographs),
@@ -230,7 +230,7 @@ class _Run:
         """One update; gives (loss summed over images, how many each stage got right, images)."""
         self.unreadable.update(batch.unreadable)
         if len(batch.targets) < 2:  # batch norm takes two, and what replaces unreadable ones was not readable either
-            raise DataError("photographs cannot be read any more", field="data", value=str(self.options.data))
+            raise DataError("photographs can no longer be read", field="data", value=str(self.options.data))
         images = normalise(batch.images.to(self.device, non_blocking=True), self.preprocessing)
         targets = batch.targets.to(self.device, non_blocking=True)
         for group in self.optimiser.param_groups:

@@ -103,9 +103,7 @@ class RunFolder:
     def check_free(self) -> None:
         """Raises InvalidOption when a run is there already."""
         if (self.path / OPTIONS).exists():
-            raise InvalidOption(
-                "out", str(self.path), "a folder without a run in it (or pass --resume to go on with it)"
-            )
+            raise InvalidOption("out", str(self.path), "a folder without a run (or pass --resume to continue it)")
 
     def is_of_older_version(self) -> bool:
         """Whether a model is here of a version that kept the number of its photographs, and not their contents."""
@@ -133,13 +131,13 @@ class RunFolder:
         if foreign:
             raise DataError(
                 f"{path} was written by another version of lowfirst: {len(foreign)} options are known to one of them "
-                f"only, {foreign[0]!r} first; train it again, or go on with the version it was begun with",
+                f"only, {foreign[0]!r} first; train it again, or continue with the version that started it",
                 field="out",
                 value=str(self.path),
             )
         for name, value in now.items():
             if name not in FREE_ON_RESUME | off and before[name] != value:
-                raise InvalidOption(name, value, f"{before[name]!r}, as in the run that is resumed")
+                raise InvalidOption(name, value, f"{before[name]!r}, as in the resumed run")
         if self.is_of_older_version():
             self._check_same_numbers(options, photographs, held_out)
         elif (self.path / TRAINED_ON).is_file():
@@ -149,15 +147,15 @@ class RunFolder:
         spec = read_spec(self.path) if (self.path / SPEC).is_file() else None
         others = len(contents - trained_on(self.path))
         if others:
-            what = f"makes {others} photographs to train on that were not trained on before, and may have been held out"
+            what = f"has {others} training photographs that were not used before, and may have been held out"
         elif spec is not None and spec.class_folders != photographs.folders:
             what = f"has other classes: {', '.join(sorted({*spec.class_folders} ^ {*photographs.folders}))}"
         elif spec is not None and spec.told("train_images") != len(photographs):
-            what = f"has {len(photographs)} photographs to train on, where there were {spec.told('train_images')}"
+            what = f"has {len(photographs)} training photographs, but had {spec.told('train_images')}"
         else:
             return
         raise DataError(
-            f"{options.data} {what}: pass the photographs that the run which is resumed was begun with",
+            f"{options.data} {what}: pass the photographs with which the run was started",
             field="data",
             value=str(options.data),
         )
@@ -168,8 +166,8 @@ class RunFolder:
         found = len(photographs), len(held_out), photographs.folders
         if was != found:
             raise DataError(
-                f"{options.data} has {found[0]} photographs to train on, {found[1]} held out and {len(found[2])} "
-                f"classes; the run that is resumed had {was[0]}, {was[1]} and {len(was[2])}",
+                f"{options.data} has {found[0]} training photographs, {found[1]} held out and {len(found[2])} "
+                f"classes; the resumed run had {was[0]}, {was[1]} and {len(was[2])}",
                 field="data",
                 value=str(options.data),
             )
@@ -210,7 +208,7 @@ class RunFolder:
         ) as error:  # fmt: skip
             reason = str(error).partition("\n")[0]
             raise BrokenModel(
-                f"{path}, {path.stat().st_size} bytes, is no checkpoint to go on from: {reason}",
+                f"{path}, {path.stat().st_size} bytes, is not a usable checkpoint: {reason}",
                 field="out",
                 value=str(self.path),
             ) from error

@@ -57,8 +57,8 @@ def few_to_certify(certifying: int) -> str | None:
     if most >= WEAK_PROMISE:
         return None
     return (
-        f"{certifying} photographs certify: even if all stages agree on all of them, no agreement over "
-        f"{100 * most:.1f} % can be promised"
+        f"{certifying} photographs certify: even if all stages agree on all of them, an agreement over "
+        f"{100 * most:.1f} % cannot be promised"
     )
 
 
@@ -66,11 +66,11 @@ def _few(options: TrainOptions, held_out: Photographs) -> list[str]:
     if not options.calibration_share:
         return [
             "--calibration-share 0 holds nothing out: no calibration table can be made from these photographs; "
-            "`lowfirst calibrate` will take others, in another --data"
+            "`lowfirst calibrate` needs others, with another --data"
         ]
     if len(held_out) < MIN_HELD_OUT:
         return [
-            f"{len(held_out)} photographs are held out of training; to calibrate takes {MIN_HELD_OUT}: raise "
+            f"{len(held_out)} photographs are held out of training; calibration needs {MIN_HELD_OUT}: raise "
             "--calibration-share"
         ]
     few = few_to_certify(len(held_out) // 2)
@@ -88,7 +88,7 @@ def _val(options: TrainOptions, folders: Sequence[str]) -> tuple[Photographs | N
     if foreign:
         said.append(f"val/ has classes that train/ lacks: {_some(foreign)}; evaluating on it will be refused")
     if missing:
-        said.append(f"val/ has no photograph of {_some(missing)}: evaluating will say nothing of them")
+        said.append(f"val/ has no photograph of {_some(missing)}: they will not be evaluated")
     return val, said
 
 

@@ -80,7 +80,7 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         (["resnet18", "--data", "{photographs}", "--out", "{file}/x"], "{file}"),
     ],
     "calibrate": [
-        (["tiny", *DATA], "model is 'tiny'; it is no run folder, and there is no model store {store}"),
+        (["tiny", *DATA], "model is 'tiny'; it is not a run folder, and there is no model store {store}"),
         (["{folder}", *DATA], "it is no run folder"),
     ],
     "quantise": [(["{folder}", *DATA], "")],
@@ -94,7 +94,7 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         (["resnet18", "--name", "x", "--labels", "nowhere"], "labels 'nowhere' cannot be read"),
     ],
     "sign": [
-        (["tiny", "--key", "{file}"], "model is 'tiny'; it is no run folder, and there is no model store {store}"),
+        (["tiny", "--key", "{file}"], "model is 'tiny'; it is not a run folder, and there is no model store {store}"),
     ],
     "compose": [
         (["x", "--stage", "tiny"], "model is 'tiny'; it is no run folder"),
@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_served_is_told_in_one_line(tmp_path: Path, proce
 
 def test_a_store_that_is_not_there_is_named_with_its_variable(lowfirst: Lowfirst) -> None:
     done = lowfirst("models")
-    assert (done.status, done.err) == (0, "there is no such folder: LOWFIRST_MODEL_STORE names it\n")
+    assert (done.status, done.err) == (0, "there is no such folder (LOWFIRST_MODEL_STORE)\n")
 
 
 def test_without_a_command_the_help_is_printed_and_the_status_is_2(lowfirst: Lowfirst) -> None:

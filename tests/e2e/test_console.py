@@ -188,7 +188,9 @@ def test_drift_and_an_exceeded_budget_are_told(page: Page, site: httpx.Client) -
     expect(page.locator("#kept")).to_be_empty()
     page.route("**/stats", lambda route: route.fulfill(json=stats))
     expect(page.locator("#drift")).to_have_text(notice)
-    expect(page.locator("#kept")).to_have_text(re.compile(r"latest 4,096 images took 94\.8\sM each; the budget is 60\.0\sM"))
+    expect(page.locator("#kept")).to_have_text(
+        re.compile(r"latest 4,096 images took 94\.8\sM each; the budget is 60\.0\sM")
+    )
     low, high = site.get("/config/threshold").json()["predicted"]["accuracy_interval"]
     expect(page.locator("#preview")).to_contain_text(f"({100 * low:.1f}% {NONE} {100 * high:.1f}%)")
 
@@ -387,7 +389,9 @@ def test_a_model_is_tried_behind_the_answers_compared_and_promoted(page: Page, s
 def test_a_trial_that_cannot_begin_says_why(page: Page) -> None:
     page.get_by_role("button", name="Serve this: broken/1").click()
     page.get_by_role("button", name="Start a shadow first").locator("visible=true").click()
-    expect(page.locator("#switched")).to_contain_text("broken/1 was not started. The model must be one that can be served")
+    expect(page.locator("#switched")).to_contain_text(
+        "broken/1 was not started. The model must be one that can be served"
+    )
 
 
 def serve_instead(page: Page, model: str) -> None:

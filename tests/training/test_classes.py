@@ -71,7 +71,7 @@ def test_empty_class_is_named_with_what_is_there_instead(data: Path) -> None:
 
 def test_one_class_is_too_few_and_may_be_the_data_set(data: Path) -> None:
     (data / "train").rename(data / "shapes")
-    with pytest.raises(DataError, match="shapes/; it takes at least 2: if the classes are the folders"):
+    with pytest.raises(DataError, match="shapes/; it needs at least 2: if the class folders"):
         _check(data)
 
 

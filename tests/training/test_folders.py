@@ -57,7 +57,7 @@ def test_class_folders_themselves_do_for_training(shapes: Path) -> None:
 @pytest.mark.parametrize(
     ("root", "split", "message"),
     [
-        ("nowhere", "train", "nowhere', which is no folder"),
+        ("nowhere", "train", "nowhere', which is not a folder"),
         (".", "test", "has no folder test/.* it has train/, val/"),
         ("train", "val", "has no folder val/"),
         ("train/circle", "train", "circle has no class folders"),
@@ -228,5 +228,5 @@ def test_labelled_photographs_are_not_taken_as_unlabelled(lay: Lay, names: list[
 def test_nothing_unlabelled_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no photograph that is read"):
         find_unlabelled(tmp_path)
-    with pytest.raises(DataError, match="which is no folder"):
+    with pytest.raises(DataError, match="which is not a folder"):
         find_unlabelled(tmp_path / "nowhere")

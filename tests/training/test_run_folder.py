@@ -72,7 +72,7 @@ def test_resuming_nothing_is_an_error(make_options: MakeOptions) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"epochs": 2}, "epochs is 2; it must be 1, as in the run that is resumed"),
+        ({"epochs": 2}, "epochs is 2; it must be 1, as in the resumed run"),
         ({"learning_rate": 0.01}, "learning_rate is 0.01; it must be 0.06, as in"),
         ({"network": "ms_mobilenet_v1_050"}, "network is 'ms_mobilenet_v1_050'; it must be 'ms_mobilenet_v1_025'"),
         ({"network_options": {"fusion": "after_relu"}}, "network_options is {'fusion': 'after_relu'}; it must be {}"),
@@ -96,7 +96,7 @@ def test_resuming_may_change_places(run: TrainOptions, shapes: Path, tmp_path: P
 def test_resuming_with_other_photographs_is_an_error(run: TrainOptions, shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "fewer")
     (tmp_path / "fewer" / "train" / "circle" / "00.jpg").unlink()
-    with pytest.raises(DataError, match="makes 14 photographs to train on that were not trained on before"):
+    with pytest.raises(DataError, match="has 14 training photographs that were not used before"):
         train(dataclasses.replace(run, data=tmp_path / "fewer"), resume=True)
 
 
@@ -170,7 +170,7 @@ def test_checkpoint_with_a_flipped_bit_is_named(run: TrainOptions) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, is no checkpoint to go on from: \S+ .*damaged"):
+    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, is not a usable checkpoint: \S+ .*damaged"):
         train(run, resume=True)
 
 

@@ -159,7 +159,7 @@ def test_run_of_an_older_version_is_resumed_as_before(whole: Path, shapes: Path,
     train(options, resume=True)
     assert not (older / TRAINED_ON).exists()
     (data / "train" / "circle" / "00.jpg").unlink()
-    with pytest.raises(DataError, match=r"has 50 photographs to train on, 21 held out and 3 classes; .* had 51, 21"):
+    with pytest.raises(DataError, match=r"has 50 training photographs, 21 held out and 3 classes; .* had 51, 21"):
         train(dataclasses.replace(options, data=data), resume=True)
 
 
@@ -187,7 +187,7 @@ def test_resuming_with_other_contents_is_an_error(make_options: MakeOptions, dat
     known = trained_on(options.out)
     path = next(path for path, digest in _by_contents(data).items() if digest in known)
     shutil.copy(data / "val" / "circle" / "00.jpg", path)
-    with pytest.raises(DataError, match="makes 1 photographs to train on that were not trained on before"):
+    with pytest.raises(DataError, match="has 1 training photographs that were not used before"):
         train(dataclasses.replace(options, data=data), resume=True)
 
 

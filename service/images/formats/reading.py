@@ -28,7 +28,7 @@ def read(data: bytes) -> Picture:
     if data.startswith(bmp.SIGNATURE):
         return bmp.read(data)
     raise UnsupportedImage(
-        f"image is {len(data)} bytes of no known format; it must be one of {', '.join(FORMATS)}",
+        f"image is {len(data)} bytes of an unknown format; it must be one of {', '.join(FORMATS)}",
         field="image",
         bound=list(FORMATS),
     )
