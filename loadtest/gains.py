@@ -119,8 +119,9 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
         _in_one_piece(_of_all(_mixed(any_size, resolution))),
         _of_all(_mixed(vino, resolution)),
     )
-    yield f"eager {fast}: high stage inside each batch -> batched separately", cascade(plain), cascade(plain, rebatch=True)
-    yield f"OpenVINO {fast}: high stage inside each batch -> batched separately", cascade(vino), cascade(vino, rebatch=True)
+    batches = "high stage inside each batch -> batched separately"
+    yield f"eager {fast}: {batches}", cascade(plain), cascade(plain, rebatch=True)
+    yield f"OpenVINO {fast}: {batches}", cascade(vino), cascade(vino, rebatch=True)
     if name.startswith("ms_mobilenet"):
         trained = partial(_training_step, name, resolution, fast)
         yield f"training, {fast}: strided depthwise gradients -> strided after", trained(True), trained(False)

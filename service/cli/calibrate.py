@@ -14,8 +14,8 @@ SHOWN = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 LEGEND = (
     "* default threshold. exit: images that exit before the last stage. mean M: mean million multiply-adds per image. "
-    "top-1: right answers. agree: same answer as the last stage. agree >=, drop <=: 95 % bounds of the agreement and of "
-    "the correct answers lost."
+    "top-1: right answers. agree: same answer as the last stage. agree >=, drop <=: 95 % bounds of the agreement and "
+    "of the correct answers lost."
 )
 
 

@@ -108,8 +108,8 @@ def _regions(group: Group, out: Path) -> Picked:
     figures.regions(out / file, shown)
     return Picked(
         file,
-        "Figure 2. Images that the first and the last stage get right (regions A to D); precision and share of the exits "
-        f"against the threshold (drawn if at least {figures.FEWEST} images exit).",
+        "Figure 2. Images that the first and the last stage get right (regions A to D); precision and share of the "
+        f"exits against the threshold (drawn if at least {figures.FEWEST} images exit).",
         missing,
     )
 
@@ -230,8 +230,8 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
     return Picked(
         file,
         f"{run.name} at {'its default threshold' if threshold is not None else 'threshold 0.5'}: randomly chosen "
-        "photographs, each with its label, the answer and confidence of the first stage (L), and the answer of the last "
-        "stage (H). They belong to the data set.",
+        "photographs, each with its label, the answer and confidence of the first stage (L), and the answer of the "
+        "last stage (H). They belong to the data set.",
     )
 
 

@@ -90,8 +90,8 @@ def warn_of_known(before: Before, options: TrainOptions, photographs: Photograph
     known = sum(digest in before.trained_on for digest in digests(held_out.paths))
     if known:
         logger.warning(
-            "%s was trained on %d of the %d photographs held out now, so %d are left for calibration; use its own --seed "
-            "and --calibration-share to avoid this",
+            "%s was trained on %d of the %d photographs held out now, so %d are left for calibration; use its own "
+            "--seed and --calibration-share to avoid this",
             options.init, known, len(held_out), len(held_out) - known,
         )  # fmt: skip
 
