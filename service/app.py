@@ -1,4 +1,4 @@
-"""Where the parts are wired together. Nothing is built on import."""
+"""Connects all parts of the server. Nothing is built on import."""
 
 from __future__ import annotations
 
@@ -73,24 +73,24 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
-    """The server as an ASGI application; its model is loaded here, warmed up at start-up.
+    """The server as an ASGI application; its model is loaded here, and warmed up at start-up.
 
     Args:
         settings: of this process.
-        siblings: the other processes of the server; None where this one is all.
+        siblings: the other processes of the server; None if there are none.
 
     Raises:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
         InvalidOption: a device, precision, runtime or package that this machine lacks.
-        DataError: a latency profile that cannot be read.
-        StoreUnavailable: a Redis that does not answer, and must.
+        DataError: an unreadable latency profile.
+        StoreUnavailable: a required Redis does not answer.
     """
     check_prefix(settings.root_path)
     allowed = keys.Keys(settings)
     observing = FastAPI(
         openapi_url=None, redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False}
     )
-    own_port = _own_port(observing, settings, siblings, allowed)  # first: whether the port is free is known at once
+    own_port = _own_port(observing, settings, siblings, allowed)  # first, so that a used port is found at once
     parts = observing.state.parts = build_parts(settings, siblings)
     rpc_port = _rpc_port(settings, parts, allowed)
     guard = Guard(parts.trials)
@@ -107,10 +107,10 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
             await parts.following.start()
             await guard.start()
         except LowfirstError as error:
-            app.state.failure = error  # for whoever started the server to tell
+            app.state.failure = error  # for the person who started the server
             raise
         starting.info(STARTED)
-        if parts.siblings.index == 0:  # the others would say the same
+        if parts.siblings.index == 0:  # the others would log the same
             _announce(parts)
             _warn_if_open(settings, allowed)
         async with _listed(own_port, parts), rpc_port or nullcontext():
@@ -130,8 +130,8 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         version=service.__version__,
         description="Image classification that spends compute only where an image needs it.",
         lifespan=lifespan,
-        redirect_slashes=False,  # a redirect names the address as this server sees it, not as its proxy does
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells of passes too
+        redirect_slashes=False,  # a redirect would name the address inside the proxy
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # our own lines cover this
     )
     app.state.parts = parts
     app.state.own_port = own_port
@@ -140,7 +140,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
         keys.document(app, allowed)
-    if settings.cors_origins:  # outside the guard: a browser asks first, without a key
+    if settings.cors_origins:  # outside the guard: preflight requests come without a key
         _allow_pages_of(app, settings.cors_origins)
     if parts.traces is not None:
         parts.traces.watch(app)
@@ -152,13 +152,13 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     config.document(app)
     for routes in (calibration, classify, config, console, feedback, models, observe):
         app.include_router(routes.router, responses=error_responses.ANY)
-    for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
+    for routes in (triton, inference_protocol):  # in this order, so that /v2/models/stats is not read as a model
         app.include_router(routes.router, responses=error_responses.ANY_OF_PROTOCOL)
     return app
 
 
 def build_parts(settings: Settings, together: Together | None = None) -> Parts:
-    """Every part of one server, handed to each other. Raises as ``create_app``."""
+    """Build and connect every part of one server. Raises as ``create_app``."""
     link = _redis(settings)
     store = ModelStore(settings.model_store)
     load = partial(_load, settings)
@@ -234,7 +234,7 @@ def _admission(settings: Settings, models: Models, metrics: Metrics) -> Admissio
 
 
 def _references(settings: Settings, store: ModelStore) -> list[str]:
-    """Of the models to serve, each of another name."""
+    """References of the models to serve, each with a different name."""
     references = [settings.model, *settings.models]
     names = [store.locate(reference)[0] for reference in references]
     for name in names:
@@ -245,7 +245,7 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 def _load(settings: Settings, folder: Path) -> Predictor:
     if settings.model_key is not None:
-        from service.signing import verify  # an extra's package, and a second to import
+        from service.signing import verify  # an extra package that takes a second to import
 
         verify(folder, settings.model_key)
     starting.info("loading %s/%s", folder.parent.name, folder.name)
@@ -257,7 +257,7 @@ def _load(settings: Settings, folder: Path) -> Predictor:
 
 
 def _redis(settings: Settings) -> RedisLink | None:
-    """The Redis that the settings name; it answers, unless it need not."""
+    """Connect to the Redis of the settings, and check that it answers unless it is optional."""
     if not settings.redis_url:
         return None
     link = RedisLink(settings.redis_url.get_secret_value(), settings.redis_prefix)
@@ -269,9 +269,9 @@ def _redis(settings: Settings) -> RedisLink | None:
 def _state(
     settings: Settings, link: RedisLink | None, start: RuntimeConfig, together: Together | None
 ) -> tuple[ConfigStore, ResultCache | None]:
-    """Where the config stands, and the results: in Redis if there is one, else in memory.
+    """The store of config and results: Redis if there is one, otherwise memory.
 
-    The config of several processes without Redis is their parent's; each has results of its own.
+    Without Redis, the parent process holds the config of all processes, and each process has its own results.
     """
     memory = MemoryResultCache(settings.cache_entries) if settings.cache_entries else None
     ttl = settings.cache_ttl_seconds
@@ -285,7 +285,7 @@ def _state(
 def _own_port(
     app: FastAPI, settings: Settings, siblings: Together | None, allowed: keys.Keys
 ) -> OwnPort | HandedPort | None:
-    """The port where this replica alone is observed, under the same keys."""
+    """The extra port for this replica's own metrics, with the same keys."""
     if settings.metrics_port is None:
         return None
     if not allowed.guard_nothing:
@@ -309,7 +309,7 @@ def _rpc_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> RpcPort |
 
 @asynccontextmanager
 async def _listed(own_port: OwnPort | HandedPort | None, parts: Parts) -> AsyncIterator[None]:
-    """Have that port open, and Prometheus told of it."""
+    """Open that port, and list it for Prometheus."""
     if own_port is None:
         yield
         return
@@ -329,7 +329,7 @@ def _registry() -> CollectorRegistry:
 
 
 def _limits(settings: Settings, on_cpu: bool, cores: int) -> Limits:
-    """``cores``: that this process may use of the machine's."""
+    """``cores``: the number of cores for this process."""
     workers = settings.workers or (max(1, cores // settings.threads) if on_cpu else 2)
     decoders = settings.decode_threads
     if decoders is None:
@@ -363,7 +363,7 @@ def _announce(parts: Parts) -> None:
 
 
 def _warn_if_it_does_not_pay(engine: Engine) -> None:
-    """One line where the cascade is expected to take longer than the single-scale network."""
+    """Log one line if the cascade is predicted to take longer than the single-scale network."""
     threshold = engine.asked.threshold
     expected = engine.predict(threshold)
     effect, spent, break_even = expected.effect, expected.time, expected.break_even
@@ -388,7 +388,7 @@ def _traces(settings: Settings) -> Traces | None:
 
 
 def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:
-    """Keys travel in headers that a page must know, never in cookies."""
+    """Allow the listed origins. Keys travel in headers, never in cookies, so only pages that know a key can use it."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -408,5 +408,5 @@ def _warn_if_open(settings: Settings, allowed: keys.Keys) -> None:
 
 
 async def _agreed_times(together: Together, reference: str, measured: LatencyTable) -> LatencyTable:
-    """One table for all processes, so that each predicts the same."""
+    """One latency table for all processes, so that all predict the same."""
     return LatencyTable.of_json(await together.times(reference, measured.as_json()))

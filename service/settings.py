@@ -1,4 +1,4 @@
-"""What is fixed when the server starts. The environment is read here and nowhere else."""
+"""Settings that are fixed at start-up. Only this file reads the environment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """Every setting is the environment variable ``LOWFIRST_`` and its name in capitals. Empty means unset."""
+    """Each setting is the environment variable ``LOWFIRST_`` plus its name in capitals. Empty counts as unset."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -214,12 +214,12 @@ class Settings(BaseSettings):
 
     @property
     def is_exposed(self) -> bool:
-        """Whether other machines may reach the server."""
+        """Whether other machines can reach the server."""
         if self.host == "localhost":
             return False
         try:
             return not ip_address(self.host).is_loopback
-        except ValueError:  # a name, which may mean anything
+        except ValueError:  # a host name, which may resolve to any address
             return True
 
     @field_validator("log_level", "log_format", "sample_format", mode="before")
@@ -269,7 +269,9 @@ class Settings(BaseSettings):
     @classmethod
     def _lists_origins(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for origin in value:
-            if origin == "*" and info.data.get("admin_key") is None:  # else any page a user opens could make changes
+            if (
+                origin == "*" and info.data.get("admin_key") is None
+            ):  # otherwise any page that a user opens could make changes
                 raise PydanticCustomError("any_origin", "a list of origins; `*` requires LOWFIRST_ADMIN_KEY")
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise PydanticCustomError("origins", "comma-separated origins like https://example.org:8443")
@@ -295,14 +297,14 @@ class Settings(BaseSettings):
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables called LOWFIRST_* that are no setting, each with the nearest that is."""
+    """Unknown variables named LOWFIRST_*, each with the nearest known one."""
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     strange = [name for name in environment if name.startswith(PREFIX) and name not in known]
     return {name: next(iter(get_close_matches(name, known, 1, 0.8)), None) for name in sorted(strange)}
 
 
 def load_settings(given: Mapping[str, object] | None = None) -> Settings:
-    """The settings of this environment, with ``given`` ones (of a command line) in their place.
+    """The settings from the environment; ``given`` ones (from a command line) take precedence.
 
     Raises:
         InvalidOption: naming the first variable that is out of bounds.
@@ -312,5 +314,5 @@ def load_settings(given: Mapping[str, object] | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(map(str, first["loc"])).upper()
-        value = "**********" if name.endswith("_KEY") else first["input"]  # a wrong key may be nearly a right one
+        value = "**********" if name.endswith("_KEY") else first["input"]  # a wrong key may be almost a right one
         raise InvalidOption(name, value, first["msg"].removeprefix("Input should be ")) from error

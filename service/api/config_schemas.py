@@ -1,4 +1,4 @@
-"""Bodies of what is served and its threshold: the runtime config, what a threshold does, the store."""
+"""Schemas of the runtime config, the predicted effect of a threshold, and the store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
 
 class PredictedEffect(BaseModel):
-    """What the calibration table expects of a threshold; bounds hold at 95 % confidence for images like its own, and
-    say nothing (0 and 1) where the runtime and precision that serve have no table of their own."""
+    """Effect of a threshold, predicted by the calibration table. Bounds hold at 95 % confidence for similar images.
+
+    Without a table for the active runtime and precision the bounds are 0 and 1.
+    """
 
     exit_rate: float = Field(description="Share of images that exit before the last stage.")
     ends: list[float] = Field(description="Share of images that end at each stage.")
@@ -37,7 +39,7 @@ class PredictedEffect(BaseModel):
 
     @staticmethod
     def of(effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> PredictedEffect:
-        """A calibration's effect as a body, with its time where that is known."""
+        """Convert a calibration's effect, with its time if known."""
         return PredictedEffect(
             exit_rate=effect.exit_rate,
             ends=list(effect.ends),
@@ -54,9 +56,9 @@ class PredictedEffect(BaseModel):
 
 
 class ThresholdPatch(Strict):
-    """Exactly one goal, and/or a floor; with a goal other than the threshold, the table that it is held by.
+    """Exactly one goal, a floor, or both; with a goal other than the threshold also the table that solves it.
 
-    A goal that is null is not given; a floor that is null is cleared.
+    A goal that is null counts as absent; a floor that is null is cleared.
     """
 
     model_config = ConfigDict(
@@ -129,10 +131,10 @@ class ThresholdPatch(Strict):
 
 
 class ThresholdAnswer(BaseModel):
-    """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
+    """The threshold asked for, its goal, and its predicted effect (null without a calibration table).
 
-    Where ``table`` is live, the threshold follows the traffic and ``followed`` tells how. While the server is
-    overloaded a lower one is in force: `effective_threshold` of `/stats`.
+    If ``table`` is live, the threshold follows the traffic and ``followed`` describes how. While the server is
+    overloaded a lower threshold is in force: `effective_threshold` in `/stats`.
     """
 
     model: str
@@ -155,7 +157,7 @@ class ConfigAnswer(BaseModel):
 
 
 class RecentEffect(BaseModel):
-    """What a threshold would have done to the latest images; null without any."""
+    """Effect that a threshold would have had on the latest images; null without images."""
 
     images: int
     exit_rate: float | None
@@ -163,7 +165,7 @@ class RecentEffect(BaseModel):
 
 
 class PreviewAnswer(BaseModel):
-    """What a threshold would do; nothing is changed."""
+    """Effect of a threshold; nothing is changed."""
 
     model: str
     threshold: float
@@ -178,12 +180,12 @@ class CurvePoint(PredictedEffect):
 
     @classmethod
     def at(cls, threshold: float, effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> CurvePoint:
-        """The point of ``threshold``, with its time where that is known."""
+        """The point at ``threshold``, with its time if known."""
         return cls(threshold=threshold, **dict(PredictedEffect.of(effect, time)))
 
 
 class StageAnswer(BaseModel):
-    """One stage of a model; ``mmacs`` of it alone, in millions."""
+    """One stage of a model; ``mmacs`` are its own million multiply-adds."""
 
     name: str
     resolution: int
@@ -214,9 +216,9 @@ class ModelAnswer(BaseModel):
 
 
 class ModelsAnswer(BaseModel):
-    """The store, and as name/version what of it cannot be read (the log says why).
+    """The models in the store, and the name/version of unreadable ones (the log says why).
 
-    Any picture at all gets one of a model's labels: it cannot say "none of these".
+    Any picture at all gets one of a model's labels; there is no answer "none of these".
     """
 
     models: list[ModelAnswer]

@@ -1,4 +1,4 @@
-"""Bodies of answers about the traffic of today: its table, its drift, and what follows it."""
+"""Schemas of live traffic: its calibration table, its drift, and the threshold that follows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.state.base import Goal, Table
 
 
 class ChangeAnswer(BaseModel):
-    """One move of a threshold that follows the traffic."""
+    """One change of a threshold that follows the traffic."""
 
     at: datetime
     before: float | None = Field(description="Null for the first change.")
@@ -33,7 +33,7 @@ class FollowedAnswer(BaseModel):
 
     @staticmethod
     def of(followed: Followed | None) -> FollowedAnswer | None:
-        """As a body; None where nothing is followed."""
+        """Convert; None if nothing is followed."""
         if followed is None:
             return None
         changes = [_change(change) for change in followed.changes]
@@ -47,7 +47,7 @@ def _change(change: Change) -> ChangeAnswer:
 
 
 class ComparisonAnswer(BaseModel):
-    """One two-sample test of live images against the calibration's."""
+    """One two-sample test of live images against the calibration images."""
 
     of: str = Field(
         description="exit_rate, confidence (of the first stage), agreement, or classes (of the last stage)."
@@ -61,7 +61,7 @@ class ComparisonAnswer(BaseModel):
 
 
 class DriftAnswer(BaseModel):
-    """Whether today's images are like those of the calibration."""
+    """Whether live images differ from the calibration images."""
 
     differs: bool | None = Field(description="Whether any test finds a difference; null if no test was possible.")
     notice: str | None = Field(description="The result in words; null without a difference.")
@@ -74,7 +74,7 @@ class DriftAnswer(BaseModel):
 
     @staticmethod
     def of(drift: Drift | None) -> DriftAnswer | None:
-        """As a body; None where nothing was compared."""
+        """Convert; None if nothing was compared."""
         if drift is None:
             return None
         tests = [
@@ -119,7 +119,7 @@ class TableAnswer(BaseModel):
 
     @staticmethod
     def of(calibration: Calibration) -> TableAnswer:
-        """As a body."""
+        """Convert."""
         table: CalibrationTable = calibration.table
         rows = [
             RowAnswer(
@@ -158,7 +158,7 @@ class LiveAnswer(BaseModel):
 
 
 def exit_rate_of(live: LiveTable) -> tuple[float | None, tuple[float, float] | None]:
-    """Of the latest images at the threshold in force, and its interval; None without any."""
+    """Exit rate of the latest images at the threshold in force, and its interval; None without images."""
     passed = live.passed
     if not passed.images:
         return None, None
@@ -166,7 +166,7 @@ def exit_rate_of(live: LiveTable) -> tuple[float | None, tuple[float, float] | N
 
 
 class PeriodState(BaseModel):
-    """What was done in a time; null where nothing was."""
+    """Totals of a period; null without images."""
 
     seconds: float
     images: int
@@ -177,7 +177,7 @@ class PeriodState(BaseModel):
 
     @staticmethod
     def of(totals: Done) -> PeriodState:
-        """As a body."""
+        """Convert."""
         images = totals.images
         return PeriodState(
             seconds=totals.seconds,

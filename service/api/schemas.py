@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: what all share, images, feedback and errors."""
+"""Schemas of requests and answers: shared types, images, feedback and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
-    """A body that may hold nothing it does not know."""
+    """A body without unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,7 +42,7 @@ ANSWER: JsonDict = {
 
 
 class ClassifyQuery(Strict):
-    """What a request wants of its images."""
+    """Options of a classification request."""
 
     top_k: int | None = Field(None, ge=1, description="Number of labels; default 5, at most all.")
     threshold: Share | None = Field(None, description="The threshold that the confidence was compared with.")
@@ -61,7 +61,7 @@ class ClassifyQuery(Strict):
 
 
 class FeedbackBody(Strict):
-    """What an image shows."""
+    """The true label of an image."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": "a1", "label": "church"}]})
 
@@ -73,7 +73,7 @@ class FeedbackBody(Strict):
 
 
 class FeedbackAnswer(BaseModel):
-    """It is logged. ``right``: whether the model had answered so."""
+    """Confirmation that feedback is stored; ``right``: whether the model's answer was right."""
 
     model: str
     label: str
@@ -82,13 +82,13 @@ class FeedbackAnswer(BaseModel):
 
 
 class ModelQuery(Strict):
-    """Which model a request is about."""
+    """The model that a request is about."""
 
     model: str | None = Field(None, description="A served model, name or name/version; default: the first.")
 
 
 class PreviewQuery(ModelQuery):
-    """Which threshold to look at."""
+    """The threshold to preview."""
 
     threshold: Share
 
@@ -157,7 +157,7 @@ ERROR: JsonDict = {
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: stable ``code``, words, and where they mean something the field, its value and its bound."""
+    """An error: stable ``code``, message, and if they apply field, value and bound."""
 
     code: str
     message: str
@@ -176,7 +176,7 @@ class ErrorAnswer(BaseModel):
 
 
 class BatchError(ErrorAnswer):
-    """One image of a batch that could not be answered, with the status it would have had alone."""
+    """An image of a batch that failed, with the status that it would have had alone."""
 
     status: int
 
@@ -188,5 +188,5 @@ class BatchAnswer(BaseModel):
 
 
 def milliseconds(seconds: float | None) -> float | None:
-    """Seconds, where they are known, for a body."""
+    """Seconds as milliseconds; None stays None."""
     return None if seconds is None else 1e3 * seconds

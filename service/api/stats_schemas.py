@@ -1,4 +1,4 @@
-"""Bodies of what the server does: its snapshot for people, probes, and where to scrape."""
+"""Schemas of monitoring: the snapshot, probes, and scrape targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.state.base import Goal
 
 
 class LatencyMs(BaseModel):
-    """Percentiles over the last minute, from the request's head; null without requests."""
+    """Percentiles over the last minute, from the request's head to the answer; null without requests."""
 
     p50: float | None
     p95: float | None
@@ -21,7 +21,7 @@ class LatencyMs(BaseModel):
 
 
 class QueueState(BaseModel):
-    """Work in flight; beside it, by its name, how many images wait for each stage."""
+    """Work in flight, and for each stage the number of waiting images."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, int]
@@ -31,7 +31,7 @@ class QueueState(BaseModel):
 
 
 class BudgetState(BaseModel):
-    """What images cost lately, where a budget was asked for."""
+    """Recent cost of images, if the goal is a budget."""
 
     goal: Goal
     asked: float
@@ -45,7 +45,7 @@ class BudgetState(BaseModel):
 
 
 class AuditState(BaseModel):
-    """What the last stage said of the latest audited images that exit at the threshold; null without any."""
+    """Answers of the last stage for the latest audited images that exit at the threshold; null without audits."""
 
     images: int
     disagreements: int
@@ -61,10 +61,10 @@ class AuditState(BaseModel):
 
 
 class TimeState(BaseModel):
-    """Compute of one worker per image since the start, and what the single-scale network would have taken for the same
-    images, in batches as large as those of the first stage.
+    """Worker time per image since the start, compared with the single-scale network.
 
-    Null before the first image, or where that network was not measured. Costs take ``LOWFIRST_COST_PER_HOUR``.
+    The latter is computed for the same images, in batches as large as those of the first stage. Null before the first
+    image, or if the single-scale network was not measured. Costs need ``LOWFIRST_COST_PER_HOUR``.
     """
 
     images: int = Field(description="Computed images, without answers from the cache.")
@@ -76,7 +76,7 @@ class TimeState(BaseModel):
 
     @classmethod
     def of(cls, spent: TimeSpent, cost_per_hour: float | None) -> TimeState:
-        """What was spent as a body."""
+        """Convert the time spent."""
         return cls(
             images=round(spent.images),
             mean_ms=milliseconds(spent.mean_seconds),
@@ -88,9 +88,9 @@ class TimeState(BaseModel):
 
 
 class StatsAnswer(BaseModel):
-    """A snapshot for people: totals since the start, rates and latencies of the last minute.
+    """A readable snapshot: totals since the start, rates and latencies of the last minute.
 
-    Beside them what was done in the last minute, and since the threshold was moved last.
+    It also has totals of the last minute, and since the last change of the threshold.
     """
 
     model: ModelName
@@ -122,7 +122,7 @@ class StatsAnswer(BaseModel):
 
 
 class MetricsTarget(BaseModel):
-    """One replica as Prometheus' HTTP service discovery lists it."""
+    """One replica in the format of Prometheus' HTTP service discovery."""
 
     targets: list[str]
     labels: dict[str, str]

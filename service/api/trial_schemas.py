@@ -1,4 +1,4 @@
-"""Bodies of ``/config/model``: which model is served, and which is tried beside it."""
+"""Schemas of ``/config/model``: the served model, and the model on trial."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.engine.trials import Wish
 from service.errors import InvalidOption
 from service.state.base import EndedTrial, Ending, Trial
 
-# What the end of a trial stands alone with, and what a null means nothing for.
+# Fields that exclude all others, and fields for which null is not allowed.
 ENDS = ("promote", "cancel")
 NOT_NULL = {
     "model": "a model of the store",
@@ -26,7 +26,7 @@ NOT_NULL = {
 
 
 class ModelPatch(Strict):
-    """Which model to serve; or to try, and what becomes of the one that is tried."""
+    """A model to serve or to try, or a change of the current trial."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -77,18 +77,18 @@ class ModelPatch(Strict):
 
     @property
     def is_switch(self) -> bool:
-        """Whether it names a model to serve, and nothing of a trial."""
+        """Whether it names a model to serve, and no trial."""
         return self.model_fields_set == {"model"}
 
     @property
     def wish(self) -> Wish:
-        """What it asks of a trial."""
+        """The requested change of the trial."""
         is_guarded = "max_disagreement" in self.model_fields_set
         return Wish(self.model, self.share, self.shadow, self.max_disagreement, is_guarded)
 
 
 class TrialSide(BaseModel):
-    """One of both models, on the images that both answered; null without any."""
+    """Results of one of the two models, on the images that both answered; null without images."""
 
     model: ModelName
     exit_rate: float | None = Field(description="Share of images that exit before the last stage.")
@@ -101,7 +101,7 @@ class TrialSide(BaseModel):
 
     @classmethod
     def of(cls, name: str, version: int, side: Side) -> TrialSide:
-        """What was counted of ``name/version``."""
+        """Convert the counts of ``name/version``."""
         mean = side.mean_seconds
         return cls(
             model=ModelName(name=name, version=version),
@@ -114,8 +114,10 @@ class TrialSide(BaseModel):
 
 
 class TrialAnswer(BaseModel):
-    """A model that is tried, and how it compares; counts are of this server since the trial began. Bounds hold at 95 %,
-    each by itself."""
+    """The model on trial compared with the served one. Counts are of this server since the trial began.
+
+    Each bound holds at 95 % on its own.
+    """
 
     model: ModelName
     beside: ModelName
@@ -137,7 +139,7 @@ class TrialAnswer(BaseModel):
 
     @classmethod
     def of(cls, trial: Trial, beside: int, counts: Comparison) -> TrialAnswer:
-        """``trial`` as it stands; ``beside`` is the version that is served."""
+        """Convert ``trial``; ``beside`` is the served version."""
         return cls(
             model=ModelName(name=trial.name, version=trial.version),
             beside=ModelName(name=trial.beside, version=beside),
@@ -158,7 +160,7 @@ class TrialAnswer(BaseModel):
 
 
 class EndedAnswer(BaseModel):
-    """How the latest trial ended; the outcomes `disagreement` and `errors` are its guard's."""
+    """How the latest trial ended; the guard causes the outcomes `disagreement` and `errors`."""
 
     model: ModelName
     beside: str
@@ -168,13 +170,13 @@ class EndedAnswer(BaseModel):
 
     @classmethod
     def of(cls, ended: EndedTrial) -> EndedAnswer:
-        """As a body."""
+        """Convert."""
         model = ModelName(name=ended.name, version=ended.version)
         return cls(model=model, beside=ended.beside, outcome=ended.outcome, why=ended.why, at=ended.at)
 
 
 class ModelConfigAnswer(ConfigAnswer):
-    """The runtime config, and what is tried beside the models that are served."""
+    """The runtime config, and the trial beside the served models."""
 
     trial: TrialAnswer | None
     ended: EndedAnswer | None = Field(description="The latest trial that ended.")

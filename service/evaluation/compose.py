@@ -254,16 +254,16 @@ def card(spec: ModelSpec) -> str:
     )
     return f"""# {spec.name}, version {spec.version}
 
-A cascade of finished models, which hand each other nothing: {", ".join(model["model"] for model in models)}.
-An image ends at the first stage that is sure, else at the last.
+A cascade of finished models that share no features: {", ".join(model["model"] for model in models)}.
+An image exits at the first confident stage, otherwise at the last one.
 
-It tells {len(spec.classes)} classes apart: {", ".join(spec.classes)}. **Any picture at all gets one of these labels.**
+The model knows {len(spec.classes)} classes: {", ".join(spec.classes)}. **Any picture at all gets one of these labels.**
 
-| stage | pixels | multiply-adds of it alone, M | up to here, M |
+| stage | pixels | multiply-adds of the stage, M | up to and including it, M |
 |---|---|---|---|
 {rows}
 
-Its threshold is 1, at which nothing ends early, and nothing is certified of it, until `lowfirst calibrate \
-{spec.reference} --data DIR` has seen photographs of these classes, or with `--unlabelled` any that are like those \
-which it will be asked about.
+Its threshold is 1, so nothing exits early and nothing is certified of it, until `lowfirst calibrate \
+{spec.reference} --data DIR` has used photographs of these classes, or with `--unlabelled` any photographs like those \
+to be classified.
 """

@@ -115,9 +115,9 @@ def card(spec: ModelSpec) -> str:
 
 {spec.architecture.network} at {spec.preprocessing.crop} pixels, with the weights of {spec.recipe["imported"]}: \
 {spec.mmacs[0]:.1f} million multiply-adds per image.
-They were trained on {spec.dataset or "what their publisher says"}, and keep their publisher's licence.
+They were trained on {spec.dataset or "the data that their publisher names"}, and keep their publisher's licence.
 
-It tells {len(spec.classes)} classes apart. **Any picture at all gets one of their labels.**
+The model knows {len(spec.classes)} classes. **Any picture at all gets one of their labels.**
 
-Nothing was measured here. Photographs that the weights were trained on say nothing about its accuracy.
+Its accuracy was not measured here. Photographs used to train the weights cannot measure it.
 """
