@@ -196,7 +196,8 @@ class HeadTooLarge(LowfirstError):
 
 
 class ClientLeft(LowfirstError):
-    """The client disconnected before its body was complete or its answer was ready. Status 499, as in nginx, is only counted."""
+    """The client disconnected before its body was complete or its answer was ready. Status 499, as in nginx, is only
+    counted."""
 
     status = 499
     code = "client_left"

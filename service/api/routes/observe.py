@@ -113,7 +113,8 @@ async def live() -> Health:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", operation_id="ready", responses=responses(503), response_model_exclude_none=True)
 async def ready(parts: Injected) -> Health:
-    """Whether the server accepts work: model loaded and warmed up, engine alive, not stopping. Otherwise 503 with the reason.
+    """Whether the server accepts work: model loaded and warmed up, engine alive, not stopping. Otherwise 503 with the
+    reason.
 
     With several processes one ready process is enough.
     """
