@@ -1,4 +1,4 @@
-"""Serving another model without a stop, in every replica at once."""
+"""Switches models without interruption, in all replicas at once."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from service.state.base import BUDGETS, ConfigStore, RuntimeConfig, ThresholdCon
 
 
 class Switching:
-    """Keeps the models that serve in step with the runtime config. All methods in one event loop."""
+    """Keeps the served models in step with the runtime config. All methods run in one event loop."""
 
     def __init__(self, models: Models, config: ConfigStore) -> None:
         self._models = models
         self._config = config
         self.lock = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
-        self._prepared: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
+        self._prepared: dict[tuple[str, int], Engine] = {}  # prepared engines, in case the config names them
         self._announced = config.announced  # of which they are
         self._forget_at = math.inf
-        self._obstacle: str | None = None  # why the last attempt to serve what the config names failed
+        self._obstacle: str | None = None  # why the last attempt to serve the config's models failed
 
     @property
     def obstacle(self) -> str | None:
-        """Why what the config names cannot be served here, and something else is; None where it is served."""
+        """Why the models of the config cannot be served here; None if they are."""
         return self._obstacle
 
     async def start(self) -> None:
-        """Serve what the config names already, and follow it from now on."""
+        """Serve the models of the config, and follow it from now on."""
         async with self.lock:
             await self._catch_up()
         self._following = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         await end(self._following)
         self._models.stand_by(self._tried if self._tried in self._models.running else None)
         await self._forget()
@@ -51,16 +51,16 @@ class Switching:
     async def switch(
         self, reference: str, instead_of: str | None = None, expected_version: int | None = None
     ) -> Engine:
-        """Serve ``reference`` instead of a model that is served: of that name, or as named, or else the default one.
+        """Serve ``reference`` in place of the model of the same name, the named one, or the default one.
 
-        The new one is loaded, verified and warmed up beside the old one, whose goal is solved again for it; in other
-        replicas at the same time, so that all change over together. New images then go to the new one, and the old one
-        finishes those that it has.
+        The new model is loaded, verified and warmed up beside the old one, whose goal is solved again for it. Other
+        replicas do this at the same time, so that all switch together. New images then go to the new model, and the old
+        one finishes its images.
 
         Raises:
             NotFound: no such model in the store, or ``instead_of`` is not served.
-            InvalidOption: it cannot be served, or the goal not be reached with it. Nothing has changed then.
-            ConfigConflict: see ``ConfigStore.update``; or others switched meanwhile.
+            InvalidOption: it cannot be served, or cannot reach the goal. Nothing has changed then.
+            ConfigConflict: see ``ConfigStore.update``; or another switch happened meanwhile.
         """
         async with self.lock:
             follows = await self.begin(expected_version)
@@ -93,20 +93,20 @@ class Switching:
             return new
 
     async def begin(self, expected_version: int | None) -> bool:
-        """Before a change, under ``lock``: whether what the config names is served. Raises ConfigConflict."""
+        """Check before a change, under ``lock``, that the config's models are served. Raises ConfigConflict."""
         if expected_version is not None and expected_version < self._config.current.version:
-            check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
+            check_expected_version(self._config.current, expected_version)  # before a model is loaded in vain
         return await self._catch_up()
 
     @property
     def _tried(self) -> Engine | None:
-        """What is tried now."""
+        """The current trial."""
         run, config = self._models.trial, self._config.current
         is_on = run is not None and config.trial is not None and config.trial.key == run.tried.spec.key
         return run.tried if run is not None and is_on else None
 
     def replaced_by(self, name: str, instead_of: str | None) -> Engine:
-        """What a model called ``name`` takes the place of. Raises NotFound, InvalidOption."""
+        """The model that ``name`` would replace. Raises NotFound, InvalidOption."""
         if instead_of is None:
             return self._models.named(name) or self._models.find(None)
         old = self._models.find(instead_of)
@@ -117,7 +117,7 @@ class Switching:
         return old
 
     async def prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
-        """Engines of exactly ``wanted`` here, once other replicas have theirs or have been waited for long enough."""
+        """Engines of exactly ``wanted`` here, once other replicas have theirs or the wait for them is over."""
         await self._config.announce(wanted)
         began = time.monotonic()
         engines = await self._prepare(wanted)
@@ -127,7 +127,7 @@ class Switching:
         return engines
 
     async def _prepare(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
-        """Engines of exactly ``wanted``: those that serve already, and new ones, warmed up. Raises as ``prepare``."""
+        """Engines of exactly ``wanted``: served ones, and new ones, warmed up. Raises as ``prepare``."""
         engines: dict[str, Engine] = {}
         try:
             for key in wanted.items():
@@ -139,15 +139,15 @@ class Switching:
         return engines
 
     async def discard(self, engines: Mapping[str, Engine]) -> None:
-        """Close those that were prepared and are not to serve."""
+        """Close prepared engines that are not needed."""
         for engine in engines.values():
             if engine not in self._models.running:
                 await engine.close()
 
-    # what other replicas were told
+    # announced by other replicas
 
     async def _follow(self) -> None:
-        """Serve what the config names once it is changed elsewhere."""
+        """Serve the config's models whenever another replica changes it."""
         while True:
             await asyncio.sleep(tuning.FOLLOW_SECONDS)
             async with self.lock:
@@ -157,7 +157,7 @@ class Switching:
                 await asyncio.sleep(tuning.RETRY_SECONDS)
 
     async def _catch_up(self) -> bool:
-        """Serve what the config names; whether that is so now. The log has each reason why not once."""
+        """Serve the config's models; returns whether that succeeded. Each reason for failure is logged once."""
         if self._models.applied.is_newest:
             self._obstacle = None
             return True
@@ -181,13 +181,13 @@ class Switching:
         return True
 
     async def _prepare_announced(self) -> None:
-        """Prepare what another replica is about to ask for; forget it when that does not come."""
-        if self._config.announced is not self._announced:  # said again, it is another
+        """Prepare a model that another replica announces; discard it if the change does not come."""
+        if self._config.announced is not self._announced:  # a repeated announcement is a new one
             self._announced = self._config.announced
             await self._forget()
             self._forget_at = time.monotonic() + tuning.PREPARED_SECONDS
             for key in set(self._announced.items()) - {engine.spec.key for engine in self._models.running}:
-                with suppress(Exception):  # once it is asked for, the reason is told
+                with suppress(Exception):  # the reason is reported when the model is requested
                     self._prepared[key] = await self._models.prepare(_reference(key))
                     if self._tried is None:
                         self._models.stand_by(self._prepared[key])
@@ -209,7 +209,7 @@ def _reference(key: tuple[str, int]) -> str:
 
 
 def check_not_tried_beside(config: RuntimeConfig, old: Engine, reference: str) -> None:
-    """Raise Conflict if another model is tried beside ``old``, which is to be replaced by ``reference``."""
+    """Raise Conflict if a trial runs beside ``old``, which ``reference`` is to replace."""
     trial = config.trial
     if trial is not None and trial.beside == old.spec.name:
         raise Conflict(
@@ -222,10 +222,10 @@ def check_not_tried_beside(config: RuntimeConfig, old: Engine, reference: str) -
 
 
 def solved_again(asked: ThresholdConfig, old: Engine, new: Engine) -> ThresholdConfig:
-    """What was asked of ``old``, for ``new``. A threshold that was the old one's default becomes the new one's.
+    """The goal of ``old``, solved for ``new``. If it was the default threshold of the old model, the new default.
 
     Raises:
-        InvalidOption: the goal cannot be reached with ``new``.
+        InvalidOption: ``new`` cannot reach the goal.
     """
     if asked == old.predictor.default_threshold:
         return new.predictor.default_threshold

@@ -1,4 +1,4 @@
-"""Canaries and shadows: begun, changed, promoted, cancelled, and ended by their guard, in every replica at once."""
+"""Canaries and shadows: started, changed, promoted, cancelled, and ended by their guard, in all replicas at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from service.state.base import (
 )
 from service.store import read_spec
 
-# Classes that an error names at most.
+# Most classes that an error names.
 NAMED = 5
 
 Ask = Callable[[Any], Awaitable[Sequence[Mapping[str, Any]]]]
@@ -34,13 +34,13 @@ Ask = Callable[[Any], Awaitable[Sequence[Mapping[str, Any]]]]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked of a trial; None leaves a thing as it is, or at its default in one that begins.
+    """A requested change of a trial; None keeps a value, or uses its default in a new trial.
 
     Attributes:
-        reference: of the model; None is the one that is tried already.
+        reference: of the model; None is the model on trial.
         share, is_shadow: see ``Trial``.
-        max_disagreement: see ``Trial``; None clears it where ``is_guarded``.
-        is_guarded: whether anything is said of the guard.
+        max_disagreement: see ``Trial``; None clears it if ``is_guarded``.
+        is_guarded: whether the request names the guard.
     """
 
     reference: str | None = None
@@ -51,14 +51,15 @@ class Wish:
 
 
 class Trials:
-    """At most one trial at a time. All methods in one event loop.
+    """At most one trial at a time. All methods run in one event loop.
 
     Args:
-        models: that serve.
-        config: where the trial stands.
-        switching: whose lock all changes of models are made under.
-        others: what the other processes of this server counted, each ``Comparison`` as JSON, of the trial that began
-            then; asked with that, and whether times are wanted.
+        models: the served models.
+        config: holds the trial.
+        switching: its lock guards all changes of models.
+        others: returns the counts of the other processes of this server, each a ``Comparison`` as JSON, for the trial
+        that
+            began at the given time; the flag says whether latencies are needed.
     """
 
     def __init__(self, models: Models, config: ConfigStore, switching: Switching, others: Ask) -> None:
@@ -69,7 +70,7 @@ class Trials:
 
     @property
     def current(self) -> Trial | None:
-        """What is tried now, as the config says."""
+        """The current trial in the config."""
         return self._config.current.trial
 
     @property
@@ -78,25 +79,25 @@ class Trials:
         return self._config.current.version
 
     def counted(self, trial: Trial) -> Comparison | None:
-        """What this process counted of ``trial``; None before its first image here."""
+        """Counts of ``trial`` in this process; None before its first image here."""
         run = self._models.trial
         return run.comparison() if run is not None and run.began == trial.began else None
 
     async def comparison(self, trial: Trial, with_times: bool = True) -> Comparison:
-        """What all processes of this server counted of ``trial``."""
+        """Counts of ``trial`` in all processes of this server."""
         others, own = await self._others([trial.began, with_times]), self.counted(trial)
         return pooled([*others, *([] if own is None else [own.as_json(with_times)])])
 
     def told(self, asked: Any) -> dict[str, Any] | None:
-        """What this process counted, for another one: the answer to what ``others`` asks."""
+        """Counts of this process for another one: the answer to ``others``."""
         began, with_times = asked
         run = self._models.trial
         return run.comparison().as_json(with_times) if run is not None and run.began == began else None
 
     def following(self, config: RuntimeConfig, engine: Engine, chosen: ThresholdConfig) -> RuntimeConfig:
-        """``config`` with ``chosen`` asked of ``engine``'s model, and solved again for what is tried beside it.
+        """``config`` with the goal ``chosen`` for ``engine``'s model, solved again for the model on trial.
 
-        What cannot reach a goal of that kind keeps what it had.
+        If that model cannot reach a goal of this kind, it keeps its threshold.
         """
         name, trial, run = engine.spec.name, config.trial, self._models.trial
         if trial is not None and run is not None and trial.beside == name and trial.key == run.tried.spec.key:
@@ -105,14 +106,14 @@ class Trials:
         return replace(config, thresholds={**config.thresholds, name: chosen}, trial=trial)
 
     async def change(self, wish: Wish, instead_of: str | None = None, expected_version: int | None = None) -> None:
-        """Begin a trial, or change the one that is on: its share, its kind, its guard.
+        """Start a trial, or change share, kind or guard of the running one.
 
-        A model that begins is loaded, verified and warmed up in every replica before it gets an image.
+        A new model is loaded, verified and warmed up in every replica before it gets an image.
 
         Raises:
             NotFound: no such model in the store, or ``instead_of`` is not served.
-            InvalidOption: it cannot be tried: it is served, has other classes, cannot reach what is asked.
-            Conflict: another one is tried, or none.
+            InvalidOption: it cannot be tried: it is already served, has other classes, or cannot reach the goal.
+            Conflict: another trial is running, or none.
             ConfigConflict: see ``ConfigStore.update``.
         """
         async with self._switching.lock:
@@ -131,7 +132,7 @@ class Trials:
                 await self._begin(key, wish, instead_of, expected_version)
 
     async def promote(self, expected_version: int | None = None) -> None:
-        """Serve what is tried in place of what it is tried beside. Raises as ``change``."""
+        """Serve the model on trial in place of the one beside it. Raises as ``change``."""
         async with self._switching.lock:
             await self._ready(expected_version)
             on = self._on("promote")
@@ -154,7 +155,7 @@ class Trials:
     async def cancel(
         self, outcome: Ending = "cancelled", why: str = "as asked", expected_version: int | None = None
     ) -> None:
-        """End the trial: from now on no image of a client goes to it. Raises as ``change``."""
+        """End the trial: from now on it gets no image of a client. Raises as ``change``."""
         async with self._switching.lock:
             await self._ready(expected_version)
             on = self._on("cancel")
@@ -166,7 +167,7 @@ class Trials:
             await self._update(change, expected_version)
             self._models.adopt({engine.spec.name: engine for engine in self._models})
 
-    # how each is done
+    # steps of these changes
 
     async def _ready(self, expected_version: int | None) -> None:
         follows = await self._switching.begin(expected_version)
@@ -232,7 +233,7 @@ class Trials:
 
 
 def check_classes(tried: ModelSpec, served: ModelSpec) -> None:
-    """Raise InvalidOption, naming those that differ, unless both models have the same classes in the same order."""
+    """Raise InvalidOption, naming the differences, unless both models have the same classes in the same order."""
     if tried.classes == served.classes:
         return
     only_tried = [name for name in tried.classes if name not in served.classes]
