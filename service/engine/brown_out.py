@@ -66,9 +66,7 @@ class BrownOut:
             return threshold
         ordered = sorted(confidences)
         may_escalate = int(self._share * len(ordered))
-        exiting = bisect_left(
-            ordered, ordered[may_escalate]
-        )  # equals of the first one that exits, exit too
+        exiting = bisect_left(ordered, ordered[may_escalate])  # equals of the first one that exits, exit too
         lowered = ordered[exiting - 1] if exiting else 0.0
         return max(floor, min(threshold, lowered))
 

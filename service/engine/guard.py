@@ -1,4 +1,4 @@
-"""Ends a trial by itself once what was counted shows, with 95 % confidence, that it differs or fails too often."""
+"""Ends a trial once its counts show, with 95 % confidence, that the model differs or fails too often."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from service.state.base import Ending
 
 
 class Guard:
-    """Looks after the trial that is on. In the event loop."""
+    """Watches the running trial. Used in the event loop."""
 
     def __init__(self, trials: Trials) -> None:
         self._trials = trials
         self._task: asyncio.Task[None] | None = None
-        self._known: tuple[float, ...] = ()  # when it looked last
+        self._known: tuple[float, ...] = ()  # time of the last check
 
     async def start(self) -> None:
-        """Look now and then from now on."""
+        """Check regularly from now on."""
         self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         await end(self._task)
 
     async def look(self) -> None:
-        """End the trial if need be, by the counts of all processes; where nothing new was counted here, others look.
+        """End the trial if necessary, by the counts of all processes. Without new counts here, other processes check.
 
         Raises: as ``Trials.cancel``.
         """
@@ -55,7 +55,7 @@ class Guard:
             await asyncio.sleep(tuning.GUARD_SECONDS)
             try:
                 await self.look()
-            except (Conflict, ConfigConflict):  # another one was faster, or the config changed: it looks again
+            except (Conflict, ConfigConflict):  # another process was faster, or the config changed: check again
                 pass
             except LowfirstError as error:
                 logger.error("the trial could not be ended: %s", error)

@@ -153,9 +153,7 @@ class Workers:
         except BaseException as error:
             self._since.pop(thread, None)
             logger.critical("a worker failed", exc_info=error)
-            self._ended(
-                str(error) or type(error).__name__
-            )  # not the exception: its traceback keeps all alive
+            self._ended(str(error) or type(error).__name__)  # not the exception: its traceback keeps all alive
             self._spawn(partial(self._next_life, tuning.FIRST_DEVICE_RETRY_SECONDS))
         else:
             self._ended(None)
