@@ -229,10 +229,8 @@ class Executor:
             entry.confidences.append(outcome.confidences[row])
             entry.compared_with = decision.threshold
         entry.outputs.append(outcome.probabilities[row])
-        entry.latest = (
-            stage,
-            decision.reason if isinstance(decision, Exit) else "deadline",
-        )  # last, because it may expire now
+        # last, because it may expire now
+        entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
         entry.drawn_with = self.policy.audit_probability
