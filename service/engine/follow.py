@@ -16,7 +16,9 @@ from service.state.base import BUDGETS, ThresholdConfig
 
 # Hysteresis: a threshold that need not change does so only HOLD_SECONDS after the last change, and only if this share
 # of the images then ends at another stage. A budget keeps a reserve of this share, so that chance rarely changes it.
-HOLD_SECONDS = 60.0 WORTHWHILE = 0.01 UNUSED = 0.02
+HOLD_SECONDS = 60.0
+WORTHWHILE = 0.01
+UNUSED = 0.02
 
 CHANGES = 50  # number kept here; the log has all
 
