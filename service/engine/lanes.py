@@ -109,7 +109,7 @@ class Lanes:
             return self.audits.has_room
 
     def behind(self, entries: Sequence[Entry]) -> bool:
-        """Let ``entries``, without slots, wait for the first stage after all clients' work; False while no worker runs."""
+        """Let ``entries``, without slots, wait for the first stage after clients' work; False while no worker runs."""
         with self._changed:
             if self._closed or self._failure is not None:
                 return False
@@ -161,7 +161,7 @@ class Lanes:
             self._room.notify_all()
 
     def fail_all(self, error: Callable[[], LowfirstError]) -> None:
-        """Fail every entry that waits or arrives until ``resume``, each with its own ``error``, because no worker runs."""
+        """Fail every entry that waits or arrives until ``resume``, each with its own ``error``: no worker runs."""
         with self._changed:
             self._failure = error
             entries = [waiting[2] for lane in self._lanes for waiting in lane]

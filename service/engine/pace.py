@@ -36,7 +36,7 @@ class Pace:
         return self.table.seconds(0, 1)
 
     def image(self, stage: int) -> float:
-        """Seconds per image of the whole device at ``stage`` in full batches, at the current speed, including decoding."""
+        """Device seconds per image at ``stage`` in full batches, at the current speed, including decoding."""
         size = self.sizes[stage]
         decoding = self.decoding if stage == 0 else 0.0
         return (self.slowdown * self.table.seconds(stage, size) / size + decoding) / self.workers
