@@ -155,9 +155,9 @@ async def change_model(
 ) -> ModelConfigAnswer | ConfigAnswer:
     """Serve another model or version without interruption: no request fails, no image is lost.
 
-    The new model is loaded, verified and warmed up beside the one it replaces: the model of the same name, the one
-    named by `?model=`, or the default one. Its goal is solved again. If the new model cannot be served, nothing
-    changes.
+    The new model replaces the one that `?model=` names, otherwise the one of the same name, otherwise the default one.
+    It is first loaded, verified and warmed up, and the goal of the old one is solved again for it. If it cannot be
+    served, nothing changes.
 
     With `share` the model is tried on that share of the images; with `shadow` it runs in the background. A trial lasts
     until `promote`, `cancel`, or until its guard `max_disagreement` cancels it.
