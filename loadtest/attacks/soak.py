@@ -29,7 +29,7 @@ Golden = dict[str, list[str]]
 
 async def soak(bench: Bench) -> AsyncIterator[Outcome]:
     """70 % of capacity, a threshold per second, a switch per minute, 1 % damaged files."""
-    outcome = Outcome("Load: soak", "golden answers right; counters the clients' to the unit; memory, descriptors flat")
+    outcome = Outcome("Load: soak", "golden answers right; counters equal the clients'; memory, descriptors flat")
     minute = bench.soak_seconds / 4 if bench.is_quick else 60.0
     with of_two_models(bench) as target:
         most = await capacity(bench, target)

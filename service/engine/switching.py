@@ -51,7 +51,7 @@ class Switching:
     async def switch(
         self, reference: str, instead_of: str | None = None, expected_version: int | None = None
     ) -> Engine:
-        """Serve ``reference`` in place of ``instead_of``, otherwise the model of the same name, otherwise the default one.
+        """Serve ``reference`` in place of ``instead_of``, otherwise of the model with its name, otherwise of the first.
 
         The new model is loaded, verified and warmed up beside the old one, whose goal is solved again for it. Other
         replicas do this at the same time, so that all switch together. New images then go to the new model, and the old
