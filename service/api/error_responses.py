@@ -1,4 +1,4 @@
-"""Which errors a route may answer with, for the documentation and for whatever generates clients from it."""
+"""Possible errors of each route, for the documentation and for client generators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "in
 
 
 def responses(*statuses: int) -> Responses:
-    """Errors in the one shape."""
+    """Errors in the common shape."""
     return {status: _error(status, ErrorAnswer) for status in statuses}
 
 

@@ -1,4 +1,4 @@
-"""What images show, as clients tell it later: written beside the log of the process that answered, and counted."""
+"""True labels reported by clients: stored beside the log of the process that answered, and counted."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from service.samples.known import MOST
 from service.samples.log import SampleLog
 from service.samples.record import Truth
 
-KIND = "feedback"  # of what processes ask each other
+KIND = "feedback"  # in messages between processes
 
 Label = str | int
 
 
 class Feedback:
-    """Takes truths, of images that any process of this server answered. In the event loop's thread.
+    """Stores feedback on images that any process of this server answered. Used in the event loop's thread.
 
     Args:
-        log: of this process; None where none is kept.
-        metrics: where the first truth of each image is counted.
+        log: of this process; None without a sample log.
+        metrics: count the first feedback of each image.
         siblings: the other processes.
     """
 
@@ -33,10 +33,10 @@ class Feedback:
         siblings.answer(KIND, lambda asked: self._take(*asked))
 
     async def take(self, request_id: str, index: int, label: Label) -> dict[str, Any]:
-        """Log what an image shows; gives ``model``, ``label``, ``answered`` (by name), ``right``.
+        """Store a true label; returns ``model``, ``label``, ``answered`` (by name), ``right``.
 
         Raises:
-            NotFound: no log is kept, or no process knows the image.
+            NotFound: there is no log, or no process knows the image.
             InvalidOption: the model has no such class.
             Busy: too many wait to be written.
         """
@@ -59,7 +59,7 @@ class Feedback:
         return found
 
     def _take(self, request_id: str, index: int, label: Label) -> dict[str, Any] | None:
-        """What ``take`` gives, or what a label must be; None where this process does not know the image."""
+        """The result of ``take``, or the allowed labels; None if this process does not know the image."""
         known = None if self._log is None else self._log.known.find(request_id, index)
         if self._log is None or known is None:
             return None

@@ -38,13 +38,13 @@ FORMATS = {"BOOL": "?", "FP32": "f", "FP64": "d", "INT64": "q"}
 
 
 def read(request: Request, body: bytes, most: int) -> tuple[InferRequest, list[bytes]]:
-    """What a request asks, and the encoded images that it holds, one to ``most``.
+    """The options of a request, and its encoded images, one to ``most``.
 
-    A JSON of no bytes is Triton's raw binary request: the rest is one image.
+    An empty JSON is Triton's raw binary request: the rest is one image.
 
     Raises:
-        BadRequest: lengths that do not fit the body; no base64.
-        InvalidOption: a shape that does not fit the images; an output that cannot be given as it is wanted; too much.
+        BadRequest: lengths that do not fit the body; invalid base64.
+        InvalidOption: a shape that does not fit the images; an unsupported form of an output; too many images.
         RequestValidationError: broken JSON, or a wrong field.
     """
     length = _json_length(request, body)
@@ -66,7 +66,7 @@ def images(asked: InferRequest, tail: bytes, most: int) -> list[bytes]:
 
 
 def answer(asked: InferRequest, answers: list[Answer]) -> Response:
-    """The response with the outputs wanted; ``answers`` are of one model and rank each of its classes."""
+    """The response with the requested outputs; ``answers`` come from one model and rank all its classes."""
     binary_by_default = asked.parameters is not None and asked.parameters.binary_data_output
     wanted = asked.outputs or [RequestedOutput(name=name) for name in OUTPUTS]
     outputs = [_output(output, answers, binary_by_default) for output in wanted]
@@ -135,7 +135,7 @@ def _images(given: InferInput, tail: bytes, most: int) -> list[bytes]:
 
 
 def _elements(data: bytes, most: int) -> list[bytes]:
-    """The elements of a binary tensor of BYTES, of more than ``most`` the first ``most + 1``."""
+    """The elements of a binary tensor of BYTES; at most the first ``most + 1``."""
     elements: list[bytes] = []
     at = 0
     while at < len(data) and len(elements) <= most:
@@ -160,7 +160,7 @@ def _cut_short(index: int, needed: int, left: int) -> BadRequest:
 
 
 def _output(wanted: RequestedOutput, answers: list[Answer], binary: bool) -> tuple[OutputTensor, bytes | None]:
-    """An output's entry in the JSON, and its bytes after it, if there they are wanted."""
+    """An output's entry in the JSON, and its binary data if requested."""
     parameters = wanted.parameters or OutputParameters()
     if not (binary if parameters.binary_data is None else parameters.binary_data):
         datatype, shape, values = _tensor(wanted.name, answers, parameters.classification)
