@@ -1,10 +1,10 @@
-"""Every metric, on an injected registry.
+"""All metrics, on an injected registry.
 
-Rates and averages over replicas follow from counters alone: the early-exit rate is the share of ``images_total`` whose
-exit is not the last stage's (the one with the reason ``escalated`` or ``only``), the mean cost
-``multiply_adds_total / images_total``, the time saved 1 less ``compute_seconds / single_scale_compute_seconds_total``.
+Rates and averages over replicas come from counters alone. The early-exit rate is the share of ``images_total`` whose
+exit is not the last stage (reason ``escalated`` or ``only``), the mean cost ``multiply_adds_total / images_total``. The
+time saved is 1 minus ``compute_seconds / single_scale_compute_seconds_total``.
 
-A gauge's ``multiprocess_mode`` says how the values of several processes that serve as one become one value.
+A gauge's ``multiprocess_mode`` says how the values of several processes become one value.
 """
 
 from __future__ import annotations
@@ -299,12 +299,12 @@ class Metrics:
         self.feedback_right.labels(model)
 
     def try_out(self, model: str) -> None:
-        """Start the counters of a model that is tried at zero."""
+        """Start the counters of a model on trial at zero."""
         for counter in (self.comparisons, self.comparison_disagreements, self.comparisons_skipped, self.trial_errors):
             counter.labels(model)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
-        """Read ``gauge`` from ``value`` whenever it is scraped."""
+        """Update ``gauge`` from ``value`` at every scrape."""
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def _start_at_zero(self) -> None:

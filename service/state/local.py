@@ -1,7 +1,7 @@
 """Shared state of the processes of one server: their parent holds the config, and each has a line to it.
 
-Whoever changes the config sends what it makes of the version it knows; the parent takes it if no other change came
-between, and answers once every process that hears in time has it. So after the answer all decide by the new threshold.
+A process that changes the config sends a new one based on the version it knows. The parent accepts it if no other
+change came between, and responds once every responsive process has it. So after the response all use the new threshold.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from service.state.base import Change, RuntimeConfig, check_expected_version
 from service.state.encoding import decode_config, encode_config
 from service.state.line import Line, LineClosed
 
-# How often a change is tried again because another came between.
+# How often a change is repeated because another came between.
 ATTEMPTS = 20
 
-# How long an answer to a change waits for processes that are too busy to take it over; they do so as soon as they can.
+# How long the response to a change waits for processes that are too busy to apply it; they do so as soon as they can.
 SPREAD_SECONDS = 1.0
 
 PREFIX = "config."
 
 
 class SharedConfig:
-    """The parent's side: the config, and who follows it. The first process to join brings the config to begin with."""
+    """The parent's side: the config, and its followers. The first process to join provides the initial config."""
 
     def __init__(self) -> None:
         self._current: RuntimeConfig | None = None
@@ -38,7 +38,7 @@ class SharedConfig:
         self._joined = 0
 
     async def hear(self, line: Line, kind: str, body: Any) -> Any:
-        """Answer what the process at ``line`` asks; ``kind`` begins with ``PREFIX``."""
+        """Answer a request of the process at ``line``; ``kind`` begins with ``PREFIX``."""
         match kind.removeprefix(PREFIX):
             case "join":
                 return self._join(line, _decoded(body))
@@ -86,10 +86,10 @@ class SharedConfig:
 
 
 class LocalConfigStore:
-    """The runtime config of all processes of one server, as one of them sees it.
+    """The runtime config of all processes of one server, as seen by one of them.
 
     Args:
-        line: to the parent, which hands ``hear`` what the parent tells; opened and closed by who made it.
+        line: to the parent, which passes messages to ``hear``; opened and closed by its creator.
         start: in force until the store is started, and for all if no process joined before.
     """
 
@@ -101,9 +101,9 @@ class LocalConfigStore:
         self._lock = asyncio.Lock()
         self._is_told = False  # of a change
         self._announced: Mapping[str, int] = {}
-        self._asked: Mapping[str, int] = {}  # what was announced from here,
-        self._others = 0  # how many heard it,
-        self._prepared: asyncio.Queue[int] = asyncio.Queue()  # and which of them have prepared it
+        self._asked: Mapping[str, int] = {}  # announced from here
+        self._others = 0  # number of processes that received it
+        self._prepared: asyncio.Queue[int] = asyncio.Queue()  # those that have prepared it
 
     @property
     def current(self) -> RuntimeConfig:
@@ -121,7 +121,7 @@ class LocalConfigStore:
         return self._announced
 
     async def hear(self, kind: str, body: Any) -> None:
-        """Take over what the parent tells; ``kind`` begins with ``PREFIX``."""
+        """Handle a message of the parent; ``kind`` begins with ``PREFIX``."""
         match kind.removeprefix(PREFIX):
             case "changed":
                 self._is_told = True
@@ -134,10 +134,10 @@ class LocalConfigStore:
                     self._prepared.put_nowait(sender)
 
     async def start(self) -> None:
-        """Take over what the parent holds, and follow it."""
+        """Take over the parent's config, and follow it."""
         with suppress(LineClosed):
             held = _decoded(await self._line.ask(f"{PREFIX}join", _encoded(self._current)))
-            if not self._is_told:  # else what is known here is newer
+            if not self._is_told:  # otherwise the config known here is newer
                 self._current = held
 
     async def announce(self, models: Mapping[str, int]) -> None:
@@ -157,10 +157,10 @@ class LocalConfigStore:
             ready.add(await self._prepared.get())
 
     async def close(self) -> None:
-        """See ``ConfigStore.close``. The line stays: others speak over it."""
+        """See ``ConfigStore.close``. The line stays open for others."""
 
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
-        """See ``ConfigStore.update``. A change that another one came between is made again on top of that."""
+        """See ``ConfigStore.update``. If another change came between, the change is repeated on top of it."""
         async with self._lock:
             for _ in range(ATTEMPTS):
                 before = self._current
