@@ -131,7 +131,7 @@ ERRORS = {
     "compose no name": (["compose", "X", "--stage", "nobody"], "model is 'nobody'; "),
     "calibrate both": (
         ["calibrate", "x", "--data", "x", "--unlabelled", "--split", "val"],
-        "split is 'val'; it must be left out: --unlabelled and --from-log take all that is there",
+        "split is 'val'; it must be absent: --unlabelled and --from-log use all images",
     ),
     "classify no model": (["classify", "--model", "nobody", "x.jpg"], "model is 'nobody'; "),
     "classify a path": (["classify", "--model", "../tiny", "x.jpg"], "model is '..'; it must be a name of"),
@@ -261,7 +261,7 @@ def test_interrupted_training_says_how_to_go_on(shapes: Path, tmp_path: Path) ->
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the decoding process is interrupted too
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] + "\n" == f"interrupted; the same command with --resume goes on with {out}\n"
+    assert err.splitlines()[-1] + "\n" == f"interrupted; to continue {out}, run the same command with --resume\n"
 
 
 def test_module_runs_as_the_command_does() -> None:

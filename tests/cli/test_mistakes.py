@@ -81,11 +81,11 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
     ],
     "calibrate": [
         (["tiny", *DATA], "model is 'tiny'; it is not a run folder, and there is no model store {store}"),
-        (["{folder}", *DATA], "it is no run folder"),
+        (["{folder}", *DATA], "it is not a run folder"),
     ],
     "quantise": [(["{folder}", *DATA], "")],
-    "evaluate": [(["tiny", *DATA], "model is 'tiny'; it is no run folder")],
-    "report": [(["tiny", *DATA, "--out", "y"], "model is 'tiny'; it is no run folder")],
+    "evaluate": [(["tiny", *DATA], "model is 'tiny'; it is not a run folder")],
+    "report": [(["tiny", *DATA, "--out", "y"], "model is 'tiny'; it is not a run folder")],
     "publish": [(["{folder}", "--name", "x"], "{folder} holds no model"), (["tiny", "--name", "x"], "tiny holds no")],
     "import": [
         (["resnet", "--name", "x"], "network is 'resnet'"),
@@ -97,12 +97,12 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         (["tiny", "--key", "{file}"], "model is 'tiny'; it is not a run folder, and there is no model store {store}"),
     ],
     "compose": [
-        (["x", "--stage", "tiny"], "model is 'tiny'; it is no run folder"),
+        (["x", "--stage", "tiny"], "model is 'tiny'; it is not a run folder"),
         (["x", "--stage", "tiny@large"], "stage is 'tiny@large'; it must be MODEL or MODEL@PIXELS"),
     ],
     "models": [],
     "bench": [
-        (["tiny"], "model is 'tiny'; it is no run folder"),
+        (["tiny"], "model is 'tiny'; it is not a run folder"),
         (["{tiny}", "--save", "nowhere/times.json"], "save is 'nowhere/times.json'; it must be a file in a folder"),
         (["{tiny}", "--save", "{folder}"], "save is '{folder}'; it must be a file in a folder"),
         (["{tiny}", "--device", "tpu"], "device is 'tpu'; it must be auto, cpu or a CUDA device"),

@@ -155,7 +155,7 @@ def test_page_tells_whether_the_cascade_pays_here(open_page: Open, priced: httpx
     expect(page.locator("#curve-title")).to_have_text("Accuracy against time, by threshold")
     upload(page, "church.jpg")
     expect(page.locator("#totals")).to_contain_text(re.compile(r"-?\d+% of the single-scale time saved"))
-    expect(page.locator("#totals")).to_contain_text(re.compile(r"a million cost [\d.,]+ \(single-scale 1.00\)"))
+    expect(page.locator("#totals")).to_contain_text(re.compile(r"a million images cost [\d.,]+ \(single-scale 1.00\)"))
 
 
 def test_model_without_labels_or_measured_time_shows_what_is_known(
@@ -453,7 +453,7 @@ def test_server_with_keys_asks_for_them_and_its_end_is_told_of(open_page: Open, 
     serve_instead(page, "tiny/2")
     expect(page.get_by_role("banner")).to_contain_text("tiny/2")
     process.send_signal(signal.SIGTERM)
-    expect(notice).to_contain_text("The server takes no work. The server is stopping.")
+    expect(notice).to_contain_text("The server does not accept work. The server is stopping.")
     process.kill()
     expect(notice).to_contain_text("The server does not answer")
     expect(page.locator("#state")).to_have_text("no answer")

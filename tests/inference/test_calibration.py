@@ -258,7 +258,7 @@ def test_promise_that_no_table_of_this_size_can_keep_says_how_many_images_it_tak
 
 
 def test_promise_too_fine_for_any_number_of_images_is_refused() -> None:
-    with pytest.raises(InvalidOption, match="it takes inf certifying images"):
+    with pytest.raises(InvalidOption, match="inf certifying images are needed"):
         _calibration(n=100).solve("max_accuracy_drop", 1e-313)
 
 

@@ -50,7 +50,7 @@ def run(finished_run: TrainOptions, tmp_path: Path) -> TrainOptions:
 
 def test_folder_with_a_run_is_refused(run: TrainOptions) -> None:
     before = read_spec(run.out)
-    with pytest.raises(InvalidOption, match="a folder without a run in it") as caught:
+    with pytest.raises(InvalidOption, match="a folder without a run") as caught:
         train(run)
     assert caught.value.field == "out"
     assert read_spec(run.out) == before
@@ -161,7 +161,7 @@ def test_options_that_cannot_be_read_are_named(run: TrainOptions, text: str) -> 
 def test_checkpoint_that_is_cut_short_is_named_with_its_size(run: TrainOptions, kept: int) -> None:
     path = run.out / CHECKPOINT
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(BrokenModel, match=rf"checkpoint\.pt, {path.stat().st_size} bytes, is no checkpoint"):
+    with pytest.raises(BrokenModel, match=rf"checkpoint\.pt, {path.stat().st_size} bytes, is not a usable checkpoint"):
         train(run, resume=True)
 
 

@@ -124,7 +124,7 @@ def test_what_the_first_model_saw_is_kept_by_what_starts_from_it(
 ) -> None:
     options = make_options(epochs=1, init=str(whole), seed=1)
     train(options)
-    assert "of the 21 photographs that are held out now: " in caplog.text
+    assert "of the 21 photographs held out now, so " in caplog.text
     before = trained_on(whole)
     assert before < trained_on(options.out)
     kept, _ = not_trained_on(find(shapes, "train"), options.out)

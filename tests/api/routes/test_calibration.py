@@ -89,7 +89,7 @@ async def test_a_goal_by_the_live_table_is_solved_on_it_and_followed(
         await seen(client, 40)
         error = error_of(await client.patch(PATH, json={"min_agreement": 0.97, "table": "live"}), 422, "invalid_field")
         assert "99 sampled images are needed" in error["message"]
-        assert "there are 40; at today's rate" in error["message"]
+        assert "40 exist; at the current rate" in error["message"]
         answer = (await client.patch(PATH, json={"min_agreement": 0.6, "table": "live"})).json()
         rows = (await client.get(LIVE)).json()["live"]["rows"]
         stats = (await client.get("/stats")).json()
@@ -113,9 +113,9 @@ async def test_a_goal_by_the_live_table_is_solved_on_it_and_followed(
     [
         ({"min_agreement": 0.9, "table": "yesterday"}, "table", "'stored' or 'live'"),
         ({"min_agreement": 0.9, "table": None}, "table", "'stored' or 'live'"),
-        ({"table": "live"}, "table", "beside one of"),
-        ({"floor": 0.1, "table": "live"}, "table", "beside one of"),
-        ({"threshold": 0.5, "table": "live"}, "table", "left out with threshold"),
+        ({"table": "live"}, "table", "used with one of"),
+        ({"floor": 0.1, "table": "live"}, "table", "used with one of"),
+        ({"threshold": 0.5, "table": "live"}, "table", "absent with threshold"),
         ({"max_accuracy_drop": 0.1, "table": "live"}, "max_accuracy_drop", "no labels"),
         ({"min_agreement": 0.9, "table": "live"}, "table", "LOWFIRST_AUDIT_PROBABILITY is 0"),
         ({"max_mean_mmacs": 30.0, "table": "live"}, "max_mean_mmacs", "100 images are needed, 0 exist"),
