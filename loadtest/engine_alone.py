@@ -3,23 +3,25 @@
     python loadtest/engine_alone.py
 
 The passes give ready-made logits and the decoder a ready-made crop in its sizes, so that what remains is ours:
-admission, queues, batches, exit decisions, answers, metrics. Then the same as ``lowfirst serve`` serves it, with one
-worker, driven by wrk.
+admission, queues, batches, exit decisions, answers, metrics. First in one process and in two at a time, whose images
+per second are compared; then as ``lowfirst serve`` serves it, with one worker, driven by wrk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import httpx
@@ -37,6 +39,7 @@ import service.app as composition
 import service.engine.decoding as decoding
 from loadtest import bodies
 from loadtest.load import closed
+from loadtest.ratios import Spread, ratio
 from loadtest.servers import free_port
 from service.cli.draining import http_config
 from service.engine.answer import Ask
@@ -70,10 +73,16 @@ class NoOp(Predictor):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Microseconds of processor time an image, with all threads of the process."""
+    """Round by round.
+
+    Attributes:
+        engine_us, http_us: microseconds of processor time per image, with all threads of the process.
+        rates: images per second of one process, and of two together.
+    """
 
     engine_us: tuple[float, ...]
     http_us: tuple[float, ...]
+    rates: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def main(
@@ -83,27 +92,61 @@ def main(
 ) -> None:
     """Measure the engine, then the engine behind HTTP."""
     cost = measure(rounds, images, seconds)
-    table = Table("processor time an image", "us, median", "spread")
-    for name, values in (("engine alone", cost.engine_us), ("over HTTP", cost.http_us)):
-        table.add_row(name, f"{median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}")
+    one, two = cost.rates
+    rows = {
+        "engine alone, us of a processor per image": Spread.of(cost.engine_us),
+        "over HTTP, us of a processor per image": Spread.of(cost.http_us),
+        "engine alone, images per second in one process": Spread.of(one),
+        "in two processes together": Spread.of(two),
+        "two processes over one": ratio(two, one),
+    }
+    table = Table("with a network and a decoder that cost nothing", "median (spread)")
+    for name, found in rows.items():
+        table.add_row(name, str(found))
     Console().print(table)
 
 
 def measure(rounds: int, images: int, seconds: float) -> Cost:
-    """Both costs, round by round."""
+    """All of it."""
+    one, two = _together(1, rounds, images), _together(2, rounds, images)
+    take_nothing()
+    spent, _ = asyncio.run(run_engine(rounds, images, lambda: None))
+    return Cost(tuple(spent), tuple(_http(rounds, seconds)), (one, two))
+
+
+def take_nothing() -> None:
+    """Let networks and decoding take no time in this process."""
     setattr(decoding, "decode", _ready_made)  # noqa: B010
     setattr(decoding, "in_sizes", cache(in_sizes))  # noqa: B010
     setattr(composition, "Predictor", NoOp)  # noqa: B010
-    engine = asyncio.run(_engine(rounds, images))
-    return Cost(tuple(engine), tuple(_http(rounds, seconds)))
+
+
+def _together(processes: int, rounds: int, images: int) -> tuple[float, ...]:
+    """Images per second of so many engines at a time, each in a process of its own: the last to end counts."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(processes), context.SimpleQueue()
+    started = [context.Process(target=_child, args=(barrier, results, rounds, images)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    taken = [results.get() for _ in started]
+    for process in started:
+        process.join()
+    return tuple(processes * images / max(each) for each in zip(*taken, strict=True))
+
+
+def _child(barrier: Barrier, results: SimpleQueue[list[float]], rounds: int, images: int) -> None:
+    """An engine, whose rounds begin when those of the others do."""
+    take_nothing()
+    results.put(asyncio.run(run_engine(rounds, images, barrier.wait))[1])
 
 
 @cache
-def _ready_made(data: bytes, preprocessing: Preprocessing) -> Tensor:  # noqa: ARG001
+def _ready_made(data: bytes, preprocessing: Preprocessing, *, waits: bool = True) -> Tensor:  # noqa: ARG001
     return torch.zeros(preprocessing.crop, preprocessing.crop, 3, dtype=torch.uint8).permute(2, 0, 1)
 
 
-async def _engine(rounds: int, images: int) -> list[float]:
+async def run_engine(rounds: int, images: int, wait: Callable[[], object]) -> tuple[list[float], list[float]]:
+    """Microseconds of processor time per image, and seconds that each round took, once ``wait`` returned."""
     settings = Settings()
     predictor = NoOp.load(ModelStore(settings.model_store).find(SHIPPED_MODEL), "cpu", "float32")
     name, version = predictor.spec.name, predictor.spec.version
@@ -115,14 +158,16 @@ async def _engine(rounds: int, images: int) -> list[float]:
         for _ in left:
             await engine.classify(b"", Ask(arrival=time.monotonic()))
 
-    spent = []
+    spent, taken = [], []
     for _ in range(rounds):
         left = iter(range(images))
-        began = time.process_time()
+        wait()
+        began, began_at = time.process_time(), time.perf_counter()
         await asyncio.gather(*(client(left) for _ in range(4 * CONNECTIONS)))
         spent.append(1e6 * (time.process_time() - began) / images)
+        taken.append(time.perf_counter() - began_at)
     await engine.close()
-    return spent
+    return spent, taken
 
 
 def _http(rounds: int, seconds: float) -> list[float]:
@@ -148,7 +193,7 @@ def _serve(settings: Settings) -> tuple[uvicorn.Server, threading.Thread]:
     server = uvicorn.Server(http_config(app, settings, app.state.parts))
     thread = threading.Thread(target=server.run)
     thread.start()
-    for _ in range(200):
+    for _ in range(1200):
         try:
             if httpx.get(f"http://127.0.0.1:{settings.port}/health/ready").status_code == 200:
                 return server, thread

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from service.images.torchvision_decoders import webp_decoder
+
 ROOT = Path(__file__).parent.parent
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 
@@ -41,6 +43,10 @@ def test_private_part_is_used_where_it_says(module: str, name: str) -> None:
     users = [path for path in (ROOT / "service").rglob("*.py") if re.search(rf"\b{name}\b", path.read_text())]
     file = next(file for (_, other), file in USED.items() if other == name)
     assert [str(path.relative_to(ROOT / "service")) for path in users] == [file]
+
+
+def test_torchvisions_compiled_decoder_is_where_it_was() -> None:
+    assert webp_decoder() is not None, "WebP takes twice the time: see service/images/torchvision_decoders.py"
 
 
 def test_no_other_private_module_is_imported() -> None:

@@ -85,18 +85,18 @@ def _list_networks(timed: bool, as_json: bool) -> None:
 
 
 def _network_row(name: str, found: Mapping[str, Footprint]) -> dict[str, Any]:
-    """A network of several stages has as many copies of the parameters; a single-scale one costs 0 before its last."""
+    """A network of several stages is as many copies of the base network; a single-scale one costs 0 before its last."""
     from service.networks.cost import cost
     from service.networks.registry import backbone_name, depth
 
     each, stages = found[backbone_name(name)], depth(name)
-    costs = cost(name, CLASSES, each.resolution) if stages > 1 else (0.0, each.high_mmacs)
+    quarter = 0.0 if stages < 3 else cost(each.name, CLASSES, each.resolution // 4)[0]
     row: dict[str, Any] = {
         "name": name,
         "resolution": each.resolution,
         "stages": stages,
-        "low_mmacs": costs[0],
-        "high_mmacs": costs[-1],
+        "low_mmacs": {1: 0.0, 2: each.low_mmacs, 3: quarter}[stages],
+        "high_mmacs": each.high_mmacs,
         "parameters": stages * each.parameters,
     }
     if each.high_ms is not None:

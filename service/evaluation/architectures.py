@@ -11,7 +11,7 @@ from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision
 from service.inference.runtimes import build_runtime, choose_runtime
 from service.model_spec import Architecture, ModelSpec
-from service.networks.cost import cost
+from service.networks.cost import stage_costs
 from service.networks.registry import build, reference_resolution
 from service.stages import StageSpec
 
@@ -50,8 +50,9 @@ def footprint(name: str, timed: bool = False) -> Footprint:
     """Of base network ``name``; ``timed`` measures it on this machine for a few seconds, with fresh weights."""
     resolution = reference_resolution(name)
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in build(name, CLASSES).parameters())
-    low, high = (cost(name, CLASSES, pixels)[-1] for pixels in (resolution // 2, resolution))
+        network = build(name, CLASSES)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    low, high = (stage_costs(network, [pixels])[-1] for pixels in (resolution // 2, resolution))
     times = [milliseconds(name, pixels) for pixels in (resolution // 2, resolution)] if timed else []
     return Footprint(name, resolution, parameters, low, high, *times)
 

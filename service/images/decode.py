@@ -6,13 +6,12 @@ EXIF orientation is applied; of an animation the first frame is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeGuard
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  registers its decoders
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -31,6 +30,7 @@ from service.images.pixels import (
     scale_of,
     whole,
 )
+from service.images.torchvision_decoders import webp_decoder
 from service.images.transforms import Preprocessing
 
 # What an image may take at worst to be decoded in the thread that asks; a dearer one is the helper process's.
@@ -38,7 +38,7 @@ DEAR_SECONDS = 0.25
 DEAR_MEMORY = 60_000_000
 
 # torchvision's decoder, where there is one: half the time of Pillow's, which treats all as animations.
-DECODE_WEBP: Callable[[Tensor, int], Tensor] | None = getattr(torch.ops.image, "decode_webp", None)
+DECODE_WEBP = webp_decoder()
 AS_RGB = 3
 RGB_BYTES = 3
 

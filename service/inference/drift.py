@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # its parts are imported as they are first used: statistics take most of a second
 
 from service.calibration_table import CalibrationTable
 from service.inference.calibration import THRESHOLDS, Calibration
@@ -128,7 +128,7 @@ def _confidence(stored: CalibrationTable, live: LiveTable) -> Comparison:
         above = dict(zip(THRESHOLDS, live.passed.first, strict=True))
         both = [(row.ends[0] / n, above[row.threshold] / images) for row in stored.rows if row.threshold in above]
         distance = max(abs(one - other) for one, other in both)
-        p_value = float(stats.kstwobign.sf(distance * np.sqrt(n * images / (n + images))))
+        p_value = float(scipy.stats.kstwobign.sf(distance * np.sqrt(n * images / (n + images))))
     return Comparison("confidence", "Kolmogorov-Smirnov", images, p_value)
 
 
@@ -140,7 +140,7 @@ def _agreement(stored: CalibrationTable, live: LiveTable, threshold: float) -> C
     p_value = None
     if min(n, images) >= LEAST:
         table = np.array([[row.disagreements, n - row.disagreements], [own.disagreements, images - own.disagreements]])
-        p_value = float(stats.fisher_exact(table).pvalue)
+        p_value = float(scipy.stats.fisher_exact(table).pvalue)
     agreement = 1 - own.disagreements / images if images else None
     return Comparison("agreement", "Fisher's exact", images, p_value, 1 - row.disagreements / n, agreement)
 
@@ -159,7 +159,7 @@ def _chi_squared(these: Sequence[int], those: Sequence[int]) -> float:
     counts = np.zeros((2, max(len(these), len(those))))
     counts[0, : len(these)], counts[1, : len(those)] = these, those
     counts = _merged(counts)
-    return 1.0 if counts.shape[1] < 2 else float(stats.chi2_contingency(counts, correction=False).pvalue)
+    return 1.0 if counts.shape[1] < 2 else float(scipy.stats.chi2_contingency(counts, correction=False).pvalue)
 
 
 def _merged(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
