@@ -72,7 +72,9 @@ ALTERATIONS: dict[str, Callable[[Path], object]] = {
 def test_what_was_changed_since_is_refused(alteration: str, folder: Path, keys: tuple[Path, Path]) -> None:
     sign(folder, keys[0])
     ALTERATIONS[alteration](folder)
-    with pytest.raises(BrokenModel, match=r"^tiny/1 does not match the signature by the owner of .*key\.pub: [\w .:/-]+$") as caught:
+    with pytest.raises(
+        BrokenModel, match=r"^tiny/1 does not match the signature by the owner of .*key\.pub: [\w .:/-]+$"
+    ) as caught:
         verify(folder, keys[1])
     assert alteration in caught.value.message
 

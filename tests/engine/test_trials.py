@@ -231,7 +231,7 @@ async def test_what_is_asked_of_the_old_model_is_solved_for_what_is_tried(trial_
 @pytest.mark.parametrize(
     ("wish", "error", "why"),
     [
-        (canary(1), InvalidOption, "model is 'tiny/1'; it must be another one than tiny/1, which is served"),
+        (canary(1), InvalidOption, "model is 'tiny/1'; it must be a model other than tiny/1, which is served already"),
         (canary(4), InvalidOption, "'cow' and not 'cat'"),
         (canary(5), InvalidOption, "the order differs: class 1 is 'cat', not 'bee'"),
         (canary(9), NotFound, "tiny/9"),

@@ -133,7 +133,7 @@ def test_too_few_audits_say_how_many_it_takes_and_how_long() -> None:
     message = refused("min_agreement", 0.97, table(drawn))
     assert "min_agreement is 0.97" in message
     assert "99 sampled images are needed" in message
-    assert "there are 39" in message
+    assert "39 exist" in message
     assert "at the current rate of 1 per second, that is in 1 minutes" in message
     none = LiveTable.of([], Passed(0, (0,) * len(THRESHOLDS), 0, 0.0), MMACS[2])
     assert "there are 0; no new ones arrive at present" in refused("min_agreement", 0.97, none)
