@@ -46,7 +46,7 @@ def bench(
     from service.inference.predictor import Predictor
 
     folder = model_folder(model)
-    if save is not None and (save.is_dir() or not save.parent.is_dir()):  # known before minutes of measuring
+    if save is not None and (save.is_dir() or not save.parent.is_dir()):  # reported before minutes of measuring
         raise InvalidOption("save", str(save), "a file in a folder that exists")
 
     def load(threads: int) -> Predictor:
@@ -83,7 +83,7 @@ def bench(
 
 
 def _times(predictor: Predictor, table: LatencyTable, workers: int, most: float) -> Table:
-    """Each stage at each batch size, beside the single-scale network; rates are of all workers together."""
+    """Each stage at each batch size, compared with the single-scale network; rates cover all workers together."""
     spec = predictor.spec
     shown = Table(
         "stage", "batch", "ms", "images/s", "G/s", "% of peak",

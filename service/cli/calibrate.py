@@ -80,5 +80,5 @@ def calibrate(
 
 
 def _percent(share: float | None) -> str:
-    """Of what takes labels; a dash without them."""
+    """Per cent, or a dash without labels."""
     return "-" if share is None else f"{100 * share:.1f}"

@@ -36,7 +36,7 @@ def compose(
 
 
 def _part(asked: str) -> Part:
-    """Raises InvalidOption for pixels that are no number, NotFound for a model."""
+    """Raises InvalidOption if pixels are not a number, NotFound for an unknown model."""
     from service.evaluation.compose import Part
 
     reference, at, pixels = asked.rpartition("@")

@@ -111,7 +111,7 @@ def _show_history(folder: Path, where: str, as_json: bool) -> None:
 
 
 def _percent(share: float | None) -> str:
-    """A dash where it is not known."""
+    """Per cent, or a dash if unknown."""
     return "-" if share is None else f"{100 * share:.1f}"
 
 

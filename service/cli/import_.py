@@ -36,7 +36,7 @@ def import_(
 
 
 def _lines(path: Path) -> list[str]:
-    """Raises DataError: it cannot be read."""
+    """Raises DataError if it cannot be read."""
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

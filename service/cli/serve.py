@@ -66,7 +66,7 @@ def serve(
 def _alone(settings: Settings) -> None:
     from service.processes.reception import bind
 
-    listeners = asyncio.run(bind(settings.host, settings.port))  # first: the rest takes its time
+    listeners = asyncio.run(bind(settings.host, settings.port))  # first, because the rest takes a while
     starting.info("starting: loading PyTorch")
     from service.app import create_app
     from service.cli.draining import DrainingServer
@@ -83,7 +83,7 @@ def _alone(settings: Settings) -> None:
 
 
 def _together(settings: Settings, count: int) -> None:
-    """Serve by several processes; this one loads no PyTorch."""
+    """Serve with several processes; this one loads no PyTorch."""
     files = Path(tempfile.mkdtemp(prefix="lowfirst-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
     try:
         stopped_by = asyncio.run(_parent(settings, count, files))
@@ -135,7 +135,7 @@ async def _parent(settings: Settings, count: int, files: Path) -> signal.Signals
 
 
 def run_child(*given: Any) -> None:
-    """Where a process of several begins: see ``service.cli.child.serve_child``."""
+    """Entry point of one of several processes: see ``service.cli.child.serve_child``."""
     from service.cli.child import serve_child
 
     serve_child(*given)

@@ -91,7 +91,7 @@ train.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
 def _options(context: typer.Context, recipe: Recipe, values: dict[str, Any]) -> TrainOptions:
-    """What was given, beside that the recipe's values, beside that the defaults."""
+    """The options: given ones, otherwise those of the recipe, otherwise the defaults."""
     sources = {name: context.get_parameter_source(name) for name in values}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if recipe is Recipe.adapt and values["init"] is None:
@@ -116,7 +116,7 @@ def _of_recipe(recipe: Recipe, network: str) -> dict[str, Any]:
 
 
 def _next(options: TrainOptions) -> tuple[str | Path, ...]:
-    """The command that comes next."""
+    """The next command."""
     if len(options.stages) == 1:  # it has no exit to calibrate
         return "report", options.out, "--data", options.data, "--out", "report"
     data = options.data if options.calibration_share else "DIR_OF_OTHER_PHOTOGRAPHS"
@@ -144,7 +144,7 @@ def _network_options(pairs: list[str]) -> dict[str, Any]:
 
 
 class _Bar:
-    """Steps of the epoch that runs, below the lines of those that are over."""
+    """Steps of the current epoch, below the lines of finished ones."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar

@@ -1,4 +1,4 @@
-"""Bring the application up on a Ray cluster that runs already."""
+"""Deploys the application on a running Ray cluster."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ OUR_ERROR = re.compile(r"service\.errors\.\w+: (.+)")
 def deploy(
     options: Options, *, address: str, name: str, route_prefix: str, host: str, port: int, seconds: float, grows: bool
 ) -> None:
-    """Deploy, or change what is deployed under that name, and wait until every replica is up.
+    """Deploy, or change the deployment of that name, and wait until every replica is up.
 
     Args:
         address: of the cluster: ``auto``, host:port or ray://host:port.
-        route_prefix: the path under which the app answers.
-        host, port: what Ray Serve's proxies listen on, unless Serve runs in the cluster already.
+        route_prefix: URL path of the app.
+        host, port: address of Ray Serve's proxies, unless Serve runs in the cluster already.
         seconds: how long that may take.
-        grows: Ray's autoscaler adds nodes, so more replicas may be asked for than there is room for.
+        grows: Ray's autoscaler adds nodes, so more replicas may be requested than currently fit.
 
     Raises:
         InvalidOption: no cluster at ``address``, no room for the replicas, or no Redis for more than one of them.
-        DeploymentFailed: the replicas do not come up.
+        DeploymentFailed: the replicas do not start.
     """
     settings = load_settings()
     check_shared(settings, options.most)
@@ -153,6 +153,6 @@ def _wait(name: str, seconds: float) -> None:
 
 
 def _in_short(why: str) -> str:
-    """Our own error in a traceback that Ray tells, or its last line."""
+    """Our own error within Ray's traceback, or its last line."""
     ours = OUR_ERROR.findall(why)
     return ours[-1] if ours else why.strip().rpartition("\n")[2]
