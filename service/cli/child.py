@@ -40,11 +40,8 @@ def serve_child(
     own_address: str,
 ) -> None:
     """Serve until the parent says stop, or has exited. See ``Together`` and ``Handover``."""
-    for each in (
-        signal.SIGTERM,
-        signal.SIGINT,
-        signal.SIGHUP,
-    ):  # sent to the whole process group: the parent handles them
+    # sent to the whole process group: the parent handles them
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     configure(settings.log_level, settings.log_format)
     if index:  # the first one reports for all

@@ -33,7 +33,7 @@ from service.images.pixels import (
 from service.images.torchvision_decoders import webp_decoder
 from service.images.transforms import Preprocessing
 
-# Most seconds for decoding in the calling thread; the helper process decodes slower images.
+# Most seconds and bytes for decoding in the calling thread; the helper process decodes images beyond that.
 DEAR_SECONDS = 0.25
 DEAR_MEMORY = 60_000_000
 
