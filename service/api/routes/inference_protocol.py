@@ -137,9 +137,7 @@ async def infer(request: Request) -> Response:
     parts.admission.check()
     body = await receiving.read(request, parts.settings.max_batch_bytes)
     asked, images = tensors.read(request, body, most_images(parts))
-    engine = served(
-        parts, *named
-    )  # look the model up once for all images: it may have been switched while the body arrived
+    engine = served(parts, *named)  # again: the model may have been switched while the body arrived
     ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
     with parts.admission.admit(images=len(images), size=len(body)):
         answers = await unless_client_leaves(request, classify_all(parts, engine, images, ask))
