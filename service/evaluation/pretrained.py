@@ -1,4 +1,4 @@
-"""A network with the ImageNet weights that others have trained, as a single-stage model of the store."""
+"""Imports a network with published ImageNet weights as a single-stage model of the store."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Source:
 
 
 def import_pretrained(source: Source, store: ModelStore, name: str) -> ModelSpec:
-    """Put the network of ``source`` into ``store`` as the next version of model ``name``.
+    """Add the network of ``source`` to ``store`` as the next version of model ``name``.
 
     Raises:
-        InvalidOption: no single-scale network, weights that it does not have, or ``name`` cannot be a model's name.
+        InvalidOption: not a single-scale network, weights that do not exist for it, or an invalid ``name``.
         NotFound, BrokenModel: see ``pretrained``.
-        DataError: there are more or fewer labels than logits, or two are equal.
+        DataError: the number of labels differs from that of the logits, or two labels are equal.
     """
     store.next_version(name)
     labels = tuple(imagenet_labels() if source.labels is None else source.labels)

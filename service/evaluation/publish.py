@@ -26,9 +26,9 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
 
     Raises:
         NotFound: no run there, or it was never evaluated.
-        DataError: it was never calibrated, not evaluated since, or on what it was trained on.
-        BrokenModel: its weights are not what its spec says.
-        InvalidOption: ``name`` cannot be a model's name.
+        DataError: it was never calibrated, not evaluated since, or evaluated on its training photographs.
+        BrokenModel: its weights do not match its spec.
+        InvalidOption: ``name`` is not a valid model name.
     """
     spec = read_spec(run)
     read_weights(run, spec)
@@ -170,7 +170,7 @@ def _runtimes(spec: ModelSpec, evaluation: Evaluation) -> str:
 
 
 def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:
-    """Top-1 against mean multiply-adds while the threshold moves, as PNG."""
+    """Plot top-1 against mean multiply-adds for all thresholds, as PNG."""
     points, default = evaluation.curve, evaluation.default
     line = figures.CURVES[0][0]
     ring = f"default threshold {default.threshold:g}: {100 * default.exit_rate:.0f} % exit, "

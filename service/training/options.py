@@ -1,4 +1,4 @@
-"""Everything that decides how a network is trained."""
+"""All options that determine how a network is trained."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """Options of one run, each stated here alone: ``lowfirst train`` takes its own from here.
+    """Options of one run, defined only here; ``lowfirst train`` derives its options from them.
 
-    None stands for a default that depends on the photographs or the machine.
+    None means a default that depends on the photographs or the machine.
     """
 
     network: Annotated[str, Option("Network, see `lowfirst models --architectures`.")]
@@ -134,12 +134,12 @@ class TrainOptions:
         return math.ceil(self.resolution / math.sqrt(self.min_scale))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as kept in ``options.json`` and ``model.json``."""
+        """Plain values, as stored in ``options.json`` and ``model.json``."""
         raw = dataclasses.asdict(self)
         return {name: str(value) if isinstance(value, Path) else value for name, value in raw.items()}
 
     def recipe(self) -> dict[str, Any]:
-        """What decided the weights, for the model card: all but places and machines."""
+        """The options that determine the weights, for the model card: all except paths and machines."""
         kept = {name: value for name, value in self.to_json().items() if name not in PLACES}
         return {**kept, "init": self.init and "/".join(Path(self.init).parts[-2:])}
 
@@ -152,7 +152,7 @@ FREE_ON_RESUME = PLACES
 
 
 def paper_recipe(network: str) -> dict[str, Any]:
-    """The paper's recipe, section 4, as far as it is stated; the rest as chosen in ``docs/method.md``."""
+    """The paper's recipe, section 4; unstated values are those of ``docs/method.md``."""
     is_mobilenet = "mobilenet" in network
     return {
         "epochs": 120,
@@ -167,7 +167,7 @@ def paper_recipe(network: str) -> dict[str, Any]:
 
 
 def adapt_recipe(network: str) -> dict[str, Any]:
-    """From weights that exist to a data set of one's own: few epochs at a low rate, and gates that start shut."""
+    """Recipe from existing weights to another data set: few epochs at a low rate, and gates that start closed."""
     from service.networks.registry import depth
 
     return {
@@ -181,5 +181,5 @@ def adapt_recipe(network: str) -> dict[str, Any]:
 
 @cache
 def described() -> dict[str, Option]:
-    """What each field of ``TrainOptions`` says of itself."""
+    """Description of each field of ``TrainOptions``."""
     return {name: hint.__metadata__[0] for name, hint in get_type_hints(TrainOptions, include_extras=True).items()}

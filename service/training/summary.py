@@ -1,4 +1,4 @@
-"""What a training found, said before it starts: what it trains on, what is held out, and what will fail afterwards."""
+"""Summary printed before training: training and held-out photographs, and problems that will follow."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WEAK_PROMISE = 0.95  # an agreement that a useful table can promise
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What there is.
+    """The photographs found.
 
     Attributes:
-        train, held_out: the two parts of the photographs that training found.
-        val: those of ``val/``; None where there is none.
-        skipped: what beside them is not read, by kind.
-        warnings: what will fail or mean little after the training.
+        train, held_out: the two parts of the photographs.
+        val: those of ``val/``; None without it.
+        skipped: other files, by kind.
+        warnings: what will fail or mean little after training.
     """
 
     train: Photographs
@@ -44,7 +44,7 @@ class Summary:
 
 
 def summarise(options: TrainOptions, train: Photographs, held_out: Photographs) -> Summary:
-    """What there is in ``options.data``, of which training takes these two parts."""
+    """The summary of ``options.data``, given the two parts."""
     val, unlike = _val(options, train.folders)
     few = _few(options, held_out) if len(options.stages) > 1 else []
     skipped = train.skipped if val is None else _sum(train.skipped, val.skipped)
@@ -52,7 +52,7 @@ def summarise(options: TrainOptions, train: Photographs, held_out: Photographs) 
 
 
 def few_to_certify(certifying: int) -> str | None:
-    """What is wrong with certifying on so few photographs; None where a useful promise is possible."""
+    """Why so few photographs cannot certify; None if a useful promise is possible."""
     most = (1 - CONFIDENCE) ** (1 / max(certifying, 1))
     if most >= WEAK_PROMISE:
         return None
