@@ -93,7 +93,7 @@ def _mismatch(error: Exception) -> str:
     """What ``model-signing`` found, in one line without digests."""
     text = " ".join(str(error).split())
     if text.startswith("Key mismatch"):
-        return "another key did"
+        return "another key signed it"
     if type(error) is ValueError:  # its own; those below it are of its parsers
         return re.sub(r"[\[\]'\"\\]", "", re.split(": Expected|[.] ", text)[0].removeprefix("Signature mismatch: "))
     return f"{SIGNATURE} is not a valid signature ({type(error).__name__})"
