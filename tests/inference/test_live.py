@@ -136,7 +136,7 @@ def test_too_few_audits_say_how_many_it_takes_and_how_long() -> None:
     assert "39 exist" in message
     assert "at the current rate of 1 per second, that is in 1 minutes" in message
     none = LiveTable.of([], Passed(0, (0,) * len(THRESHOLDS), 0, 0.0), MMACS[2])
-    assert "there are 0; no new ones arrive at present" in refused("min_agreement", 0.97, none)
+    assert "0 exist; no new ones arrive at present" in refused("min_agreement", 0.97, none)
     few = LiveTable.of([], passed(drawn, per_second=2.0), MMACS[2])
     assert "at the current rate of 0.2 per second, that is in 8.25 minutes" in refused("min_agreement", 0.97, few)
     assert f"{BUDGET_IMAGES} images are needed, 39 exist" in refused("max_mean_mmacs", 30.0, few)
