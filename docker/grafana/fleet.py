@@ -42,7 +42,7 @@ def fleet() -> schema.Dashboard:
     replicas: list[Panel] = [
         number(
             "Replicas",
-            "How many replicas can be scraped?",
+            "How many of all replicas can be scraped?",
             ('count(up{job="lowfirst"} == 1) or vector(0)', "up"),
             unit=COUNT,
             colours=SOME_IS_GOOD,
@@ -50,7 +50,7 @@ def fleet() -> schema.Dashboard:
         ),
         number(
             "Replicas lost",
-            "How many replicas cannot be scraped, or disappeared within the last hour?",
+            "How many of all replicas cannot be scraped, or disappeared within the last hour?",
             (LOST, "lost"),
             unit=COUNT,
             colours=NONE_IS_GOOD,
