@@ -366,7 +366,7 @@ def test_a_model_is_tried_behind_the_answers_compared_and_promoted(page: Page, s
         expect(page.locator("#store .tried .kind")).to_have_text("shadow")
         expect(page.locator("#agreement")).to_have_text("No image was compared yet.")
         upload(page, "church.jpg", "golf-ball.jpg")
-        expect(page.locator("#agreement")).to_contain_text("They agree on 100.0% of 2 images: on 22.4% at least")
+        expect(page.locator("#agreement")).to_contain_text("They agree on 100.0% of 2 images; on at least 22.4%")
         expect(trial.locator("thead th")).to_have_text(["tiny/1", "tiny/2"])
         rows = dict(row.split("\t", 1) for row in page.locator("#compared").inner_text().splitlines())
         assert rows["Errors"] == "0\t0"
