@@ -115,12 +115,13 @@ def _pairs(name: str, resolution: int) -> Iterator[tuple[str, Measure, Measure]]
     yield f"OpenVINO {fast}: streams of one model -> one model per worker", cascade(shared), cascade(vino)
     any_size = _AnySize(convert(_network(name), spec), fast, threads=1)
     yield (
-        f"OpenVINO {fast}, batches of mixed sizes: compiled for any size -> for each of a few",
+        f"OpenVINO {fast}, batches of mixed sizes: compiled for any size -> for a few fixed sizes",
         _in_one_piece(_of_all(_mixed(any_size, resolution))),
         _of_all(_mixed(vino, resolution)),
     )
-    yield f"eager {fast}: escalating in each batch -> batched again", cascade(plain), cascade(plain, rebatch=True)
-    yield f"OpenVINO {fast}: escalating in each batch -> batched again", cascade(vino), cascade(vino, rebatch=True)
+    batches = "high stage inside each batch -> batched separately"
+    yield f"eager {fast}: {batches}", cascade(plain), cascade(plain, rebatch=True)
+    yield f"OpenVINO {fast}: {batches}", cascade(vino), cascade(vino, rebatch=True)
     if name.startswith("ms_mobilenet"):
         trained = partial(_training_step, name, resolution, fast)
         yield f"training, {fast}: strided depthwise gradients -> strided after", trained(True), trained(False)

@@ -1,4 +1,4 @@
-"""Where the parts are wired together. Nothing is built on import."""
+"""Connects all parts of the server. Nothing is built on import."""
 
 from __future__ import annotations
 
@@ -77,24 +77,24 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
-    """The server as an ASGI application; its model is loaded here, warmed up at start-up.
+    """The server as an ASGI application; its model is loaded here, and warmed up at start-up.
 
     Args:
         settings: of this process.
-        siblings: the other processes of the server; None where this one is all.
+        siblings: the other processes of the server; None if there are none.
 
     Raises:
         NotFound, BrokenModel: no such model, or one that cannot be trusted or served.
         InvalidOption: a device, precision, runtime or package that this machine lacks.
-        DataError: a latency profile that cannot be read.
-        StoreUnavailable: a Redis that does not answer, and must.
+        DataError: an unreadable latency profile.
+        StoreUnavailable: a required Redis does not answer.
     """
     check_prefix(settings.root_path)
     allowed = keys.Keys(settings)
     observing = FastAPI(
         openapi_url=None, redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False}
     )
-    own_port = _own_port(observing, settings, siblings, allowed)  # first: whether the port is free is known at once
+    own_port = _own_port(observing, settings, siblings, allowed)  # first, so that a used port is found at once
     parts = observing.state.parts = build_parts(settings, siblings)
     rpc_port = _rpc_port(settings, parts, allowed)
     guard = Guard(parts.trials)
@@ -112,11 +112,11 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
             await guard.start()
         except BaseException as error:
             if isinstance(error, LowfirstError):
-                app.state.failure = error  # for whoever started the server to tell
+                app.state.failure = error  # for the person who started the server
             await parts.models.close()  # a thread in a native library must not outlive the interpreter
             raise
         starting.info(STARTED)
-        if parts.siblings.index == 0:  # the others would say the same
+        if parts.siblings.index == 0:  # the others would log the same
             _announce(parts)
             _warn_if_open(settings, allowed)
         async with _listed(own_port, parts), rpc_port or nullcontext():
@@ -136,8 +136,8 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
         version=service.__version__,
         description="Image classification that spends compute only where an image needs it.",
         lifespan=lifespan,
-        redirect_slashes=False,  # a redirect names the address as this server sees it, not as its proxy does
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells of passes too
+        redirect_slashes=False,  # a redirect would name the address inside the proxy
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # our own lines cover this
     )
     app.state.parts = parts
     app.state.own_port = own_port
@@ -146,7 +146,7 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     if not allowed.guard_nothing:
         app.add_middleware(keys.Guard, keys=allowed, on_error=error_handlers.own)
         keys.document(app, allowed)
-    if settings.cors_origins:  # outside the guard: a browser asks first, without a key
+    if settings.cors_origins:  # outside the guard: preflight requests come without a key
         _allow_pages_of(app, settings.cors_origins)
     if parts.traces is not None:
         parts.traces.watch(app)
@@ -158,13 +158,13 @@ def create_app(settings: Settings, siblings: Together | None = None) -> FastAPI:
     config.document(app)
     for routes in (calibration, classify, config, console, feedback, manual, models, observe):
         app.include_router(routes.router, responses=error_responses.ANY)
-    for routes in (triton, inference_protocol):  # in this order: /v2/models/stats is no model
+    for routes in (triton, inference_protocol):  # in this order, so that /v2/models/stats is not read as a model
         app.include_router(routes.router, responses=error_responses.ANY_OF_PROTOCOL)
     return app
 
 
 def build_parts(settings: Settings, together: Together | None = None) -> Parts:
-    """Every part of one server, handed to each other. Raises as ``create_app``."""
+    """Build and connect every part of one server. Raises as ``create_app``."""
     link = _redis(settings)
     store = ModelStore(settings.model_store)
     load = partial(_load, settings)
@@ -220,7 +220,7 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
 
 
 def _exchange(siblings: Siblings, link: RedisLink | None) -> Exchange:
-    """With whom counts of a trial are exchanged: with all that share the Redis, or the processes of this server."""
+    """Exchange of trial counts: with all replicas on the same Redis; without Redis, with this server's processes."""
 
     async def others(began: float, _: object) -> list[Counts]:
         return await siblings.others("trial", began)
@@ -252,7 +252,7 @@ def _admission(settings: Settings, models: Models, metrics: Metrics) -> Admissio
 
 
 def _references(settings: Settings, store: ModelStore) -> list[str]:
-    """Of the models to serve, each of another name."""
+    """References of the models to serve, each with a different name."""
     references = [settings.model, *settings.models]
     names = [store.locate(reference)[0] for reference in references]
     for name in names:
@@ -263,7 +263,7 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 def _load(settings: Settings, folder: Path, converted: Path | None = None) -> Predictor:
     if settings.model_key is not None:
-        from service.signing import verify  # an extra's package, and a second to import
+        from service.signing import verify  # an extra package that takes a second to import
 
         verify(folder, settings.model_key)
     starting.info("loading %s/%s", folder.parent.name, folder.name)
@@ -277,7 +277,7 @@ def _load(settings: Settings, folder: Path, converted: Path | None = None) -> Pr
 
 
 def _redis(settings: Settings) -> RedisLink | None:
-    """The Redis that the settings name; it answers, unless it need not."""
+    """Connect to the Redis of the settings, and check that it answers unless it is optional."""
     if not settings.redis_url:
         return None
     link = RedisLink(settings.redis_url.get_secret_value(), settings.redis_prefix)
@@ -289,9 +289,9 @@ def _redis(settings: Settings) -> RedisLink | None:
 def _state(
     settings: Settings, link: RedisLink | None, start: RuntimeConfig, together: Together | None
 ) -> tuple[ConfigStore, ResultCache | None]:
-    """Where the config stands, and the results: in Redis if there is one, else in memory.
+    """The store of config and results: Redis if there is one, otherwise memory.
 
-    The config of several processes without Redis is their parent's; each has results of its own.
+    Without Redis, the parent process holds the config of all processes, and each process has its own results.
     """
     memory = MemoryResultCache(settings.cache_entries) if settings.cache_entries else None
     ttl = settings.cache_ttl_seconds
@@ -305,7 +305,7 @@ def _state(
 def _own_port(
     app: FastAPI, settings: Settings, siblings: Together | None, allowed: keys.Keys
 ) -> OwnPort | HandedPort | None:
-    """The port where this replica alone is observed, under the same keys."""
+    """The extra port for this replica's own metrics, with the same keys."""
     if settings.metrics_port is None:
         return None
     if not allowed.guard_nothing:
@@ -329,7 +329,7 @@ def _rpc_port(settings: Settings, parts: Parts, allowed: keys.Keys) -> RpcPort |
 
 @asynccontextmanager
 async def _listed(own_port: OwnPort | HandedPort | None, parts: Parts) -> AsyncIterator[None]:
-    """Have that port open, and Prometheus told of it."""
+    """Open that port, and list it for Prometheus."""
     if own_port is None:
         yield
         return
@@ -349,7 +349,7 @@ def _registry() -> CollectorRegistry:
 
 
 def _limits(settings: Settings, on_cpu: bool, cores: int) -> Limits:
-    """``cores``: that this process may use of the machine's."""
+    """``cores``: the number of cores for this process."""
     workers = settings.workers or (max(1, cores // settings.threads) if on_cpu else 2)
     decoders = settings.decode_threads
     if decoders is None:
@@ -369,10 +369,10 @@ def _announce(parts: Parts) -> None:
         predictor, spec = engine.predictor, engine.spec
         calibration = predictor.calibration
         if calibration is None:
-            logger.warning("%s has no calibration table: what a threshold does cannot be predicted", spec.name)
+            logger.warning("%s has no calibration table: the effect of a threshold cannot be predicted", spec.name)
         elif calibration.stands_in_for:
             logger.warning(
-                "%s was calibrated for %s %s, not for %s: predictions are of the former, and nothing is certified",
+                "%s was calibrated for %s %s, not for %s: predictions use that table, and nothing is certified",
                 spec.name, calibration.table.runtime, calibration.table.precision, calibration.stands_in_for,
             )  # fmt: skip
         logger.info(
@@ -383,16 +383,16 @@ def _announce(parts: Parts) -> None:
 
 
 def _warn_if_it_does_not_pay(engine: Engine) -> None:
-    """One line where the cascade is expected to take longer than the single-scale network."""
+    """Log one line if the cascade is predicted to take longer than the single-scale network."""
     threshold = engine.asked.threshold
     expected = engine.predict(threshold)
     effect, spent, break_even = expected.effect, expected.time, expected.break_even
     if effect is None or break_even is None or spent.saved is None or spent.saved >= 0:
         return
-    pays_from = "it pays at no exit rate" if break_even > 1 else f"it pays where {break_even:.0%} or more do"
+    pays_from = "it does not pay at any exit rate" if break_even > 1 else f"it pays if {break_even:.0%} or more do"
     logger.warning(
-        "%s does not pay here at threshold %s: %.3f ms of compute per image, where the single-scale network takes "
-        "%.3f; %.0f%% of the images are expected to end at the first stage, and %s. "
+        "%s does not pay here at threshold %s: %.3f ms of compute per image, %.3f with the single-scale network. "
+        "%.0f%% of the images are predicted to end at the first stage; %s. "
         "Lower the threshold, or serve the single-scale network instead",
         engine.spec.reference, threshold, 1e3 * spent.seconds, 1e3 * (spent.single_scale_seconds or 0.0),
         100 * effect.ends[0], pays_from,
@@ -408,7 +408,7 @@ def _traces(settings: Settings) -> Traces | None:
 
 
 def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:
-    """Keys travel in headers that a page must know, never in cookies."""
+    """Allow the listed origins. Keys travel in headers, never in cookies, so only pages that know a key can use it."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -420,13 +420,13 @@ def _allow_pages_of(app: FastAPI, origins: Sequence[str]) -> None:
 
 def _warn_if_open(settings: Settings, allowed: keys.Keys) -> None:
     if allowed.refuse_changes:
-        logger.warning("the config cannot be changed (403): %s", keys.HOW_TO_SET)
+        logger.warning("config changes are refused (403): %s", keys.HOW_TO_SET)
     if settings.is_exposed and settings.api_key is None:
         logger.warning(
-            "everybody who reaches %s may classify: set LOWFIRST_API_KEY to ask for a key", settings.host or "this host"
+            "anybody who reaches %s may classify: set LOWFIRST_API_KEY to require a key", settings.host or "this host"
         )
 
 
 async def _agreed_times(together: Together, reference: str, measured: LatencyTable) -> LatencyTable:
-    """One table for all processes, so that each predicts the same."""
+    """One latency table for all processes, so that all predict the same."""
     return LatencyTable.of_json(await together.times(reference, measured.as_json()))

@@ -1,4 +1,4 @@
-"""What each threshold did to a set of photographs, counted: part of ``model.json``."""
+"""Counts of what each threshold did on a set of photographs; part of ``model.json``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class CalibrationRow:
 
     Attributes:
         threshold: an image exits at the first stage whose confidence is strictly greater.
-        ends: images that end at each stage; they sum to the table's ``n``.
-        disagreements: images that end before the last stage with another answer than the last stage gives.
-        right_last_wrong, wrong_last_right: of these, by who is right; None of images without labels.
-        right: images answered rightly, wherever they end; None of images without labels.
+        ends: images that end at each stage; their sum is the table's ``n``.
+        disagreements: images that exit early with another answer than that of the last stage.
+        right_last_wrong, wrong_last_right: of these, by which answer is right; None without labels.
+        right: images with a right answer, wherever they end; None without labels.
     """
 
     threshold: float
@@ -34,11 +34,11 @@ class CalibrationRow:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTable:
-    """One row per threshold, ascending from 0 to 1, measured with one runtime at one precision on ``n`` images.
+    """One row per threshold, ascending from 0 to 1, measured with one runtime and precision on ``n`` images.
 
-    ``default_threshold`` is what suits that runtime and precision; None takes the model's. ``is_labelled``: whether the
-    classes of the images were known. ``last_answers``: how many images the last stage gives each class; None of tables
-    that earlier releases wrote.
+    ``default_threshold`` is for that runtime and precision; None uses the model's. ``is_labelled``: whether the images
+    had labels. ``last_answers``: number of images that the last stage assigns to each class; None in tables of earlier
+    releases.
     """
 
     runtime: str

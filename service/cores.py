@@ -1,4 +1,4 @@
-"""How many processor cores this process may use. Imported where PyTorch is not."""
+"""Number of cores for this process. For code that must not import PyTorch."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Self
 
 
 class LowfirstError(Exception):
-    """Base of the tree. ``field``, ``value`` and ``bound`` are None where they mean nothing."""
+    """Base of the tree. ``field``, ``value`` and ``bound`` are None if they do not apply."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
@@ -49,7 +49,7 @@ class LowfirstError(Exception):
         self.bound = bound
 
     def about(self, what: str) -> Self:
-        """The same error told of ``what``; another object, as others may hold this one."""
+        """A copy of the error with the prefix ``what``; a copy, because others may hold this object."""
         told = copy(self)
         told.message = f"{what}: {self.message}"
         told.args = (told.message,)
@@ -74,49 +74,49 @@ class InvalidOption(LowfirstError):
 
 
 class InvalidImage(LowfirstError):
-    """Bytes that are truncated, corrupt or otherwise no readable image."""
+    """Bytes that are truncated, corrupt or otherwise not a readable image."""
 
     status = 400
     code = "invalid_image"
 
 
 class UnsupportedImage(InvalidImage):
-    """Bytes of no image format that is read."""
+    """Bytes of an unsupported image format."""
 
     status = 415
     code = "unsupported_image"
 
 
 class ImageTooLarge(InvalidImage):
-    """More bytes or pixels than are read."""
+    """Too many bytes or pixels."""
 
     status = 413
     code = "image_too_large"
 
 
 class BadRequest(LowfirstError):
-    """A body that cannot be parsed, or lacks what it must hold."""
+    """A body that cannot be parsed, or lacks a required part."""
 
     status = 400
     code = "bad_request"
 
 
 class Unauthorized(LowfirstError):
-    """No key came with the request, or a wrong one."""
+    """The request has no key, or a wrong one."""
 
     status = 401
     code = "unauthorized"
 
 
 class Forbidden(LowfirstError):
-    """The key that came does not allow it, or no key does."""
+    """The key does not allow this, or no key does."""
 
     status = 403
     code = "forbidden"
 
 
 class UnsupportedBody(LowfirstError):
-    """A content type that is not read."""
+    """An unsupported content type."""
 
     status = 415
     code = "unsupported_body"
@@ -157,14 +157,14 @@ class ConfigConflict(LowfirstError):
 
 
 class Conflict(LowfirstError):
-    """A change that what is in force rules out: a second trial, the end of none."""
+    """A change that conflicts with the current state: a second trial, or ending a trial when there is none."""
 
     status = 409
     code = "conflict"
 
 
 class Busy(LowfirstError):
-    """A limit on work in flight is reached; ``retry_after_seconds`` tells when to come back."""
+    """A limit on work in flight is reached; ``retry_after_seconds`` says when to retry."""
 
     status = 429
     code = "busy"
@@ -190,24 +190,25 @@ class TooManyConnections(Busy):
 
 
 class HeadTooLarge(LowfirstError):
-    """A request's head has more bytes than are read; its connection is closed."""
+    """A request's head exceeds the limit; its connection is closed."""
 
     status = 431
     code = "head_too_large"
 
 
 class ClientLeft(LowfirstError):
-    """The client is gone: before its body was complete, or while it waited. Status 499 is nginx's; it is counted."""
+    """The client disconnected before its body was complete or its answer was ready. Status 499, as in nginx, is only
+    counted."""
 
     status = 499
     code = "client_left"
 
     def __init__(self) -> None:
-        super().__init__("the client left before it was answered")
+        super().__init__("the client disconnected before the answer")
 
 
 class StoreUnavailable(LowfirstError):
-    """The shared state does not answer, or refuses. Serving goes on with what is known."""
+    """The shared state does not answer, or refuses. Serving continues with the last known config."""
 
     status = 503
     code = "store_unavailable"
@@ -235,12 +236,12 @@ class DeadlinePassed(LowfirstError):
 
 
 class DeviceFailed(LowfirstError):
-    """The network raised while it ran; the image alone, or the device, is at fault."""
+    """The network raised an exception; the cause is the image or the device."""
 
     code = "device_failed"
 
 
 class DeploymentFailed(LowfirstError):
-    """What was deployed on a cluster does not come up, or there is no Ray to deploy with."""
+    """A deployment on a cluster does not start, or Ray is not installed."""
 
     code = "deployment_failed"

@@ -1,4 +1,4 @@
-"""Logging to standard error, one line an event: text, or JSON for machines. Nobody waits for whoever reads it."""
+"""Logging to standard error, one line per event, as text or JSON. Slow readers never block the server."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ TEXT = "%(asctime)s %(levelname)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(message)s %(name)s"
 OTHERS = ("uvicorn", "asyncio", "opentelemetry", "py.warnings")
 
-# Lines that may wait to be written while nobody reads; later ones are lost, and counted.
+# Most lines that may wait to be written; further ones are lost, and counted.
 MOST_WAITING = 10_000
 
-# How long a process that ends waits for what is not yet written.
+# How long an exiting process waits for lines to be written.
 FLUSH_SECONDS = 1.0
 
 
 def configure(level: str, log_format: str = "text") -> None:
-    """Send log lines to standard error: this project's of ``level`` and above, and warnings of the libraries.
+    """Send log lines to standard error: those of this project from ``level`` on, and warnings of libraries.
 
     Args:
         level: debug, info, warning or error.
-        log_format: text, or json: an object a line with ``time``, ``level``, ``message``, ``logger``; ``request_id``
-            while a request is answered; ``exc_info``; and what a line gives as ``extra``.
+        log_format: text, or json: one object per line with ``time``, ``level``, ``message``, ``logger``; ``request_id``
+            while a request is answered; ``exc_info``; and the fields of ``extra``.
     """
     handler = BackgroundHandler(sys.stderr.fileno())
     handler.setFormatter(_json() if log_format == "json" else logging.Formatter(TEXT, defaults={"request_id": "-"}))
@@ -49,16 +49,16 @@ def configure(level: str, log_format: str = "text") -> None:
 
 
 def flush() -> None:
-    """Wait until all that was logged is written, so that what is printed next comes after it."""
+    """Wait until all lines are written, so that later output comes after them."""
     for handler in logger.handlers:
         handler.flush()
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes in a thread of its own: a pipe that nobody reads is full soon, and would stop whoever logs.
+    """Writes in a separate thread: a pipe without a reader fills up, and would block the code that logs.
 
-    The descriptor is written to directly. A thread that held the lock of ``sys.stderr`` for good would keep the
-    process from ending.
+    It writes to the descriptor directly. A thread that held the lock of ``sys.stderr`` for ever would keep the process
+    from exiting.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -98,12 +98,12 @@ class BackgroundHandler(logging.Handler):
         self.acquire()
         lost, self._lost = self._lost, 0
         self.release()
-        message = "%d lines of this log are lost: it was not read as fast as it was written"
+        message = "%d lines of this log are lost: they were written faster than read"
         return logging.LogRecord(logger.name, logging.WARNING, __file__, 0, message, (lost,), None)
 
     def _write(self, line: str) -> None:
         data = f"{line}\n".encode(errors="backslashreplace")
-        with suppress(OSError):  # whoever read it is gone
+        with suppress(OSError):  # the reader has closed the pipe
             while data:
                 data = data[os.write(self._descriptor, data) :]
 

@@ -1,10 +1,10 @@
-"""Every metric, on an injected registry.
+"""All metrics, on an injected registry.
 
-Rates and averages over replicas follow from counters alone: the early-exit rate is the share of ``images_total`` whose
-exit is not the last stage's (the one with the reason ``escalated`` or ``only``), the mean cost
-``multiply_adds_total / images_total``, the time saved 1 less ``compute_seconds / single_scale_compute_seconds_total``.
+Rates and averages over replicas come from counters alone. The early-exit rate is the share of ``images_total`` whose
+exit is not the last stage (reason ``escalated`` or ``only``), the mean cost ``multiply_adds_total / images_total``. The
+time saved is 1 minus ``compute_seconds / single_scale_compute_seconds_total``.
 
-A gauge's ``multiprocess_mode`` says how the values of several processes that serve as one become one value.
+A gauge's ``multiprocess_mode`` says how the values of several processes become one value.
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ class Metrics:
         self.requests = Counter("lowfirst_requests", "HTTP requests answered.", ["route", "code"], registry=registry)
         self.image_errors = Counter(
             "lowfirst_image_errors",
-            "Images taken in that got an error for an answer, alone or in their place among others.",
+            "Accepted images that ended in an error, alone or within a batch.",
             ["code"],
             registry=registry,
         )
         self.rejected = Counter("lowfirst_rejected", "Images rejected.", ["reason"], registry=registry)
         self.dropped = Counter(
             "lowfirst_dropped",
-            "Images nobody waited for any more, by where they were dropped.",
+            "Images dropped because the client disconnected or no answer could meet the deadline, "
+            "by the point where they were dropped.",
             ["point"],
             registry=registry,
         )
@@ -69,104 +70,106 @@ class Metrics:
             "lowfirst_cache_requests", "Look-ups in the result cache.", ["result"], registry=registry
         )
         self.batches = Counter(
-            "lowfirst_batches", "Batches run, by why they were released.", ["stage", "reason"], registry=registry
+            "lowfirst_batches", "Batches run, by the reason for their start.", ["stage", "reason"], registry=registry
         )
         self.audits = Counter(
-            "lowfirst_audits", "Images that exited and got the remaining stages too.", ["model"], registry=registry
+            "lowfirst_audits",
+            "Images that exited early and also ran the remaining stages.",
+            ["model"],
+            registry=registry,
         )
         self.audit_disagreements = Counter(
-            "lowfirst_audit_disagreements", "Of these, the last stage answered otherwise.", ["model"], registry=registry
+            "lowfirst_audit_disagreements",
+            "Audits in which the last stage gave another answer.",
+            ["model"],
+            registry=registry,
         )
-        self.audits_skipped = Counter(
-            "lowfirst_audits_skipped", "Audits drawn that the device had no time for.", registry=registry
-        )
+        self.audits_skipped = Counter("lowfirst_audits_skipped", "Audits skipped for lack of time.", registry=registry)
         self.samples = Counter(
             "lowfirst_samples",
-            "Images for the sample log: written; lost as too many waited (busy), or as it could not be (failed).",
+            "Images for the sample log: written, or lost because too many waited (busy) or writing failed (failed).",
             ["result"],
             registry=registry,
         )
-        self.feedback = Counter(
-            "lowfirst_feedback", "Answers whose truth was told later.", ["model"], registry=registry
-        )
+        self.feedback = Counter("lowfirst_feedback", "Answers with feedback.", ["model"], registry=registry)
         self.feedback_right = Counter(
-            "lowfirst_feedback_right", "Of these, the answer was right.", ["model"], registry=registry
+            "lowfirst_feedback_right", "Answers that feedback confirmed.", ["model"], registry=registry
         )
         self.comparisons = Counter(
             "lowfirst_comparisons",
-            "Images that a model that is tried answered, and the one that is served too.",
+            "Images answered by both the served model and the model on trial.",
             ["model"],
             registry=registry,
         )
         self.comparison_disagreements = Counter(
-            "lowfirst_comparison_disagreements", "Of these, the answers differ.", ["model"], registry=registry
+            "lowfirst_comparison_disagreements", "Compared images with different answers.", ["model"], registry=registry
         )
         self.comparisons_skipped = Counter(
             "lowfirst_comparisons_skipped",
-            "Images of a trial that the device had no time to compare.",
+            "Images of a trial not compared for lack of time.",
             ["model"],
             registry=registry,
         )
         self.trial_errors = Counter(
             "lowfirst_trial_errors",
-            "Images that a model failed on while it was tried; clients got the other one's answer.",
+            "Images on which a model on trial failed; clients got the answer of the served model.",
             ["model"],
             registry=registry,
         )
         self.trial_share = Gauge(
             "lowfirst_trial_share",
-            "Share of the images that a model is tried on, as canary or shadow, beside the model that is served.",
+            "Share of the images in the trial of a model, as canary or shadow.",
             ["model", "kind"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.trial_cancelled = Gauge(
             "lowfirst_trial_cancelled_timestamp_seconds",
-            "When the latest trial beside a model was cancelled by its guard; 0 where it was not.",
+            "When a guard cancelled the latest trial beside a model; 0 if it did not.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.request_seconds = Histogram(
             "lowfirst_request_seconds",
-            "From a request's head to its answer.",
+            "Time from a request's head to its answer.",
             ["route"],
             buckets=SECONDS,
             registry=registry,
         )
         self.image_seconds = Histogram(
             "lowfirst_image_seconds",
-            "From a request's head to an image's answer, by the stage that gives it.",
+            "Time from a request's head to an image's answer, by the stage that answers.",
             ["model", "exit"],
             buckets=SECONDS,
             registry=registry,
         )
         self.decode_seconds = Histogram(
-            "lowfirst_decode_seconds", "Decoding one image.", buckets=SECONDS, registry=registry
+            "lowfirst_decode_seconds", "Time to decode one image.", buckets=SECONDS, registry=registry
         )
         self.decoders_ended = Counter(
             "lowfirst_decoders_ended",
-            "Images that no bound foresaw: they ended the process that decoded them, by their time (slow) or a crash "
-            "(crashed), or took a thread too long (late).",
+            "Images that passed every limit, then ended the process that decoded them, by the time limit (slow) or a "
+            "crash (crashed), or took a thread too long (late).",
             ["reason"],
             registry=registry,
         )
         self.queue_seconds = Histogram(
             "lowfirst_queue_wait_seconds",
-            "An image's wait before a pass.",
+            "Time that an image waits for a stage.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
         )
         self.compute_seconds = Histogram(
-            "lowfirst_compute_seconds", "One batch's pass.", ["stage"], buckets=SECONDS, registry=registry
+            "lowfirst_compute_seconds", "Compute time of one batch.", ["stage"], buckets=SECONDS, registry=registry
         )
         self.batch_size = Histogram(
-            "lowfirst_batch_size", "Images in a batch.", ["stage"], buckets=BATCH_SIZES, registry=registry
+            "lowfirst_batch_size", "Images per batch.", ["stage"], buckets=BATCH_SIZES, registry=registry
         )
         self.confidence = Histogram(
             "lowfirst_confidence",
-            "Confidence of the last stage that could end an image early.",
+            "Confidence last compared with the threshold.",
             ["model"],
             buckets=CONFIDENCES,
             registry=registry,
@@ -176,14 +179,14 @@ class Metrics:
         )
         self.effective_threshold = Gauge(
             "lowfirst_effective_threshold",
-            "Threshold in force: lower than asked for, down to its floor, while overloaded.",
+            "Threshold in force: lower than the one asked for, down to its floor, while overloaded.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemin",
         )
         self.feature_bytes = Gauge(
             "lowfirst_feature_bytes",
-            "Memory of the features that escalated images carry.",
+            "Memory used by the features of escalated images.",
             registry=registry,
             multiprocess_mode="livesum",
         )
@@ -192,32 +195,32 @@ class Metrics:
         )
         self.store_up = Gauge(
             "lowfirst_store_up",
-            "Whether the shared state answers; 1 where none is shared.",
+            "Whether the shared state answers; 1 if none is used.",
             registry=registry,
             multiprocess_mode="livemin",
         )
         self.config_invalid = Gauge(
             "lowfirst_config_invalid",
-            "Whether the shared config is ignored: written by a newer release, or out of bounds.",
+            "Whether the shared config is ignored because a newer release wrote it or a value is out of bounds.",
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.unshared_series = Gauge(
             "lowfirst_unshared_series",
-            "Series that found no room in the memory that several processes share, and are not told here.",
+            "Series missing here because the memory shared by the processes has no room for them.",
             registry=registry,
             multiprocess_mode="livesum",
         )
         self.queue_depth = Gauge(
             "lowfirst_queue_depth",
-            "Images waiting for a pass.",
+            "Images waiting for a stage.",
             ["stage"],
             registry=registry,
             multiprocess_mode="livesum",
         )
         self.queued_seconds = Gauge(
             "lowfirst_queued_seconds",
-            "Age of the oldest image waiting for a pass.",
+            "Age of the oldest image waiting for a stage.",
             ["stage"],
             registry=registry,
             multiprocess_mode="livemax",
@@ -230,55 +233,55 @@ class Metrics:
         )
         self.single_scale_multiply_adds = Gauge(
             "lowfirst_single_scale_multiply_adds",
-            "Multiply-adds an image would take without an early exit.",
+            "Multiply-adds per image without early exit.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.expected_exit_rate = Gauge(
             "lowfirst_expected_exit_rate",
-            "Early-exit rate that the calibration table predicts for the threshold asked for.",
+            "Early-exit rate predicted by the calibration table for the threshold asked for.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.promised_agreement = Gauge(
             "lowfirst_promised_agreement",
-            "Share of images promised the last stage's answer: as asked for, else as the calibration table certifies.",
+            "Promised share of images with the last stage's answer: the goal, otherwise the certified bound.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.promise_kept = Gauge(
             "lowfirst_promise_kept",
-            "Whether this replica's audits show that promise kept (1) or broken (0); NaN while they do not tell.",
+            "Whether this replica's audits show that the promise is kept (1) or broken (0); NaN while undecided.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
         self.drift = Gauge(
             "lowfirst_drift",
-            "Whether the traffic differs from what the model was calibrated with, by the tests of /calibration/live.",
+            "Whether the traffic differs from the calibration images, by the tests of /calibration/live.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.promise_lost = Gauge(
             "lowfirst_promise_lost",
-            "Whether what was asked with the live table cannot be kept by any threshold now.",
+            "Whether no threshold reaches the goal with the live table.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.cost_per_hour = Gauge(
             "lowfirst_cost_per_hour",
-            "What an hour of one worker costs, as the settings say; 0 where they do not.",
+            "Cost of one worker per hour, as configured; 0 if unset.",
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.single_scale_compute_seconds = Counter(
             "lowfirst_single_scale_compute_seconds",
-            "Compute that the single-scale network would have taken for the images computed, in the same batches.",
+            "Time that the single-scale network would have taken for the computed images, in the same batches.",
             ["model"],
             registry=registry,
         )
@@ -303,12 +306,12 @@ class Metrics:
         self.feedback_right.labels(model)
 
     def try_out(self, model: str) -> None:
-        """Start the counters of a model that is tried at zero."""
+        """Start the counters of a model on trial at zero."""
         for counter in (self.comparisons, self.comparison_disagreements, self.comparisons_skipped, self.trial_errors):
             counter.labels(model)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
-        """Read ``gauge`` from ``value`` whenever it is scraped."""
+        """Update ``gauge`` from ``value`` at every scrape."""
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def _start_at_zero(self) -> None:

@@ -1,4 +1,4 @@
-"""``model.json``: everything about a model but its weights, checked when it is read."""
+"""``model.json``: everything about a model except its weights, validated when read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from service.stages import StageSpec, mean_cost, up_to_each
 FORMAT = 2
 SPEC = "model.json"
 
-# Stages name fields, labels and parts of headers: what may stand there, and what stands there already.
+# Stages name fields, labels and parts of headers: allowed names, and names already used there.
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TAKEN = ("answer", "audit", "bytes_in_flight", "deadline", "decode", "escalation", "images_in_flight", "queue", "total")
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Which network: a name and options of ``networks.registry``, and how many logits it gives."""
+    """The network: a name and options of ``networks.registry``, and the number of logits."""
 
     network: str
     num_classes: int
@@ -35,21 +35,21 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Everything about a model but its weights.
+    """Everything about a model except its weights.
 
     Attributes:
-        name, version: place in the store; a run has its folder's name and version 0.
+        name, version: in the store; a run has its folder's name and version 0.
         classes, class_folders: label of each logit, and its folder's name in the data set.
-        preprocessing: of the largest stage's input; smaller ones are made of that.
+        preprocessing: of the largest stage's input; smaller inputs are made from it.
         stages: cheapest first.
-        default_threshold: what the server starts with; None until calibrated.
+        default_threshold: at start-up; None until calibrated.
         calibration: one table per (runtime, precision); empty until calibrated.
-        dataset: what it was trained on, in words.
-        recipe: every training option, the seed among them.
-        training: what training measured: epochs, seconds, images per second, versions of the libraries.
+        dataset: name of the training data.
+        recipe: all training options, including the seed.
+        training: measured in training: epochs, seconds, images per second, library versions.
         code_version: of this project, when trained.
         weights_sha256: hexadecimal digest of the weights file.
-        files: digests of what else belongs to the model, by path in the folder.
+        files: digests of further files of the model, by path in the folder.
     """
 
     name: str
@@ -76,7 +76,7 @@ class ModelSpec:
 
     @property
     def title(self) -> str:
-        """For messages: a run folder's has no version."""
+        """For messages: a run folder's title has no version."""
         return self.reference if self.version else f"run {self.name}"
 
     @property
@@ -86,21 +86,21 @@ class ModelSpec:
 
     @property
     def depth(self) -> int:
-        """How many stages it has."""
+        """Number of stages."""
         return len(self.stages)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """The side of each stage's input, pixels."""
+        """Input size of each stage, pixels."""
         return tuple(stage.resolution for stage in self.stages)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """What each stage's logits are divided by before the softmax."""
+        """Divisor of each stage's logits before the softmax."""
         return tuple(stage.temperature for stage in self.stages)
 
     def with_temperatures(self, temperatures: Sequence[float]) -> ModelSpec:
-        """The same with other ones."""
+        """A copy with other temperatures."""
         stages = tuple(dataclasses.replace(s, temperature=t) for s, t in zip(self.stages, temperatures, strict=True))
         return dataclasses.replace(self, stages=stages)
 
@@ -111,32 +111,33 @@ class ModelSpec:
 
     @property
     def mmacs_up_to(self) -> tuple[float, ...]:
-        """Millions of multiply-adds of an image that ends at each stage."""
+        """Million multiply-adds of an image that ends at each stage."""
         return up_to_each(self.mmacs)
 
     @property
     def single_scale_mmacs(self) -> float:
-        """What an image costs without the stages before the last one."""
+        """Cost of an image in the single-scale network."""
         return self.mmacs[-1]
 
     def mean_mmacs(self, ends: Sequence[float]) -> float:
-        """Mean millions of multiply-adds per image when the share ``ends[i]`` of images ends at stage i."""
+        """Mean million multiply-adds per image if the share ``ends[i]`` of images ends at stage i."""
         return mean_cost(ends, self.mmacs)
 
     def told(self, name: str) -> Any:
-        """What its training says of ``name``. Raises DataError: another version trained it, and says nothing."""
+        """The value of ``name`` from training. Raises DataError: another version trained it, and did not record the
+        value."""
         known = {**self.recipe, **self.training}
         if name not in known:
             raise DataError(
-                f"{SPEC} of {self.title}, which lowfirst {self.code_version or 'of unknown version'} wrote, says "
-                f"nothing of {name!r}: train it again with this version",
+                f"{SPEC} of {self.title}, which lowfirst {self.code_version or 'of unknown version'} wrote, lacks "
+                f"{name!r}: train it again with this version",
                 field="model",
                 value=self.title,
             )
         return known[name]
 
     def start_threshold(self, runtime: str, precision: str) -> float:
-        """The default threshold of a runtime and precision; 1, where nothing exits, while none is known to be good."""
+        """The default threshold of a runtime and precision; 1, so that nothing exits, if none is known."""
         own = [t.default_threshold for t in self.calibration if (t.runtime, t.precision) == (runtime, precision)]
         known = [threshold for threshold in (*own, self.default_threshold) if threshold is not None]
         return known[0] if known else 1.0
@@ -147,14 +148,14 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
-        """Read what ``to_json`` wrote, in this format or an earlier one.
+        """Read this format or an earlier one.
 
         Raises:
-            KeyError, TypeError, ValueError: anything else; the message names the field.
+            KeyError, TypeError, ValueError: invalid input; the message names the field.
         """
         raw = json.loads(text)
         if not isinstance(raw, dict):
-            raise TypeError(f"it is a JSON {type(raw).__name__}, no object")
+            raise TypeError(f"it is a JSON {type(raw).__name__}, not an object")
         if raw["format"] not in range(1, FORMAT + 1):
             raise ValueError(f"format is {raw['format']!r}; this version reads up to {FORMAT}")
         if raw["format"] == 1:
@@ -203,12 +204,12 @@ def _from_first_format(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(spec: ModelSpec) -> None:
-    """Raises ValueError naming what no model can have."""
+    """Raise ValueError for values that no model can have."""
     for name, labels in (("classes", spec.classes), ("class_folders", spec.class_folders)):
         if not all(isinstance(label, str) and label and label.isprintable() for label in labels):
-            raise ValueError(f"{name} must be texts that can be printed, none of them empty")
+            raise ValueError(f"{name} must be printable, non-empty texts")
         if len(set(labels)) != len(labels):
-            raise ValueError(f"{name} must differ from each other")
+            raise ValueError(f"{name} must be different")
     if len(spec.classes) != spec.architecture.num_classes:
         raise ValueError(f"{len(spec.classes)} classes for {spec.architecture.num_classes} logits")
     if spec.default_threshold is not None and not 0 <= spec.default_threshold <= 1:
@@ -224,7 +225,7 @@ def _check_stages(stages: Sequence[StageSpec], pixels: Preprocessing) -> None:
     crop = pixels.crop
     names = [stage.name for stage in stages]
     if not stages or len(set(names)) != len(names):
-        raise ValueError("stages must be at least one, each with a name of its own")
+        raise ValueError("stages must be at least one, each with a unique name")
     for name in names:
         if not (isinstance(name, str) and STAGE_NAME.fullmatch(name)) or name in TAKEN:
             raise ValueError(

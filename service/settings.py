@@ -1,4 +1,4 @@
-"""What is fixed when the server starts. The environment is read here and nowhere else."""
+"""Settings that are fixed at start-up. Only this file reads the environment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """Every setting is the environment variable ``LOWFIRST_`` and its name in capitals. Empty means unset."""
+    """Each setting is the environment variable ``LOWFIRST_`` plus its name in capitals. Empty counts as unset."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -47,66 +47,69 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    root_path: str = Field(
-        "", description="Prefix under which a proxy serves this server, such as /vision; empty: none."
-    )
-    api_key: SecretStr | None = Field(None, description="Key that clients must send; unset: none is asked for.")
+    root_path: str = Field("", description="Prefix under which a proxy serves this server, for example /vision.")
+    api_key: SecretStr | None = Field(None, description="Key that clients must send. Default: no key is needed.")
     admin_key: SecretStr | None = Field(
-        None, description="Key for changes; unset: only a server on a loopback address without any key allows them."
+        None,
+        description="Key for config changes. Default: changes are allowed only on a loopback address without any key.",
     )
-    metrics_key_required: bool = Field(False, description="Whether /metrics asks for a key too.")
+    metrics_key_required: bool = Field(False, description="Whether /metrics requires a key too.")
     metrics_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="Port of this replica's own for /metrics, /stats and /health, 0: a free one, which "
-        "/metrics/targets lists; unset: none.",
+        description="Extra port of this replica for /metrics, /stats and /health, listed by /metrics/targets; "
+        "0 takes a free one.",
     )
     metrics_host: str | None = Field(
-        None, description="Address of this machine that Prometheus reaches that port at; unset: LOWFIRST_HOST."
+        None, description="Address at which Prometheus reaches LOWFIRST_METRICS_PORT. Default: LOWFIRST_HOST."
     )
     replica: str | None = Field(
-        None, description="Name of this replica, the label `replica` in that list; unset: the machine's name."
+        None, description="Name of this replica, the label `replica` in /metrics/targets. Default: the host name."
     )
     grpc_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="Port of the Open Inference Protocol over gRPC (extra `grpc`), 0: a free one; unset: none.",
+        description="Port for the Open Inference Protocol over gRPC (extra `grpc`); 0 takes a free one. "
+        "Default: no gRPC.",
     )
     cors_origins: Listed = Field(
-        (), description="Origins whose pages may use the server, with commas between; `*`: all, with an admin key only."
+        (),
+        description="Comma-separated origins whose web pages may use the server; `*` allows all and requires "
+        "an admin key.",
     )
-    model_store: Path = Field(SHIPPED_STORE, description="Folder of models, <name>/<version>/.")
+    model_store: Path = Field(SHIPPED_STORE, description="Folder with models, <name>/<version>/.")
     model: str = Field(SHIPPED_MODEL, description="Model to serve: name, or name/version.")
-    models: Listed = Field((), description="More models to serve, after commas; `?model=` names them in requests.")
+    models: Listed = Field((), description="More models to serve, comma-separated; requests select one with `?model=`.")
     model_key: Path | None = Field(
         None,
-        description="Public key (PEM) that every model must be signed with (`lowfirst sign`); unset: unsigned ones "
-        "are served too.",
+        description="Public key (PEM); only models signed with its private key are served (`lowfirst sign`). "
+        "Default: unsigned models are served too.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: str = Field(
         "auto", description="auto, float32, bfloat16, float16 (CUDA) or int8 (OpenVINO, once quantised)."
     )
-    runtime: str = Field("auto", description="auto, eager, openvino or cuda; auto: the fastest that is installed.")
+    runtime: str = Field("auto", description="auto, eager, openvino or cuda; auto takes the fastest installed one.")
     processes: Literal["auto"] | int = Field(
         "auto",
-        description="Processes that serve as one, each with its share of workers, cores and limits; auto: one for two "
-        "cores, at least 2 and at most 8, but no more than workers; 1 on a GPU.",
+        description="Number of processes; they share workers, cores and limits. auto: one per two cores, "
+        "between 2 and 8, but not more than workers; on a GPU 1.",
     )
     workers: int | None = Field(
-        None, ge=1, le=1024, description="Threads that run the network; unset: one a core, two for a GPU."
+        None, ge=1, le=1024, description="Threads that run the network. Default: one per core, or two per GPU."
     )
-    threads: int = Field(1, ge=1, le=1024, description="Cores that one batch uses (CPU).")
+    threads: int = Field(1, ge=1, le=1024, description="Cores used by one batch (CPU).")
     decode_threads: int | None = Field(
         None,
         ge=0,
         le=1024,
-        description="Threads that decode. Default: 0 if every core has a worker (workers decode), else one per core.",
+        description="Threads that decode. Default: 0 if every core has a worker (workers decode), otherwise "
+        "one per core.",
     )
     max_batch_size: int = Field(
-        32, ge=1, le=1024, description="Images per batch at most; measured times may keep it smaller."
+        32, ge=1, le=1024, description="Most images per batch; the measured latency may limit it further."
     )
     profile: Path | None = Field(
         None, description="Latency profile written by `lowfirst bench --save`. Default: measured at start-up."
@@ -115,97 +118,108 @@ class Settings(BaseSettings):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="What an hour of one worker (a core or a GPU) costs, in any currency: `/stats` tells it per "
-        "million images.",
+        description="Cost of one worker (a core or a GPU) per hour, in any currency; /stats and the "
+        "dashboards show the cost per million images.",
     )
     max_connections: int | None = Field(
         None,
         ge=1,
-        description="Connections open at once; beyond: 503. Default: what the limit on descriptors leaves room for.",
+        description="Most open connections; above it 503. Default: as many as the limit on file descriptors allows.",
     )
-    max_images_in_flight: int = Field(256, ge=1, description="Images accepted and not yet answered; beyond: 429.")
-    max_bytes_in_flight: int = Field(256 * MIB, ge=1, description="Bytes of their bodies; beyond: 429.")
-    feature_slots: int = Field(128, ge=1, description="Images whose features may wait for the next stage.")
-    max_image_bytes: int = Field(16 * MIB, ge=1, description="Bytes of one encoded image; beyond: 413.")
-    max_batch_bytes: int = Field(64 * MIB, ge=1, description="Bytes of a body of /classify/batch; beyond: 413.")
-    max_batch_images: int = Field(64, ge=1, le=1024, description="Images in one request of /classify/batch.")
+    max_images_in_flight: int = Field(256, ge=1, description="Most images accepted and not yet answered; above it 429.")
+    max_bytes_in_flight: int = Field(
+        256 * MIB, ge=1, description="Most bytes of request bodies held in memory; above it 429."
+    )
+    feature_slots: int = Field(128, ge=1, description="Most images whose features may wait for the next stage.")
+    max_image_bytes: int = Field(16 * MIB, ge=1, description="Most bytes of one encoded image; above it 413.")
+    max_batch_bytes: int = Field(64 * MIB, ge=1, description="Most bytes of a body of /classify/batch; above it 413.")
+    max_batch_images: int = Field(64, ge=1, le=1024, description="Most images in one request to /classify/batch.")
     receive_timeout_seconds: float = Field(
         10,
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="How long a request's head may take to arrive, then its body (more above 64 KiB); beyond: 408.",
+        description="Time for a request's head to arrive, and then for its body (longer above 64 KiB); after it 408.",
     )
     deadline_ms: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Deadline of requests that name none; unset: none."
+        None, gt=0, allow_inf_nan=False, description="Deadline of requests without one of their own. Default: none."
     )
     target_latency_ms: float = Field(
-        500, gt=0, allow_inf_nan=False, description="Work that may be queued before a threshold sinks to its floor."
+        500, gt=0, allow_inf_nan=False, description="Queued work above which the threshold drops towards its floor."
     )
     max_queue_ms: float = Field(
         750,
         gt=0,
         allow_inf_nan=False,
-        description="Work that may be queued, at least LOWFIRST_TARGET_LATENCY_MS; behind more: 429.",
+        description="Queued work above which requests get 429; at least LOWFIRST_TARGET_LATENCY_MS.",
     )
     audit_probability: float = Field(
-        0.01, ge=0, le=1, description="Share of exited images that get the remaining stages too, to count disagreement."
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of exited images that run the remaining stages too, to measure disagreement.",
     )
-    cache_entries: int = Field(0, ge=0, description="Images whose results are kept in memory; 0: none.")
+    cache_entries: int = Field(0, ge=0, description="Images whose results are cached in memory; 0 turns the cache off.")
     cache_ttl_seconds: int = Field(
-        0, ge=0, le=365 * 86400, description="Results are kept in Redis instead, each for so long; 0: they are not."
+        0,
+        ge=0,
+        le=365 * 86400,
+        description="Time for which results are cached in Redis instead of in memory; 0 turns this off.",
     )
     sample_log: str | None = Field(
         None,
-        description="Folder that a share of the images is logged in, with what each stage said of them; or a URL for "
-        "fsspec, s3://… (extra `log`). Unset: none is.",
+        description="Folder for the sample log, which records what each stage predicted; or a URL for fsspec, "
+        "s3://… (extra `log`). Default: no log.",
     )
     sample_format: Literal["jsonl", "parquet"] = Field(
-        "jsonl", description="Of that log: jsonl, or parquet (extra `log`)."
+        "jsonl", description="Format of the sample log: jsonl, or parquet (extra `log`)."
     )
     sample_share: float = Field(
         1.0,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Share of the images that are logged; all stages run on as many of these as audits have room for.",
+        description="Share of images that are logged; of these, as many run all stages as audits have room for.",
     )
-    sample_image_bytes: int = Field(
-        0, ge=0, description="Encoded images of up to so many bytes are logged too; 0: none is."
-    )
-    sample_file_bytes: int = Field(64 * MIB, ge=4096, description="Bytes of one file of the log.")
+    sample_image_bytes: int = Field(0, ge=0, description="Encoded images up to this size are logged too; 0 logs none.")
+    sample_file_bytes: int = Field(64 * MIB, ge=4096, description="Size of one file of the sample log.")
     sample_total_bytes: int = Field(
         1024 * MIB,
         ge=8192,
-        description="Bytes of all files in its folder, at least two of one; the oldest go first.",
+        description="Most bytes of all sample files in the folder, at least two files; the oldest are deleted first.",
     )
     redis_url: SecretStr | None = Field(
-        None, description="Redis that replicas share their config and results through; unset: this process's memory."
+        None, description="Redis through which replicas share config and results. Default: both stay in memory."
     )
-    redis_prefix: str = Field("lowfirst:", description="Of every key there: several fleets can share a Redis.")
+    redis_prefix: str = Field(
+        "lowfirst:", description="Prefix of all Redis keys, so that several fleets can share one Redis."
+    )
     redis_optional: bool = Field(
-        False, description="Start though Redis does not answer, with this process's own config until it does."
+        False, description="Start even if Redis does not answer, with this server's own config until it does."
     )
     drain_delay_seconds: float = Field(
-        3.0, ge=0, le=3600, description="On SIGTERM: how long to serve on, not ready, before the listener closes."
+        3.0,
+        ge=0,
+        le=3600,
+        description="After SIGTERM: how long the server keeps serving, not ready, before it closes the listener.",
     )
     drain_timeout_seconds: int = Field(
-        30, ge=1, le=3600, description="Then: how long accepted requests may take to finish."
+        30, ge=1, le=3600, description="After that: how long accepted requests may take to finish."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error.")
-    log_format: Literal["text", "json"] = Field("text", description="text, or json: an object a line.")
+    log_format: Literal["text", "json"] = Field("text", description="text, or json (one object per line).")
     traces: bool = Field(
-        False, description="Whether traces are sent by OpenTelemetry, as the OTEL_ variables say (extra `otel`)."
+        False, description="Whether to send OpenTelemetry traces, configured by the OTEL_ variables (extra `otel`)."
     )
 
     @property
     def is_exposed(self) -> bool:
-        """Whether other machines may reach the server."""
+        """Whether other machines can reach the server."""
         if self.host == "localhost":
             return False
         try:
             return not ip_address(self.host).is_loopback
-        except ValueError:  # a name, which may mean anything
+        except ValueError:  # a host name, which may resolve to any address
             return True
 
     @field_validator("log_level", "log_format", "sample_format", mode="before")
@@ -232,7 +246,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not KEY.fullmatch(value.get_secret_value()):
-            raise PydanticCustomError("key", "at least 16 characters of ASCII, none of them a space")
+            raise PydanticCustomError("key", "at least 16 ASCII characters without spaces")
         return value
 
     @field_validator("admin_key")
@@ -240,7 +254,7 @@ class Settings(BaseSettings):
     def _is_a_key_of_its_own(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None and value == info.data.get("api_key"):
             raise PydanticCustomError(
-                "same_key", "another than LOWFIRST_API_KEY, or every client may change the config"
+                "same_key", "different from LOWFIRST_API_KEY, otherwise every client may change the config"
             )
         return value
 
@@ -248,17 +262,19 @@ class Settings(BaseSettings):
     @classmethod
     def _has_a_key_to_ask_for(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("api_key") is None and info.data.get("admin_key") is None:
-            raise PydanticCustomError("no_key", "left unset without LOWFIRST_API_KEY or LOWFIRST_ADMIN_KEY")
+            raise PydanticCustomError("no_key", "unset, unless LOWFIRST_API_KEY or LOWFIRST_ADMIN_KEY is set")
         return value
 
     @field_validator("cors_origins")
     @classmethod
     def _lists_origins(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for origin in value:
-            if origin == "*" and info.data.get("admin_key") is None:  # else any page a user opens could make changes
-                raise PydanticCustomError("any_origin", "a list of origins; `*` takes LOWFIRST_ADMIN_KEY")
+            if (
+                origin == "*" and info.data.get("admin_key") is None
+            ):  # otherwise any page that a user opens could make changes
+                raise PydanticCustomError("any_origin", "a list of origins; `*` requires LOWFIRST_ADMIN_KEY")
             if origin != "*" and not ORIGIN.fullmatch(origin):
-                raise PydanticCustomError("origins", "origins like https://example.org:8443, with commas between")
+                raise PydanticCustomError("origins", "comma-separated origins like https://example.org:8443")
         return value
 
     @field_validator("sample_total_bytes")
@@ -281,14 +297,14 @@ class Settings(BaseSettings):
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables called LOWFIRST_* that are no setting, each with the nearest that is."""
+    """Unknown variables named LOWFIRST_*, each with the nearest known one."""
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     strange = [name for name in environment if name.startswith(PREFIX) and name not in known]
     return {name: next(iter(get_close_matches(name, known, 1, 0.8)), None) for name in sorted(strange)}
 
 
 def load_settings(given: Mapping[str, object] | None = None) -> Settings:
-    """The settings of this environment, with ``given`` ones (of a command line) in their place.
+    """The settings from the environment; ``given`` ones (from a command line) take precedence.
 
     Raises:
         InvalidOption: naming the first variable that is out of bounds.
@@ -298,5 +314,5 @@ def load_settings(given: Mapping[str, object] | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(map(str, first["loc"])).upper()
-        value = "**********" if name.endswith("_KEY") else first["input"]  # a wrong key may be nearly a right one
+        value = "**********" if name.endswith("_KEY") else first["input"]  # a wrong key may be almost a right one
         raise InvalidOption(name, value, first["msg"].removeprefix("Input should be ")) from error

@@ -37,7 +37,7 @@ def verify(folder: Path, public_key: Path) -> None:
     try:
         verifier.verify(folder, folder / SIGNATURE)
     except Exception as error:  # whatever goes wrong, it is not verified
-        message = f"{title} is not what the owner of {public_key} signed: {_mismatch(error)}"
+        message = f"{title} does not match the signature by the owner of {public_key}: {_mismatch(error)}"
         raise BrokenModel(message, field="model", value=title) from error
 
 
@@ -80,7 +80,7 @@ def _signer(private_key: Path) -> Signer:
         from model_signing.hashing import Config as Hashing
         from model_signing.signing import Config
     except ModuleNotFoundError as error:
-        raise InvalidOption("key", str(private_key), f"left out without model-signing: {INSTALL}") from error
+        raise InvalidOption("key", str(private_key), f"absent without model-signing: {INSTALL}") from error
     try:
         signer = Config().use_elliptic_key_signer(private_key=private_key)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # TypeError: it is encrypted
@@ -93,10 +93,10 @@ def _mismatch(error: Exception) -> str:
     """What ``model-signing`` found, in one line without digests."""
     text = " ".join(str(error).split())
     if text.startswith("Key mismatch"):
-        return "another key did"
+        return "another key signed it"
     if type(error) is ValueError:  # its own; those below it are of its parsers
         return re.sub(r"[\[\]'\"\\]", "", re.split(": Expected|[.] ", text)[0].removeprefix("Signature mismatch: "))
-    return f"{SIGNATURE} is no valid signature ({type(error).__name__})"
+    return f"{SIGNATURE} is not a valid signature ({type(error).__name__})"
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The stages of a cascade, as data: all that the parts beside the networks know of them."""
+"""The stages of a cascade as data: everything that other parts know about them."""
 
 from __future__ import annotations
 

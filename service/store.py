@@ -39,7 +39,7 @@ class ModelStore:
         )
 
     def holds(self) -> str:
-        """The names in words, for messages."""
+        """The names as text, for messages."""
         if not self.root.is_dir():
             return f"there is no model store {self.root} (LOWFIRST_MODEL_STORE)"
         known = ", ".join(self.names())
@@ -50,15 +50,15 @@ class ModelStore:
         return sorted(version for version, folder in self._folders(name) if (folder / SPEC).is_file())
 
     def next_version(self, name: str) -> int:
-        """One more than any version of model ``name``, half-written ones too."""
+        """The number after the highest version of model ``name``, including half-written ones."""
         return max((version for version, _ in self._folders(name)), default=0) + 1
 
     @contextmanager
     def new_version(self, name: str) -> Iterator[tuple[int, Path]]:
-        """A version of model ``name`` to be written: its number and its empty folder. What fails leaves nothing behind.
+        """Write a new version of model ``name``: its number and its empty folder. A failure leaves nothing behind.
 
         Raises:
-            InvalidOption: ``name`` cannot be a model's name.
+            InvalidOption: ``name`` is not a valid model name.
         """
         version = self.next_version(name)
         folder = self.root / name / str(version)
@@ -81,7 +81,7 @@ class ModelStore:
         """The folder of ``name`` (its newest version) or ``name/version``.
 
         Raises:
-            InvalidOption: not of that form.
+            InvalidOption: an invalid reference.
             NotFound: no such model or version.
         """
         name, version = self.locate(reference)
@@ -102,10 +102,10 @@ class ModelStore:
         return name, int(version) if version else versions[-1]
 
     def specs(self, on_broken: Callable[[str, LowfirstError], None]) -> list[ModelSpec]:
-        """Every version of every model, by name and version.
+        """All versions of all models, by name and version.
 
         Args:
-            on_broken: told of each that cannot be read (``name/version``, and why), which is left out.
+            on_broken: called for each unreadable one (``name/version``, and the reason), which is skipped.
         """
         found = []
         for reference in [f"{name}/{version}" for name in self.names() for version in self.versions(name)]:
@@ -166,7 +166,7 @@ def read_weights(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
     """The verified weights of a model folder, float32 on the CPU.
 
     Raises:
-        BrokenModel: the file is missing, its hash is not the spec's, or it holds no weights.
+        BrokenModel: the file is missing, its hash does not match the spec, or it contains no weights.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -180,10 +180,10 @@ def read_weights(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> str:
-    """Write weights, in one step, and give their SHA-256.
+    """Write weights in one step, and return their SHA-256.
 
-    Convolution and linear weights are stored as float16; vectors (norms, biases) as float32, because a
-    running variance may be smaller than float16 can tell from 0.
+    Convolution and linear weights are stored as float16; vectors (norms, biases) as float32, because a running variance
+    may be too small for float16.
     """
     from safetensors.torch import save
 

@@ -158,13 +158,13 @@ FIRST_ROW: Path_ = ("calibration", 0, "rows", 0)
         (("flavour",), "sweet", "another version of lowfirst wrote it: 1 unknown fields, 'flavour' first"),
         # classes
         (("classes",), ["bee"], "1 classes for 2 logits"),
-        (("classes",), [1, 2], "classes must be texts"),
-        (("classes",), ["bee", "\ud800"], "classes must be texts"),
-        (("classes",), ["bee", "cat\n"], "classes must be texts"),
-        (("classes",), ["bee", ""], "classes must be texts"),
-        (("classes",), ["bee", "bee"], "classes must differ"),
-        (("class_folders",), ["n01", None], "class_folders must be texts"),
-        (("class_folders",), ["n01", "n01"], "class_folders must differ"),
+        (("classes",), [1, 2], "classes must be printable"),
+        (("classes",), ["bee", "\ud800"], "classes must be printable"),
+        (("classes",), ["bee", "cat\n"], "classes must be printable"),
+        (("classes",), ["bee", ""], "classes must be printable"),
+        (("classes",), ["bee", "bee"], "classes must be different"),
+        (("class_folders",), ["n01", None], "class_folders must be printable"),
+        (("class_folders",), ["n01", "n01"], "class_folders must be different"),
         # pixels
         (("preprocessing", "crop"), 76, "crop is 76; it must be 1 to resize, which is 75"),
         (("preprocessing", "crop"), 0, "crop is 0"),
@@ -179,7 +179,7 @@ FIRST_ROW: Path_ = ("calibration", 0, "rows", 0)
         (MEAN, [0.1, INF, 0.3], "preprocessing: mean is"),
         (MEAN, ["a", "b", "c"], "preprocessing: mean is"),
         # stages
-        (("stages", 1, "name"), "low", "each with a name of its own"),
+        (("stages", 1, "name"), "low", "each with a unique name"),
         (("stages", 1, "name"), "", "stages: name is ''"),
         (("stages", 1, "name"), 2, "stages: name is 2"),
         (("stages", 1, "name"), "Middle one", "stages: name is 'Middle one'"),
@@ -277,5 +277,5 @@ def test_model_without_a_stage_is_refused() -> None:
 
 def test_what_training_did_not_say_is_named() -> None:
     assert SPECIMEN.told("seed") == 1
-    with pytest.raises(DataError, match="says nothing of 'epochs': train it again with this version"):
+    with pytest.raises(DataError, match="lacks 'epochs': train it again with this version"):
         SPECIMEN.told("epochs")

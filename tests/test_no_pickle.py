@@ -43,6 +43,6 @@ def test_a_pickle_is_not_read_as_initial_weights(tmp_path: Path, proof: Path) ->
 
 def test_a_pickle_is_not_read_as_a_checkpoint(tmp_path: Path, proof: Path) -> None:
     torch.save({"log": Payload(proof)}, tmp_path / CHECKPOINT)
-    with pytest.raises(BrokenModel, match="no checkpoint to go on from"):
+    with pytest.raises(BrokenModel, match="not a usable checkpoint"):
         RunFolder(tmp_path).checkpoint(torch.device("cpu"), ("low", "high"))
     assert not proof.exists()

@@ -29,15 +29,15 @@ def early_exit() -> schema.Dashboard:
     time: list[Panel] = [
         number(
             "Time saved",
-            "How much of the single-scale network's time is saved? Negative: the stages take longer than it. "
-            "All models, all replicas, five minutes.",
+            "How much of the single-scale network's time is saved? Negative: the cascade takes longer. All "
+            "models, all replicas, five minutes.",
             ("lowfirst:time_saved:ratio_rate5m", "saved"),
             unit=SHARE,
             colours=SAVING,
         ),
         number(
             "Compute per image",
-            "How long does one image occupy a worker on average, audits excluded, and how long would the single-scale "
+            "How long does one image occupy a worker on average, without audits? How long would the single-scale "
             "network take? All models, all replicas, five minutes.",
             ("lowfirst:compute_seconds_per_image:rate5m", "cascade"),
             ("lowfirst:single_scale_seconds_per_image:rate5m", "single-scale"),
@@ -62,19 +62,19 @@ def early_exit() -> schema.Dashboard:
     now: list[Panel] = [
         number(
             "Early-exit rate",
-            "What share of the images ends before the last stage? All replicas, five minutes.",
+            "What share of the images exits before the last stage? All replicas, five minutes.",
             (f"lowfirst:early_exit:ratio_rate5m{{{MODEL}}}", "{{model}}"),
             unit=SHARE,
         ),
         number(
             "Multiply-adds per image",
-            "How many multiply-adds does an image take on average, audits excluded? All replicas, five minutes.",
+            "How many multiply-adds does an image take on average, without audits? All replicas, five minutes.",
             (f"lowfirst:multiply_adds_per_image:rate5m{{{MODEL}}}", "{{model}}"),
             unit=MULTIPLY_ADDS,
         ),
         number(
             "Multiply-adds saved",
-            "What share of the single-scale network's multiply-adds is saved? Negative: the stages need more than it. "
+            "What share of the single-scale network's multiply-adds is saved? Negative: the cascade needs more. "
             "All replicas, five minutes.",
             (f"lowfirst:multiply_adds_saved:ratio_rate5m{{{MODEL}}}", "{{model}}"),
             unit=SHARE,
@@ -82,8 +82,7 @@ def early_exit() -> schema.Dashboard:
         ),
         number(
             "Threshold in force",
-            "Which threshold are confidences compared with? The lowest of the chosen replicas: overload "
-            "lowers it, down to the floor.",
+            "What is the lowest threshold in force on the selected replicas? Overload lowers it, down to the floor.",
             (f"min by (model) (lowfirst_effective_threshold{{{MODEL}, {REPLICA}}})", "{{model}}"),
             unit=CONFIDENCE,
             missing="no replica",
@@ -92,7 +91,7 @@ def early_exit() -> schema.Dashboard:
     over_time: list[Panel] = [
         lines(
             "Compute per image against the single-scale network",
-            "How long does one image occupy a worker, and how long would it without an early exit? All models, all "
+            "How long does one image occupy a worker, and how long would it without early exit? All models, all "
             "replicas, five minutes.",
             ("lowfirst:compute_seconds_per_image:rate5m", "cascade"),
             ("lowfirst:single_scale_seconds_per_image:rate5m", "single-scale"),
@@ -109,7 +108,7 @@ def early_exit() -> schema.Dashboard:
         ),
         lines(
             "Multiply-adds per image against the single-scale network",
-            "How many multiply-adds does an image take, and how many would it without an early exit? All replicas, "
+            "How many multiply-adds does an image take, and how many would it without early exit? All replicas, "
             "five minutes.",
             (f"lowfirst:multiply_adds_per_image:rate5m{{{MODEL}}}", "{{model}}"),
             (f"max by (model) (lowfirst_single_scale_multiply_adds{{{MODEL}}})", "{{model}} single-scale"),
@@ -129,7 +128,7 @@ def early_exit() -> schema.Dashboard:
         ),
         lines(
             "Threshold asked and in force",
-            "When was the threshold moved, and when did overload lower it?",
+            "When was the threshold changed, and when did overload lower it?",
             (f"min by (model) (lowfirst_threshold{{{MODEL}, {REPLICA}}})", "{{model}} asked"),
             (f"min by (model) (lowfirst_effective_threshold{{{MODEL}, {REPLICA}}})", "{{model}} in force"),
             unit=CONFIDENCE,
@@ -138,8 +137,8 @@ def early_exit() -> schema.Dashboard:
         ),
         lines(
             "Latency by exit",
-            "How long do images take, from the request's head to the answer, by the stage that answers? All replicas, "
-            "five minutes.",
+            "How long do images take, from the request's head to the answer, by the stage that answers? All "
+            "replicas, five minutes.",
             (f"lowfirst:image_seconds:p50{{{MODEL}}}", "{{model}} {{exit}} p50"),
             (f"lowfirst:image_seconds:p99{{{MODEL}}}", "{{model}} {{exit}} p99"),
             unit=SECONDS,
@@ -148,8 +147,8 @@ def early_exit() -> schema.Dashboard:
     confidence: list[Panel] = [
         heat(
             "Confidence of early answers",
-            "How confident is the last stage that could end an image early? Many images near the threshold: moving it "
-            "a little changes much.",
+            "Which confidences are compared with the threshold? If many are near it, a small change of the "
+            "threshold has a large effect.",
             "lowfirst_confidence",
             f"{MODEL}, {REPLICA}",
             CONFIDENCE,
@@ -159,8 +158,8 @@ def early_exit() -> schema.Dashboard:
     audits: list[Panel] = [
         lines(
             "Disagreement of audited images",
-            "For what share of the audited early exits would the last stage have given another answer? All replicas, "
-            "six hours, with Wilson's bounds, each at 95 %.",
+            "For what share of the audited early exits would the last stage have given another answer? All "
+            "replicas, six hours, with Wilson's bounds, each at 95 %.",
             (f"lowfirst:audit_disagreement:upper6h{{{MODEL}}}", "{{model}} at most"),
             (f"lowfirst:audit_disagreement:ratio6h{{{MODEL}}}", "{{model}}"),
             (f"lowfirst:audit_disagreement:lower6h{{{MODEL}}}", "{{model}} at least"),
@@ -168,8 +167,8 @@ def early_exit() -> schema.Dashboard:
         ),
         lines(
             "Disagreement against the promise",
-            "Does the threshold keep its promise over all images? Broken where even the lower bound exceeds what is "
-            "allowed; in doubt where only the upper bound does. All replicas, six hours.",
+            "Does the threshold keep its promise over all images? Broken if even the lower bound exceeds the "
+            "allowed share; in doubt if only the upper bound does. All replicas, six hours.",
             (f"lowfirst:disagreement:upper6h{{{MODEL}}}", "{{model}} at most"),
             (f"lowfirst:disagreement:lower6h{{{MODEL}}}", "{{model}} at least"),
             (f"lowfirst:disagreement:allowed{{{MODEL}}}", "{{model}} allowed"),
@@ -177,7 +176,7 @@ def early_exit() -> schema.Dashboard:
         ),
         lines(
             "Audits",
-            "How many audits is this based on, and how many were skipped for lack of time (all models)?",
+            "How many audits were made, and how many were skipped for lack of time (all models)?",
             (f"sum(rate(lowfirst_audits_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))", "audited"),
             (f"sum(rate(lowfirst_audits_skipped_total{{{REPLICA}}}[$__rate_interval]))", "skipped"),
             unit=IMAGES_PER_SECOND,
@@ -186,8 +185,8 @@ def early_exit() -> schema.Dashboard:
     trial: list[Panel] = [
         lines(
             "Disagreement of a trial",
-            "Of the images that a canary or a shadow answered as well as the model that is served, on how many do both "
-            "differ? All replicas, one hour, with Wilson's bounds, each at 95 %.",
+            "On what share of the images do the served model and the canary or shadow differ? All replicas, one "
+            "hour, with Wilson's bounds, each at 95 %.",
             (f"lowfirst:trial_disagreement:upper1h{{{MODEL}}}", "{{model}} at most"),
             (f"lowfirst:trial_disagreement:ratio1h{{{MODEL}}}", "{{model}}"),
             (f"lowfirst:trial_disagreement:lower1h{{{MODEL}}}", "{{model}} at least"),
@@ -195,14 +194,14 @@ def early_exit() -> schema.Dashboard:
         ),
         lines(
             "Share of a trial",
-            "On which share of the images is which model tried, as canary or shadow?",
+            "Which model is on trial, as canary or shadow, for what share of the images?",
             (f"max by (model, kind) (lowfirst_trial_share{{{MODEL}, {REPLICA}}})", "{{model}} {{kind}}"),
             unit=SHARE,
             steps=True,
         ),
         lines(
             "Images of a trial",
-            "How many are compared, for how many was there no time, and on how many did the new model fail?",
+            "How many images were compared, skipped for lack of time, or failed in the new model?",
             (f"sum by (model) (rate(lowfirst_comparisons_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))", "{{model}}"),
             (
                 f"sum by (model) (rate(lowfirst_comparisons_skipped_total{{{MODEL}, {REPLICA}}}[$__rate_interval]))",
@@ -218,8 +217,8 @@ def early_exit() -> schema.Dashboard:
     traffic: list[Panel] = [
         lines(
             "Drift from the calibration",
-            "Do today's images differ from the calibration images (1)? By four two-sample tests of 5 % together, see "
-            "/calibration/live.",
+            "Do recent images differ from the calibration images (1)? By four two-sample tests, together at 5 %, "
+            "see /calibration/live.",
             (f"max by (model) (lowfirst_drift{{{MODEL}, {REPLICA}}})", "{{model}}"),
             unit=COUNT,
             steps=True,
@@ -227,8 +226,8 @@ def early_exit() -> schema.Dashboard:
             words={0: "no", 1: "yes"},
         ),
         lines(
-            "Goal by the live table lost",
-            "Is there no threshold that keeps what was asked with the live table (1)?",
+            "Live goal lost",
+            "Is there no threshold that reaches the goal with the live table (1)?",
             (f"max by (model) (lowfirst_promise_lost{{{MODEL}, {REPLICA}}})", "{{model}}"),
             unit=COUNT,
             steps=True,
@@ -243,7 +242,7 @@ def early_exit() -> schema.Dashboard:
         {
             "Time and cost": time,
             "Current values": now,
-            "Alerts": [alerts("Alerts", "What needs attention? Alerts of Prometheus that fire or are pending.")],
+            "Alerts": [alerts("Alerts", "Which alerts of Prometheus fire or are pending?")],
             "Savings over time": over_time,
             "Exits and thresholds": exits,
             "Confidence": confidence,
@@ -264,8 +263,8 @@ def _confidence_and_threshold() -> timeseries.Panel:
 
     panel = lines(
         "Confidence against the threshold",
-        "Where does the threshold lie among the confidences? What is below it escalates. The bands hold the middle "
-        "half and the middle four fifths of the images.",
+        "How do the confidences lie around the threshold? Images below it escalate. The bands contain the "
+        "middle half and the middle four fifths of the images.",
         (quantile(0.9), "p90"),
         (quantile(0.75), "p75"),
         (quantile(0.5), "p50"),

@@ -42,7 +42,7 @@ def fleet() -> schema.Dashboard:
     replicas: list[Panel] = [
         number(
             "Replicas",
-            "How many can be scraped, of all replicas?",
+            "How many of all replicas can be scraped?",
             ('count(up{job="lowfirst"} == 1) or vector(0)', "up"),
             unit=COUNT,
             colours=SOME_IS_GOOD,
@@ -50,7 +50,7 @@ def fleet() -> schema.Dashboard:
         ),
         number(
             "Replicas lost",
-            "How many of all replicas cannot be scraped, or have gone within the last hour?",
+            "How many of all replicas cannot be scraped, or disappeared within the last hour?",
             (LOST, "lost"),
             unit=COUNT,
             colours=NONE_IS_GOOD,
@@ -66,7 +66,7 @@ def fleet() -> schema.Dashboard:
         ),
         number(
             "Store",
-            "Does each replica reach Redis? Always up where LOWFIRST_REDIS_URL is unset.",
+            "Does each replica reach Redis? Always up without LOWFIRST_REDIS_URL.",
             (f"lowfirst_store_up{{{REPLICA}}}", "{{instance}}"),
             unit=COUNT,
             colours=SOME_IS_GOOD,
@@ -84,7 +84,7 @@ def fleet() -> schema.Dashboard:
         ),
         lines(
             "Threshold in force by replica",
-            "Which replica is so loaded that its threshold is lowered?",
+            "Which replica has lowered its threshold because of overload?",
             (f"lowfirst_effective_threshold{{{REPLICA}}}", "{{instance}} {{model}}"),
             unit=CONFIDENCE,
             steps=True,
@@ -94,7 +94,7 @@ def fleet() -> schema.Dashboard:
     store: list[Panel] = [
         lines(
             "Store by replica",
-            "When could which replica not reach Redis?",
+            "When could a replica not reach Redis?",
             (f"lowfirst_store_up{{{REPLICA}}}", "{{instance}}"),
             unit=COUNT,
             steps=True,
@@ -120,7 +120,7 @@ def fleet() -> schema.Dashboard:
         ),
         lines(
             "Early-exit rate by replica",
-            "Does the rate of one replica differ? Then it has another threshold, or gets another kind of image.",
+            "Does the rate of one replica differ? Then it has another threshold, or gets other images.",
             (
                 f"sum by (instance) (rate(lowfirst_images_total{{{REPLICA}}}[$__rate_interval]) "
                 f'unless on (model, exit) lowfirst_images_total{{reason=~"escalated|only", {REPLICA}}}) '
@@ -158,14 +158,14 @@ def fleet() -> schema.Dashboard:
     cache: list[Panel] = [
         lines(
             "Cache look-ups",
-            "How often is the result cache asked, and how often does it have the answer? None while it is off.",
+            "How many cache look-ups are there, and how many hit? None while the cache is off.",
             (f"sum by (result) (rate(lowfirst_cache_requests_total{{{REPLICA}}}[$__rate_interval]))", "{{result}}"),
             unit=LOOK_UPS_PER_SECOND,
             stacked=True,
         ),
         lines(
             "Cache hit rate by replica",
-            "What share of the look-ups is answered from the cache, without any compute?",
+            "What share of the look-ups needs no compute?",
             (
                 f'sum by (instance) (rate(lowfirst_cache_requests_total{{result="hit", {REPLICA}}}[$__rate_interval])) '
                 f"/ sum by (instance) (rate(lowfirst_cache_requests_total{{{REPLICA}}}[$__rate_interval]))",
@@ -184,7 +184,7 @@ def fleet() -> schema.Dashboard:
         ),
         lines(
             "Memory by replica",
-            "Does the memory of one keep growing?",
+            "Does the memory of a replica keep growing?",
             (f'process_resident_memory_bytes{{job="lowfirst", {REPLICA}}}', "{{instance}}"),
             unit=BYTES,
         ),
@@ -192,29 +192,29 @@ def fleet() -> schema.Dashboard:
     redis: list[Panel] = [
         lines(
             "Redis memory",
-            "How much of its memory does Redis use? At the limit it evicts cached results, never "
-            "the config. Shared by all replicas.",
+            "How much of its memory limit does Redis use? At the limit it evicts cached results, never the "
+            "config. Shared by all replicas.",
             ("redis_memory_used_bytes", "used"),
             ("redis_memory_max_bytes", "limit"),
             unit=BYTES,
         ),
         lines(
             "Redis keys removed",
-            "How many cached results expire, and how many are evicted because the memory is full? Shared "
-            "by all replicas.",
+            "How many cached results expire, and how many are evicted because the memory is full? Shared by all "
+            "replicas.",
             ("rate(redis_expired_keys_total[$__rate_interval])", "expired"),
             ("rate(redis_evicted_keys_total[$__rate_interval])", "evicted"),
             unit=KEYS_PER_SECOND,
         ),
         lines(
             "Proxy requests",
-            "How many requests does nginx take, for all replicas together?",
+            "How many requests does nginx get, for all replicas together?",
             ("rate(nginx_http_requests_total[$__rate_interval])", "requests"),
             unit=REQUESTS_PER_SECOND,
         ),
         lines(
             "Proxy connections",
-            "How many connections do clients hold open at nginx, and how many are idle? For all replicas together.",
+            "How many connections do clients keep open at nginx, and how many are idle? For all replicas together.",
             ("nginx_connections_active", "open"),
             ("nginx_connections_waiting", "idle"),
             unit=COUNT,

@@ -36,13 +36,13 @@ def serving() -> schema.Dashboard:
         ),
         number(
             "Median latency",
-            "How long does half of the requests take at most? All replicas, five minutes.",
+            "Within what time are half of the requests answered? All replicas, five minutes.",
             ("lowfirst:request_seconds:p50", "p50"),
             unit=SECONDS,
         ),
         number(
             "p99 latency",
-            "How long do the slowest requests take? Red: longer than half a second, the default of "
+            "How long do the slowest 1 % of requests take? Red: longer than half a second, the default of "
             "LOWFIRST_TARGET_LATENCY_MS. All replicas, five minutes.",
             ("lowfirst:request_seconds:p99", "p99"),
             unit=SECONDS,
@@ -50,24 +50,24 @@ def serving() -> schema.Dashboard:
         ),
         number(
             "Images failed",
-            "What share of the images fails through no fault of the client? Red from 1 %, when LowfirstErrors fires. "
-            "All replicas, five minutes.",
+            "What share of the images fails through no fault of the client? Red from 1 %, when LowfirstErrors "
+            "fires. All replicas, five minutes.",
             ("lowfirst:image_errors:ratio_rate5m", "failed"),
             unit=SHARE,
             colours=share_is_bad_from(0.01),
         ),
         number(
             "Images rejected",
-            "What share of the images is rejected because the server is full? Red from 1 %, when LowfirstRejecting "
-            "fires. All replicas, five minutes.",
+            "What share of the images is rejected because the server is full? Red from 1 %, when "
+            "LowfirstRejecting fires. All replicas, five minutes.",
             ("lowfirst:rejected:ratio_rate5m", "rejected"),
             unit=SHARE,
             colours=share_is_bad_from(0.01),
         ),
         number(
             "Deadlines missed",
-            "What share of the images has no answer by its deadline? Clients choose deadlines: this alone is no error. "
-            "All replicas, five minutes.",
+            "What share of the images has no answer by its deadline? Clients choose deadlines, so this alone is "
+            "no error. All replicas, five minutes.",
             ("lowfirst:late:ratio_rate5m", "late"),
             unit=SHARE,
         ),
@@ -75,22 +75,23 @@ def serving() -> schema.Dashboard:
     requests: list[Panel] = [
         lines(
             "Requests by route",
-            "How many requests arrive, and on which routes?",
+            "How many requests arrive, by route?",
             (f"sum by (route) (rate(lowfirst_requests_total{{{REPLICA}}}[$__rate_interval]))", "{{route}}"),
             unit=REQUESTS_PER_SECOND,
             stacked=True,
         ),
         lines(
             "Classifying requests by status",
-            "How are they answered? 429: the server is full. 504: the deadline passed. Other 5xx: an error.",
+            "How are classification requests answered? 429: the server is full. 504: the deadline passed. Other "
+            "5xx: an error.",
             (f"sum by (code) (rate(lowfirst_requests_total{{{CLASSIFIES}, {REPLICA}}}[$__rate_interval]))", "{{code}}"),
             unit=REQUESTS_PER_SECOND,
             stacked=True,
         ),
         lines(
             "Errors and rejections",
-            "What share of the requests and of the images fails, is rejected, or misses its deadline? The dashed line "
-            "is where the alerts on errors and rejections fire. All replicas, five minutes.",
+            "What share of the requests and of the images fails, is rejected, or misses its deadline? The dashed "
+            "line is the limit of the alerts on errors and rejections. All replicas, five minutes.",
             ("lowfirst:errors:ratio_rate5m", "requests failed"),
             ("lowfirst:image_errors:ratio_rate5m", "images failed"),
             ("lowfirst:rejected:ratio_rate5m", "images rejected"),
@@ -102,14 +103,14 @@ def serving() -> schema.Dashboard:
     latency: list[Panel] = [
         heat(
             "Latency",
-            "How long do requests take? Exits and escalations are two bands.",
+            "How long do requests take? Exits and escalations form two bands.",
             "lowfirst_request_seconds",
             f"{CLASSIFIES}, {REPLICA}",
             SECONDS,
         ),
         lines(
             "Latency percentiles",
-            "How long do the slow ones take? All replicas, five minutes.",
+            "How long do slow requests take? All replicas, five minutes.",
             *percentiles("lowfirst:request_seconds"),
             unit=SECONDS,
         ),
@@ -136,7 +137,7 @@ def serving() -> schema.Dashboard:
         ),
         lines(
             "Decoding",
-            "How long does an image take from bytes to pixels?",
+            "How long does it take to decode an image?",
             *(
                 (
                     f"histogram_quantile({share}, sum by (le) "
@@ -157,8 +158,8 @@ def serving() -> schema.Dashboard:
         ),
         lines(
             "Oldest image in the queue",
-            "How long has the oldest waited, on the worst replica? It keeps rising if nothing runs. The dashed line is "
-            "where LowfirstQueue fires.",
+            "How long has the oldest image waited, on the worst replica? It keeps rising if nothing runs. The "
+            "dashed line is the limit of LowfirstQueue.",
             (f"max by (stage) (lowfirst_queued_seconds{{{REPLICA}}})", "{{stage}}"),
             unit=SECONDS,
             limit=[(None, "transparent"), (0.5, "red")],
@@ -171,7 +172,7 @@ def serving() -> schema.Dashboard:
         ),
         lines(
             "Features kept for later stages",
-            "How much memory do escalated images hold?",
+            "How much memory do the features of escalated images use?",
             (f"sum(lowfirst_feature_bytes{{{REPLICA}}})", "features"),
             unit=BYTES,
         ),
@@ -189,8 +190,8 @@ def serving() -> schema.Dashboard:
         ),
         lines(
             "Batches by reason",
-            "Why was each batch started? full: the largest size; drained: a worker was idle; slots: no room for more "
-            "features; deadline: a larger one would have been late.",
+            "Why did each batch start? full: maximum size; drained: a worker was idle; slots: no room for more "
+            "features; deadline: a larger batch would have been late.",
             (
                 f"sum by (stage, reason) (rate(lowfirst_batches_total{{{REPLICA}}}[$__rate_interval]))",
                 "{{stage}} {{reason}}",
@@ -200,13 +201,13 @@ def serving() -> schema.Dashboard:
         ),
         lines(
             "Dropped",
-            "How many images were dropped because nobody waited for them any more, and at which point?",
+            "How many images were dropped, and where? Their client disconnected, or no answer could meet the deadline.",
             (f"sum by (point) (rate(lowfirst_dropped_total{{{REPLICA}}}[$__rate_interval]))", "{{point}}"),
             unit=IMAGES_PER_SECOND,
         ),
         lines(
             "Rejected",
-            "How many images were rejected, and by which limit?",
+            "How many images were rejected, by limit?",
             (f"sum by (reason) (rate(lowfirst_rejected_total{{{REPLICA}}}[$__rate_interval]))", "{{reason}}"),
             unit=IMAGES_PER_SECOND,
         ),
@@ -217,7 +218,7 @@ def serving() -> schema.Dashboard:
         "Whether clients are served well, and where their images wait.",
         {
             "Current values": now,
-            "Alerts": [alerts("Alerts", "What needs attention? Alerts of Prometheus that fire or are pending.")],
+            "Alerts": [alerts("Alerts", "Which alerts of Prometheus fire or are pending?")],
             "Requests": requests,
             "Latency": latency,
             "Stages": stages,
@@ -235,16 +236,16 @@ def _feedback() -> list[Panel]:
     return [
         lines(
             "Accuracy by feedback",
-            "What share of the answers whose true label was reported within the last hour was right? It is the "
-            "accuracy of all answers only if labels are reported for a random sample.",
+            "What share of the answers with feedback in the last hour was right? It is the accuracy of all "
+            "answers only if feedback comes from a random sample.",
             (f"{right} / ({told} > 0)", "{{model}}"),
             unit=SHARE,
         ),
-        lines("Feedback", "How many labels of the last hour is it based on?", (told, "{{model}}"), unit=COUNT),
+        lines("Feedback", "How many labels of the last hour is this based on?", (told, "{{model}}"), unit=COUNT),
         lines(
             "Sample log",
-            "What happens to the images to be logged? busy: more came than were written; failed: the folder, its disk "
-            "or its store, took no more.",
+            "How many images were written to the sample log, or lost? busy: too many waited; failed: the folder "
+            "or store could not be written.",
             (f"sum by (result) (rate(lowfirst_samples_total{{{REPLICA}}}[$__rate_interval]))", "{{result}}"),
             unit=IMAGES_PER_SECOND,
             stacked=True,

@@ -20,7 +20,9 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: an end at once, whatever was not s
 
 async def leaving(bench: Bench) -> AsyncIterator[Outcome]:
     """Clients that send a part of a request, or all of it, and leave."""
-    outcome = Outcome("HTTP: clients that leave", "images, bytes and features in flight return to 0; others get 200")
+    outcome = Outcome(
+        "HTTP: clients that leave", "images, bytes and features in flight return to 0; other clients get 200"
+    )
     count = max(300, bench.files // 10)
     random = Random(bench.seed)
     with bench.shared() as target:

@@ -41,7 +41,7 @@ def plain(colour: str) -> bytes:
 async def raising(bench: Bench) -> AsyncIterator[Outcome]:
     """A pass that raises on some images, and one that gives NaN on some, batched with others that are all right."""
     for what, colour in (("raises", "white"), ("gives NaN", "black")):
-        outcome = Outcome(f"Fault: the network {what}", "500 with a code for that image alone, no label, no NaN; ready")
+        outcome = Outcome(f"Fault: the network {what}", "500 only for that image, no label, no NaN; ready")
         codes: Counter[str] = Counter()
         bad = plain(colour)
         with bench.shared(command=BROKEN, processes=1) as target:
@@ -70,7 +70,7 @@ async def raising(bench: Bench) -> AsyncIterator[Outcome]:
 async def weights(bench: Bench) -> AsyncIterator[Outcome]:
     """Models whose weights are NaN, or so large that float32 overflows: at the start, and in a switch."""
     outcome = Outcome(
-        "Fault: weights that are NaN or overflow", "never served: no start, no switch; the old one serves"
+        "Fault: weights that are NaN or overflow", "never served: no start, no switch; the old model serves"
     )
     store = _models(bench)
     with bench.shared(model_store=store, model="good") as target:
@@ -116,9 +116,7 @@ def _scale(folder: Path, factor: float) -> None:
 
 async def files(bench: Bench) -> AsyncIterator[Outcome]:
     """Models that are damaged in every file, switched to; then the files of what is served damaged, and gone."""
-    outcome = Outcome(
-        "Fault: model files damaged or gone", "a switch to one is refused with a reason; none lost, all 200"
-    )
+    outcome = Outcome("Fault: model files damaged or gone", "switches are refused with a reason; none lost, all 200")
     store = _models(bench)
     folder = store / "other" / "1"
     whole = {name: (folder / name).read_bytes() for name in (WEIGHTS, SPEC)}
@@ -215,7 +213,7 @@ async def _full_from_the_start(bench: Bench) -> Outcome:
 
 async def descriptors(bench: Bench) -> AsyncIterator[Outcome]:
     """More connections than there are descriptors."""
-    outcome = Outcome("Fault: few descriptors", "those beyond are told 503; those before are served; room comes back")
+    outcome = Outcome("Fault: few descriptors", "connections above the limit get 503, others are served; it recovers")
     command = ("sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh", *SERVE)
     with bench.serve(command=command) as target:
         async with load(target.port, bench.requests, 2) as fates:

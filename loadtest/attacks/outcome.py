@@ -60,7 +60,7 @@ def told(fates: Mapping[str, int]) -> str:
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The table."""
-    lines = ["| row | what was done | answers | measured | bound | |", "|---|---|---|---|---|---|"]
+    lines = ["| row | test | answers | measured | required | |", "|---|---|---|---|---|---|"]
     for each in outcomes:
         measured = ", ".join(f"{name} {_number(value)}" for name, value in each.measured.items())
         verdict = "pass" if each.passed else "**FAIL**: " + "; ".join(each.broken)

@@ -50,7 +50,7 @@ async def slow(bench: Bench) -> AsyncIterator[Outcome]:
         ("bodies in chunks without end", post(CHUNKED)),
     ):
         outcome = Outcome(
-            f"HTTP: slow {what}", "others get 200, their p99 at most 1.5 times; all given up; places free"
+            f"HTTP: slow {what}", "other clients get 200, p99 at most 1.5 times; attackers disconnected; no place held"
         )
         piece = b"1\r\nx\r\n" if "chunks" in what else b"x"
         with bench.shared(receive_timeout_seconds=2) as target:
@@ -108,7 +108,7 @@ async def _drip(
 
 async def framing(bench: Bench) -> AsyncIterator[Outcome]:
     """Odd frames, one by one, while others ask; and pipelined, half-closed and endless ones, many at a time."""
-    outcome = Outcome("HTTP: framing and smuggling", "as RFC 9112 says; what is hidden is never answered; no 5xx")
+    outcome = Outcome("HTTP: framing and smuggling", "as in RFC 9112; smuggled requests are never answered; no 5xx")
     with bench.shared() as target:
         async with load(target.port, bench.requests, 1) as others:
             for case in CASES:
@@ -127,7 +127,7 @@ async def framing(bench: Bench) -> AsyncIterator[Outcome]:
 
 async def _pipelined(bench: Bench) -> Outcome:
     outcome = Outcome(
-        "HTTP: pipelined, half-closed, endless", "each answered once and in order; the endless are given up"
+        "HTTP: pipelined, half-closed, endless", "each answered once and in order; endless ones are disconnected"
     )
     random, count = Random(bench.seed), max(40, bench.files // 100)
     endless_ones = max(2, min(20, count // 20))

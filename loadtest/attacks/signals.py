@@ -25,7 +25,7 @@ async def signals(bench: Bench) -> AsyncIterator[Outcome]:
     """Each under load, again and again; and while the server starts."""
     rounds = 1 if bench.is_quick else 20
     for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        outcome = Outcome(f"Fault: {sent.name}", f"what was sent is answered, none lost; exit {EXITS[sent]}")
+        outcome = Outcome(f"Fault: {sent.name}", f"sent requests are answered, none lost; exit {EXITS[sent]}")
         exits: list[int | None] = []
         for _ in range(rounds):
             with bench.serve() as target:
@@ -87,7 +87,7 @@ def _is_gone(pid: int) -> bool:
 
 async def child(bench: Bench) -> AsyncIterator[Outcome]:
     """SIGKILL to a process that serves, under load; what it had is lost, and nothing else."""
-    outcome = Outcome("Fault: a child killed", "lost at most what it had; replaced; the others serve on, counts stay")
+    outcome = Outcome("Fault: a child killed", "only its own requests lost; replaced; others keep serving, counts stay")
     rounds = 1 if bench.is_quick else 10
     with bench.shared() as target:
         before = target.classified()["200"]

@@ -24,8 +24,8 @@ GROWTH = 0.01
 EVERY = 100  # one request in so many is a damaged file
 TOP = "?threshold=1&top_k=2"
 
-# Probability by which the best class of a golden answer leads the second on the idle server: several times the
-# rounding of bfloat16. What is nearer might tip where sums are taken in another order; what leads by so much must not.
+# By this probability the best class of a golden answer leads the second on the idle server. It is several times the
+# rounding error of bfloat16. Another order of summation may swap closer classes, but not these.
 MARGIN = 0.02
 LEAST_GOLDEN = 8
 
@@ -37,7 +37,7 @@ async def soak(bench: Bench) -> AsyncIterator[Outcome]:
     """70 % of capacity, a threshold per second, a switch per minute, 1 % damaged files."""
     outcome = Outcome(
         "Load: soak",
-        f"golden answers (of those that lead by {MARGIN} when idle) right; counters the clients' to the unit; memory, "
+        f"golden answers (of those that lead by {MARGIN} when idle) right; counters equal the clients'; memory, "
         "descriptors flat",
     )
     minute = bench.soak_seconds / 4 if bench.is_quick else 60.0
@@ -88,7 +88,7 @@ def _mixed(bench: Bench) -> list[Request]:
 
 
 async def _golden(bench: Bench, target: Target) -> Golden:
-    """What the last stage of each model says of photographs, asked of an idle server; of those where both are sure."""
+    """The labels by the last stage of each model on an idle server, for photographs where both models are sure."""
     found: dict[str, dict[int, str]] = {}
     connection = Connection(target.port)
     for model in ("two", "one"):
@@ -105,7 +105,7 @@ async def _golden(bench: Bench, target: Target) -> Golden:
 
 
 async def _said(connection: Connection, photograph: bytes, model: str) -> Any:
-    """The two best classes, as ``model`` ranks them; the process that answers may follow the switch a moment later."""
+    """The two best classes by ``model``. The process that answers may switch to it a moment later."""
     end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         status, body = await connection.ask(classify(photograph, TOP))

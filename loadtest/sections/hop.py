@@ -57,7 +57,7 @@ class Hop:
         hops = lane is not direct
         return {
             "body": lane.size,
-            "reached": lane.way,
+            "path": lane.way,
             "p50, ms": Spread.of(lane.p50_ms),
             "- direct, ms": difference(lane.p50_ms, direct.p50_ms) if hops else None,
             "CPU ms per image": Spread.of(lane.cpu_ms),

@@ -45,7 +45,7 @@ class Throughput:
         return [
             {
                 "replicas x workers": lane.arrangement.size,
-                "reached": lane.arrangement.way,
+                "path": lane.arrangement.way,
                 "images/s": Spread.of(lane.rates),
                 f"÷ {first.arrangement.size} {first.arrangement.way}": ratio(lane.rates, first.rates),
                 "p50, ms": Spread.of([turn.load.p50_ms for turn in lane.turns]),

@@ -1,4 +1,4 @@
-"""Answers to images as JSON, made without pydantic's models, which took a fifth of a request's time.
+"""Answers as JSON, built without pydantic models, which took a fifth of a request's time.
 
 Fields and their order are those of ``ClassifyAnswer`` and ``BatchAnswer``; a test compares the bytes.
 """
@@ -38,13 +38,13 @@ def fields_of(answer: Answer, request_id: str) -> Fields:
 
 
 def one(fields: Fields) -> Response:
-    """The response to one image. Its timing is a ``Server-Timing`` header (W3C) too, for browsers and proxies."""
+    """The response for one image. Its timing is also a ``Server-Timing`` header (W3C), for browsers and proxies."""
     timing = ", ".join([f"{name};dur={spent:.2f}" for name, spent in fields["timing_ms"].items()])
     return json_response(fields, {"Server-Timing": timing})
 
 
 def json_response(content: Fields, headers: dict[str, str] | None = None) -> Response:
-    """A response of plain values, written as pydantic writes them."""
+    """A response with plain values, serialised as pydantic does."""
     return Response(to_json(content, inf_nan_mode="null"), media_type="application/json", headers=headers)
 
 

@@ -1,4 +1,4 @@
-"""What requests carry: images out of bodies, and the fields of JSON and of queries."""
+"""Reads images from bodies, and fields from JSON and queries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_PART_HEAD = 8192
 VERBATIM = (b"binary", b"8bit", b"7bit")
 FORMS = "image/*, application/octet-stream, multipart/form-data with a part `image`, or application/json"
 JSON = "application/json"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors and Windows programs begin UTF-8 with it
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors and Windows programs write it at the start of UTF-8
 FIELD = "image"
 
 # Values in a JSON body, and objects and arrays that may be nested in it. Each of a million unknown keys would become an
@@ -38,10 +38,10 @@ def content_type(request: Request) -> str:
 
 
 def one_image(request: Request, body: bytes) -> bytes:
-    """The encoded image in a body of any of the three forms.
+    """The encoded image in a body of any kind.
 
     Raises:
-        UnsupportedBody: a content type that is none of them.
+        UnsupportedBody: an unsupported content type.
         BadRequest: broken multipart or base64, or no image. RequestValidationError: see ``parse``.
         InvalidOption: more than one image.
     """
@@ -86,11 +86,11 @@ def many_images(request: Request, body: bytes, most: int) -> list[bytes]:
 
 
 def parse(schema: type[Schema], body: bytes, most_values: int = MAX_JSON_VALUES) -> Schema:
-    """A JSON body, with or without a byte order mark.
+    """Parse a JSON body, with or without a byte order mark.
 
     Raises:
-        InvalidOption: more than ``most_values`` values. BadRequest: more arrays or objects than that. Nothing is made
-            of them.
+        InvalidOption: more than ``most_values`` values. BadRequest: more arrays or objects than that. Both are raised
+            before parsing.
         RequestValidationError: broken JSON, answered with 400, or a wrong field, with 422.
     """
     if _has_more(body, b",", most_values):
@@ -102,7 +102,7 @@ def parse(schema: type[Schema], body: bytes, most_values: int = MAX_JSON_VALUES)
 
 
 def _has_more(body: bytes, sign: bytes, most: int) -> bool:
-    """Whether ``sign`` stands in ``body`` more than ``most`` times. As fast as memory where it does not."""
+    """Whether ``body`` contains ``sign`` more than ``most`` times; as fast as memory if it does not."""
     at = -1
     for _ in range(most + 1):
         at = body.find(sign, at + 1)
@@ -112,14 +112,15 @@ def _has_more(body: bytes, sign: bytes, most: int) -> bool:
 
 
 def query(request: Request, schema: type[Schema]) -> Schema:
-    """The query's fields, of several of one name the last. Raises RequestValidationError: a wrong field."""
+    """The fields of the query; the last value counts if a name is repeated. Raises RequestValidationError: a wrong
+    field."""
     with _validation():
         return schema.model_validate(dict(request.query_params) if request.scope["query_string"] else {})
 
 
 @contextmanager
 def _validation() -> Iterator[None]:
-    """Pydantic's first error as FastAPI's."""
+    """Convert pydantic's first error to FastAPI's."""
     try:
         yield
     except ValidationError as error:
@@ -129,7 +130,8 @@ def _validation() -> Iterator[None]:
 def _parts(body: bytes, boundary: bytes, most: int) -> list[tuple[str, bytes]]:
     """Names and contents of a multipart body's parts (RFC 2046, section 5.1).
 
-    Split, not parsed byte by byte: hostile bytes cost no more than honest ones. At most ``most`` parts are made.
+    The body is split, not parsed byte by byte, so hostile bytes cost no more than honest ones. At most ``most`` parts
+    are returned.
     """
     if not boundary:
         raise _broken("Content-Type names no boundary")
@@ -141,11 +143,11 @@ def _parts(body: bytes, boundary: bytes, most: int) -> list[tuple[str, bytes]]:
 
 
 def _part(piece: bytes) -> tuple[str, bytes]:
-    """What stands between two boundaries -> name and content."""
+    """Convert the bytes between two boundaries to name and content."""
     end = piece.find(b"\r\n\r\n", 0, MAX_PART_HEAD)
     padding, *lines = piece[: max(0, end)].split(b"\r\n")
     if end < 0 or padding.strip(b" \t"):
-        raise _broken(f"a part has no head of at most {MAX_PART_HEAD} bytes")
+        raise _broken(f"the header of a part is missing or longer than {MAX_PART_HEAD} bytes")
     head = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
     encoding = head.get(b"content-transfer-encoding", b"binary").lower()
     if encoding not in VERBATIM:
@@ -161,10 +163,11 @@ def _broken(why: str) -> BadRequest:
 
 
 def from_base64(text: str, field: str) -> bytes:
-    """Base64, on one line or several, by itself or in a data URI (RFC 2397). Raises BadRequest: anything else."""
+    """Decode base64, with or without line breaks, on its own or in a data URI (RFC 2397). Raises BadRequest
+    otherwise."""
     try:
         return base64.b64decode(text, validate=True)
-    except ValueError:  # seldom: the usual form pays for no other
+    except ValueError:  # rare: the usual form should not pay for it
         pass
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")

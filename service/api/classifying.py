@@ -1,4 +1,4 @@
-"""What every route that classifies images shares: its bounds, and what it asks."""
+"""Shared by all classification routes: limits and options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ask_of(
     passes: bool = False,
     names_version: bool = False,
 ) -> Ask:
-    """What a request wants of its images; without a ``deadline_ms`` of its own it has the one of the settings."""
+    """The options of a request; without its own ``deadline_ms`` the one of the settings applies."""
     if deadline_ms is None:
         deadline_ms = parts.settings.deadline_ms
     return Ask(
@@ -35,16 +35,16 @@ def ask_of(
 
 
 def most_images(parts: Parts) -> int:
-    """How many images one request may hold: more than may be in flight could never be admitted."""
+    """Most images of one request: more than may be in flight could never be admitted."""
     return min(parts.settings.max_batch_images, parts.settings.max_images_in_flight)
 
 
 def check_room(parts: Parts, engine: Engine, ask: Ask) -> None:
-    """Whether ``engine`` could do what is asked with one image; before a body is read.
+    """Check, before a body is read, that ``engine`` could answer one image.
 
     Raises:
-        Busy: there is no room for it.
-        DeadlinePassed: it could not be in time.
+        Busy: there is no room.
+        DeadlinePassed: no answer is possible in time.
     """
     parts.admission.check()
     try:
@@ -55,12 +55,12 @@ def check_room(parts: Parts, engine: Engine, ask: Ask) -> None:
 
 
 async def classify_image(parts: Parts, engine: Engine, image: bytes, ask: Ask) -> Answer:
-    """The answer of ``engine`` to one encoded image. Raises as ``Engine.classify``, and at once:
+    """The answer of ``engine`` to one encoded image. Raises as ``Engine.classify``, and immediately:
 
     ImageTooLarge: more bytes than one image may have.
-    BadRequest: none.
+    BadRequest: no bytes.
 
-    Its error is counted here: that of one among several is no request's.
+    Errors are counted here, because an error within a batch is not an error of the request.
     """
     try:
         _check_size(image, parts.settings.max_image_bytes)

@@ -1,4 +1,4 @@
-"""Bodies of what is served and its threshold: the runtime config, what a threshold does, the store."""
+"""Schemas of the runtime config, the predicted effect of a threshold, and the store."""
 
 from __future__ import annotations
 
@@ -18,24 +18,31 @@ UNKNOWN_TIME = TimeSpent(0, 0.0, None)
 
 
 class PredictedEffect(BaseModel):
-    """What the calibration table expects of a threshold; bounds hold at 95 % confidence for images like its own, and
-    say nothing (0 and 1) where the runtime and precision that serve have no table of their own."""
+    """Effect of a threshold, predicted by the calibration table. Bounds hold at 95 % confidence for similar images.
 
-    exit_rate: float = Field(description="Share of images that end before the last stage.")
+    Without a table for the active runtime and precision the bounds are 0 and 1.
+    """
+
+    exit_rate: float = Field(description="Share of images that exit before the last stage.")
     ends: list[float] = Field(description="Share of images that end at each stage.")
     mean_mmacs: float
-    mean_ms: float | None = Field(None, description="Compute of one worker per image on this machine.")
-    single_scale_ms: float | None = Field(None, description="The same of the single-scale network.")
-    saved: float | None = Field(None, description="Share of that time that is saved; negative: the cascade costs more.")
-    accuracy: float | None = Field(description="Null where the calibration photographs had no labels.")
-    accuracy_interval: tuple[float, float] | None = Field(None, description="Where it lies with 95 % confidence.")
-    agreement: float = Field(description="Share of images answered as the last stage would.")
+    mean_ms: float | None = Field(None, description="Milliseconds of one worker per image on this machine.")
+    single_scale_ms: float | None = Field(
+        None, description="Milliseconds of one worker per image with the single-scale network."
+    )
+    saved: float | None = Field(
+        None,
+        description="Share of the single-scale network's time that is saved; negative if the cascade takes longer.",
+    )
+    accuracy: float | None = Field(description="Null if the calibration photographs had no labels.")
+    accuracy_interval: tuple[float, float] | None = Field(None, description="Two-sided 95 % interval of the accuracy.")
+    agreement: float = Field(description="Share of images with the same answer as the last stage.")
     agreement_at_least: float
     accuracy_drop_at_most: float | None
 
     @staticmethod
     def of(effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> PredictedEffect:
-        """A calibration's effect as a body, with its time where that is known."""
+        """Convert a calibration's effect, with its time if known."""
         return PredictedEffect(
             exit_rate=effect.exit_rate,
             ends=list(effect.ends),
@@ -52,9 +59,9 @@ class PredictedEffect(BaseModel):
 
 
 class ThresholdPatch(Strict):
-    """Exactly one goal, and/or a floor; with a goal other than the threshold, the table that it is held by.
+    """Exactly one goal, a floor, or both; with a goal other than the threshold also the table that solves it.
 
-    A goal that is null is not given; a floor that is null is cleared.
+    A goal that is null counts as absent; a floor that is null is cleared.
     """
 
     model_config = ConfigDict(
@@ -71,27 +78,36 @@ class ThresholdPatch(Strict):
 
     threshold: Share | None = Field(None, strict=True, description="The threshold itself.")
     max_mean_mmacs: float | None = Field(
-        None, gt=0, strict=True, allow_inf_nan=False, description="The highest threshold that costs at most this."
+        None,
+        gt=0,
+        strict=True,
+        allow_inf_nan=False,
+        description="Use the highest threshold that costs at most this many million multiply-adds per image.",
     )
     max_mean_ms: float | None = Field(
         None,
         gt=0,
         strict=True,
         allow_inf_nan=False,
-        description="The highest that costs at most so many milliseconds of a core (or GPU) per image here.",
+        description="Use the highest threshold that costs at most this many milliseconds of a core (or "
+        "GPU) per image on this machine.",
     )
-    min_agreement: Share | None = Field(None, strict=True, description="The cheapest that agrees at least so often.")
+    min_agreement: Share | None = Field(
+        None,
+        strict=True,
+        description="Use the cheapest threshold whose agreement with the last stage is at least this share.",
+    )
     max_accuracy_drop: Share | None = Field(
-        None, strict=True, description="The cheapest that loses at most this share of right answers."
+        None, strict=True, description="Use the cheapest threshold that loses at most this share of correct answers."
     )
     floor: Share | None = Field(
-        None, strict=True, description="How low overload may bring the threshold; null: not at all."
+        None, strict=True, description="Lowest threshold that overload may cause; null: overload does not lower it."
     )
 
     table: Table = Field(
         "stored",
-        description="What the goal is held by: the model's calibration table, or live traffic, which the threshold "
-        "follows from then on. Not with threshold or max_accuracy_drop.",
+        description="Table that solves the goal: the stored calibration table, or live traffic, which the "
+        "threshold then follows. Not with threshold or max_accuracy_drop.",
     )
 
     @model_validator(mode="after")
@@ -99,7 +115,7 @@ class ThresholdPatch(Strict):
         named = [goal for goal in GOALS if getattr(self, goal) is not None]
         if not named and self.table == "live":
             goals = (*BUDGETS, "min_agreement")
-            raise InvalidOption("table", self.table, f"left out, or beside one of {', '.join(goals)}")
+            raise InvalidOption("table", self.table, f"absent, or used with one of {', '.join(goals)}")
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are given; it must be exactly one of {', '.join(GOALS)}")
         if not named and "floor" not in self.model_fields_set:
@@ -119,10 +135,10 @@ class ThresholdPatch(Strict):
 
 
 class ThresholdAnswer(BaseModel):
-    """The threshold asked, the goal it was asked by, and its predicted effect (null without a calibration table).
+    """The threshold asked for, its goal, and its predicted effect (null without a calibration table).
 
-    Where ``table`` is live, the threshold follows the traffic and ``followed`` tells how. While the server is
-    overloaded a lower one is in force: `effective_threshold` of `/stats`.
+    If ``table`` is live, the threshold follows the traffic and ``followed`` describes how. While the server is
+    overloaded a lower threshold is in force: `effective_threshold` in `/stats`.
     """
 
     model: str
@@ -132,7 +148,7 @@ class ThresholdAnswer(BaseModel):
     floor: float | None
     version: int
     predicted: PredictedEffect | None
-    table: Table = Field("stored", description="What the goal is held by.")
+    table: Table = Field("stored", description="Table that solves the goal.")
     followed: FollowedAnswer | None = None
 
 
@@ -140,12 +156,12 @@ class ConfigAnswer(BaseModel):
     """The runtime config."""
 
     version: int
-    models: list[ModelName] = Field(description="What is served; the first is meant where none is named.")
+    models: list[ModelName] = Field(description="Served models; requests without a model use the first.")
     thresholds: list[ThresholdAnswer]
 
 
 class RecentEffect(BaseModel):
-    """What a threshold would have done to the latest images, of all processes of the server; null without any."""
+    """Effect that a threshold would have had on the latest images of all processes; null without images."""
 
     images: int
     exit_rate: float | None
@@ -153,14 +169,14 @@ class RecentEffect(BaseModel):
 
     @staticmethod
     def of(ends: Sequence[int], mmacs: Sequence[float]) -> RecentEffect:
-        """Of so many images that would end at each stage; ``mmacs`` of each stage alone, in millions."""
+        """Compute it from the number of images that end at each stage; ``mmacs``: of each stage alone, in millions."""
         images = sum(ends)
         mean = mean_cost([each / images for each in ends], mmacs) if images else None
         return RecentEffect(images=images, exit_rate=exit_rate(ends), mean_mmacs=mean)
 
 
 class PreviewAnswer(BaseModel):
-    """What a threshold would do; nothing is changed."""
+    """Effect of a threshold; nothing is changed."""
 
     model: str
     threshold: float
@@ -175,12 +191,12 @@ class CurvePoint(PredictedEffect):
 
     @classmethod
     def at(cls, threshold: float, effect: Effect, time: TimeSpent = UNKNOWN_TIME) -> CurvePoint:
-        """The point of ``threshold``, with its time where that is known."""
+        """The point at ``threshold``, with its time if known."""
         return cls(threshold=threshold, **dict(PredictedEffect.of(effect, time)))
 
 
 class StageAnswer(BaseModel):
-    """One stage of a model; ``mmacs`` of it alone, in millions."""
+    """One stage of a model; ``mmacs`` are its own million multiply-adds."""
 
     name: str
     resolution: int
@@ -197,21 +213,23 @@ class ModelAnswer(BaseModel):
     classes: list[str]
     resolution: int
     resize: int = Field(
-        description="Pixels that the shorter side is resized to before the central square of `resolution` is cut out."
+        description="Pixels to which the shorter side is resized before the central square of `resolution` is cropped."
     )
     stages: list[StageAnswer]
-    low_mmacs: float = Field(description="Of the first stage.")
-    high_mmacs: float = Field(description="Of the last stage alone, as of the single-scale network.")
-    default_threshold: float = Field(description="That a server starts with in its runtime and precision.")
+    low_mmacs: float = Field(description="Million multiply-adds of the first stage.")
+    high_mmacs: float = Field(
+        description="Million multiply-adds of the last stage alone, which is the single-scale network."
+    )
+    default_threshold: float = Field(description="Threshold at start-up, in the active runtime and precision.")
     dataset: str
     calibration_images: int
     curve: list[CurvePoint]
 
 
 class ModelsAnswer(BaseModel):
-    """The store, and as name/version what of it cannot be read (the log says why).
+    """The models in the store, and the name/version of unreadable ones (the log says why).
 
-    Any picture at all gets one of a model's labels: it cannot say "none of these".
+    Any picture at all gets one of a model's labels; there is no answer "none of these".
     """
 
     models: list[ModelAnswer]

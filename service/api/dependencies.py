@@ -1,4 +1,4 @@
-"""The parts that routes are handed."""
+"""The parts that routes use."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class Parts:
     traces: Traces | None = None
 
     def check_ready(self) -> None:
-        """Raises Draining, saying why, unless work may be sent: to this process, or to another of the same server."""
+        """Raise Draining, with the reason, unless this process or another one of the server is ready."""
         why = self.models.why_not_ready()
         if why is not None and (self.models.is_draining or not self.siblings.ready):
             raise Draining(f"not ready: {why}")
 
 
 def parts_of(request: Request) -> Parts:
-    """The parts of the server that was asked."""
+    """The parts of the server that got the request."""
     parts: Parts = request.app.state.parts
     return parts
 
 
-async def _parts(request: Request) -> Parts:  # a plain function would cost a thread each time
+async def _parts(request: Request) -> Parts:  # a plain function would need a thread each time
     return parts_of(request)
 
 

@@ -1,4 +1,4 @@
-"""Requests that are answered without FastAPI's stack: it took longer than all else that is done for an image."""
+"""Requests that bypass FastAPI's stack, which took longer than everything else for an image."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class DirectRoute(APIRoute):
-    """A route whose endpoint is given the request as it is. FastAPI documents its parameters, and solves none."""
+    """A route whose endpoint gets the raw request. FastAPI documents its parameters but does not resolve them."""
 
     def get_route_handler(self) -> Endpoint:
-        """What answers a request."""
+        """The handler of a request."""
         endpoint: Endpoint = self.endpoint
         return endpoint
 
 
 class Direct:
-    """ASGI middleware, the innermost: calls endpoints of direct routes itself, of those whose path is fixed.
+    """Innermost ASGI middleware: calls the endpoints of direct routes with a fixed path.
 
-    All else goes on to the router. Answers are the same on both ways: the same endpoint gives them, and the same
-    handlers those to errors.
+    Other requests go to the router. Both paths give the same answers: they use the same endpoints and error handlers.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
@@ -42,7 +41,7 @@ class Direct:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         route = None
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))

@@ -1,4 +1,4 @@
-"""Every error in the one shape, or in that of ``/v2``; foreign exceptions are translated here and nowhere else."""
+"""Converts every error to the common shape, or to that of ``/v2``. Foreign exceptions are translated only here."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MAX_ECHO = 200
 
 
 def install(app: FastAPI) -> None:
-    """Make ``app`` answer every error in the one shape; unknown ones are ``RequestContext``'s."""
+    """Make ``app`` answer every error in the common shape; ``RequestContext`` handles unknown ones."""
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
 
 
 async def answer(request: Request, error: Exception) -> Response:
-    """The answer to one of ``KNOWN``."""
+    """Answer one of ``KNOWN``."""
     for kind, handler in _HANDLERS.items():
         if isinstance(error, kind):
             return await handler(request, error)
@@ -37,7 +37,7 @@ async def answer(request: Request, error: Exception) -> Response:
 
 
 def detail(error: LowfirstError, id_: str) -> ErrorDetail:
-    """One of our errors as a body."""
+    """Body of one of our errors."""
     return ErrorDetail(
         code=error.code,
         message=error.message,
@@ -49,7 +49,7 @@ def detail(error: LowfirstError, id_: str) -> ErrorDetail:
 
 
 def echo(value: Any) -> Any:
-    """A value short and plain enough to send back: JSON has no nan, and a client no use for a megabyte."""
+    """A value that is short and plain enough to send back: JSON has no NaN, and a megabyte is of no use."""
     if value is None or (isinstance(value, bool | int | float) and abs(value) <= sys.float_info.max):
         return value
     if isinstance(value, list | tuple) and len(value) <= MAX_ECHO:
@@ -64,19 +64,19 @@ def _respond(request: Request, status: int, body: ErrorDetail, headers: dict[str
 
 
 def _speaks_the_protocol(request: Request) -> bool:
-    """Whether a client of the Open Inference Protocol asks, which has a shape of its own for errors: words alone."""
+    """Whether the request is for the Open Inference Protocol, whose errors have a shape of their own: only text."""
     path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     return path == "/v2" or path.startswith("/v2/")
 
 
 async def own(request: Request, error: Exception) -> JSONResponse:
-    """One of our errors as an answer."""
+    """Answer one of our errors."""
     assert isinstance(error, LowfirstError)
     return _respond(request, error.status, detail(error, request_id(request)), _headers(error))
 
 
 def refusal(error: LowfirstError, metrics: Metrics) -> JSONResponse:
-    """The answer to a request that no app will see; its connection is closed. It is counted here."""
+    """Answer a request that no app will see; its connection is closed. It is counted here."""
     id_ = new_id().decode()
     metrics.requests.labels(UNKNOWN_ROUTE, error.status).inc()
     body = ErrorAnswer(error=detail(error, id_))
@@ -129,14 +129,14 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request, told: str) -> str:
-    """The methods of the path: Starlette has ``told`` those of its first route alone."""
+    """The methods of the path: Starlette gives ``told`` only those of its first route."""
     path = getattr(request.scope.get("route"), "path", None)
     methods = {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
     return ", ".join(sorted(methods.union(filter(None, told.split(", ")))))
 
 
 async def unknown(request: Request, error: Exception) -> JSONResponse:
-    """Tells the client nothing but the request id, under which the log has the rest."""
+    """Give the client only the request id; the log has the rest."""
     id_ = request_id(request)
     logger.error("request %s failed", id_, exc_info=error)
     return _respond(request, 500, ErrorDetail(code="internal", message="internal error", request_id=id_))

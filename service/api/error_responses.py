@@ -1,4 +1,4 @@
-"""Which errors a route may answer with, for the documentation and for whatever generates clients from it."""
+"""Possible errors of each route, for the documentation and for client generators."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ CHANGE = (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 503)
 
 WHEN = {
     400: "An image, JSON or multipart body that cannot be read.",
-    401: "No key, or a wrong one, where the server asks for one.",
-    403: "The key does not allow changes, or no key does.",
-    404: "No such model or version, or it is not served; no such request, of feedback.",
+    401: "The key is missing or wrong.",
+    403: "The key does not allow changes, or no key allows them.",
+    404: "Unknown model or version, or it is not served; for feedback, an unknown request.",
     408: "The body did not arrive in time.",
-    409: "Another model is tried already, or none is.",
-    412: "`If-Match` names another version than that of the config.",
-    413: "More bytes or pixels than are read.",
-    415: "A content type or an image format that is not read.",
-    422: "A field that is missing, of a wrong type or out of its bounds.",
+    409: "Another trial is running, or none is.",
+    412: "`If-Match` names another config version.",
+    413: "Too many bytes or pixels.",
+    415: "An unsupported content type or image format.",
+    422: "A field is missing, has the wrong type or is out of bounds.",
     429: "Too much work in flight; `Retry-After` says when to try again.",
-    500: "The network could not be run, or an unknown error.",
-    503: "Stopping, or not ready; of changes also: the shared state does not answer.",
+    500: "The network failed, or an unknown error.",
+    503: "Stopping, or not ready; for config changes also: the shared state does not answer.",
     504: "The deadline passed before any answer existed.",
 }
 RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 
 
 def responses(*statuses: int) -> Responses:
-    """Errors in the one shape."""
+    """Errors in the common shape."""
     return {status: _error(status, ErrorAnswer) for status in statuses}
 
 

@@ -1,4 +1,4 @@
-"""One request and its answer: what is known beyond what ASGI tells, and what happens once the client is gone."""
+"""A request and its answer beyond ASGI: what happens if the client disconnects."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from starlette.types import Scope
 
 from service.errors import ClientLeft, LowfirstError
 
-EXTENSION = "lowfirst.exchange"  # in the scope's `extensions`, where `service.cli.http_protocol` serves
+EXTENSION = "lowfirst.exchange"  # in the scope's `extensions`, if `service.cli.http_protocol` serves
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Exchange:
-    """Of a request, while it is answered.
+    """A request while it is answered.
 
     Attributes:
-        on_leave: called once the client is gone, unless it is None.
-        broken: why the rest of the body is no HTTP. For ASGI the body ends there.
+        on_leave: called once the client disconnects, unless it is None.
+        broken: why the rest of the body is not valid HTTP. For ASGI the body ends there.
     """
 
     on_leave: Callable[[], None] | None = None
@@ -32,16 +32,16 @@ class Exchange:
 
 
 def exchange_of(scope: Scope) -> Exchange | None:
-    """That of a request; None where a server of another kind has its connection."""
+    """The exchange of a request; None if another kind of server has its connection."""
     found: Exchange | None = scope.get("extensions", {}).get(EXTENSION)
     return found
 
 
 async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
-    """What ``work`` gives. The request's body has been read.
+    """The result of ``work``. The request's body has been read.
 
     Raises:
-        ClientLeft: as soon as the client is gone. ``work`` is cancelled: its images are dropped where they stand.
+        ClientLeft: as soon as the client disconnects. ``work`` is cancelled, and its images are dropped.
     """
     working = asyncio.current_task()
     assert working is not None
@@ -63,7 +63,7 @@ async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
 
 @contextmanager
 def _watched(request: Request, leave: Callable[[], None]) -> Iterator[None]:
-    """Have ``leave`` called once the client is gone: by its connection itself, else by a task that waits for it."""
+    """Call ``leave`` once the client disconnects: by its connection itself, otherwise by a task that waits for it."""
     exchange = exchange_of(request.scope)
     if exchange is not None:
         exchange.on_leave = leave

@@ -1,4 +1,4 @@
-"""What images show, as clients tell it later: written beside the log of the process that answered, and counted."""
+"""True labels reported by clients: stored beside the log of the process that answered, and counted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from service.samples.known import MOST, Known
 from service.samples.log import SampleLog
 from service.samples.record import Truth
 
-KIND, COUNTED = "feedback", "labelled"  # of what processes ask each other
+KIND, COUNTED = "feedback", "labelled"  # in messages between processes
 
 Label = str | int
 
 
 class Feedback:
-    """Takes truths, of images that any process of this server answered. In the event loop's thread.
+    """Stores feedback on images that any process of this server answered. Used in the event loop's thread.
 
     Args:
-        log: of this process; None where none is kept.
-        metrics: where the first truth of each image is counted.
+        log: of this process; None without a sample log.
+        metrics: count the first feedback of each image.
         siblings: the other processes.
     """
 
@@ -32,28 +32,28 @@ class Feedback:
         self._log = log
         self._metrics = metrics
         self._siblings = siblings
-        self._labelled: dict[str, Counter[str]] = {}  # images, and those answered rightly, by model and exit
-        self._right: dict[str, Counter[str]] = {}
+        self._labelled: dict[str, Counter[str]] = {}  # images with feedback, by model and exit
+        self._right: dict[str, Counter[str]] = {}  # those with a right answer
         siblings.answer(KIND, lambda asked: self._take(*asked))
         siblings.answer(COUNTED, self._counted)
 
     async def take(self, request_id: str, index: int, label: Label) -> dict[str, Any]:
-        """Log what an image shows; gives ``model``, ``label``, ``answered`` (by name), ``right``.
+        """Store a true label; returns ``model``, ``label``, ``answered`` (by name), ``right``.
 
         Raises:
-            NotFound: no log is kept, or no process knows the image.
+            NotFound: there is no log, or no process knows the image.
             InvalidOption: the model has no such class.
             Busy: too many wait to be written.
         """
         if self._log is None:
-            raise NotFound("no request is known: LOWFIRST_SAMPLE_LOG is unset", field="request_id", value=request_id)
+            raise NotFound("no requests are logged: LOWFIRST_SAMPLE_LOG is unset", field="request_id", value=request_id)
         found = self._take(request_id, index, label)
         if found is None:
             told = await self._siblings.others(KIND, [request_id, index, label])
             found = next(iter(told), None)
         if found is None:
             raise NotFound(
-                f"request_id is {request_id!r}, index {index}; it is none of the latest {MOST} images that each "
+                f"request_id is {request_id!r}, index {index}; it is not among the latest {MOST} images that each "
                 "process has logged",
                 field="request_id",
                 value=request_id,
@@ -64,9 +64,9 @@ class Feedback:
         return found
 
     async def labelled(self, model: str) -> tuple[Mapping[str, int], Mapping[str, int]] | None:
-        """Of ``name/version``, by exit: images whose truth was told, of these those that were answered rightly.
+        """Images of ``name/version`` with feedback, and those with a right answer; both by exit.
 
-        Of all processes; None where no log is kept.
+        Counts are of all processes; None without a log.
         """
         if self._log is None:
             return None
@@ -88,7 +88,7 @@ class Feedback:
         known.was_right = is_right
 
     def _take(self, request_id: str, index: int, label: Label) -> dict[str, Any] | None:
-        """What ``take`` gives, or what a label must be; None where this process does not know the image."""
+        """The result of ``take``, or the allowed labels; None if this process does not know the image."""
         known = None if self._log is None else self._log.known.find(request_id, index)
         if self._log is None or known is None:
             return None

@@ -1,8 +1,8 @@
 """The live tables of all processes of a server, and thresholds that follow them.
 
-The first process looks every ``FOLLOW_SECONDS``, solves again what was asked with the live table, and tells the others,
-so that all decide by one threshold. What is followed is this server's: others that share its config follow their own
-traffic, from the threshold on that was solved when it was asked for.
+The first process checks the traffic every ``FOLLOW_SECONDS``, solves the goal with the live table, and informs the
+others, so that all use one threshold. Each server follows its own traffic: others that share its config start from the
+threshold that was solved when the goal was set.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ FOLLOW_SECONDS = 2.0
 
 
 class Following:
-    """Follows the traffic of every model that is served. All methods in one event loop.
+    """Follows the traffic of every served model. All methods run in one event loop.
 
     Args:
-        models: whose traffic it is.
+        models: the served models.
         siblings: the other processes.
-        metrics: where drift and lost promises are told, by the first process alone.
-        audit_probability: with which images that exit are audited.
+        metrics: drift and lost promises, set only by the first process.
+        audit_probability: probability that an exited image is audited.
         clock: seconds since 1970.
     """
 
@@ -61,7 +61,7 @@ class Following:
         siblings.answer("standing", self._stand)
 
     async def start(self) -> None:
-        """Take over what the other processes follow; in the first one, look from now on."""
+        """Take over the state of the other processes; in the first one, check from now on."""
         for told in await self._siblings.others("standing"):
             self._take(told)
         await self._look()
@@ -69,15 +69,15 @@ class Following:
             self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         await end(self._task)
 
     def drift_of(self, engine: Engine) -> Drift | None:
-        """How the traffic differed at the last look; None before it, or without a calibration table."""
+        """Drift at the last check; None before it, or without a calibration table."""
         return self._drifts.get(engine.spec.reference)
 
     async def table(self, engine: Engine, goal: Goal | None = None, value: float = 0.0) -> tuple[LiveTable, Done]:
-        """Of the latest traffic of all processes, as many images as a goal takes; and what was done lately."""
+        """Recent traffic of all processes, as many images as a goal needs, and recent totals."""
         count = WINDOW if goal is None else window(goal, value)
         others = await self._siblings.others("traffic", [engine.spec.reference, count])
         seen = [*engine.recent.drawn(count), *(_seen(*each) for told in others for each in told["drawn"])]
@@ -90,17 +90,17 @@ class Following:
         live = await asyncio.to_thread(
             LiveTable.of, drawn, passed, engine.spec.mmacs, predictor.runtime, predictor.precision
         )
-        is_complete = len(others) >= self._siblings.ready - 1  # a busy process must not look like images that are gone
+        is_complete = len(others) >= self._siblings.ready - 1  # images of a busy process must not look lost
         return replace(live, is_complete=is_complete), lately
 
     async def solve(self, engine: Engine, asked: ThresholdConfig) -> float:
-        """The threshold that the latest traffic gives. Raises InvalidOption: it cannot tell, saying what it takes."""
+        """The threshold for recent traffic. Raises InvalidOption if it cannot be solved yet, saying what is missing."""
         live, lately = await self.table(engine, asked.goal, asked.value)
         check_follows(asked.goal, asked.value, live, self._audit_probability)
         return solve_live(asked, live, costs_now(engine, asked.goal, live, lately))
 
     async def ask(self, engine: Engine, asked: ThresholdConfig) -> None:
-        """Follow what was asked just now, in every process, before the first one looks."""
+        """Follow a new goal in every process, before the first process checks."""
         self._begin(engine, asked)
         if asked.table == "live":
             own = {name: told for name, told in self._stand(None).items() if name == engine.spec.reference}
@@ -117,8 +117,8 @@ class Following:
             try:
                 await self._look()
                 await self._siblings.others("followed", self._stand(None))
-            except Exception:  # the next look may succeed; what is in force stays
-                logger.exception("the traffic could not be followed")
+            except Exception:  # the next check may succeed; the threshold in force stays
+                logger.exception("following the traffic failed")
 
     async def _look(self) -> None:
         for engine in self._models:
@@ -164,14 +164,14 @@ class Following:
         reference, count = body
         try:
             engine = self._models.find(reference)
-        except NotFound:  # the others are a moment ahead
+        except NotFound:  # the clocks of the others may be slightly ahead
             return None
         drawn = [[each.when, each.confidences, each.answers, each.probability] for each in engine.recent.drawn(count)]
         lately = engine.periods.lately(BUDGET_IMAGES)
         return {"drawn": drawn, "passed": asdict(engine.passed()), "lately": asdict(lately)}
 
     def _stand(self, _: Any) -> dict[str, Any]:
-        """What is known here, for the other processes."""
+        """The state of this process, for the others."""
         return {
             engine.spec.reference: {
                 "followed": None
@@ -193,10 +193,10 @@ class Following:
 
 
 def costs_now(engine: Engine, goal: Goal, live: LiveTable, lately: Done) -> tuple[float, ...]:
-    """What each stage alone costs an image, in the unit of a budget.
+    """Cost of each stage alone per image, in the unit of a budget.
 
-    Milliseconds are as many times those measured at the start as images took lately: batches may be smaller than the
-    best, and the machine busier.
+    Milliseconds are those measured at start-up times the ratio of recent to predicted time: batches may be smaller than
+    the best, and the machine busier.
     """
     costs = engine.costs(goal)
     if goal != "max_mean_ms" or lately.computed < BUDGET_IMAGES or live.missing(goal, 0.0) is not None:

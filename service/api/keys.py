@@ -1,4 +1,4 @@
-"""Who may do what: one guard before every route, and what OpenAPI says of it."""
+"""Access control: one guard before every route, and its description in OpenAPI."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCHEMES = {
 
 
 class Keys:
-    """The keys of a server, and what they allow. The admin key allows whatever the API key does."""
+    """The keys of a server, and what they allow. The admin key allows everything that the API key does."""
 
     def __init__(self, settings: Settings) -> None:
         self._api = _bytes(settings.api_key)
@@ -45,11 +45,11 @@ class Keys:
 
     @property
     def refuse_changes(self) -> bool:
-        """Whether no key at all allows a change."""
+        """Whether no key allows a change."""
         return self._admin is None and not self._changes_are_free
 
     def needed(self, method: str, path: str) -> Need:
-        """The key that a request needs. A path that nobody knows needs one too."""
+        """The key that a request needs. An unknown path needs one too."""
         if method in CHANGING or (is_under(path, "/config") and method not in READING):
             return "nothing" if self._changes_are_free else "admin"
         if is_under(path, METRICS) and self._metrics_need_a_key:
@@ -58,7 +58,7 @@ class Keys:
         return "nothing" if is_open or self._api is None else "api"
 
     def refusal(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> LowfirstError | None:
-        """Why a request is refused; None when it is not."""
+        """Why a request is refused; None if it is not."""
         needed = self.needed(method, path)
         if needed == "nothing":
             return None
@@ -75,7 +75,7 @@ class Keys:
 
 
 class Guard:
-    """ASGI middleware: what ``keys`` refuse is answered by ``on_error`` and goes no further."""
+    """ASGI middleware: requests refused by ``keys`` are answered by ``on_error``."""
 
     def __init__(self, app: ASGIApp, keys: Keys, on_error: Callable[[Request, Exception], Awaitable[Response]]) -> None:
         self.app = app
@@ -83,7 +83,7 @@ class Guard:
         self.on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         refusal = None
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -96,7 +96,7 @@ class Guard:
 
 
 def document(app: FastAPI, keys: Keys) -> None:
-    """Make OpenAPI tell which routes of ``app`` need a key."""
+    """Describe in OpenAPI which routes of ``app`` need a key."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -112,12 +112,12 @@ def document(app: FastAPI, keys: Keys) -> None:
 
 
 def is_under(path: str, prefix: str) -> bool:
-    """Whether ``path`` is ``prefix`` or goes on from it."""
+    """Whether ``path`` is ``prefix`` or below it."""
     return path == prefix or path.startswith(prefix + "/")
 
 
 def _given(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The key in a request's headers: of two ``X-API-Key``, since ``Authorization`` may be for a proxy."""
+    """The key in a request's headers; ``X-API-Key`` comes first, because ``Authorization`` may be for a proxy."""
     found = None
     for name, value in headers:
         if name == b"x-api-key":

@@ -1,4 +1,4 @@
-"""Bodies of answers about the traffic of today: its table, its drift, and what follows it."""
+"""Schemas of live traffic: its calibration table, its drift, and the threshold that follows it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from service.state.base import Goal, Table
 
 
 class ChangeAnswer(BaseModel):
-    """One move of a threshold that follows the traffic."""
+    """One change of a threshold that follows the traffic."""
 
     at: datetime
-    before: float | None = Field(description="Null of the first.")
+    before: float | None = Field(description="Null for the first change.")
     after: float
     why: str
 
@@ -27,13 +27,13 @@ class ChangeAnswer(BaseModel):
 class FollowedAnswer(BaseModel):
     """How a threshold follows the traffic of this server."""
 
-    since: datetime = Field(description="When it was moved last.")
-    lost: str | None = Field(description="Why what was asked cannot be kept now; null where it is.")
-    changes: list[ChangeAnswer] = Field(description="The latest 50, the oldest first; the log has all.")
+    since: datetime = Field(description="Time of the last change.")
+    lost: str | None = Field(description="Why the goal cannot be reached now; null if it can.")
+    changes: list[ChangeAnswer] = Field(description="The latest 50 changes, oldest first; the log has all.")
 
     @staticmethod
     def of(followed: Followed | None) -> FollowedAnswer | None:
-        """As a body; None where nothing is followed."""
+        """Convert; None if nothing is followed."""
         if followed is None:
             return None
         changes = [_change(change) for change in followed.changes]
@@ -47,33 +47,35 @@ def _change(change: Change) -> ChangeAnswer:
 
 
 class ComparisonAnswer(BaseModel):
-    """One two-sample test of live images against the calibration's."""
+    """One two-sample test of live images against the calibration images."""
 
-    of: str = Field(description="exit_rate, confidence (of the first stage), agreement, or classes (of the last).")
+    of: str = Field(
+        description="exit_rate, confidence (of the first stage), agreement, or classes (of the last stage)."
+    )
     test: str
-    images: int = Field(description="Live ones.")
-    stored: float | None = Field(description="The share compared, where it is one.")
+    images: int = Field(description="Number of live images.")
+    stored: float | None = Field(description="The compared share, if the test compares shares.")
     live: float | None
-    p_value: float | None = Field(description="Null of too few images, or where the stored table does not tell.")
-    differs: bool | None = Field(description="Whether p_value is below the level of each test.")
-    untested: str | None = Field(None, description="Why there is no p_value, and what gives one; null where there is.")
+    p_value: float | None = Field(description="Null with too few images, or if the stored table lacks the data.")
+    differs: bool | None = Field(description="Whether p_value is below level_of_each.")
+    untested: str | None = Field(None, description="Why there is no p_value, and how to get one; null if there is one.")
 
 
 class DriftAnswer(BaseModel):
-    """Whether today's images are like those of the calibration."""
+    """Whether live images differ from the calibration images."""
 
-    differs: bool | None = Field(description="Whether any test says that they are not; null where none could be made.")
-    notice: str | None = Field(description="The same in words; null where they are alike.")
+    differs: bool | None = Field(description="Whether any test finds a difference; null if no test was possible.")
+    notice: str | None = Field(description="The result in words; null without a difference.")
     level: float = Field(
-        description="Probability that images that are alike are said not to be, by all tests together."
+        description="Probability that a difference is reported although there is none, over all tests."
     )
-    level_of_each: float = Field(description="The part of it that each test has (Bonferroni).")
+    level_of_each: float = Field(description="The same for each test (Bonferroni).")
     threshold: float
     tests: list[ComparisonAnswer]
 
     @staticmethod
     def of(drift: Drift | None) -> DriftAnswer | None:
-        """As a body; None where nothing was compared."""
+        """Convert; None if nothing was compared."""
         if drift is None:
             return None
         tests = [
@@ -103,8 +105,10 @@ class RowAnswer(BaseModel):
     """Counts at one threshold."""
 
     threshold: float
-    ends: list[int] = Field(description="Images that end at each stage; they sum to the table's.")
-    disagreements: int = Field(description="Images that end early with another answer than the last stage's.")
+    ends: list[int] = Field(
+        description="Images that end at each stage; their sum is the number of images in the table."
+    )
+    disagreements: int = Field(description="Images that exit early with another answer than that of the last stage.")
     agreement: float | None
     agreement_at_least: float = Field(description="Bound at 95 % confidence (Clopper-Pearson).")
 
@@ -117,7 +121,7 @@ class TableAnswer(BaseModel):
 
     @staticmethod
     def of(calibration: Calibration) -> TableAnswer:
-        """As a body."""
+        """Convert."""
         table: CalibrationTable = calibration.table
         rows = [
             RowAnswer(
@@ -136,27 +140,27 @@ class LiveAnswer(BaseModel):
     """The table of live traffic beside the stored one."""
 
     model: str
-    threshold: float = Field(description="In force.")
+    threshold: float = Field(description="Threshold in force.")
     goal: Goal
     value: float
-    table: Table = Field(description="What the goal is held by.")
-    images: int = Field(description="Drawn images that the live table counts.")
-    window: int = Field(description="The most that it counts: the latest.")
-    stands_for: float = Field(description="Images that the drawn ones stand for: 1 / probability of each, summed.")
+    table: Table = Field(description="Table that solves the goal.")
+    images: int = Field(description="Sampled images in the live table.")
+    window: int = Field(description="Most images in the live table; older ones are dropped.")
+    stands_for: float = Field(description="Images that the samples represent: the sum of 1 / sampling probability.")
     drawn_per_second: float | None
     adapts_in_seconds: float | None = Field(
-        description="How long a shift of the traffic takes to fill the table, at that rate; null where it is unknown."
+        description="Time in which new samples replace the whole table at the current rate; null if unknown."
     )
-    exit_rate: float | None = Field(description="Of the latest images, drawn or not, at the threshold.")
-    exit_rate_interval: tuple[float, float] | None = Field(description="Where it lies with 95 % confidence.")
+    exit_rate: float | None = Field(description="Exit rate of the latest images at this threshold, sampled or not.")
+    exit_rate_interval: tuple[float, float] | None = Field(description="Two-sided 95 % interval of the exit rate.")
     live: TableAnswer
     stored: TableAnswer | None
     drift: DriftAnswer | None
-    followed: FollowedAnswer | None = Field(description="Where the threshold follows the traffic; else null.")
+    followed: FollowedAnswer | None = Field(description="Set if the threshold follows the traffic, otherwise null.")
 
 
 def exit_rate_of(live: LiveTable) -> tuple[float | None, tuple[float, float] | None]:
-    """Of the latest images at the threshold in force, and its interval; None without any."""
+    """Exit rate of the latest images at the threshold in force, and its interval; None without images."""
     passed = live.passed
     if not passed.images:
         return None, None
@@ -164,7 +168,7 @@ def exit_rate_of(live: LiveTable) -> tuple[float | None, tuple[float, float] | N
 
 
 class PeriodState(BaseModel):
-    """What was done in a time; null where nothing was."""
+    """Totals of a period; null without images."""
 
     seconds: float
     images: int
@@ -175,7 +179,7 @@ class PeriodState(BaseModel):
 
     @staticmethod
     def of(totals: Done) -> PeriodState:
-        """As a body."""
+        """Convert."""
         images = totals.images
         return PeriodState(
             seconds=totals.seconds,

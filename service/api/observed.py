@@ -1,4 +1,4 @@
-"""What this server does, told as of one however many processes it has."""
+"""Monitoring of this server as a whole, over all its processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
 from service.processes.siblings import Siblings
 
-# How many latencies a process tells of; where it has more, some stand for several.
+# Most latencies that a process reports; if it has more, some represent several.
 POINTS = 2000
 
 ADDED = [each.name for each in fields(Totals) if each.name != "idle_seconds"]
@@ -29,17 +29,17 @@ ADDED = [each.name for each in fields(Totals) if each.name != "idle_seconds"]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process did of a model's work.
+    """Counts of one process for one model.
 
     Attributes:
-        images, exited, mmacs: since the start: answered; of these before the last stage; computed for all.
-        computed, seconds: since the start: images that were not cached; compute for them.
-        single_scale_seconds: that the single-scale network would have taken for them; None where it was not measured.
+        images, exited, mmacs: since the start: answered; of these exited early; million multiply-adds of all.
+        computed, seconds: since the start: images that were not cached; compute time for them.
+        single_scale_seconds: time that the single-scale network would have taken for them; None if it was not measured.
         per_second: images, in the last minute.
-        latencies: seconds in the last minute, each with how many answers it stands for.
-        effective_threshold, images_in_flight, bytes_in_flight: now. ``waiting``: for each stage, by its name.
+        latencies: seconds in the last minute, each with the number of answers it represents.
+        effective_threshold, images_in_flight, bytes_in_flight: now. ``waiting``: for each stage, by name.
         audited, disagreements, exit_rate, promised, budget: see ``Audit``.
-        last_minute, since_change: what was done then.
+        last_minute, since_change: totals of these periods.
     """
 
     images: int
@@ -64,7 +64,7 @@ class Share:
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Share:
-        """What ``asdict`` made, once it went through JSON."""
+        """Inverse of ``asdict``, after JSON."""
         own = {name: Done(**told[name]) for name in ("last_minute", "since_change")}
         return cls(**{**told, **own, "budget": _budget(told)})
 
@@ -77,7 +77,7 @@ class Observed:
     """Asks the other processes and adds this one.
 
     Args:
-        shared: the metrics of all; None where this process is the only one.
+        shared: the metrics of all; None if this is the only process.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class Observed:
         return self._shared.exposition()
 
     async def shares(self, engine: Engine) -> list[Share]:
-        """Of every process that serves the same model, this one's first."""
+        """Counts of every process that serves the same model, this one's first."""
         others = await self._siblings.others("share", engine.spec.reference)
         return [self._share(engine), *(Share.of_json(told) for told in others)]
 
     async def totals(self, engine: Engine) -> Totals:
-        """Of all processes that serve the same model, together."""
+        """Sum over all processes that serve the same model."""
         others = await self._siblings.others("totals", engine.spec.reference)
         return together([engine.totals(), *(Totals(**told) for told in others)])
 
@@ -135,7 +135,7 @@ class Observed:
     def _totals_told(self, reference: str) -> dict[str, Any] | None:
         try:
             return asdict(self._models.find(reference).totals())
-        except NotFound:  # the others are a moment ahead
+        except NotFound:  # the clocks of the others may be slightly ahead
             return None
 
     def _sampled(self, _: Any) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Observed:
     def _told(self, reference: str) -> dict[str, Any] | None:
         try:
             return asdict(self._share(self._models.find(reference)))
-        except NotFound:  # the others are a moment ahead
+        except NotFound:  # the clocks of the others may be slightly ahead
             return None
 
     def _share(self, engine: Engine) -> Share:
@@ -179,16 +179,16 @@ def _ends_at(engine: Engine, threshold: float) -> tuple[int, ...]:
 
 
 def together(totals: Sequence[Totals]) -> Totals:
-    """Those of several processes as those of one."""
+    """Sum over several processes."""
     idle = [each.idle_seconds for each in totals if each.idle_seconds is not None]
     sums = {name: sum(getattr(each, name) for each in totals) for name in ADDED}
     return Totals(**sums, idle_seconds=min(idle, default=None))
 
 
 def thinned(ordered: Sequence[float], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most ``most`` values that stand for ``ordered``, each with how many it stands for.
+    """At most ``most`` values that represent ``ordered``, each with the number it represents.
 
-    The largest half of them are themselves, for the sake of p99; of the others each is the middle of an equal part.
+    The largest half of them are exact, for the sake of p99; each other one is the middle of an equal part.
     """
     if len(ordered) <= most:
         return [(seconds, 1) for seconds in ordered]
@@ -199,7 +199,7 @@ def thinned(ordered: Sequence[float], most: int = POINTS) -> list[tuple[float, f
 
 
 def pooled(audits: Sequence[Audit], images: Sequence[int] | None = None) -> Audit:
-    """The audits of several processes as those of one; ``images`` that each answered weigh their exit rates."""
+    """The audits of several processes as one; exit rates are weighted by ``images``."""
     weights = [min(each, CONFIDENCES) for each in images] if images is not None else [1] * len(audits)
     first = audits[0]
     exit_rate = first.exit_rate
@@ -224,7 +224,7 @@ def _pooled_budget(budgets: Sequence[Budget | None]) -> Budget | None:
 
 
 def periods(shares: Sequence[Share]) -> tuple[Done, Done]:
-    """What all did in the last minute, and since the threshold was moved last."""
+    """Totals of all in the last minute, and since the last change of the threshold."""
     return (
         reduce(Done.beside, [each.last_minute for each in shares]),
         reduce(Done.beside, [each.since_change for each in shares]),
@@ -232,13 +232,13 @@ def periods(shares: Sequence[Share]) -> tuple[Done, Done]:
 
 
 def audit_of(shares: Sequence[Share]) -> Audit:
-    """Of all shares."""
+    """The audit over all processes."""
     audits = [Audit(each.audited, each.disagreements, each.exit_rate, each.promised, each.budget) for each in shares]
     return pooled(audits, [each.images for each in shares])
 
 
 def time_spent(shares: Sequence[Share]) -> TimeSpent:
-    """Compute since the start, of all shares."""
+    """Compute time since the start, over all processes."""
     single = [each.single_scale_seconds for each in shares if each.single_scale_seconds is not None]
     return TimeSpent(
         sum(each.computed for each in shares),

@@ -1,4 +1,4 @@
-"""A port of this process's own, beside the one that a load balancer or Ray Serve spreads requests over."""
+"""A port for this process only, beside the one that a load balancer or Ray Serve distributes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CLOSE_SECONDS = 1
 
 
 def bind_own(host: str, port: int) -> tuple[socket.socket, str]:
-    """A listener, and its address as others know it.
+    """A listener, and its public address.
 
     Raises:
-        InvalidOption: no port that can be listened on, or an address that tells others nothing.
+        InvalidOption: the port cannot be used, or the address is of no use to others.
     """
     if _is_any(host):
         raise InvalidOption(HOST, host, "the one address of this machine that Prometheus reaches")
@@ -29,13 +29,13 @@ def bind_own(host: str, port: int) -> tuple[socket.socket, str]:
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server((where[0], port), family=family)
     except OSError as error:
-        raise InvalidOption(PORT, port, f"one that can be listened on at {host} ({error.strerror})") from error
+        raise InvalidOption(PORT, port, f"a free port at {host} ({error.strerror})") from error
     name = f"[{host}]" if ":" in host else host
     return listener, f"{name}:{listener.getsockname()[1]}"
 
 
 class HandedPort:
-    """``app`` answers at ``address``, where the parent of several processes listens and hands connections to them."""
+    """``app`` answers at ``address``, where the parent of several processes listens and hands over connections."""
 
     def __init__(self, app: ASGIApp, address: str) -> None:
         self.app = app
@@ -77,7 +77,7 @@ class OwnPort:
 
 
 class _Beside(uvicorn.Server):
-    """Leaves signals to the server it runs beside."""
+    """Leaves signals to the main server."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ Element = str | bool | int | float
 
 
 class Scalar(NamedTuple):
-    """An output with one element an image."""
+    """An output with one element per image."""
 
     datatype: Datatype
     of: Callable[[Answer], Element]
@@ -41,33 +41,33 @@ OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
 
 
 def _flat(data: Any) -> Any:
-    """The elements of a tensor of shape [N, 1], which may stand in nested lists, in the order of memory."""
+    """The elements of a tensor of shape [N, 1], possibly in nested lists, in memory order."""
     if isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [element for row in data for element in row]
     return data
 
 
 def _as_text(id_: Any) -> Any:
-    """Triton takes whole numbers for ids, too, and gives them back as strings."""
+    """Convert an id to text: Triton also accepts integers as ids, and returns them as strings."""
     is_number = isinstance(id_, int) and not isinstance(id_, bool)
     return str(id_) if is_number and 0 <= id_ <= MOST_ID else id_
 
 
 class _Strict(BaseModel):
-    """A body that may hold nothing it does not know, and converts nothing."""
+    """A body without unknown fields and without type conversion."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class InputParameters(_Strict):
-    """How an input's data comes."""
+    """How an input's data is sent."""
 
-    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor, which follow the JSON.")
-    content_type: Literal["base64"] | None = Field(None, description="How `data` is written; it is so in any case.")
+    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor that follow the JSON.")
+    content_type: Literal["base64"] | None = Field(None, description="Encoding of `data`; always base64.")
 
 
 class InferInput(_Strict):
-    """The images: `shape` is [N] or [N, 1]; either `data` or the parameter `binary_data_size` is given."""
+    """The images: `shape` is [N] or [N, 1]; either `data` or the parameter `binary_data_size` is required."""
 
     name: Literal["image"]
     datatype: Literal["BYTES"]
@@ -77,32 +77,38 @@ class InferInput(_Strict):
 
 
 class OutputParameters(_Strict):
-    """How an output is wanted."""
+    """How an output is returned."""
 
-    binary_data: bool | None = Field(None, description="After the JSON, rather than in it.")
+    binary_data: bool | None = Field(None, description="Whether the output follows the JSON as binary data.")
     classification: int | None = Field(
-        None, ge=1, description='Of `probabilities`: so many labels instead, as "score:index:label".'
+        None, ge=1, description='For `probabilities`: return this many labels instead, as "score:index:label".'
     )
 
 
 class RequestedOutput(_Strict):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: OutputName
     parameters: OutputParameters | None = None
 
 
 class RequestParameters(_Strict):
-    """What is wanted of all the images."""
+    """Parameters for all images of the request."""
 
     threshold: Share | None = Field(None, description="Threshold for this request only.")
     deadline_ms: float | None = Field(
-        None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
+        None,
+        gt=0,
+        le=3_600_000,
+        allow_inf_nan=False,
+        description="Deadline, counted from the arrival of the request's head.",
     )
     timeout: int | None = Field(
-        None, gt=0, le=3_600_000_000, description="The same in microseconds, as Triton's clients name it."
+        None, gt=0, le=3_600_000_000, description="The deadline in microseconds (Triton's name for it)."
     )
-    binary_data_output: bool = Field(False, description="Every output that does not say otherwise after the JSON.")
+    binary_data_output: bool = Field(
+        False, description="Whether outputs without their own setting follow the JSON as binary data."
+    )
 
 
 REQUEST: JsonDict = {
@@ -117,23 +123,23 @@ class InferRequest(_Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [REQUEST]})
 
     id: Annotated[str, BeforeValidator(_as_text, str | WholeNumber)] | None = Field(
-        None, description="Given back with the answer, as a string."
+        None, description="Returned in the answer, as a string."
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1)
     outputs: list[RequestedOutput] | None = Field(
-        None, max_length=len(OUTPUTS), description="Unset or empty: every one, as /v2/models/{model} lists them."
+        None, max_length=len(OUTPUTS), description="Missing or empty: all outputs, as listed by /v2/models/{model}."
     )
     parameters: RequestParameters | None = None
 
 
 class BinaryData(BaseModel):
-    """Where an output that follows the JSON ends."""
+    """End of an output in the binary data after the JSON."""
 
     binary_data_size: int
 
 
 class OutputTensor(BaseModel):
-    """An output, the images' order kept: in `data`, or after the JSON."""
+    """An output in the order of the images: in `data`, or after the JSON."""
 
     name: str
     datatype: Datatype
@@ -143,18 +149,18 @@ class OutputTensor(BaseModel):
 
 
 class AnswerParameters(BaseModel):
-    """One image's outputs again, as plain values; of several, what sums them up."""
+    """Outputs of one image as plain values; for several images their summary."""
 
-    exit: str = Field(description="The furthest stage that any of the images took.")
-    confidence: float = Field(description="The least.")
-    threshold: float = Field(description="The least.")
-    mmacs: float = Field(description="The sum.")
-    degraded: bool = Field(description="Whether any is.")
-    config_version: int = Field(description="The oldest.")
+    exit: str = Field(description="The last stage that any image reached.")
+    confidence: float = Field(description="The lowest of all images.")
+    threshold: float = Field(description="The lowest of all images.")
+    mmacs: float = Field(description="The sum over all images.")
+    degraded: bool = Field(description="Whether any answer is degraded.")
+    config_version: int = Field(description="The oldest of all images.")
 
     @classmethod
     def of(cls, answers: list[Answer]) -> AnswerParameters:
-        """Of one answer or more."""
+        """Summarise one or more answers."""
         return cls(
             exit=max(answers, key=lambda answer: answer.stage).exit,
             confidence=min(answer.confidence for answer in answers),
@@ -194,7 +200,7 @@ class ModelMetadata(BaseModel):
 
     @classmethod
     def of(cls, name: str, version: int, classes: int) -> ModelMetadata:
-        """A model of so many classes."""
+        """Describe a model with this many classes."""
         scalars = [TensorMetadata(name=key, datatype=SCALARS[key].datatype, shape=[-1]) for key in SCALARS]
         return cls(
             name=name,

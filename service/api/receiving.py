@@ -1,4 +1,4 @@
-"""A request's body, bounded while it comes."""
+"""Reads a request's body, with limits."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ NOW = 0.0  # on an event loop's clock, a time that is over
 
 
 def whole_number(text: str) -> int | None:
-    """The number that a header's digits are; None if they are none, or more than anything here can count."""
+    """The number in a header; None if it has other characters than digits, or too many."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """The whole body.
+    """Read the complete body.
 
-    What came of it counts as bytes in flight until it is whole. What is announced takes no room.
+    Received bytes count as bytes in flight until the body is complete. Announced bytes do not.
 
     Raises:
-        UnsupportedBody: it is compressed, which could grow beyond any limit and would gain an image nothing.
+        UnsupportedBody: it is compressed, which could exceed any limit and would not shrink an image.
         ImageTooLarge: it exceeds ``limit`` bytes, as soon as that is known.
-        BadRequest: Content-Length is no number, or it stops to be HTTP.
+        BadRequest: Content-Length is not a number, or the body is not valid HTTP.
         RequestTimeout: it is not complete in time (``receive_timeout_seconds``).
-        Busy: bodies that are whole, or those of others that hold less, need its room.
-        ClientLeft: before it was complete.
+        Busy: complete bodies, or those of clients that hold less, need its room.
+        ClientLeft: the client disconnected before it was complete.
     """
     _check_head(request, limit)
     parts = parts_of(request)
@@ -69,13 +69,13 @@ async def read(request: Request, limit: int) -> bytes:
 
 
 def _stop(timeout: asyncio.Timeout) -> None:
-    """End the wait that ``timeout`` bounds."""
+    """End the wait limited by ``timeout``."""
     if not timeout.expired():
         timeout.reschedule(NOW)
 
 
 async def _has_more(request: Request, chunks: list[bytes]) -> bool:
-    """Add the next piece of the body; whether it is not the last."""
+    """Add the next piece of the body; returns whether more will follow."""
     message = await request.receive()
     if message["type"] == "http.disconnect":
         raise ClientLeft
@@ -87,7 +87,7 @@ async def _has_more(request: Request, chunks: list[bytes]) -> bool:
 
 
 def _check_head(request: Request, limit: int) -> None:
-    """What can be told before any of the body is read. Raises as ``read``."""
+    """Check the head before the body is read. Raises as ``read``."""
     headers = request.headers
     encoding = headers.get("content-encoding", IDENTITY)
     if encoding.lower() != IDENTITY:

@@ -1,4 +1,4 @@
-"""What is known of a request before any route runs: its id, its arrival; and what is told of it when it ends."""
+"""Context of a request before any route runs: its id, its arrival; and its log line and counters afterwards."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from service.metrics import Metrics
 HEADER = b"x-request-id"
 UNKNOWN_ROUTE = "unknown"
 ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-CUT = "graceful shutdown exceeded"  # in uvicorn's message to the tasks that it cancels
+CUT = "graceful shutdown exceeded"  # in uvicorn's message to cancelled tasks
 
 Respond = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class RequestContext:
-    """ASGI middleware: takes or makes an ``X-Request-ID``, notes the arrival, counts the answer, logs it at debug.
+    """ASGI middleware: sets the ``X-Request-ID`` and the arrival, counts the answer, logs it at debug level.
 
-    ``on_error`` answers errors that no handler knows: Starlette would, but outside of here, uncounted and
-    without the id in its headers. ``on_stop`` answers what is cut when the drain timeout is over: uvicorn would,
-    in words of its own.
+    ``on_error`` answers errors without a handler. Starlette would do so outside of this middleware, uncounted and
+    without the id in the headers. ``on_stop`` answers requests that the drain timeout cuts off; uvicorn would use its
+    own message.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, on_error: Respond, on_stop: Respond) -> None:
@@ -44,7 +44,7 @@ class RequestContext:
         self.on_stop = on_stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, partial(_send_quietly, send))
             return
@@ -52,7 +52,7 @@ class RequestContext:
         id_ = _given_id(scope) or new_id()
         name = id_.decode()
         scope["state"] = {**scope.get("state", {}), "arrival": arrival, "request_id": name}
-        current_request.set(name)  # each request is a task of its own, so nothing is to be set back
+        current_request.set(name)  # each request is a task of its own, so nothing has to be reset
         code = 0
 
         async def send_counted(message: Message) -> None:
@@ -65,7 +65,7 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_counted)
         except Exception as error:
-            if code:  # the answer has begun
+            if code:  # the answer has already begun
                 raise
             response = await self.on_error(Request(scope), error)
             await response(scope, receive, send_counted)
@@ -84,14 +84,15 @@ class RequestContext:
 
 
 async def _send_quietly(send: Send, message: Message) -> None:
-    """Starlette tells the traceback of whatever stops the start; an error of ours is told by who started the server."""
+    """Starlette logs the traceback of an exception at start-up; for our errors the caller prints the message
+    instead."""
     if message["type"] == "lifespan.startup.failed" and isinstance(sys.exception(), LowfirstError):
         message = {**message, "message": ""}
     await send(message)
 
 
 def _log(method: str, route: str, code: int, seconds: float) -> None:
-    """The route, not the address: what a client wrote there is its own."""
+    """Log the route instead of the address, which belongs to the client."""
     ms = round(1e3 * seconds, 3)
     told = {"method": method, "route": route, "code": code, "ms": ms}
     logger.debug("%s %s %d in %s ms", method, route, code, ms, extra=told)

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: what all share, images, feedback and errors."""
+"""Schemas of requests and answers: shared types, images, feedback and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
-    """A body that may hold nothing it does not know."""
+    """A body without unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,27 +45,34 @@ ANSWER: JsonDict = {
 
 
 class ClassifyQuery(Strict):
-    """What a request wants of its images."""
+    """Options of a classification request."""
 
-    top_k: int | None = Field(None, ge=1, description="Labels to give, unset: 5; all if there are fewer.")
-    threshold: Share | None = Field(None, description="Threshold for this request only.")
+    top_k: int | None = Field(None, ge=1, description="Number of labels; default 5, at most all.")
+    threshold: Share | None = Field(None, description="The threshold that the confidence was compared with.")
     deadline_ms: float | None = Field(
-        None, gt=0, le=3_600_000, allow_inf_nan=False, description="From the request's head to its answer."
+        None,
+        gt=0,
+        le=3_600_000,
+        allow_inf_nan=False,
+        description="Deadline, counted from the arrival of the request's head.",
     )
-    model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
-    passes: bool = Field(False, description="Tell what each pass that ran says; costs no compute.")
+    model: str | None = Field(None, description="A served model, name or name/version; default: the first.")
+    passes: bool = Field(
+        False,
+        description="Also return what each stage that ran predicted; costs no compute.",
+    )
 
 
 class FeedbackBody(Strict):
-    """What an image shows."""
+    """The true label of an image."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": "a1", "label": "church"}]})
 
-    request_id: str = Field(min_length=1, max_length=128, description="Of the answer.")
+    request_id: str = Field(min_length=1, max_length=128, description="Request id of the answer.")
     label: Annotated[str, Field(strict=True, max_length=MOST_LABEL)] | Annotated[int, Field(strict=True)] = Field(
-        description="The true class of the model that answered: its name, or its index."
+        description="The true class, by name or index in the model that answered."
     )
-    index: int = Field(0, ge=0, strict=True, description="Which image of a request of several.")
+    index: int = Field(0, ge=0, strict=True, description="Position of the image in a request with several images.")
 
     @field_validator("label", mode="before")
     @classmethod
@@ -78,7 +85,7 @@ class FeedbackBody(Strict):
 
 
 class FeedbackAnswer(BaseModel):
-    """It is logged. ``right``: whether the model had answered so."""
+    """Confirmation that feedback is stored; ``right``: whether the model's answer was right."""
 
     model: str
     label: str
@@ -87,13 +94,13 @@ class FeedbackAnswer(BaseModel):
 
 
 class ModelQuery(Strict):
-    """Which model a request is about."""
+    """The model that a request is about."""
 
-    model: str | None = Field(None, description="A served model, name or name/version; unset: the first.")
+    model: str | None = Field(None, description="A served model, name or name/version; default: the first.")
 
 
 class PreviewQuery(ModelQuery):
-    """Which threshold to look at."""
+    """The threshold to preview."""
 
     threshold: Share
 
@@ -101,7 +108,7 @@ class PreviewQuery(ModelQuery):
 class JsonImage(Strict):
     """The JSON form of one image."""
 
-    image: str = Field(description="The encoded image in base64, or a data URI of it.", examples=[RED_SQUARE])
+    image: str = Field(description="The encoded image in base64, or as a data URI.", examples=[RED_SQUARE])
 
 
 class RankedLabel(BaseModel):
@@ -127,22 +134,25 @@ class ClassifyAnswer(BaseModel):
     label: str
     score: float
     top_k: list[RankedLabel]
-    exit: str = Field(description="The stage that answers: `low` or `high` of a model with two.")
-    reason: Reason = Field(description="Why it does.")
-    confidence: float = Field(description="Of the last stage that could have ended it early: its largest probability.")
-    threshold: float = Field(description="What the confidence was compared with.")
+    exit: str = Field(description="The stage that answers; in a two-stage model `low` or `high`.")
+    reason: Reason = Field(description="Why the image ended at this stage.")
+    confidence: float = Field(
+        description="The confidence last compared with the threshold: the largest probability of an early stage."
+    )
+    threshold: float = Field(description="The threshold that the confidence was compared with.")
     mmacs: float = Field(description="Millions of multiply-adds spent on this answer.")
-    degraded: bool = Field(description="An unsure answer, given because time ran out or the server is overloaded.")
+    degraded: bool = Field(description="Whether this is an uncertain answer, given because of a deadline or overload.")
     cached: bool
     model: ModelName
     config_version: int
     request_id: str
     timing_ms: dict[str, float] = Field(
-        description="Milliseconds: `decode`, `queue`, each stage by its name (0 if it did not run), and `total` from "
-        "the request's head."
+        description="Milliseconds: `decode`, `queue`, each stage by name (0 if it did not run), and "
+        "`total` since the request's head."
     )
     passes: dict[str, list[RankedLabel] | None] | None = Field(
-        None, description="With `?passes=true`: what each stage says, by its name; null of one that did not run."
+        None,
+        description="With `?passes=true`: the prediction of each stage by name; null for a stage that did not run.",
     )
 
 
@@ -159,7 +169,7 @@ ERROR: JsonDict = {
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: stable ``code``, words, and where they mean something the field, its value and its bound."""
+    """An error: stable ``code``, message, and if they apply field, value and bound."""
 
     code: str
     message: str
@@ -178,7 +188,7 @@ class ErrorAnswer(BaseModel):
 
 
 class BatchError(ErrorAnswer):
-    """One image of a batch that could not be answered, with the status it would have had alone."""
+    """An image of a batch that failed, with the status that it would have had alone."""
 
     status: int
 
@@ -190,5 +200,5 @@ class BatchAnswer(BaseModel):
 
 
 def milliseconds(seconds: float | None) -> float | None:
-    """Seconds, where they are known, for a body."""
+    """Seconds as milliseconds; None stays None."""
     return None if seconds is None else 1e3 * seconds

@@ -1,4 +1,4 @@
-"""Bodies of what the server does: its snapshot for people, probes, and where to scrape."""
+"""Schemas of monitoring: the snapshot, probes, and scrape targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.state.base import Goal
 
 
 class LatencyMs(BaseModel):
-    """Percentiles over the last minute, from the request's head; null without requests."""
+    """Percentiles over the last minute, from the request's head to the answer; null without requests."""
 
     p50: float | None
     p95: float | None
@@ -23,7 +23,7 @@ class LatencyMs(BaseModel):
 
 
 class QueueState(BaseModel):
-    """Work in flight; beside it, by its name, how many images wait for each stage."""
+    """Work in flight, and for each stage the number of waiting images."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, int]
@@ -33,38 +33,43 @@ class QueueState(BaseModel):
 
 
 class BudgetState(BaseModel):
-    """What images cost lately, where a budget was asked for."""
+    """Recent cost of images, if the goal is a budget."""
 
     goal: Goal
     asked: float
-    images: int = Field(description="Of the last minute; since the threshold was moved, where that is less.")
+    images: int = Field(
+        description="Images of the last minute, or since the last change of the threshold if that is shorter."
+    )
     mean: float | None
-    kept: bool | None = Field(description="False: beyond it by more than chance (95 %). Null: too few images to tell.")
+    kept: bool | None = Field(
+        description="False if the budget is exceeded by more than chance (95 %); null with too few images."
+    )
 
 
 class AuditState(BaseModel):
-    """What the last stage said of the latest audited images that exit at the threshold; null without any."""
+    """Answers of the last stage for the latest audited images that exit at the threshold; null without audits."""
 
     images: int
     disagreements: int
     disagreement: float | None
-    disagreement_at_most: float | None = Field(description="Bound at 95 % confidence.")
-    overall_at_most: float | None = Field(description="The same of all images: times the exit rate of late.")
-    allowed: float | None = Field(description="1 less the agreement promised; null without a calibration table.")
+    disagreement_at_most: float | None = Field(description="95 % bound.")
+    overall_at_most: float | None = Field(description="The bound over all images: multiplied by the recent exit rate.")
+    allowed: float | None = Field(description="1 minus the promised agreement; null without a calibration table.")
     promise_kept: bool | None = Field(
-        description="Of an agreement: true: the bound is within what is allowed; false: even the lower bound is "
-        "beyond; null: too few. Of a budget: see `budget`; false too where the agreement certified for it is broken."
+        description="For an agreement: true if the bound is within the promise, false if even the lower "
+        "bound exceeds it, null with too few audits. For a budget see `budget`; also false if "
+        "the agreement certified for its threshold is broken."
     )
 
 
 class TimeState(BaseModel):
-    """Compute of one worker per image since the start, and what the single-scale network would have taken for the same
-    images, in batches as large as those of the first stage.
+    """Worker time per image since the start, compared with the single-scale network.
 
-    Null before the first image, or where that network was not measured. Costs take ``LOWFIRST_COST_PER_HOUR``.
+    The latter is computed for the same images, in batches as large as those of the first stage. Null before the first
+    image, or if the single-scale network was not measured. Costs need ``LOWFIRST_COST_PER_HOUR``.
     """
 
-    images: int = Field(description="Those that were computed: answers from the cache are left out.")
+    images: int = Field(description="Computed images, without answers from the cache.")
     mean_ms: float | None
     single_scale_ms: float | None
     saved: float | None
@@ -73,7 +78,7 @@ class TimeState(BaseModel):
 
     @classmethod
     def of(cls, spent: TimeSpent, cost_per_hour: float | None) -> TimeState:
-        """What was spent as a body."""
+        """Convert the time spent."""
         return cls(
             images=round(spent.images),
             mean_ms=milliseconds(spent.mean_seconds),
@@ -85,48 +90,50 @@ class TimeState(BaseModel):
 
 
 class Labelled(BaseModel):
-    """Answers whose truth was told; null without any."""
+    """Answers with feedback; null without any."""
 
     images: int
     right: int
     accuracy: float | None
-    accuracy_interval: tuple[float, float] | None = Field(description="Where it lies with 95 % confidence.")
+    accuracy_interval: tuple[float, float] | None = Field(description="95 % confidence interval.")
 
     @classmethod
     def of(cls, images: int, right: int) -> Labelled:
-        """Of so many."""
+        """Compute it from counts."""
         if not images:
             return cls(images=0, right=0, accuracy=None, accuracy_interval=None)
         return cls(images=images, right=right, accuracy=right / images, accuracy_interval=interval(right, images))
 
 
 class FeedbackState(Labelled):
-    """What `POST /feedback` told of answers of this model, since the processes that gave them were started; the last
-    word on an image counts. What is told is no random sample, unless whoever tells draws one."""
+    """Feedback (`POST /feedback`) on answers of this model, since the start of the processes that gave the answers.
 
-    by_exit: dict[str, Labelled] = Field(description="The same by the stage that answered.")
+    The last feedback on an image counts. Feedback is not a random sample, unless the clients draw one.
+    """
+
+    by_exit: dict[str, Labelled] = Field(description="The same for each stage that answered.")
 
     @classmethod
     def by(cls, stages: Iterable[str], images: Mapping[str, int], right: Mapping[str, int]) -> FeedbackState:
-        """By each of ``stages``, of so many images by exit."""
+        """Compute it from counts by exit, for each of ``stages``."""
         total = Labelled.of(sum(images.values()), sum(right.values()))
         each = {stage: Labelled.of(images.get(stage, 0), right.get(stage, 0)) for stage in stages}
         return cls(**dict(total), by_exit=each)
 
 
 class StatsAnswer(BaseModel):
-    """A snapshot for people: totals since the start, rates and latencies of the last minute.
+    """A readable snapshot: totals since the start, rates and latencies of the last minute.
 
-    Beside them what was done in the last minute, and since the threshold was moved last.
+    It also has totals of the last minute, and since the last change of the threshold.
     """
 
     model: ModelName
     runtime: str
     precision: str
     device: str
-    threshold: float = Field(description="The threshold asked.")
+    threshold: float = Field(description="The threshold asked for.")
     effective_threshold: float = Field(
-        description="The threshold in force: lower than the one asked while the server is overloaded."
+        description="The threshold in force: lower than the one asked for while the server is overloaded."
     )
     config_version: int
     images: int
@@ -135,20 +142,22 @@ class StatsAnswer(BaseModel):
     mean_mmacs: float | None
     low_mmacs: float
     single_scale_mmacs: float
-    images_per_second: float = Field(description="Of the last minute.")
-    requests_per_second: float = Field(description="The same, under its former name.")
+    images_per_second: float = Field(description="Over the last minute.")
+    requests_per_second: float = Field(description="The same under its former name.")
     latency_ms: LatencyMs
     queue: QueueState
     audit: AuditState
     last_minute: PeriodState
-    since_change: PeriodState = Field(description="Since the threshold was moved last, or the start.")
-    budget: BudgetState | None = Field(description="Null where none was asked for.")
-    drift: DriftAnswer | None = Field(description="At the latest look, a few seconds ago; null without a table.")
-    feedback: FeedbackState | None = Field(description="Null where no sample log is kept.")
+    since_change: PeriodState = Field(description="Since the last change of the threshold, or since the start.")
+    budget: BudgetState | None = Field(description="Null if the goal is not a budget.")
+    drift: DriftAnswer | None = Field(
+        description="Result of the latest check, a few seconds ago; null without a table."
+    )
+    feedback: FeedbackState | None = Field(description="Null without a sample log.")
 
 
 class MetricsTarget(BaseModel):
-    """One replica as Prometheus' HTTP service discovery lists it."""
+    """One replica in the format of Prometheus' HTTP service discovery."""
 
     targets: list[str]
     labels: dict[str, str]
@@ -165,4 +174,4 @@ class Health(BaseModel):
     """Whether the server lives, or is ready for work."""
 
     status: Literal["ok"]
-    processes: Processes | None = Field(None, description="Only of a server with several.")
+    processes: Processes | None = Field(None, description="Only for a server with several processes.")

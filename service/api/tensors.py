@@ -38,13 +38,13 @@ FORMATS = {"BOOL": "?", "FP32": "f", "FP64": "d", "INT64": "q"}
 
 
 def read(request: Request, body: bytes, most: int) -> tuple[InferRequest, list[bytes]]:
-    """What a request asks, and the encoded images that it holds, one to ``most``.
+    """The options of a request, and its encoded images, one to ``most``.
 
-    A JSON of no bytes is Triton's raw binary request: the rest is one image.
+    An empty JSON is Triton's raw binary request: the rest is one image.
 
     Raises:
-        BadRequest: lengths that do not fit the body; no base64.
-        InvalidOption: a shape that does not fit the images; an output that cannot be given as it is wanted; too much.
+        BadRequest: lengths that do not fit the body; invalid base64.
+        InvalidOption: a shape that does not fit the images; an unsupported form of an output; too many images.
         RequestValidationError: broken JSON, or a wrong field.
     """
     length = _json_length(request, body)
@@ -66,9 +66,9 @@ def images(asked: InferRequest, tail: bytes, most: int) -> list[bytes]:
 
 
 def answer(asked: InferRequest, answers: list[Answer]) -> Response:
-    """The response with the outputs wanted; ``answers`` rank every class.
+    """The response with the requested outputs; ``answers`` rank all classes.
 
-    It names the model that gave the first: during a canary another one, of the same classes, may have given others.
+    It names the model of the first answer. During a canary, another model with the same classes may have given others.
     """
     binary_by_default = asked.parameters is not None and asked.parameters.binary_data_output
     wanted = asked.outputs or [RequestedOutput(name=name) for name in OUTPUTS]
@@ -115,9 +115,11 @@ def _images(given: InferInput, tail: bytes, most: int) -> list[bytes]:
         raise InvalidOption("inputs.0.shape", given.shape, f"[N] or [N, 1] with N from 1 to {most}")
     size = given.parameters.binary_data_size if given.parameters is not None else None
     if size is None and given.data is None:
-        raise InvalidOption("inputs.0.data", None, "the images in base64, or binary_data_size tells that they follow")
+        raise InvalidOption(
+            "inputs.0.data", None, "the images in base64, unless binary_data_size announces them as binary data"
+        )
     if size is not None and given.data is not None:
-        raise InvalidOption("inputs.0.parameters.binary_data_size", size, "left out where data is given")
+        raise InvalidOption("inputs.0.parameters.binary_data_size", size, "absent if data is given")
     if (size or 0) != len(tail):
         raise BadRequest(
             f"inputs.0.parameters.binary_data_size is {size}; {len(tail)} bytes follow the JSON",
@@ -131,12 +133,12 @@ def _images(given: InferInput, tail: bytes, most: int) -> list[bytes]:
         else [bodies.from_base64(text, f"inputs.0.data.{i}") for i, text in enumerate(given.data)]
     )
     if len(images) != count:
-        raise InvalidOption("inputs.0.shape", given.shape, f"[{len(images)}], the images that come with it")
+        raise InvalidOption("inputs.0.shape", given.shape, f"[{len(images)}], the number of images sent")
     return images
 
 
 def _elements(data: bytes, most: int) -> list[bytes]:
-    """The elements of a binary tensor of BYTES, of more than ``most`` the first ``most + 1``."""
+    """The elements of a binary tensor of BYTES; at most the first ``most + 1``."""
     elements: list[bytes] = []
     at = 0
     while at < len(data) and len(elements) <= most:
@@ -161,7 +163,7 @@ def _cut_short(index: int, needed: int, left: int) -> BadRequest:
 
 
 def _output(wanted: RequestedOutput, answers: list[Answer], binary: bool) -> tuple[OutputTensor, bytes | None]:
-    """An output's entry in the JSON, and its bytes after it, if there they are wanted."""
+    """An output's entry in the JSON, and its binary data if requested."""
     parameters = wanted.parameters or OutputParameters()
     if not (binary if parameters.binary_data is None else parameters.binary_data):
         datatype, shape, values = _tensor(wanted.name, answers, parameters.classification)

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry: one span a request, and in it one for each stage of each image.
+"""OpenTelemetry traces: one span per request, and child spans for the stages of each image.
 
-Imported only where ``LOWFIRST_TRACES`` asks for it; the extra ``otel`` brings the packages. Where the spans go is said
-by OpenTelemetry's own ``OTEL_…`` variables: by default to a collector on this machine, by OTLP over HTTP.
+Imported only with ``LOWFIRST_TRACES``; the extra ``otel`` installs the packages. OpenTelemetry's own ``OTEL_…``
+variables set the destination, by default a collector on this machine, by OTLP over HTTP.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ except ImportError as error:
 
 
 class Traces:
-    """Where spans are made. ``close`` sends what is left."""
+    """Creates spans. ``close`` sends the remaining ones."""
 
     def __init__(self) -> None:
         named = Resource.create({"service.name": "lowfirst", "service.version": service.__version__})
@@ -40,9 +40,9 @@ class Traces:
         self.tracer = self._provider.get_tracer("lowfirst", service.__version__)
 
     def answered(self, answer: Answer) -> None:
-        """Make the spans of one image's stages, in the request's span. Called in the request's task.
+        """Create the spans of one image's stages, within the request's span. Called in the request's task.
 
-        An answer has durations: they are laid end to end up to now, with all waits as one, ``queue``.
+        An answer only has durations: they are placed end to end before now, with all waiting as one, ``queue``.
         """
         about: dict[str, str | float] = {
             "lowfirst.model": f"{answer.model}/{answer.version}",
@@ -65,31 +65,32 @@ class Traces:
             span.end(start)
 
     def watch(self, app: FastAPI) -> None:
-        """Make ``app`` give each request a span."""
+        """Add a span to each request of ``app``."""
         app.add_middleware(Traced, traces=self)
 
     @contextmanager
     def call(self, route: str, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[None]:
-        """A span of one call of gRPC while the block runs, in the trace that its ``traceparent`` names."""
+        """A span for one gRPC call while the block runs, in the trace given by its ``traceparent``."""
         context = extract({name.decode("latin-1"): value.decode("latin-1") for name, value in headers})
         about = {"rpc.system": "grpc", "http.route": route, "lowfirst.request_id": request_id}
         with self.tracer.start_as_current_span(route, context, SpanKind.SERVER, attributes=about):
             yield
 
     async def close(self) -> None:
-        """Send what is left, then stop."""
+        """Send the remaining spans, then stop."""
         await asyncio.to_thread(self._provider.shutdown)
 
 
 class Traced:
-    """ASGI middleware: a span a request, in the trace that its ``traceparent`` names. Probes and scrapes have none."""
+    """ASGI middleware: one span per request, in the trace given by its ``traceparent``. Probes and scrapes have
+    none."""
 
     def __init__(self, app: ASGIApp, traces: Traces) -> None:
         self.app = app
         self.tracer = traces.tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http" or any(is_under(scope["path"], path) for path in (*PROBES, METRICS)):
             await self.app(scope, receive, send)
             return

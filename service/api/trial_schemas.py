@@ -1,4 +1,4 @@
-"""Bodies of ``/config/model``: which model is served, and which is tried beside it."""
+"""Schemas of ``/config/model``: the served model, and the model on trial."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.engine.trials import Wish
 from service.errors import InvalidOption
 from service.state.base import EndedTrial, Ending, Trial
 
-# What the end of a trial stands alone with, and what a null means nothing for.
+# Fields that exclude all others, and fields for which null is not allowed.
 ENDS = ("promote", "cancel")
 NOT_NULL = {
     "model": "a model of the store",
@@ -26,7 +26,7 @@ NOT_NULL = {
 
 
 class ModelPatch(Strict):
-    """Which model to serve; or to try, and what becomes of the one that is tried."""
+    """A model to serve or to try, or a change of the current trial."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -39,23 +39,25 @@ class ModelPatch(Strict):
 
     model: str | None = Field(
         None,
-        description="Of the store: name (its newest version) or name/version. Left out: the one that is tried.",
+        description="Model of the store: name (its newest version) or name/version. Without it: the model on trial.",
         json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(/[1-9][0-9]{0,8})?$"},
     )
     share: Share | None = Field(
-        None, strict=True, description="Try it on this share of the images, by a hash of their bytes."
+        None, strict=True, description="Share of the images in the trial, chosen by a hash of their bytes."
     )
     shadow: StrictBool | None = Field(
-        None, description="Try it behind the answers, so that no client sees it; of all images where no share is named."
+        None,
+        description="Run the model in the background, so that clients never see its answers; without a "
+        "share on all images.",
     )
     max_disagreement: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
         None,
         strict=True,
-        description="Cancel it as soon as the lower bound (95 %) of the share of images on which both differ, or on "
-        "which it fails, is above this; null: never.",
+        description="Cancel the trial as soon as the lower 95 % bound of the share of images on which the "
+        "models differ, or on which the new one fails, exceeds this; null: never.",
     )
-    promote: StrictBool | None = Field(None, description="Serve what is tried.")
-    cancel: StrictBool | None = Field(None, description="Try it no longer.")
+    promote: StrictBool | None = Field(None, description="Serve the model on trial.")
+    cancel: StrictBool | None = Field(None, description="End the trial.")
 
     @model_validator(mode="after")
     def _one_thing(self) -> ModelPatch:
@@ -75,31 +77,31 @@ class ModelPatch(Strict):
 
     @property
     def is_switch(self) -> bool:
-        """Whether it names a model to serve, and nothing of a trial."""
+        """Whether it names a model to serve, and no trial."""
         return self.model_fields_set == {"model"}
 
     @property
     def wish(self) -> Wish:
-        """What it asks of a trial."""
+        """The requested change of the trial."""
         is_guarded = "max_disagreement" in self.model_fields_set
         return Wish(self.model, self.share, self.shadow, self.max_disagreement, is_guarded)
 
 
 class TrialSide(BaseModel):
-    """One of both models, on the images that both answered; null without any."""
+    """Results of one of the two models, on the images that both answered; null without images."""
 
     model: ModelName
-    exit_rate: float | None = Field(description="Share that ends before the last stage.")
+    exit_rate: float | None = Field(description="Share of images that exit before the last stage.")
     mean_mmacs: float | None
     mean_ms: float | None = Field(
-        description="Compute of one worker per image, of all that it computed since the trial began."
+        description="Milliseconds of one worker per image, over all images computed since the trial began."
     )
-    errors: int = Field(description="Images that it failed on.")
-    latency_ms: LatencyMs = Field(description="Decoding and passes, waits left out; within 2.5 %.")
+    errors: int = Field(description="Images on which the model failed.")
+    latency_ms: LatencyMs = Field(description="Decoding and compute of an image, without waiting; within 2.5 %.")
 
     @classmethod
     def of(cls, name: str, version: int, side: Side) -> TrialSide:
-        """What was counted of ``name/version``."""
+        """Convert the counts of ``name/version``."""
         mean = side.mean_seconds
         return cls(
             model=ModelName(name=name, version=version),
@@ -112,19 +114,23 @@ class TrialSide(BaseModel):
 
 
 class TrialAnswer(BaseModel):
-    """A model that is tried, and how it compares, by the counts of all processes and replicas since the trial began.
-    Bounds hold at 95 %, each by itself."""
+    """The model on trial compared with the served one.
+
+    Counts are of all processes and replicas since the trial began. Each bound holds at 95 % on its own.
+    """
 
     model: ModelName
     beside: ModelName
     kind: Literal["canary", "shadow"]
     share: float
     max_disagreement: float | None
-    threshold: float = Field(description="Of the model that is tried: what was asked of the other, solved for it.")
+    threshold: float = Field(
+        description="Threshold of the model on trial: the goal of the served model, solved for this one."
+    )
     began: float = Field(description="Seconds since 1970.")
-    images: int = Field(description="That both answered; degraded answers are left out.")
-    disagreements: int = Field(description="Of these, with another label.")
-    skipped: int = Field(description="Images that could not be compared, as there was no time.")
+    images: int = Field(description="Images that both models answered, without degraded answers.")
+    disagreements: int = Field(description="Images with different labels.")
+    skipped: int = Field(description="Images not compared for lack of time.")
     agreement: float | None
     agreement_at_least: float | None
     disagreement_at_least: float | None
@@ -133,7 +139,7 @@ class TrialAnswer(BaseModel):
 
     @classmethod
     def of(cls, trial: Trial, beside: int, counts: Comparison) -> TrialAnswer:
-        """``trial`` as it stands; ``beside`` is the version that is served."""
+        """Convert ``trial``; ``beside`` is the served version."""
         return cls(
             model=ModelName(name=trial.name, version=trial.version),
             beside=ModelName(name=trial.beside, version=beside),
@@ -154,7 +160,7 @@ class TrialAnswer(BaseModel):
 
 
 class EndedAnswer(BaseModel):
-    """How the latest trial ended; the outcomes `disagreement` and `errors` are its guard's."""
+    """How the latest trial ended; the guard causes the outcomes `disagreement` and `errors`."""
 
     model: ModelName
     beside: str
@@ -164,13 +170,13 @@ class EndedAnswer(BaseModel):
 
     @classmethod
     def of(cls, ended: EndedTrial) -> EndedAnswer:
-        """As a body."""
+        """Convert."""
         model = ModelName(name=ended.name, version=ended.version)
         return cls(model=model, beside=ended.beside, outcome=ended.outcome, why=ended.why, at=ended.at)
 
 
 class ModelConfigAnswer(ConfigAnswer):
-    """The runtime config, and what is tried beside the models that are served."""
+    """The runtime config, and the trial beside the served models."""
 
     trial: TrialAnswer | None
-    ended: EndedAnswer | None = Field(description="The latest trial that is over.")
+    ended: EndedAnswer | None = Field(description="The latest trial that ended.")

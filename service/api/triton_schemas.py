@@ -1,4 +1,4 @@
-"""What Triton's tools ask of a model beside the protocol: its configuration, and statistics.
+"""Schemas for Triton's tools: model configuration and statistics.
 
 Shapes: https://github.com/triton-inference-server/server/tree/main/docs/protocol, extension_model_configuration.md and
 extension_statistics.md.
@@ -35,23 +35,25 @@ class TensorConfig(BaseModel):
 
     @classmethod
     def of(cls, tensor: TensorMetadata) -> TensorConfig:
-        """The same tensor in the words of a configuration."""
+        """The same tensor in the format of a configuration."""
         return cls(name=tensor.name, data_type=TYPES[tensor.datatype], dims=tensor.shape)
 
 
 class ModelConfig(BaseModel):
-    """A served model. Images of a request are elements of its one dimension: Triton's own batches are not used."""
+    """A served model. Triton's own batching is not used: the images of a request are elements of its one dimension."""
 
     name: str
     platform: str
     backend: str
-    max_batch_size: int = Field(0, description="0: `dims` hold every dimension, that of the images too.")
+    max_batch_size: int = Field(
+        0, description="Always 0: `dims` contain every dimension, including that of the images."
+    )
     input: list[TensorConfig]
     output: list[TensorConfig]
 
     @classmethod
     def of(cls, model: ModelMetadata) -> ModelConfig:
-        """The same model in the words of a configuration."""
+        """The same model in the format of a configuration."""
         return cls(
             name=model.name,
             platform=model.platform,
@@ -62,44 +64,44 @@ class ModelConfig(BaseModel):
 
 
 class Duration(BaseModel):
-    """How often, and for how long in all."""
+    """Number and total duration of events."""
 
     count: int
     ns: int
 
     @classmethod
     def of(cls, count: int, seconds: float = 0.0) -> Duration:
-        """So often, for so many seconds in all."""
+        """Convert a number and total seconds."""
         return cls(count=count, ns=round(NANOSECONDS * seconds))
 
 
 class InferenceStatistics(BaseModel):
-    """Durations since the start; every image counts, however many came with a request."""
+    """Durations since the start; every image counts as a request."""
 
-    success: Duration = Field(description="From the request to the answer.")
+    success: Duration = Field(description="From request to answer.")
     fail: Duration
     queue: Duration
     compute_input: Duration = Field(description="Decoding.")
-    compute_infer: Duration = Field(description="The stages, of the whole batch that an image was in.")
+    compute_infer: Duration = Field(description="The stages, for the whole batch of the image.")
     compute_output: Duration
     cache_hit: Duration
     cache_miss: Duration
 
 
 class ModelStatistics(BaseModel):
-    """What one served model did since the start, in all processes of the server."""
+    """Statistics of one served model since the start, over all processes of the server."""
 
     name: str
     version: str
-    last_inference: int = Field(description="Milliseconds since 1970; 0 before the first.")
+    last_inference: int = Field(description="Milliseconds since 1970; 0 before the first image.")
     inference_count: int = Field(description="Images computed.")
-    execution_count: int = Field(description="Batches run, of any stage.")
+    execution_count: int = Field(description="Batches run, over all stages.")
     inference_stats: InferenceStatistics
     batch_stats: list[dict[str, int]] = Field([], description="Always empty: see `lowfirst_batch_size` in the metrics.")
 
     @classmethod
     def of(cls, name: str, version: int, totals: Totals, has_cache: bool) -> ModelStatistics:
-        """Of the model's totals."""
+        """Convert the model's totals."""
         computed = totals.images - totals.cached
         last = 0.0 if totals.idle_seconds is None else time.time() - totals.idle_seconds
         return cls(
@@ -122,6 +124,6 @@ class ModelStatistics(BaseModel):
 
 
 class Statistics(BaseModel):
-    """Of the models that were asked for."""
+    """Statistics of the requested models."""
 
     model_stats: list[ModelStatistics]

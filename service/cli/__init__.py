@@ -1,4 +1,4 @@
-"""The command ``lowfirst``: one file a command."""
+"""The command ``lowfirst``: one file per command."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # else names of options are cut where a terminal has 80 columns
+    rich_markup_mode=None,  # otherwise option names are cut on a terminal with 80 columns
     help="Image classification that spends compute only where an image needs it.",
 )
 
 
 def add(name: str, command: Callable[..., None]) -> None:
-    """Add a command; the list of all says the whole first sentence of its docstring."""
+    """Add a command; the list of commands shows the first paragraph of its docstring."""
     first, *_ = (command.__doc__ or "").partition("\n\n")
     app.command(name, short_help=" ".join(first.split()))(command)
 
@@ -72,7 +72,7 @@ def before_any(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Set what PyTorch reads as it is loaded, which is later."""
+    """Set variables that PyTorch reads when it is loaded later."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
@@ -81,7 +81,7 @@ def before_any(
 
 
 def main() -> None:
-    """Run the command line. Errors are one line each: of usage with status 2, our own and the system's with 1."""
+    """Run the command line. Errors are one line each: usage errors have status 2, our own and the system's 1."""
     try:
         sys.exit(app(prog_name="lowfirst", standalone_mode=False) or 0)
     except LowfirstError as error:
@@ -92,7 +92,7 @@ def main() -> None:
         end(f"{error.format_message().rstrip('.')}.{usage}", error.exit_code)
     except typer.Abort:
         end("aborted", 1)
-    except OSError as error:  # a folder that may not be written to, a disk that is full
+    except OSError as error:  # a folder without write access, a full disk
         if error.strerror is None:
             raise
         named = f"{error.filename}: " if error.filename is not None else ""
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def end(message: str, status: int) -> NoReturn:
-    """Print an error in one line, and end with ``status``."""
+    """Print an error in one line, and exit with ``status``."""
     flush()  # the reason is the last line
     warn(f"error: {' '.join(message.split())}", "red")
     sys.exit(status)

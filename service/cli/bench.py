@@ -27,12 +27,14 @@ def bench(
     runtime: Runtime = "auto",
     escalated: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of images that escalate. [default: the model's own at its default]"),
+        typer.Option(
+            min=0, max=1, help="Share of images that escalate. [default: that of the model at its default threshold]"
+        ),
     ] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="What an hour of one worker (a core or a GPU) costs.")
+        float | None, typer.Option(min=0, help="Cost of one worker (a core or a GPU) per hour.")
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the times there, for LOWFIRST_PROFILE.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the times to this file, for LOWFIRST_PROFILE.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time every stage at every batch size, and say whether the cascade pays on this machine."""
@@ -44,7 +46,7 @@ def bench(
     from service.inference.predictor import Predictor
 
     folder = model_folder(model)
-    if save is not None and (save.is_dir() or not save.parent.is_dir()):  # known before minutes of measuring
+    if save is not None and (save.is_dir() or not save.parent.is_dir()):  # reported before minutes of measuring
         raise InvalidOption("save", str(save), "a file in a folder that exists")
 
     def load(threads: int) -> Predictor:
@@ -81,13 +83,13 @@ def bench(
 
 
 def _times(predictor: Predictor, table: LatencyTable, workers: int, most: float) -> Table:
-    """Each stage at each batch size, beside the single-scale network; rates are of all workers together."""
+    """Each stage at each batch size, compared with the single-scale network; rates cover all workers together."""
     spec = predictor.spec
     shown = Table(
         "stage", "batch", "ms", "images/s", "G/s", "% of peak",
         title=f"{spec.name}: {predictor.runtime} {predictor.precision}, {workers} x {predictor.threads} threads",
         caption="G/s: thousand million multiply-adds per second; "
-        f"peak: {most / 1e9:.0f}, of matrix products by the same runtime, precision and threads",
+        f"peak: {most / 1e9:.0f}, measured with matrix products in the same runtime, precision and threads",
     )  # fmt: skip
     rows = [(stage.name, stage.mmacs, times) for stage, times in zip(spec.stages, table.stages, strict=True)]
     for name, mmacs, times in [*rows, ("single-scale network", spec.single_scale_mmacs, table.single)]:

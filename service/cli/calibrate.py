@@ -13,9 +13,9 @@ from service.cli.console import Device, FromLog, Workers, model_folder, next_ste
 SHOWN = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 LEGEND = (
-    "* default threshold. exit: images that end before the last stage. mean M: mean million multiply-adds per image. "
-    "top-1: right answers. agree: answered as the last stage would. agree >=, drop <=: with 95 % confidence at least "
-    "so many agree, and at most so many right answers are lost."
+    "* default threshold. exit: images that exit before the last stage. mean M: mean million multiply-adds per image. "
+    "top-1: right answers. agree: same answer as the last stage. agree >=, drop <=: 95 % bounds of the agreement and "
+    "of the correct answers lost."
 )
 
 
@@ -23,18 +23,18 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="Run folder, or model of the store by name or name/version.")],
     data: Annotated[Path | None, typer.Option(help="Folder with train/<class>/ and val/<class>/ photographs.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="Folder of --data to use. [default: what training held out of train/]")
+        str | None, typer.Option(help="Folder of --data to use. [default: photographs held out of train/]")
     ] = None,
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="--data is any folder of photographs: certify the agreement alone.")
+        bool, typer.Option("--unlabelled", help="--data is any folder of photographs: certify only the agreement.")
     ] = False,
     from_log: FromLog = None,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Fit temperatures and a default threshold on photographs that were not trained on, and certify thresholds.
+    """Fit temperatures and a default threshold on photographs not used in training, and certify thresholds.
 
-    With --from-log on what a server was asked: no photographs are needed, and of labels only what feedback gave.
+    With --from-log it uses a server's sample log: no photographs are needed, and labels come from feedback.
     """
     from service.errors import InvalidOption
     from service.evaluation.calibrate import calibrate as fit_and_certify
@@ -43,7 +43,7 @@ def calibrate(
 
     photographs = one_source(data, from_log)
     if split and (unlabelled or from_log):
-        raise InvalidOption("split", split, "left out: --unlabelled and --from-log take all that is there")
+        raise InvalidOption("split", split, "absent: --unlabelled and --from-log use all images")
     if photographs is None:
         spec = calibrate_from_log(model_folder(model), str(from_log))
     else:
@@ -80,5 +80,5 @@ def calibrate(
 
 
 def _percent(share: float | None) -> str:
-    """Of what takes labels; a dash without them."""
+    """Per cent, or a dash without labels."""
     return "-" if share is None else f"{100 * share:.1f}"

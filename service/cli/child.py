@@ -1,4 +1,4 @@
-"""One process of several: it serves the connections that its parent hands over."""
+"""One of several processes: serves the connections that its parent hands over."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def serve_child(
     shared: Path,
     own_address: str,
 ) -> None:
-    """Serve until the parent says so, or is gone. See ``Together`` and ``Handover``."""
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # sent to a whole group: the parent sees to it
+    """Serve until the parent says stop, or has exited. See ``Together`` and ``Handover``."""
+    # sent to the whole process group: the parent handles them
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     configure(settings.log_level, settings.log_format)
-    if index:  # the first one tells of all
+    if index:  # the first one reports for all
         starting.setLevel(logging.WARNING)
     try:
         _serve(settings, index, count, words, handover, files, shared, own_address)
@@ -82,7 +83,7 @@ def _serve(
 
 
 class ChildServer(uvicorn.Server):
-    """Serves connections that come over ``handover``; stops once that ends, or the line to the parent."""
+    """Serves connections that come over ``handover``; stops when that or the line to the parent ends."""
 
     def __init__(self, app: FastAPI, settings: Settings, together: Together, handover: socket.socket) -> None:
         parts: Parts = app.state.parts
@@ -91,7 +92,7 @@ class ChildServer(uvicorn.Server):
         self._together = together
         self._handover = handover
         self._closed = 0  # connections, of which the parent does not know yet
-        self._to_shed = 0  # connections that are to close after their next answer: others have fewer
+        self._to_shed = 0  # connections to close after their next answer: other processes have fewer
         self._is_ready = False
         self._tasks: set[asyncio.Task[None]] = set()
         served = {MAIN: app, OWN: app.state.own_port.app if app.state.own_port is not None else app}
@@ -106,7 +107,7 @@ class ChildServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The parent's are enough."""
+        """The parent handles signals."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -125,7 +126,7 @@ class ChildServer(uvicorn.Server):
         self._tell_readiness()
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn asks ten times a second whether to stop."""
+        """Called by uvicorn ten times per second; returns whether to stop."""
         self._tell_readiness()
         self._tell_closed()
         return await super().on_tick(counter)
@@ -173,7 +174,7 @@ class ChildServer(uvicorn.Server):
                 self._closed -= self._handover.send(bytes(self._closed))
 
     def _is_leaving(self) -> bool:
-        """Whether a connection that a request came over is to be closed after its answer."""
+        """Whether the connection of a request is to be closed after its answer."""
         if self._parts.models.is_draining:
             return True
         if self._to_shed:

@@ -22,13 +22,13 @@ def classify(
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Confidence above which an image ends early; 1: none does. [default: the model's]"
+            min=0, max=1, help="Confidence above which an image exits early; 1: never. [default: that of the model]"
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels to give; all if the model has fewer.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of labels; all if the model has fewer.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Classify photographs without a server: the same engine, the same answers."""
+    """Classify photographs without a server, with the same engine and the same answers."""
     settings = load_settings({} if model is None else {"model": model})
     with bar(len(settings.models) + 1):
         answers = asyncio.run(_classify(settings, photographs, threshold, top_k))

@@ -20,12 +20,12 @@ def compose(
     stage: Annotated[
         list[str],
         typer.Option(
-            help="MODEL or MODEL@PIXELS, cheapest first: a model of the store or a run folder, with all of its stages, "
+            help="MODEL or MODEL@PIXELS, cheapest first: a model of the store or a run folder, with all its stages; "
             "the last one at PIXELS."
         ),
     ],
 ) -> None:
-    """Make a cascade of finished models with the same classes, or of one at several sizes, without training."""
+    """Make a cascade without training, from models with the same classes or from one model at several sizes."""
     from service.evaluation.compose import compose as put
 
     store = model_store()
@@ -36,7 +36,7 @@ def compose(
 
 
 def _part(asked: str) -> Part:
-    """Raises InvalidOption for pixels that are no number, NotFound for a model."""
+    """Raises InvalidOption if pixels are not a number, NotFound for an unknown model."""
     from service.evaluation.compose import Part
 
     reference, at, pixels = asked.rpartition("@")

@@ -1,4 +1,4 @@
-"""What commands share: where they print, how they show progress, how they find a model."""
+"""Shared by commands: output, progress, and finding a model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Data = Annotated[Path, typer.Option(help="Folder with train/<class>/ and val/<cl
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "int8"],
-    typer.Option(help="float16: on CUDA; int8: by OpenVINO, once `lowfirst quantise` has made it."),
+    typer.Option(help="float16: only on CUDA; int8: only with OpenVINO, after `lowfirst quantise`."),
 ]
-EagerPrecision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="float16: on CUDA.")]
-Runtime = Annotated[
-    Literal["auto", "eager", "openvino", "cuda"], typer.Option(help="auto: the fastest that is installed.")
+EagerPrecision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="float16: only on CUDA.")
 ]
+Runtime = Annotated[Literal["auto", "eager", "openvino", "cuda"], typer.Option(help="auto: the fastest installed one.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode. [default: one per core]")]
 FromLog = Annotated[
     str | None, typer.Option(metavar="DIR", help="A server's sample log (LOWFIRST_SAMPLE_LOG) instead of --data.")
@@ -38,9 +38,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def one_source(data: Path | None, from_log: str | None) -> Path | None:
-    """The photographs of --data, None where there is --from-log. Raises InvalidOption: not exactly one is given."""
+    """The photographs of --data, None with --from-log. Raises InvalidOption unless exactly one is given."""
     if data is not None and from_log is not None:
-        raise InvalidOption("from_log", from_log, "left out where --data is given")
+        raise InvalidOption("from_log", from_log, "absent if --data is given")
     if data is None and from_log is None:
         raise InvalidOption("data", None, "a folder of photographs; or --from-log DIR names a server's sample log")
     return data
@@ -57,14 +57,14 @@ def warn(text: str, style: str = "yellow") -> None:
 
 
 def next_step(*command: str | Path, done: str = "", **variables: str | Path) -> None:
-    """Print what is ``done``, and the command that comes next, as a shell takes it."""
+    """Print what is ``done``, and the next command, quoted for a shell."""
     settings = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items()]
     following = " ".join(["next:", *settings, shlex.join(["lowfirst", *map(str, command)])])
     say(f"{done}; {following}" if done else following)
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose cells are never cut, to be copied and to be piped. Numbers stand to the right."""
+    """Print a table whose cells are never cut, for copying and piping. Numbers are right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     are_numbers = [all(_is_number(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in (header, *rows):
@@ -80,7 +80,7 @@ def _is_number(cell: str) -> bool:
 
 
 def model_store() -> ModelStore:
-    """The store that the environment names. Raises InvalidOption when any of its settings is out of bounds."""
+    """The store named by the environment. Raises InvalidOption if any setting is out of bounds."""
     from service.settings import load_settings
 
     return ModelStore(load_settings().model_store)
@@ -104,21 +104,21 @@ def model_folder(reference: str) -> Path:
 
 
 def unverified_folder(reference: str) -> Path:
-    """The same without a look at its signature."""
+    """The same without checking its signature."""
     path = Path(reference)
     if (path / SPEC).is_file():
         return path
     store = model_store()
     if reference.partition("/")[0] not in store.names():
         raise NotFound(
-            f"model is {reference!r}; it is no run folder, and {store.holds()}", field="model", value=reference
+            f"model is {reference!r}; it is not a run folder, and {store.holds()}", field="model", value=reference
         )
     return store.find(reference)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; call what it gives with (just done, in all)."""
+    """A progress bar on standard error; call the result with (just done, total)."""
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(what, total=None)
@@ -131,7 +131,7 @@ def is_first_process() -> bool:
 
 
 def name_unreadable(files: tuple[str, ...]) -> None:
-    """Name (the first of) the files that could not be read, and count them."""
+    """List (the first) unreadable files, and their number."""
     if files:
         listed = "\n  ".join(files[:20])
         more = f"\n  … and {len(files) - 20} more" if len(files) > 20 else ""

@@ -19,22 +19,23 @@ def deploy(
             envvar="RAY_ADDRESS",
         ),
     ] = "auto",
-    replicas: Annotated[int | None, typer.Option(help="Replicas. [default: 1]")] = None,
-    min_replicas: Annotated[int | None, typer.Option(help="Autoscaling: replicas at least. [default: 1]")] = None,
-    max_replicas: Annotated[int | None, typer.Option(help="Autoscaling: replicas at most, as load asks.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Number of replicas. [default: 1]")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Autoscaling: fewest replicas. [default: 1]")] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="Autoscaling: most replicas, depending on load.")] = None,
     cpus_per_replica: Annotated[float | None, typer.Option(help="Cores per replica. [default: 1]")] = None,
     gpus_per_replica: Annotated[
-        float | None, typer.Option(help="GPUs per replica; 0.5: two share one. [default: 0]")
+        float | None, typer.Option(help="GPUs per replica; with 0.5 two replicas share one. [default: 0]")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the Ray Serve application.")] = "lowfirst",
-    route_prefix: Annotated[str, typer.Option(help="Path under which it answers.")] = "/",
+    route_prefix: Annotated[str, typer.Option(help="URL path of the application.")] = "/",
     host: Annotated[
-        str | None, typer.Option(help="Address that Serve's proxies listen on. [default: LOWFIRST_HOST or 127.0.0.1]")
+        str | None, typer.Option(help="Address on which Serve's proxies listen. [default: LOWFIRST_HOST or 127.0.0.1]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Their port. [default: LOWFIRST_PORT or 8000]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that the replicas may take to come up.")] = 300.0,
+    port: Annotated[int | None, typer.Option(help="Port of Serve's proxies. [default: LOWFIRST_PORT or 8000]")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that the replicas may take to start.")] = 300.0,
     cluster_grows: Annotated[
-        bool, typer.Option("--cluster-grows", help="Allow more replicas than fit now: Ray's autoscaler adds nodes.")
+        bool,
+        typer.Option("--cluster-grows", help="Allow more replicas than currently fit; Ray's autoscaler adds nodes."),
     ] = False,
 ) -> None:
     """Serve on a Ray cluster, one replica per device. Settings: LOWFIRST_*, see docs/settings.md."""
@@ -42,7 +43,7 @@ def deploy(
         from service.cluster.deploy import deploy as bring_up
         from service.cluster.options import read_options
     except ImportError as error:
-        takes = "Ray is not installed, which `lowfirst deploy` takes: pip install '.[ray]'"
+        takes = "`lowfirst deploy` needs Ray: pip install '.[ray]'"
         raise DeploymentFailed(takes) from error
     wanted = {
         "replicas": replicas,

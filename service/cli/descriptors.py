@@ -1,19 +1,20 @@
-"""How many connections the system lets a process have."""
+"""The number of connections that the system allows a process."""
 
 from __future__ import annotations
 
 import resource
 from contextlib import suppress
 
-# Descriptors of a process that serves: more are of no use to it.
+# Most descriptors of a serving process.
 WANTED = 65_536
 
-# Of them, those that are no connection's: connections that are refused, files, sockets to Redis and other processes.
+# Of these, reserved for other uses: refused connections, files, sockets to Redis and other processes.
 RESERVED = 192
 
 
 def most_connections(asked: int | None) -> int:
-    """``asked``, or as many as fit where that is None or more. The limit on descriptors is raised as far as it goes."""
+    """``asked``, or as many as the system allows if that is None or more. The limit on descriptors is raised as far
+    as possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:

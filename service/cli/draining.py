@@ -1,4 +1,4 @@
-"""uvicorn's server, stopped in two steps."""
+"""uvicorn's server with a stop in two steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.settings import Settings
 
 
 def http_config(app: ASGIApp, settings: Settings, parts: Parts, **more: Any) -> uvicorn.Config:
-    """How ``app`` is served; ``more`` is for the protocol's ``Terms``."""
+    """uvicorn's config for ``app``; ``more`` is for the protocol's ``Terms``."""
     terms = Terms(
         settings.receive_timeout_seconds,
         partial(refusal, metrics=parts.metrics),
@@ -43,10 +43,10 @@ def http_config(app: ASGIApp, settings: Settings, parts: Parts, **more: Any) -> 
 
 
 class DrainingServer(uvicorn.Server):
-    """Stops in two steps on SIGTERM: not ready at once, and ``drain_delay_seconds`` later the listener closes.
+    """Stops in two steps on SIGTERM: not ready at once; after ``drain_delay_seconds`` the listener closes.
 
-    In between requests are served, so that a load balancer has time to stop routing here; then accepted ones
-    finish. uvicorn's own handler closes the listener at once, as SIGINT still does here, and a second signal.
+    Meanwhile requests are served, so that a load balancer can stop routing here; then accepted ones finish. uvicorn's
+    own handler closes the listener at once; SIGINT, and a second signal, still do so.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, parts: Parts) -> None:
@@ -65,13 +65,13 @@ class DrainingServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn asks ten times a second whether to stop."""
+        """Called by uvicorn ten times per second; returns whether to stop."""
         if self._closes_at is not None and time.monotonic() >= self._closes_at:
             self.should_exit = True
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the listener, and say where it is."""
+        """Open the listener, and log its address."""
         await super().startup(sockets)
         leave_alone()
         for listener in (each for server in self.servers for each in server.sockets):
@@ -80,9 +80,9 @@ class DrainingServer(uvicorn.Server):
 
 
 def leave_alone() -> None:
-    """Take what was loaded until now out of garbage collection.
+    """Exclude everything loaded so far from garbage collection.
 
-    A full one walks all of PyTorch: every request waited 200 ms for it, now and then.
+    A full collection walks all of PyTorch: now and then every request waited 200 ms for it.
     """
     gc.collect()
     gc.freeze()

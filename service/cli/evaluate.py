@@ -39,14 +39,14 @@ def evaluate(
     precision: Precision = "auto",
     runtime: Annotated[
         Literal["auto", "eager", "openvino", "cuda"] | None,
-        typer.Option(help="auto: the fastest that is installed. [default: eager; of int8 openvino]"),
+        typer.Option(help="auto: the fastest installed one. [default: eager; with int8 openvino]"),
     ] = None,
-    compare: Annotated[bool, typer.Option(help="Also say how far every runtime agrees with eager float32.")] = False,
+    compare: Annotated[bool, typer.Option(help="Also compare every runtime with eager float32.")] = False,
     from_log: FromLog = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy, exit rate and mean multiply-adds over thresholds; with --from-log over time."""
+    """Measure accuracy, exit rate and mean multiply-adds for each threshold; with --from-log over time."""
     from service.evaluation.evaluate import compare as compare_runtimes
     from service.evaluation.evaluate import evaluate as measure
     from service.evaluation.evaluate import seen_in_training
@@ -62,7 +62,7 @@ def evaluate(
     predictor = Predictor.load(folder, device, precision, by)
     seen = seen_in_training(folder, data, split) if split != "train" else 0
     if seen:
-        logger.warning("%d photographs of %s/ were trained on: it is better on these than on new ones", seen, split)
+        logger.warning("%d photographs of %s/ were used in training: accuracy on new ones will be lower", seen, split)
     with progress("evaluating") as show:
         evaluation = measure(predictor, data, split, workers, show)
     if compare:
@@ -92,8 +92,8 @@ def _show_history(folder: Path, where: str, as_json: bool) -> None:
     table = Table(
         found.by, "images", "exit %", "mean M", "labelled", "top-1 %", "95 %", "drawn", "agree %",
         title=f"{found.model}: answers in {found.log}, UTC",
-        caption="labelled: by feedback, which shows the top-1 of all if it is told of a random sample of them; "
-        "drawn: every stage ran",
+        caption="labelled: images with feedback; if they are a random sample, top-1 holds for all images. "
+        "drawn: images that ran every stage",
     )  # fmt: skip
     for period in (*found.periods, found.total):
         table.add_row(
@@ -111,7 +111,7 @@ def _show_history(folder: Path, where: str, as_json: bool) -> None:
 
 
 def _percent(share: float | None) -> str:
-    """A dash where it is not known."""
+    """Per cent, or a dash if unknown."""
     return "-" if share is None else f"{100 * share:.1f}"
 
 
@@ -119,7 +119,7 @@ def _print(evaluation: Evaluation) -> None:
     table = Table(
         "threshold", "exit %", "mean M", "top-1 %",
         title=f"{evaluation.model}: {evaluation.images} photographs, {evaluation.runtime} {evaluation.precision}",
-        caption="* default threshold. exit: images that end before the last stage. mean M: mean million multiply-adds "
+        caption="* default threshold. exit: images that exit before the last stage. mean M: mean million multiply-adds "
         "per image. top-1: right answers.",
     )  # fmt: skip
     points = {point.threshold: point for point in evaluation.curve if point.threshold in SHOWN}
@@ -144,7 +144,7 @@ def _print(evaluation: Evaluation) -> None:
 
 
 def _runtimes(evaluation: Evaluation) -> Table:
-    shown = Table("runtime", "threshold", "exit %", "top-1 %", "answers as eager float32 %", title="every runtime")
+    shown = Table("runtime", "threshold", "exit %", "top-1 %", "same answer as eager float32 %", title="every runtime")
     for point in evaluation.runtimes:
         shown.add_row(
             f"{point.runtime} {point.precision}",
@@ -159,8 +159,8 @@ def _runtimes(evaluation: Evaluation) -> Table:
 def _promises(evaluation: Evaluation) -> Table:
     shown = Table(
         "promise", "threshold", "exit %", "measured %", "kept", "broken %",
-        title="what the calibration table promises, on these photographs",
-        caption="broken: how probable that is, calibrated again by as many images drawn from these; at most 5 %",
+        title="promises of the calibration table, tested on these photographs",
+        caption="broken: probability that another calibration with as many images breaks the promise; at most 5 %",
     )  # fmt: skip
     for promise in evaluation.promises:
         asked = f"{promise.goal} {promise.value:g}"

@@ -1,4 +1,4 @@
-"""What the head of a request must be for a route to see it."""
+"""Checks of a request's head before any route sees it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from service.errors import BadRequest, HeadTooLarge, LowfirstError
 
 MAX_HEAD_BYTES = 32 * 1024
-MAX_QUERY_FIELDS = 64  # each unknown one is an error that is made, though the first alone is told
+MAX_QUERY_FIELDS = 64  # each unknown field creates an error, although only the first is reported
 AROUND_HEADER = len(b": \r\n")
 
 
 def refusal_of(
     method: bytes, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]], received: int
 ) -> LowfirstError | None:
-    """Why a request is refused, None if it is not. ``received``: bytes that may be the head's, or its body's too."""
+    """Why a request is refused; None if it is not. ``received``: bytes that may belong to the head, or also to its
+    body."""
     if received > MAX_HEAD_BYTES:
         size = len(url) + sum(len(name) + len(value) + AROUND_HEADER for name, value in headers)
         if size > MAX_HEAD_BYTES:
             return too_large(size)
     if method == b"CONNECT":
-        return BadRequest("CONNECT is for proxies, which this is not", field="method", value="CONNECT")
+        return BadRequest("CONNECT is not supported: this is not a proxy", field="method", value="CONNECT")
     hosts = [name for name, _ in headers].count(b"host")
     if hosts > 1 or (not hosts and version != "1.0"):
         return BadRequest(f"the head has {hosts} Host headers; it must have 1", field="Host", value=hosts, bound=1)
@@ -36,7 +37,7 @@ def refusal_of(
 
 
 def too_large(size: int) -> HeadTooLarge:
-    """The error of a head of so many bytes, or more."""
+    """The error of a head with this many bytes or more."""
     return HeadTooLarge(
         f"the request's head has {size} bytes or more; the limit is {MAX_HEAD_BYTES}",
         field="head",

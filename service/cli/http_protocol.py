@@ -1,6 +1,6 @@
-"""uvicorn's HTTP, with what it lacks: bounds on heads and connections, and an answer for whoever still waits for one.
+"""uvicorn's HTTP protocol, plus limits on heads and connections, and an answer for every client that still waits.
 
-It subclasses what uvicorn keeps to itself: this file alone does, and its tests fail where uvicorn changes.
+It subclasses private parts of uvicorn. Only this file does, and its tests fail if uvicorn changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.cli.head import MAX_HEAD_BYTES, refusal_of, too_large
 from service.errors import BadRequest, LowfirstError, RequestTimeout, TooManyConnections
 from service.log import logger
 
-# Connections beyond the bound that may wait to ask, and are told 503 then. Of more, the oldest is told so at once.
+# Most connections above the limit that may wait for their 503. Beyond that, the oldest gets it at once.
 SURPLUS = 64
 WARN_SECONDS = 10.0
 
@@ -34,16 +34,16 @@ Refuse = Callable[[LowfirstError], Response]
 
 @dataclass(slots=True)
 class Terms:
-    """What the connections of a server share.
+    """Shared by all connections of a server.
 
     Attributes:
         head_seconds: how long a request's head may take to arrive.
-        refuse: gives the answer to a request that no route will see.
-        is_leaving: asked at each request whether its connection closes after the answer, which tells the client so.
-        on_close: told once of each connection that is closed.
-        max_connections: open at once; requests over further ones are refused.
-        warned: when the log was told of such, on the clock of ``time.monotonic``.
-        surplus: connections over the bound that no request of is served, oldest first.
+        refuse: returns the answer to a request that no route will see.
+        is_leaving: whether a connection closes after the answer, which then tells the client so; asked at each request.
+        on_close: called once for each closed connection.
+        max_connections: most open connections; requests over further ones are refused.
+        warned: time of the last warning about this, on the clock of ``time.monotonic``.
+        surplus: connections above the limit, which get no request served, oldest first.
     """
 
     head_seconds: float
@@ -55,22 +55,22 @@ class Terms:
     surplus: dict[BoundedHttp, None] = field(default_factory=dict)
 
     def warn(self) -> None:
-        """Tell the log that there are too many connections, unless it was told a moment ago."""
+        """Log that there are too many connections, unless that was logged a moment ago."""
         now = time.monotonic()
         if now - self.warned > WARN_SECONDS:
             self.warned = now
-            logger.warning("%d connections are open, the most: further ones are answered 503", self.max_connections)
+            logger.warning("%d connections are open, the limit: further ones get 503", self.max_connections)
 
 
 def http_protocol(terms: Terms) -> Any:
-    """What ``uvicorn.Config(http=...)`` takes."""
+    """The value for ``uvicorn.Config(http=...)``."""
     return partial(BoundedHttp, terms=terms)
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. uvicorn alone keeps one that never ends its head for ever, and all it sends of it.
+    """One connection. uvicorn alone would keep a connection with an endless head for ever, and all its bytes.
 
-    A timer runs while a head is awaited and nothing is being answered; a request that comes in one piece never starts
+    A timer runs while a head is awaited and nothing is being answered; a request that arrives in one piece never starts
     it. Between requests uvicorn's own keep-alive timer runs.
     """
 
@@ -98,11 +98,11 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.connections) > terms.max_connections:
             terms.warn()
             terms.surplus[self] = None
-            if len(terms.surplus) > SURPLUS:  # who said nothing for the longest gives way to who may ask
+            if len(terms.surplus) > SURPLUS:  # the one silent for longest gives way to a new one
                 next(iter(terms.surplus))._send_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone, or was sent away."""
+        """The client disconnected, or was disconnected."""
         self._stop_timer()
         self._terms.surplus.pop(self, None)
         if self._probing is not None:
@@ -137,7 +137,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._start_timer()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client will send no more. It gets the answers to what it sent before, if the last of that is whole."""
+        """The client closed its sending side. It gets the answers to complete requests."""
         if not self._is_answering or self._in_body:
             return False
         self.cycle.keep_alive = False
@@ -158,7 +158,7 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole. One that asks for an upgrade is read again without that: see ``_feed``."""
+        """The head is complete. If it asks for an upgrade, it is parsed again without that: see ``_feed``."""
         self._in_head = False
         self._stop_timer()
         self._refusal = self._refusal_of_head()
@@ -178,7 +178,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """The request is complete."""
         self._pending = 0
         if self._in_body:
             self._in_body = False
@@ -229,9 +229,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._fail(TooManyConnections(len(self.connections), self._terms.max_connections))
 
     def _fail(self, error: LowfirstError) -> None:
-        """Read no further. Who is being answered gets that answer, then the connection is closed.
+        """Stop reading. A running answer is finished, then the connection is closed.
 
-        A request whose body is at fault is answered by its route, which reads ``error`` in the body's place.
+        If the body is at fault, its route answers, and reads ``error`` in place of the body.
         """
         self._is_deaf = True
         if not self._is_answering:
@@ -253,10 +253,10 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[response.status_code] + b"".join(lines) + b"\r\n" + bytes(response.body))
 
     def _probe(self) -> None:
-        """Send what any client passes over, now and then until there is an answer.
+        """Send bytes that every client ignores, now and then until there is an answer.
 
-        One that closed its connection, and one that only sends no more, look alike until something is sent to them:
-        the system of the former refuses it, which is told as ``connection_lost``.
+        A client that closed its connection, and one that closed only its sending side, look alike until something is
+        sent: in the first case the client's system refuses it, and ``connection_lost`` is called.
         """
         running = self._running
         if running is None or running.response_started:
@@ -279,13 +279,13 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._in_head:
             seconds = self._terms.head_seconds
-            self._fail(RequestTimeout(f"the request's head did not come in {seconds:g} seconds", field="head"))
+            self._fail(RequestTimeout(f"the request's head did not arrive within {seconds:g} seconds", field="head"))
         else:
             self.transport.close()
 
 
 def _translated(error: httptools.HttpParserError) -> LowfirstError:
-    """What the parser met: it tells of what is raised while it calls us, too."""
+    """The error to answer with. The parser also reports errors that our callbacks raise."""
     if isinstance(error.__context__, MemoryError):
         return LowfirstError("there is no memory for the request")
-    return BadRequest("the request is no HTTP that can be read")
+    return BadRequest("the request is not valid HTTP")

@@ -15,14 +15,16 @@ def import_(
     network: Annotated[str, typer.Argument(help="Single-scale network, see `lowfirst models --architectures`.")],
     name: Annotated[str, typer.Option(help="Model's name in the store.")],
     weights: Annotated[
-        str, typer.Option(help="torchvision, efficientnet-lite0, or a file of such weights.")
+        str, typer.Option(help="torchvision, efficientnet-lite0, or a file with such weights.")
     ] = "torchvision",
     resolution: Annotated[
-        int | None, typer.Option(min=32, help="Pixels. [default: what the weights were released for]")
+        int | None, typer.Option(min=32, help="Input size in pixels. [default: that of the published weights]")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="File with a label per line. [default: ImageNet's 1,000]")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="File with one label per line. [default: the 1,000 of ImageNet]")
+    ] = None,
 ) -> None:
-    """Put a network with published weights into the store, without training."""
+    """Add a network with published weights to the store, without training."""
     from service.evaluation.pretrained import Source, import_pretrained
 
     store = model_store()
@@ -34,7 +36,7 @@ def import_(
 
 
 def _lines(path: Path) -> list[str]:
-    """Raises DataError: it cannot be read."""
+    """Raises DataError if it cannot be read."""
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

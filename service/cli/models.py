@@ -24,7 +24,8 @@ default: threshold that a server starts with here. Any picture gets one of a mod
 def models(
     architectures: Annotated[bool, typer.Option("--architectures", help="List networks instead of the store.")] = False,
     time: Annotated[
-        bool, typer.Option("--time", help="With --architectures: time every network on this machine, some minutes.")
+        bool,
+        typer.Option("--time", help="With --architectures: time every network on this machine (takes some minutes)."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +41,7 @@ def models(
         store = model_store()
         say(f"{store.root} holds no model")
         if not store.root.is_dir():
-            warn("there is no such folder: LOWFIRST_MODEL_STORE names it")
+            warn("there is no such folder (LOWFIRST_MODEL_STORE)")
         return
     _print([_short(row) for row in rows])
     say(LEGEND)
@@ -70,13 +71,13 @@ def _list_networks(timed: bool, as_json: bool) -> None:
         return
     _print([_backbone_row(each) for each in found.values()])
     lines = [
-        "NAME trains at one scale; ms_NAME at two: low sees half the pixels, high all of them; ms3_NAME at three.",
+        "NAME trains at one scale; ms_NAME at two: low at half the resolution, high at full; ms3_NAME at three.",
         "M: millions, of parameters, and of multiply-adds per image.",
     ]
     if timed:
         lines += [
             f"ms: milliseconds per image, {measured_with()}.",
-            "even: when more images than this exit early, two scales are faster than one.",
+            "even: break-even exit rate; if more images exit early, two scales are faster than one.",
         ]
     for line in lines:
         say(line)

@@ -14,7 +14,7 @@ def publish(
     run: Annotated[Path, typer.Argument(help="Calibrated and evaluated run folder.")],
     name: Annotated[str, typer.Option(help="Model's name in the store.")],
 ) -> None:
-    """Put a run into the model store as the next version of a model, with its card and curve."""
+    """Add a run to the model store as the next version of a model, with its card and curve."""
     from service.evaluation.publish import publish as put
 
     store = model_store()

@@ -14,7 +14,7 @@ def quantise(
     run: Annotated[Path, typer.Argument(help="Run folder of a calibrated network.")],
     data: Data,
     split: Annotated[
-        str | None, typer.Option(help="Folder of --data to take instead of what training held out.")
+        str | None, typer.Option(help="Folder of --data to use. [default: photographs held out of train/]")
     ] = None,
     workers: Workers = None,
 ) -> None:

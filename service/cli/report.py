@@ -15,12 +15,12 @@ def report(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")],
     split: Annotated[str, typer.Option(help="Folder of --data to measure on.")] = "val",
-    limit: Annotated[int | None, typer.Option(help="Look at this many photographs only.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many photographs.")] = None,
     device: Device = "auto",
     precision: EagerPrecision = "float32",
     workers: Workers = None,
 ) -> None:
-    """Compare runs with each other and with the paper: one HTML page, its figures as PNG."""
+    """Compare runs with each other and with the paper, as one HTML page with figures as PNG."""
     from service.evaluation.report import report as write
 
     folders = [model_folder(reference) for reference in runs]

@@ -38,7 +38,8 @@ def serve(
         str | None, typer.Option(help="Model to serve. [default: LOWFIRST_MODEL or the shipped one]")
     ] = None,
     processes: Annotated[
-        str | None, typer.Option(help="Processes that serve as one. [default: LOWFIRST_PROCESSES or auto]")
+        str | None,
+        typer.Option(help="Number of processes that serve as one server. [default: LOWFIRST_PROCESSES or auto]"),
     ] = None,
 ) -> None:
     """Serve a model over HTTP. All settings: environment variables LOWFIRST_*, see docs/settings.md."""
@@ -49,7 +50,7 @@ def serve(
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     configure(settings.log_level, settings.log_format)
     for unknown, nearest in unknown_variables(os.environ).items():
-        logger.warning("%s is no setting%s", unknown, f"; the nearest is {nearest}" if nearest else "")
+        logger.warning("%s is not a setting%s", unknown, f"; the nearest is {nearest}" if nearest else "")
     count = settings.processes
     if count == "auto":
         used = min(cores(), settings.workers * settings.threads) if settings.workers else cores()
@@ -66,7 +67,7 @@ def serve(
 def _alone(settings: Settings) -> None:
     from service.processes.reception import bind
 
-    listeners = asyncio.run(bind(settings.host, settings.port))  # first: the rest takes its time
+    listeners = asyncio.run(bind(settings.host, settings.port))  # first, because the rest takes a while
     starting.info("starting: loading PyTorch")
     from service.app import create_app
     from service.cli.draining import DrainingServer
@@ -83,7 +84,7 @@ def _alone(settings: Settings) -> None:
 
 
 def _together(settings: Settings, count: int) -> None:
-    """Serve by several processes; this one loads no PyTorch."""
+    """Serve with several processes; this one loads no PyTorch."""
     files = Path(tempfile.mkdtemp(prefix="lowfirst-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
     shared = _folder_on_disk() or files
     try:
@@ -121,7 +122,7 @@ async def _parent(settings: Settings, count: int, files: Path, shared: Path) -> 
             raise InvalidOption(
                 "LOWFIRST_GRPC_PORT",
                 settings.grpc_port,
-                f"one that can be listened on at {settings.host} ({error.strerror})",
+                f"a free port at {settings.host} ({error.strerror})",
             ) from error
         settings = settings.model_copy(update={"grpc_port": grpc_holder.getsockname()[1]})
     starting.info("starting %d processes", count)
@@ -145,7 +146,7 @@ async def _parent(settings: Settings, count: int, files: Path, shared: Path) -> 
 
 
 def run_child(*given: Any) -> None:
-    """Where a process of several begins: see ``service.cli.child.serve_child``."""
+    """Entry point of one of several processes: see ``service.cli.child.serve_child``."""
     from service.cli.child import serve_child
 
     serve_child(*given)

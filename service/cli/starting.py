@@ -1,4 +1,4 @@
-"""What a start-up is doing, as a bar where a person looks on: instead of the lines that a log gets."""
+"""Start-up progress: a bar on a terminal, in place of log lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ STEPS = 3  # of a model: it is loaded, measured, warmed up
 
 @contextmanager
 def bar(models: int, *, wanted: bool = True) -> Iterator[None]:
-    """Show a bar on a terminal while ``models`` start, until they have, anything else is logged, or the block ends."""
+    """Show a bar on a terminal while ``models`` start, until they are done, anything else is logged, or the block
+    ends."""
     if not (wanted and errors.is_terminal):
         yield
         return

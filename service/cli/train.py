@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from service.training.summary import Summary
 
 RECIPE = (
-    "default: from scratch, in an hour of a small machine; adapt: from weights that exist, with --init; paper: the "
-    "paper's. Each where an option is not given."
+    "Defaults of the options above. default: training from scratch, about an hour on a small machine; adapt: from "
+    "existing weights, with --init; paper: the recipe of the paper."
 )
 
 
@@ -39,7 +39,7 @@ class Recipe(StrEnum):
 
 
 def train(context: typer.Context, recipe: Recipe, resume: bool, **values: Any) -> None:
-    """Train a network on folders of photographs. Interrupt at any time; --resume goes on to the same result."""
+    """Train a network on folders of photographs. Interrupt at any time; --resume continues to the same result."""
     from service.training.loop import train as run
 
     options = _options(context, recipe, values)
@@ -55,7 +55,7 @@ def train(context: typer.Context, recipe: Recipe, resume: bool, **values: Any) -
             )
     except KeyboardInterrupt:
         if is_first_process():
-            warn(f"interrupted; the same command with --resume goes on with {options.out}")
+            warn(f"interrupted; to continue {options.out}, run the same command with --resume")
         raise typer.Exit(130) from None
     if is_first_process():
         name_unreadable(finished.unreadable)
@@ -78,7 +78,7 @@ def _signature() -> Signature:
             parameters.append(_parameter(each.name, Annotated[hints[each.name], typer.Option(help=says)], default))
     parameters += [
         _parameter("recipe", Annotated[Recipe, typer.Option(help=RECIPE)], Recipe.default),
-        _parameter("resume", Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")], False),
+        _parameter("resume", Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")], False),
     ]
     return Signature(parameters)
 
@@ -91,7 +91,7 @@ train.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
 def _options(context: typer.Context, recipe: Recipe, values: dict[str, Any]) -> TrainOptions:
-    """What was given, beside that the recipe's values, beside that the defaults."""
+    """The options: given ones, otherwise those of the recipe, otherwise the defaults."""
     sources = {name: context.get_parameter_source(name) for name in values}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if recipe is Recipe.adapt and values["init"] is None:
@@ -116,7 +116,7 @@ def _of_recipe(recipe: Recipe, network: str) -> dict[str, Any]:
 
 
 def _next(options: TrainOptions) -> tuple[str | Path, ...]:
-    """The command that comes next."""
+    """The next command."""
     if len(options.stages) == 1:  # it has no exit to calibrate
         return "report", options.out, "--data", options.data, "--out", "report"
     data = options.data if options.calibration_share else "DIR_OF_OTHER_PHOTOGRAPHS"
@@ -144,7 +144,7 @@ def _network_options(pairs: list[str]) -> dict[str, Any]:
 
 
 class _Bar:
-    """Steps of the epoch that runs, below the lines of those that are over."""
+    """Steps of the current epoch, below the lines of finished ones."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar

@@ -1,4 +1,4 @@
-"""The Ray Serve application: what ``lowfirst deploy`` runs, and what the ``import_path`` of a Serve config names."""
+"""The Ray Serve application, for ``lowfirst deploy`` and for the ``import_path`` of a Serve config."""
 
 # No deferred annotations here: Ray Serve reads that of the builder's parameter.
 
@@ -34,18 +34,19 @@ CLOSE_SECONDS = 5.0  # for the rest of a replica's stop
 
 
 def application(args: dict[str, Any]) -> Application:
-    """The application, by the settings of this environment; how many replicas, the Serve config's ``deployments`` say.
+    """The application with the settings of this environment; ``deployments`` of the Serve config sets the number of
+    replicas.
 
     Raises:
-        InvalidOption: a setting out of bounds, or ``args``, of which there are none.
+        InvalidOption: a setting out of bounds, or any ``args``, which are not supported.
     """
     if args:
-        raise InvalidOption("args", args, "left out: settings are environment variables (runtime_env, env_vars)")
+        raise InvalidOption("args", args, "absent: settings are environment variables (runtime_env, env_vars)")
     return built(load_settings(), {})
 
 
 def built(settings: Settings, scale: Mapping[str, Any]) -> Application:
-    """The application by ``settings``, at this ``scale``."""
+    """The application with ``settings``, at this ``scale``."""
     given = {name: _anywhere(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
     deployment = serve.deployment(Replica, name=NAME, **_bounds(settings), **scale)
     # Ray would take a random version, and so replace every replica where nothing but their number changes.
@@ -54,10 +55,10 @@ def built(settings: Settings, scale: Mapping[str, Any]) -> Application:
 
 
 def scale_of(options: Options, settings: Settings) -> dict[str, Any]:
-    """What Ray Serve is told of the number and the size of the replicas: that of a Serve config's ``deployments``.
+    """Number and size of the replicas, in the format of a Serve config's ``deployments``.
 
-    A replica is added when requests would have to wait behind the batch that runs, for as long as another takes to
-    start; one is taken away after five minutes that had no use for it.
+    A replica is added if requests would wait behind the running batch for as long as a new replica takes to start. One
+    is removed after five minutes in which it was not needed.
     """
     sized = {"ray_actor_options": {"num_cpus": options.cpus_per_replica, "num_gpus": options.gpus_per_replica}}
     if not options.max_replicas:

@@ -1,4 +1,4 @@
-"""Bring the application up on a Ray cluster that runs already."""
+"""Deploys the application on a running Ray cluster."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ OUR_ERROR = re.compile(r"service\.errors\.\w+: (.+)")
 def deploy(
     options: Options, *, address: str, name: str, route_prefix: str, host: str, port: int, seconds: float, grows: bool
 ) -> None:
-    """Deploy, or change what is deployed under that name, and wait until every replica is up.
+    """Deploy, or change the deployment of that name, and wait until every replica is up.
 
     Args:
         address: of the cluster: ``auto``, host:port or ray://host:port.
-        route_prefix: the path under which the app answers.
-        host, port: what Ray Serve's proxies listen on, unless Serve runs in the cluster already.
+        route_prefix: URL path of the app.
+        host, port: address of Ray Serve's proxies, unless Serve runs in the cluster already.
         seconds: how long that may take.
-        grows: Ray's autoscaler adds nodes, so more replicas may be asked for than there is room for.
+        grows: Ray's autoscaler adds nodes, so more replicas may be requested than currently fit.
 
     Raises:
         InvalidOption: no cluster at ``address``, no room for the replicas, or no Redis for more than one of them.
-        DeploymentFailed: the replicas do not come up.
+        DeploymentFailed: the replicas do not start.
     """
     settings = load_settings()
     check_shared(settings, options.most)
@@ -100,7 +100,7 @@ def _check_listening(address: str) -> None:
     except ValueError as error:
         raise InvalidOption("address", address, FORMS) from error
     except grpc.FutureTimeoutError as error:
-        raise InvalidOption("address", address, f"{FORMS} (what listens there is none)") from error
+        raise InvalidOption("address", address, f"{FORMS} (no Ray cluster listens there)") from error
     except OSError as error:
         raise InvalidOption("address", address, f"{FORMS} ({error.strerror or error})") from error
 
@@ -110,7 +110,7 @@ def _check_token(address: str, channel: grpc.Channel) -> None:
         channel.unary_unary(ANY_CALL)(b"", timeout=CONNECT_SECONDS)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            takes = "it takes the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            takes = "it needs the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
             raise InvalidOption("address", address, f"{FORMS} ({takes})") from error
 
 
@@ -127,7 +127,7 @@ def _check_room(options: Options, is_new: bool) -> None:
         raise InvalidOption(
             field,
             options.first,
-            f"at most {room}: for more the cluster's {len(nodes)} nodes have no room at {each} each",
+            f"at most {room}: the cluster's {len(nodes)} nodes have no room for more at {each} each",
         )
 
 
@@ -144,7 +144,7 @@ def _wait(name: str, seconds: float) -> None:
             return
         why = "; ".join(filter(None, (now.message, *(each.message for each in now.deployments.values()))))
         if now.status == "DEPLOY_FAILED":
-            raise DeploymentFailed(f"{name} does not come up: {_in_short(why)}", field="name", value=name)
+            raise DeploymentFailed(f"{name} does not start: {_in_short(why)}", field="name", value=name)
         if time.monotonic() > ends:
             raise DeploymentFailed(
                 f"{name} is not up after {seconds:g} seconds: {_in_short(why) or now.status}", field="name", value=name
@@ -153,6 +153,6 @@ def _wait(name: str, seconds: float) -> None:
 
 
 def _in_short(why: str) -> str:
-    """Our own error in a traceback that Ray tells, or its last line."""
+    """Our own error within Ray's traceback, or its last line."""
     ours = OUR_ERROR.findall(why)
     return ours[-1] if ours else why.strip().rpartition("\n")[2]

@@ -1,4 +1,4 @@
-"""What ``lowfirst deploy`` is asked for."""
+"""Options of ``lowfirst deploy``."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Resource = Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False), AfterVali
 
 
 class Options(BaseModel):
-    """How many replicas, and what each has to itself.
+    """Number of replicas, and the resources of each.
 
     Attributes:
-        replicas: always so many; or
-        min_replicas, max_replicas: so many as the requests in work ask for.
+        replicas: a fixed number; or
+        min_replicas, max_replicas: a number that follows the running requests.
         cpus_per_replica, gpus_per_replica: below 1 several replicas share one.
     """
 
@@ -45,7 +45,7 @@ class Options(BaseModel):
     @classmethod
     def _is_instead_of_replicas(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("replicas", 1) != 1:
-            raise PydanticCustomError("replicas", "left unset where replicas is {n}", {"n": info.data["replicas"]})
+            raise PydanticCustomError("replicas", "unset if replicas is {n}", {"n": info.data["replicas"]})
         return value
 
     @field_validator("min_replicas")
@@ -58,22 +58,22 @@ class Options(BaseModel):
 
     @property
     def first(self) -> int:
-        """Replicas at the start."""
+        """Number of replicas at the start."""
         return (self.min_replicas or 1) if self.max_replicas else self.replicas
 
     @property
     def most(self) -> int:
-        """Replicas that there may ever be."""
+        """Largest possible number of replicas."""
         return self.max_replicas or self.replicas
 
     @property
     def resources(self) -> dict[str, float]:
-        """What one replica has to itself, by Ray's names."""
+        """Resources of one replica, by Ray's names."""
         return {"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica}
 
 
 def read_options(given: Mapping[str, object]) -> Options:
-    """``given`` as options. Raises InvalidOption, naming the first that is out of bounds."""
+    """``given`` as options. Raises InvalidOption for the first that is out of bounds."""
     try:
         return Options.model_validate(given)
     except ValidationError as error:

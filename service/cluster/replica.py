@@ -1,6 +1,6 @@
-"""One replica: the same app as ``lowfirst serve``, in a process that Ray Serve starts, asks and stops.
+"""One replica: the same app as ``lowfirst serve``, in a process that Ray Serve starts, checks and stops.
 
-PyTorch is imported there alone, not by whoever deploys it.
+Only that process imports PyTorch, not the one that deploys it.
 """
 
 # No deferred annotations here: Ray Serve reads those of a deployment's methods.
@@ -74,14 +74,14 @@ class LeaveRequestId:
 
 
 def _most(context: ReplicaContext) -> int:
-    """Replicas that there may ever be: there is one at first where a Serve config says one to eight."""
+    """Largest possible number of replicas; a Serve config with one to eight starts with one."""
     scale = context._deployment_config.autoscaling_config
     most: int = scale.max_replicas if scale else context.world_size
     return most
 
 
 def check_shared(settings: Settings, replicas: int) -> None:
-    """Raises InvalidOption where several replicas would have a config each."""
+    """Raise InvalidOption if several replicas would each have their own config."""
     if replicas > 1 and not settings.redis_url:
         raise InvalidOption(
             "LOWFIRST_REDIS_URL", None, f"set for {replicas} replicas: they share their config through it"
@@ -89,7 +89,7 @@ def check_shared(settings: Settings, replicas: int) -> None:
 
 
 def share(resources: Mapping[str, float], threads: int) -> dict[str, object]:
-    """Settings that keep a replica within what Ray gives it of a machine: it sees every core."""
+    """Settings that limit a replica to its Ray resources, because it sees every core."""
     cores = int(resources.get("CPU", 0))
     if resources.get("GPU"):
         return {"device": "cuda", "decode_threads": max(1, cores)}

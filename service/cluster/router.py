@@ -1,4 +1,5 @@
-"""Which replica answers a request: read by Ray Serve's proxies and its controller, so nothing else is imported here."""
+"""Chooses the replica for a request. Ray Serve's proxies and controller import this file, so it imports nothing
+else."""
 
 # No deferred annotations here, as in the other modules that Ray Serve reads.
 
@@ -8,10 +9,10 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, R
 
 
 class EveryNode(FIFOMixin, RequestRouter):
-    """Of any two replicas the one with fewer requests in work ("power of two choices"), wherever they are.
+    """Of two random replicas the one with fewer running requests ("power of two choices"), on any node.
 
-    Ray Serve's own router does so among those of the proxy's node, until they are full: behind one proxy the other
-    nodes would wait for a load that the first one refuses.
+    Ray Serve's own router prefers the proxy's node until it is full: behind one proxy the other nodes would get no load
+    until the first one refuses it.
     """
 
     async def choose_replicas(

@@ -1,4 +1,4 @@
-"""How much work may be in flight. Bytes count once they are here, and images once they are whole."""
+"""Limits on work in flight. Bytes count once they arrive, and images once they are complete."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from service.engine import tuning
 from service.engine.arriving import Arriving, Body
 from service.errors import Busy
 
-# One in so many places, bytes and queued seconds is left to requests of few images.
+# One part in this many of places, bytes and queued seconds is left to requests with few images.
 RESERVE = 4
 
 
 class Admission:
-    """Counts of work in flight, used from the event loop's thread alone.
+    """Counts of work in flight. Used only in the event loop's thread.
 
-    A body that is whole is admitted before others that are not: these are given up where their bytes are needed.
+    Complete bodies take precedence: incomplete ones are rejected if their bytes are needed.
 
-    Requests of many images do not take all: unless nothing else is in flight, one leaves as much free as it takes, up
-    to one part in ``RESERVE`` of each limit. A request of one image may take the last place.
+    Requests with many images leave room for others. Unless nothing else is in flight, such a request must leave as much
+    room as it takes, up to one part in ``RESERVE`` of each limit. A request with one image may take the last place.
 
     Args:
         max_images, max_bytes: limits over all requests.
-        max_seconds: of queued work; what comes behind that much is rejected, unless few images are in flight.
+        max_seconds: of queued work; beyond it new work is rejected, unless few images are in flight.
         wait_seconds: how long a new image would have to wait.
-        on_reject: told which limit was reached, and how many images are rejected.
+        on_reject: called with the limit that was reached, and the number of rejected images.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class Admission:
 
     @property
     def bytes(self) -> int:
-        """Of all bodies, whole or not."""
+        """Bytes of all bodies, complete or not."""
         return self._whole_bytes + self._arriving.bytes
 
     def check(self) -> None:
-        """Raises Busy: there is no room now for even one image. Asked before a body is read."""
+        """Raise Busy if there is no room for even one image. Called before a body is read."""
         self._check(1, 1)
 
     @contextmanager
     def admit(self, *, images: int, size: int = 0) -> Iterator[None]:
-        """Hold room for ``images`` of whole bodies of ``size`` bytes for as long as the block runs.
+        """Hold room for ``images`` in complete bodies of ``size`` bytes while the block runs.
 
         Raises:
             Busy: a limit is reached; nothing is held.
@@ -74,21 +74,21 @@ class Admission:
 
     @contextmanager
     def arriving(self, body: Body) -> Iterator[None]:
-        """Hold room for what ``arrived`` tells of ``body`` until the block ends: it is whole, or given up."""
+        """Hold room for the bytes of ``body`` reported to ``arrived``, until the block ends."""
         try:
             yield
         finally:
             self._arriving.remove(body)
 
     def arrived(self, body: Body, size: int) -> None:
-        """So many more bytes of ``body`` are here, and it is not whole yet.
+        """Count new bytes of the incomplete ``body``.
 
         Raises:
-            Busy: there is no room, and it is the one to be given up; or was already.
+            Busy: there is no room, and this body is rejected, now or earlier.
         """
         if body.refusal is None:
             self._arriving.add(body, size)
-        if self.bytes > self.max_bytes and body.size < self.bytes:  # one body alone is bounded elsewhere
+        if self.bytes > self.max_bytes and body.size < self.bytes:  # a single body has its own limit
             self._make_room(0)
         if body.refusal is not None:
             raise body.refusal
@@ -98,7 +98,7 @@ class Admission:
         spare_bytes = min(size, self.max_bytes // RESERVE) if spare else 0
         if self.images + images + spare > self.max_images:
             raise self._busy(images, "images", "in_flight", self.images, self.max_images, spare)
-        held = self._whole_bytes  # none: one body alone is bounded elsewhere
+        held = self._whole_bytes  # none: a single body has its own limit
         if held and held + size + spare_bytes > self.max_bytes:
             raise self._busy(images, "bytes", "in_flight", held, self.max_bytes, spare)
         if self.images < tuning.ALWAYS_ADMITTED:
@@ -108,7 +108,7 @@ class Admission:
             raise self._busy(images, "seconds", "queued", round(seconds, 3), self.max_seconds, spare)
 
     def _make_room(self, size: int) -> None:
-        """Give up bodies that are not whole until there is room for so many bytes, or there are none."""
+        """Reject incomplete bodies until there is room for so many bytes, or none are left."""
         while self.bytes + size > self.max_bytes and (body := self._arriving.first_to_give_up()) is not None:
             body.refusal = self._busy(1, "bytes", "in_flight", self.bytes, self.max_bytes)
             self._arriving.remove(body)

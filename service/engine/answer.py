@@ -1,4 +1,4 @@
-"""What a request asks of one image, and the answer it gets."""
+"""A request for one image, and its answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Reason = Literal["confident", "escalated", "deadline", "brownout", "cached", "on
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds an image spent being decoded, waiting, and in each stage that ran, in order.
+    """Seconds that an image spent on decoding, on waiting, and in each stage that ran, in order.
 
-    ``compute`` is its part of what its batches took, known only of images that run behind an answer.
+    ``compute`` is its share of the compute time of its batches, known only for images that run in the background.
     """
 
     decode: float = 0.0
@@ -24,16 +24,16 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a request wants of one image.
+    """The options of a request for one image.
 
     Attributes:
         arrival: of the request's head, on the clock of ``time.monotonic``.
-        threshold: for this image only; None takes the runtime config's.
-        deadline: seconds after ``arrival``; None waits as long as it takes.
-        top_k: labels to give, at most the number of classes.
-        passes: whether to tell what each stage that ran says, not the answering one's answer alone.
-        request_id, index: of the request, and the image's place among its images: for the sample log.
-        names_version: whether it names the version of the model too, so that no canary answers it.
+        threshold: for this image only; None uses the runtime config's.
+        deadline: seconds after ``arrival``; None for no deadline.
+        top_k: number of labels, at most the number of classes.
+        passes: whether to return the prediction of each stage that ran, not only the answer.
+        request_id, index: id of the request, and the position of the image in it, for the sample log.
+        names_version: whether the request names a version of the model, so that no canary answers it.
     """
 
     arrival: float
@@ -60,17 +60,17 @@ Ranking = tuple[Ranked, ...]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known of an image once it ends.
+    """The answer to an image.
 
     Attributes:
-        top_k: most probable first, by the stage that answers.
+        top_k: labels of the answering stage, most probable first.
         stages: names of the model's stages, cheapest first.
-        stage: index of the stage that answers. ``reason``: why it does.
-        confidences: of each stage that ran and could have ended it early. ``threshold``: what they were compared with.
+        stage: index of the answering stage. ``reason``: why it answers.
+        confidences: of each early stage that ran. ``threshold``: what they were compared with.
         mmacs: millions of multiply-adds spent on this image for this answer.
-        degraded: whether an unsure answer was given because time ran out, or the server was overloaded.
+        degraded: whether the answer is uncertain, given because of a deadline or overload.
         seconds: from the request's arrival.
-        passes: what each stage says, by its name, None of one that did not run; None unless that was asked.
+        passes: prediction of each stage by name, None for a stage that did not run; None unless requested.
     """
 
     top_k: Ranking
@@ -90,20 +90,20 @@ class Answer:
 
     @property
     def exit(self) -> str:
-        """The name of the stage that answers."""
+        """The name of the answering stage."""
         return self.stages[self.stage]
 
     @property
     def confidence(self) -> float:
-        """Of the last stage that could have ended it early."""
+        """Confidence of the last early stage that ran."""
         return self.confidences[-1]
 
     @property
     def exited(self) -> bool:
-        """Whether it ended before the last stage."""
+        """Whether the image exited before the last stage."""
         return self.stage < len(self.stages) - 1
 
     @property
     def cached(self) -> bool:
-        """Whether nothing was computed for it."""
+        """Whether the answer came from the cache."""
         return self.reason == "cached"

@@ -1,4 +1,4 @@
-"""From what the stages said of an image to its answer."""
+"""Builds answers from the outputs of the stages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from service.model_spec import ModelSpec
 
 
 class Answering:
-    """Builds the answers of one model, and counts them. In the event loop's thread.
+    """Builds and counts the answers of one model. Used in the event loop's thread.
 
     Attributes:
-        computed: images answered, those from the cache left out.
+        computed: images answered, without those from the cache.
     """
 
     def __init__(self, spec: ModelSpec, metrics: Metrics, recent: Recent) -> None:
@@ -33,7 +33,7 @@ class Answering:
         self._confidence = metrics.confidence.labels(spec.reference)
 
     def answer(self, entry: Entry, stage: int, reason: Reason, with_passes: bool) -> Answer:
-        """The answer that ``entry`` has from ``stage``."""
+        """The answer to ``entry`` from ``stage``."""
         spec = self._spec
         top_k = self._ranking(entry.outputs[stage], entry.top_k)
         answer = Answer(
@@ -41,7 +41,7 @@ class Answering:
             stages=self._names,
             stage=stage,
             reason=reason,
-            confidences=tuple(entry.confidences[: stage + 1]),  # it may have run on since its deadline
+            confidences=tuple(entry.confidences[: stage + 1]),  # later stages may have run after its deadline
             threshold=entry.compared_with,
             mmacs=0.0 if reason == "cached" else spec.mmacs_up_to[stage],
             degraded=reason in ("deadline", "brownout"),
@@ -61,7 +61,7 @@ class Answering:
         return answer
 
     def _passes(self, entry: Entry, stage: int) -> Mapping[str, Ranking | None]:
-        """What the stages up to the answering one say."""
+        """Predictions of the stages up to the answering one."""
         return {
             name: self._ranking(entry.outputs[index], entry.top_k) if index <= stage else None
             for index, name in enumerate(self._names)

@@ -1,4 +1,4 @@
-"""The runtime config as the engines see it: what was asked for, as far as the models that serve allow."""
+"""The runtime config as the engines use it, as far as it fits the served models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.state.base import ConfigSource, RuntimeConfig
 
 
 def first_config(predictors: Sequence[Predictor]) -> RuntimeConfig:
-    """What stands before anything was asked: every model at its default threshold."""
+    """The config at start-up: every model at its default threshold."""
     return RuntimeConfig(
         version=1,
         thresholds={predictor.spec.name: predictor.default_threshold for predictor in predictors},
@@ -18,12 +18,12 @@ def first_config(predictors: Sequence[Predictor]) -> RuntimeConfig:
 
 
 class Applied:
-    """A config store's config; while other models than those that serve are asked for, the last one that they fit.
+    """The config of a config store. If it names models other than the served ones, the last config that fits them.
 
-    Its thresholds were solved for the models it names: none of them would keep its promise with another version.
+    Thresholds are solved for the models that a config names; with another version they would not keep the promise.
 
     Attributes:
-        served: name and version of each model that serves, in order. ``tried``: of the one that can be tried.
+        served: name and version of each served model, in order. ``tried``: of the model that is ready for a trial.
     """
 
     def __init__(self, config: ConfigSource, start: RuntimeConfig) -> None:
@@ -42,7 +42,7 @@ class Applied:
 
     @property
     def is_newest(self) -> bool:
-        """Whether what serves, and is tried, is what is asked for."""
+        """Whether the served models, and the one on trial, are those of the newest config."""
         newest = self._config.current
         tried = None if newest.trial is None else newest.trial.key
         return newest.served == self.served and tried == self.tried

@@ -1,4 +1,4 @@
-"""Bodies of which a part is here, and which are given up first where room is needed."""
+"""Incomplete bodies, and which to reject first if room is needed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Body:
     """One body.
 
     Attributes:
-        address: whom it comes from.
-        stop: called once it is given up, to stop its reader. ``refusal``: why it was.
-        size: its bytes so far.
+        address: of its client.
+        stop: called when it is rejected, to stop its reader. ``refusal``: the reason.
+        size: bytes so far.
     """
 
     address: str
@@ -26,22 +26,22 @@ class Body:
 
 
 class Arriving:
-    """Counts the bytes of bodies that are not whole yet. Used from the event loop's thread alone."""
+    """Counts the bytes of incomplete bodies. Used only in the event loop's thread."""
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._bodies: dict[str, dict[Body, None]] = {}  # by address, in the order in which they began
+        self._bodies: dict[str, dict[Body, None]] = {}  # by address, oldest first
         self._held: Counter[str] = Counter()
 
     def add(self, body: Body, size: int) -> None:
-        """So many more bytes of it came."""
+        """Count new bytes of a body."""
         self._bodies.setdefault(body.address, {})[body] = None
         body.size += size
         self.bytes += size
         self._held[body.address] += size
 
     def remove(self, body: Body) -> None:
-        """It is whole, or of no use any more."""
+        """Remove a body that is complete or rejected."""
         of_address = self._bodies.get(body.address, {})
         if body not in of_address:
             return
@@ -52,10 +52,10 @@ class Arriving:
             del self._bodies[body.address], self._held[body.address]
 
     def first_to_give_up(self) -> Body | None:
-        """Of the address that holds the most bytes the body that began first; None without any.
+        """The oldest body of the address that holds the most bytes; None without any.
 
-        So who sends many bodies slowly loses them to each other. A client that holds little loses nothing, unless it
-        comes by a proxy that is all addresses: then the slowest lose.
+        So a client that sends many slow bodies competes only with itself. Clients that hold little lose nothing, unless
+        a proxy hides all addresses: then the slowest bodies lose.
         """
         if not self._held:
             return None

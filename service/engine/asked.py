@@ -1,4 +1,4 @@
-"""What the runtime config asks of one model, and the threshold that is in force for it."""
+"""The goal of one model in the runtime config, and its threshold in force."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from service.state.base import ConfigSource, ThresholdConfig
 
 
 class Asked:
-    """Called, it gives what is asked for now, with the threshold in force where that follows the traffic.
+    """Callable that returns the current goal, with the threshold in force if it follows the traffic.
 
     Args:
-        config: where the threshold stands.
-        predictor: the model, whose default is taken where the config says nothing.
+        config: the source of the threshold.
+        predictor: the model, whose default applies without a config.
 
     Attributes:
-        standing: what the threshold follows, if anything.
+        standing: the state of following, if any.
     """
 
     def __init__(self, config: ConfigSource, predictor: Predictor) -> None:
@@ -28,7 +28,7 @@ class Asked:
 
     @property
     def first(self) -> ThresholdConfig:
-        """As the config has it: with the threshold that was solved when it was asked for."""
+        """The goal as in the config, with the threshold solved when it was set."""
         current, spec = self._config.current, self._predictor.spec
         if current.trial is not None and current.trial.key == spec.key:
             return current.trial.threshold

@@ -1,4 +1,4 @@
-"""Whether today's traffic keeps the promise made for the threshold, by what audits of it found."""
+"""Whether recent traffic keeps the promise of the threshold, judged by audits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NORMAL = 1.645  # quantile at 95 %, one-sided
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What images cost lately, in the unit of the budget that was asked for.
+    """Recent cost of images, in the unit of the budget.
 
     Attributes:
-        asked: for each on average.
+        asked: budget per image on average.
         spent: on all ``images``.
-        least, most: what an image costs that ends at the first stage, and at the last.
+        least, most: cost of an image that ends at the first stage, and at the last.
     """
 
     asked: float
@@ -29,15 +29,16 @@ class Budget:
 
     @property
     def mean(self) -> float | None:
-        """For each image; None before the first."""
+        """Mean per image; None before the first."""
         return self.spent / self.images if self.images else None
 
     @property
     def kept(self) -> bool | None:
-        """Whether it is held: False where the mean exceeds it by more than chance does (95 %), None where too few tell.
+        """Whether the budget is kept: False if the mean exceeds it by more than chance (95 %), None with too few
+        images.
 
-        Costs between ``least`` and ``most`` vary by at most (most - mean)(mean - least), as they do where all are one
-        or the other (Bhatia and Davis, 2000); their mean is nearly normal.
+        Costs between ``least`` and ``most`` have a variance of at most (most - mean)(mean - least), reached if all
+        costs are one or the other (Bhatia and Davis, 2000); their mean is nearly normal.
         """
         if self.mean is None or self.images < BUDGET_IMAGES:
             return None
@@ -49,16 +50,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What the last stage said of the latest audited images that exit at the threshold, and what follows for all.
+    """Answers of the last stage for recent audited images that exit at the threshold, and bounds over all images.
 
-    An image that escalates has the last stage's answer, so over all images the disagreement is that of the audited
-    ones times the exit rate. Bounds hold with 95 % confidence (one-sided Clopper-Pearson), for the traffic audited.
+    Escalated images have the last stage's answer. So the disagreement over all images is that of the audited images
+    times the exit rate. Bounds hold with 95 % confidence (one-sided Clopper-Pearson), for the audited traffic.
 
     Attributes:
-        images, disagreements: audited, and of these answered otherwise by the last stage.
-        exit_rate: of the latest images at the threshold; None before the first exit, 0 where nothing can exit.
-        promised: the agreement promised for the threshold, a share of all images; None without a calibration table.
-        budget: what was asked for, where that is a budget; else None.
+        images, disagreements: audited images, and those with another answer of the last stage.
+        exit_rate: of the latest images at the threshold; None before the first exit, 0 if nothing can exit.
+        promised: the promised agreement, a share of all images; None without a calibration table.
+        budget: set if the goal is a budget, otherwise None.
     """
 
     images: int
@@ -79,14 +80,14 @@ class Audit:
 
     @property
     def overall_at_most(self) -> float | None:
-        """Upper bound of the share of all images that are answered otherwise than by the last stage."""
+        """Upper bound of the share of all images whose answer differs from that of the last stage."""
         return self._overall(self.disagreement_at_most)
 
     @property
     def promise_kept(self) -> bool | None:
-        """Whether what was asked for holds, and what the table promised: False where either is broken for sure.
+        """Whether goal and certified agreement are kept: False if either is certainly broken.
 
-        None where that is not known yet: of a budget, by what images cost; else by the audits.
+        None while undecided: for a budget by the cost of images, otherwise by the audits.
         """
         if self.budget is None or self.agreement_kept is False:
             return self.agreement_kept
@@ -94,7 +95,7 @@ class Audit:
 
     @property
     def agreement_kept(self) -> bool | None:
-        """The same of the agreement: False where even the lower bound breaks it, None where audits do not tell yet."""
+        """The same for the agreement: False if even the lower bound breaks it, None while undecided."""
         if self.promised is None or self.overall_at_most is None:
             return None
         allowed = 1 - self.promised

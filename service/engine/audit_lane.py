@@ -1,4 +1,4 @@
-"""The images that wait for a stage behind their answer, and when workers have time for them."""
+"""Images that wait for a stage in the background, and when workers have time for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.engine.entry import Entry
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another model's work on the same device: whether there is any now, and the seconds that it took lately."""
+    """Work of another model on the same device: whether there is any now, and its recent seconds."""
 
     is_busy: Callable[[], bool]
     spent: Callable[[], float]
@@ -22,12 +22,12 @@ class AuditLane:
     """Used under the lock of the lanes that it belongs to.
 
     Args:
-        stages: how many the model has.
-        backlog: audits that may wait. What runs whole behind an answer is bounded by whoever sends it.
+        stages: number of stages of the model.
+        backlog: most waiting audits. Images that run completely in the background are limited by their sender.
 
     Attributes:
-        neighbour: whose work audits make way for too; None while no other model is compared with this one.
-        spent: seconds of compute, audits and all, as far as the audits' share looks back.
+        neighbour: another model whose work has precedence over audits; None without a comparison.
+        spent: seconds of compute, including audits, within the window of the audits' share.
     """
 
     def __init__(self, stages: int, backlog: int) -> None:
@@ -49,9 +49,10 @@ class AuditLane:
         return audits + self._reserved < self._backlog
 
     def add(self, stage: int, entry: Entry) -> bool:
-        """Let ``entry`` wait for ``stage``, unless enough do and it has no room reserved.
+        """Let ``entry`` wait for ``stage``, unless the backlog is full and it has no reservation.
 
-        What runs behind an answer is never turned away once it began: escalated images would be missing more often.
+        An image that has started in the background is never dropped: otherwise escalated images would be missing more
+        often.
         """
         if not (entry.is_behind or (entry.is_drawn and not self._closed) or self.has_room):
             return False
@@ -59,17 +60,17 @@ class AuditLane:
         return True
 
     def extend(self, entries: Sequence[Entry]) -> None:
-        """Let ``entries``, without slots, wait for the first stage."""
+        """Let ``entries``, which have no feature slots, wait for the first stage."""
         self._waiting[0].extend(entries)
 
     def reserve(self) -> bool:
-        """Keep room for an image that is yet to come, if there is any."""
+        """Reserve room for an image that will come later, if there is any."""
         has_room = self.has_room
         self._reserved += has_room
         return has_room
 
     def free(self) -> None:
-        """That image waits by now, or needs no audit."""
+        """Release a reservation: the image waits now, or needs no audit."""
         self._reserved -= 1
 
     def count(self, seconds: float, is_audit: bool) -> None:
@@ -79,7 +80,7 @@ class AuditLane:
         self._spent_on_audits = kept * self._spent_on_audits + (seconds if is_audit else 0.0)
 
     def may_run(self, is_idle: bool) -> bool:
-        """Whether nothing else is to be done, or audits had less than their share of the time."""
+        """Whether the workers are idle, or audits had less than their share of the time."""
         spent = self.spent
         if self.neighbour is not None:
             spent += self.neighbour.spent()
@@ -87,11 +88,11 @@ class AuditLane:
         return is_idle or self._spent_on_audits < tuning.AUDIT_SHARE * spent
 
     def take(self, sizes: Sequence[int], free_slots: int) -> tuple[int, list[Entry]] | None:
-        """Take out a batch of the latest stage that has any, and which stage that is.
+        """Take a batch of the latest stage that has any, and return it with the stage.
 
         Args:
             sizes: the largest batch of each stage.
-            free_slots: feature slots for those of the first stage, which have none yet.
+            free_slots: feature slots for images of the first stage, which have none yet.
         """
         for stage in reversed(range(len(self._waiting))):
             waiting = self._waiting[stage]
@@ -102,7 +103,7 @@ class AuditLane:
         return None
 
     def close(self) -> list[Entry]:
-        """Give up all that wait, and let no more wait: who they were."""
+        """Drop all waiting images, accept no more, and return the dropped ones."""
         self._closed, self._backlog = True, 0
         given_up = [entry for waiting in self._waiting for entry in waiting]
         for waiting in self._waiting:

@@ -1,4 +1,4 @@
-"""Tasks that go on until they are told to end."""
+"""Tasks that run until they are ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 async def end(task: asyncio.Task[None] | None) -> None:
-    """Cancel ``task``, if there is one, and wait until it has ended. Raises what it had ended with before."""
+    """Cancel ``task``, if there is one, and wait for its end. Raises the exception that had ended it before."""
     if task is not None:
         task.cancel()
         with suppress(asyncio.CancelledError):

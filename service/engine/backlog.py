@@ -1,4 +1,4 @@
-"""What an engine has to do, and how soon it could answer one image more."""
+"""The queued work of an engine, and how soon it could answer one more image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from service.engine.pace import Pace
 
 
 class Backlog:
-    """What is queued in one engine, in seconds of its device.
+    """Queued work of one engine, in seconds of its device.
 
     Args:
-        waiting: all images that are not answered yet.
-        lanes: where those stand that are not being decoded or run.
-        pace: how long they take.
+        waiting: all images not yet answered.
+        lanes: the queues of images that are not being decoded or run.
+        pace: measured durations.
         names: of the stages.
     """
 
@@ -30,7 +30,7 @@ class Backlog:
         self._names = names
 
     def load(self) -> Load:
-        """What is to be done, stage by stage."""
+        """Queued work by stage."""
         later, escalating = self._lanes.depths[1:], self._lanes.escalating
         seconds = [self._pace.from_stage(stage, escalating) for stage in range(1, len(later) + 1)]
         return Load(
@@ -41,7 +41,7 @@ class Backlog:
         )
 
     def depths(self) -> dict[str, int]:
-        """Images waiting for each stage, by its name."""
+        """Images waiting for each stage, by name."""
         return dict(zip(self._names, self._lanes.depths, strict=True))
 
     def age(self, stage: int) -> float:
@@ -50,21 +50,21 @@ class Backlog:
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     def seconds(self) -> float:
-        """How long the device needs for what is queued, if images go on escalating as they did."""
+        """Seconds that the device needs for the queued work, at the recent escalation rate."""
         return self.load().queued_seconds(self._lanes.escalating[0])
 
     def first_answer(self) -> float:
-        """Seconds to the first stage's answer for an image that comes now.
+        """Seconds until the first stage's answer for an image that arrives now.
 
-        Older images go first, at every stage; then it is run in one batch with those that wait beside it.
+        Older images go first at every stage; the new image then runs in one batch with others that wait.
         """
-        if not self._waiting:  # what batches took lately may not hold any more, and nothing else would show it
+        if not self._waiting:  # recent durations may no longer hold, and nothing else would show it
             return self._pace.soonest()
         beside = min(self._lanes.depths[0] + 1, self._pace.sizes[0])
         return self.seconds() + self._pace.predicted(0, beside)
 
     def foresight(self) -> float:
-        """Seconds of queued work that deadlines leave room for, by that of the median image; infinite without any."""
+        """Seconds of queued work that deadlines allow, for the median image; infinite without deadlines."""
         allowed = [entry.allowed for entry in self._waiting]
         if not allowed or (median := median_low(allowed)) == math.inf:
             return math.inf

@@ -1,4 +1,4 @@
-"""What a worker does with a batch of the first stage before it runs: pixels for every image that is still in time."""
+"""Decodes a batch of the first stage before it runs, for every image that can still be in time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from service.model_spec import ModelSpec
 
 
 class BatchDecoder:
-    """Threads share it.
+    """Shared by the worker threads.
 
     Args:
-        lanes: where images go that wait again, and free slots.
+        lanes: take back images that must wait again, and free slots.
         spec: of the model.
-        pace: how long decoding takes.
-        metrics: where dropped images are counted.
-        aside: takes an image that is dear to decode, if it says so.
+        pace: measured decoding durations.
+        metrics: count dropped images.
+        aside: takes over images that are slow to decode.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class BatchDecoder:
         self._aside = aside
 
     def ready(self, batch: Batch) -> Batch:
-        """What can run of a batch: entries with their pixels that somebody waits for. All of one of a later stage."""
+        """The runnable entries of a batch, with their pixels; for a later stage the whole batch."""
         if batch.stage:
             return batch
         decoded = self._decoded(batch.entries)
@@ -48,7 +48,7 @@ class BatchDecoder:
         return replace(batch, entries=in_time, slots=batch.slots[: len(in_time)])
 
     def _in_time(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Those that their pass may still answer in time: decoding may have taken longer than predicted."""
+        """Entries that can still be answered in time; decoding may have taken longer than predicted."""
         ready = time.monotonic() + self._pace.table.seconds(0, len(entries)) if entries else 0.0
         late = [entry for entry in entries if entry.due < ready]
         self._metrics.dropped.labels("deadline").inc(len(late))
@@ -56,9 +56,9 @@ class BatchDecoder:
         return [entry for entry in entries if entry.due >= ready]
 
     def _decoded(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries with their pixels. Those without are decoded here, for a short time; then the rest wait again.
+        """Entries with pixels. Missing pixels are decoded here for a short time; the remaining entries wait again.
 
-        So an image that takes long to decode holds up nobody but the few decoded with it.
+        So an image that is slow to decode delays only the few images decoded with it.
         """
         ready = [entry for entry in entries if entry.pixels]
         waiting = [entry for entry in entries if not entry.pixels]

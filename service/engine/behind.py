@@ -1,4 +1,4 @@
-"""Images that a model runs behind another one's answers, when clients leave it time: see ``TrialRun``."""
+"""Images that a model classifies in the background, when clients leave time: see ``TrialRun``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.model_spec import ModelSpec
 
 
 class Behind:
-    """What one engine runs in its audits' lane for the sake of comparing. In the event loop's thread.
+    """Background work of one engine for a comparison, in its audit lane. Used in the event loop's thread.
 
     Args:
         spec: of the engine's model.
@@ -25,7 +25,7 @@ class Behind:
         most: images at a time; more are skipped.
 
     Attributes:
-        computed, compute: images that were run since it is compared, and seconds of workers for them.
+        computed, compute: images run since the comparison began, and worker seconds for them.
     """
 
     def __init__(self, spec: ModelSpec, lanes: Lanes, waiting: Collection[Entry], most: int) -> None:
@@ -38,17 +38,17 @@ class Behind:
         self._bytes = 0
 
     def begin(self, other: Behind) -> None:
-        """Be compared with ``other`` from now on, and make way for the work of its clients too."""
+        """Start a comparison with ``other``, and give precedence to the work of its clients."""
         self.computed, self.compute = 0, 0.0
         waiting, lanes = other._waiting, other._lanes
         self._lanes.audits.neighbour = Neighbour(lambda: bool(waiting), lambda: lanes.audits.spent)
 
     def end(self) -> None:
-        """Be compared no longer."""
+        """End the comparison."""
         self._lanes.audits.neighbour = None  # it is part of a cycle with the other's
 
     async def run(self, body: bytes, threshold: float) -> Reply | None:
-        """What the model says of an encoded image at ``threshold``, by itself; None where there is no room for it.
+        """Classify an encoded image at ``threshold`` in the background; None if there is no room.
 
         Raises as ``Engine.classify``.
         """
@@ -75,9 +75,9 @@ class Behind:
         )
 
     def close(self) -> None:
-        """Give up what is left, once no worker runs any more."""
+        """Drop what is left, after the last worker has stopped."""
         for entry in list(self._entries):
-            entry.fail(Draining("the engine stopped before it was compared"))
+            entry.fail(Draining("the engine stopped before the comparison"))
 
     def _entry(self, body: bytes, threshold: float) -> Entry:
         loop, now = asyncio.get_running_loop(), time.monotonic()

@@ -1,4 +1,4 @@
-"""A lower threshold while the server is overloaded, down to the floor that its owner allows."""
+"""Lowers the threshold while the server is overloaded, down to the floor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from service.engine import tuning
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is to be done, in images, and what each takes of the whole device, in seconds, as it runs now.
+    """Queued work in images, and current seconds per image on the whole device.
 
     Attributes:
-        undecided: images whose first stage is still to come or running.
+        undecided: images whose first stage has not finished.
         first_seconds: the first stage, per image.
-        later_seconds: all stages after the first, per image that escalates from it.
-        escalated_seconds: all that waits for later stages, together.
+        later_seconds: all later stages, per image that escalates.
+        escalated_seconds: all images waiting for later stages, together.
     """
 
     undecided: int
@@ -27,13 +27,13 @@ class Load:
     escalated_seconds: float
 
     def queued_seconds(self, escalating: float) -> float:
-        """How long the device needs for all of it, if the share ``escalating`` of the undecided escalates."""
+        """Seconds that the device needs for all of it, if the share ``escalating`` of the undecided escalates."""
         each = self.first_seconds + escalating * self.later_seconds
         return self.undecided * each + self.escalated_seconds
 
 
 class BrownOut:
-    """Works out which share of images may escalate, and the threshold that lets so many.
+    """Computes the share of images that may escalate, and the threshold for that share.
 
     Args:
         target_seconds: how long queued work may take.
@@ -56,8 +56,8 @@ class BrownOut:
         """The threshold in force from ``now`` on: between ``floor`` and ``threshold``; without a floor, ``threshold``.
 
         Args:
-            confidences: of the latest images, whose quantiles turn a share into a threshold.
-            allowed: seconds of queued work behind which new images would come too late for their deadlines.
+            confidences: of the latest images; their quantiles convert a share into a threshold.
+            allowed: seconds of queued work beyond which new images would miss their deadlines.
         """
         sustainable = self._sustainable(load, min(self._target, allowed))
         risen = self._share + (now - self._at) / tuning.RETURN_SECONDS
@@ -66,12 +66,12 @@ class BrownOut:
             return threshold
         ordered = sorted(confidences)
         may_escalate = int(self._share * len(ordered))
-        exiting = bisect_left(ordered, ordered[may_escalate])  # the surest that may not, and its equals, exit
+        exiting = bisect_left(ordered, ordered[may_escalate])  # equals of the first one that exits, exit too
         lowered = ordered[exiting - 1] if exiting else 0.0
         return max(floor, min(threshold, lowered))
 
     def _sustainable(self, load: Load, target: float) -> float:
-        """The share of the undecided images that may escalate if all that is queued shall be done in time."""
+        """The share of the undecided images that may escalate if all queued work is to be done in time."""
         left = tuning.QUEUE_SHARE * target - load.queued_seconds(escalating=0.0)
         if not load.undecided or not load.later_seconds:
             return 1.0 if left > 0 else 0.0

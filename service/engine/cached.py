@@ -1,4 +1,4 @@
-"""Answers to images that were seen before, from the cache that replicas share."""
+"""Answers from the result cache, which replicas can share."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from service.state.base import CachedOutputs, ResultCache
 
 
 class CachedAnswers:
-    """What ``cache`` knows of the images of one model.
+    """Cached results of one model.
 
-    Answers follow from outputs at any threshold, so a changed threshold invalidates nothing.
+    The cache stores outputs, which give an answer at any threshold, so a changed threshold invalidates nothing.
     """
 
     def __init__(self, cache: ResultCache, predictor: Predictor, metrics: Metrics) -> None:
         spec = predictor.spec
-        # replicas that share a cache may each have published another model under this name
+        # replicas that share a cache may each have published a different model under this name
         self._prefix = f"{spec.reference}:{spec.weights_sha256[:16]}:{predictor.runtime}:{predictor.precision}"
         self._depth, self._classes = spec.depth, len(spec.classes)
         self._cache = cache
         self._requests = metrics.cache_requests
 
     def key(self, body: bytes) -> str:
-        """Where outputs for the encoded image ``body`` are."""
+        """Cache key of the encoded image ``body``."""
         return f"{self._prefix}:{blake2b(body, digest_size=32).hexdigest()}"
 
     async def look_up(self, key: str, entry: Entry, lowered: float) -> int | None:
-        """Fill ``entry`` from the cache: the stage that answers it, or None when stages must run.
+        """Fill ``entry`` from the cache: the answering stage, or None if stages must run.
 
         Args:
-            lowered: what overload lowers thresholds to.
+            lowered: limit of thresholds during overload.
         """
         known = await self._cache.get(key)
         stage = None if known is None else self._fill(entry, known, lowered)
@@ -57,6 +57,6 @@ class CachedAnswers:
         return stage
 
     async def remember(self, key: str, entry: Entry) -> None:
-        """Keep what the stages said of ``entry``."""
+        """Store the outputs of ``entry``."""
         if entry.outputs:
             await self._cache.put(key, CachedOutputs(tuple(tuple(output.tolist()) for output in entry.outputs)))

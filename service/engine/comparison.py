@@ -1,4 +1,4 @@
-"""Two models on the same images: how often they agree, and what each takes. Counts of several processes add up."""
+"""Compares two models on the same images: agreement and cost. Counts of several processes can be added."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SHORTEST_SECONDS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one model said of an image, and what it took for that.
+    """Answer and cost of one model for an image.
 
     Attributes:
-        label: its answer. ``exited``: before the last stage.
+        label: its answer. ``exited``: whether before the last stage.
         mmacs: of the stages that ran.
-        seconds: to decode it and run its batches, its waits left out; None where the cache answered.
+        seconds: to decode it and run its batches, without waiting; None if the cache answered.
     """
 
     label: str
@@ -37,20 +37,20 @@ class Reply:
 
     @classmethod
     def of(cls, answer: Answer, spec: ModelSpec) -> Reply:
-        """A client's ``answer`` by the model of ``spec``."""
+        """From a client's ``answer`` by the model of ``spec``."""
         seconds = None if answer.cached else answer.timing.decode + sum(answer.timing.stages)
         return cls(answer.top_k[0].label, answer.exited, spec.mmacs_up_to[answer.stage], seconds)
 
 
 @dataclass(slots=True)
 class Side:
-    """One of both models.
+    """Counts of one of the two models.
 
     Attributes:
-        images, exited, mmacs: of the images that both answered: how many, those before the last stage, their cost.
-        computed, compute: all images that it computed since the trial began, and seconds of workers for them.
-        errors: images that it failed on.
-        times: how many of these images took so long: powers of ``LONGER`` that are nearest to ``Reply.seconds``.
+        images, exited, mmacs: over the images that both answered: number, early exits, cost.
+        computed, compute: all images that it computed since the trial began, and worker seconds for them.
+        errors: images on which it failed.
+        times: number of these images by latency: powers of ``LONGER`` nearest to ``Reply.seconds``.
     """
 
     images: int = 0
@@ -93,17 +93,17 @@ class Side:
 
     @property
     def errors_at_least(self) -> float:
-        """Lower bound (95 %) of the share of images that it fails on."""
+        """Lower bound (95 %) of the share of images on which it fails."""
         return lower_bound(self.errors, self.images + self.errors)
 
 
 @dataclass(slots=True)
 class Comparison:
-    """A model that is tried, and the one that is served. Bounds are one-sided Clopper-Pearson at 95 %.
+    """The model on trial compared with the served one. Bounds are one-sided Clopper-Pearson at 95 %.
 
     Attributes:
-        images: that both answered, degraded answers left out. ``disagreements``: of these, otherwise.
-        skipped: that could not be compared, for want of room.
+        images: answered by both, without degraded answers. ``disagreements``: of these.
+        skipped: not compared for lack of room.
     """
 
     images: int = 0
@@ -137,7 +137,7 @@ class Comparison:
         return lower_bound(self.disagreements, self.images)
 
     def verdict(self, most: float) -> Ending | None:
-        """What ends a trial of which ``most`` is allowed: a lower bound beyond that; None while there is none."""
+        """The reason to end a trial with the limit ``most``: a lower bound above it; None without a reason."""
         if self.disagreement_at_least > most:
             return "disagreement"
         return "errors" if self.tried.errors_at_least > most else None
@@ -148,7 +148,7 @@ class Comparison:
 
 
 def pooled(parts: Iterable[Mapping[str, Any]]) -> Comparison:
-    """Those of several processes, each as JSON, as one."""
+    """The sum of several processes' counts, each as JSON."""
     told = list(parts)
     return Comparison(
         images=sum(each["images"] for each in told),

@@ -1,4 +1,4 @@
-"""What becomes of an image once a stage has answered: the one place where that is decided. Pure."""
+"""Decides what happens to an image after a stage. This is the only place for that decision, and it is pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from service.inference.exit_rule import exits
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How images are decided now. A snapshot, replaced whole.
+    """How images are decided now: an immutable snapshot.
 
     Attributes:
         last: index of the last stage.
-        lowered: what overload lowers thresholds to; infinite while there is none.
-        audit_probability: share of the sure answers that are audited.
+        lowered: limit of thresholds during overload; infinite without overload.
+        audit_probability: share of the confident answers that are audited.
     """
 
     last: int
@@ -27,7 +27,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Its answer is final. ``threshold`` is what its confidence was compared with."""
+    """The answer is final. ``threshold`` is what its confidence was compared with."""
 
     reason: Reason
     threshold: float
@@ -35,21 +35,21 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Escalate:
-    """It goes on to the next stage, or gets this answer should its deadline come first."""
+    """The image continues to the next stage; it gets this answer if its deadline comes first."""
 
     threshold: float
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Nobody waits for it any more."""
+    """No client waits for the image any more."""
 
 
 Decision = Exit | Escalate | Drop
 
 
 def decide(confidence: float, stage: int, entry: Entry, policy: Policy, next_answer_at: float) -> Decision:
-    """What becomes of ``entry`` after ``stage``.
+    """What happens to ``entry`` after ``stage``.
 
     Args:
         confidence: of its answer there.

@@ -1,4 +1,4 @@
-"""Bytes to pixels: the first step of an image, in threads of its own or in the worker that runs it."""
+"""Decodes images, the first step, in separate threads or in the worker that runs the image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNFORESEEN: dict[type[LowfirstError], str] = {TookTooLong: "slow", Crashed: "cra
 
 
 def decode_threads(count: int, name: str = "decode") -> ThreadPoolExecutor:
-    """Threads that decode beside the workers."""
+    """Number of threads that decode beside the workers."""
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -31,9 +31,9 @@ class DecodeAhead:
     """Threads that decode beside the workers, as far ahead as the lanes have room.
 
     Args:
-        count: how many.
-        lanes: where images go that have their pixels.
-        decode: gives one its pixels, if it says so.
+        count: number of threads.
+        lanes: receive decoded images.
+        decode: decodes an entry; returns whether it has its pixels.
     """
 
     def __init__(self, count: int, lanes: Lanes, decode: Callable[[Entry], bool]) -> None:
@@ -42,11 +42,11 @@ class DecodeAhead:
         self._decode = decode
 
     def submit(self, entry: Entry) -> None:
-        """Have it decoded when it is its turn."""
+        """Queue an entry for decoding."""
         self._threads.submit(self._run, entry)
 
     def close(self) -> None:
-        """Finish what was submitted, and stop."""
+        """Finish the queue, and stop."""
         self._threads.shutdown()
 
     def _run(self, entry: Entry) -> None:
@@ -58,13 +58,13 @@ class DecodeAhead:
 
 
 class Aside:
-    """One thread that waits for the helper process, so that no worker does, nor the images batched with a dear one.
+    """A thread that waits for the helper process, so that neither workers nor a slow image's batch wait.
 
     Args:
         spec: of the model.
-        metrics: where images are counted.
-        push: called with an entry that has its pixels.
-        patience: seconds after which an image whose turn has not come is refused.
+        metrics: count images.
+        push: called with each decoded entry.
+        patience: seconds after which a waiting image is refused.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Aside:
         self._metrics = metrics
         self._push = push
         self._patience = patience
-        self._thread = decode_threads(1, "decode-aside")  # started by the first dear image
+        self._thread = decode_threads(1, "decode-aside")  # started by the first slow image
 
     def take(self, entry: Entry) -> bool:
-        """Whether it is decoded here, to be pushed again with its pixels; not once this is closed."""
+        """Take an entry to decode here and push again; returns False once this is closed."""
         try:
             self._thread.submit(self._decode, entry, time.monotonic())
         except RuntimeError:
@@ -89,12 +89,12 @@ class Aside:
         return True
 
     def close(self) -> None:
-        """Wait until all that was taken is decoded; what nobody waits for takes no time."""
+        """Wait until all taken entries are decoded; dropped ones take no time."""
         self._thread.shutdown()
 
     def _decode(self, entry: Entry, taken: float) -> None:
         if time.monotonic() > taken + self._patience:
-            error = Busy("too many images that take long to decode", field="image")
+            error = Busy("too many slow images are waiting to be decoded", field="image")
             entry.loop.call_soon_threadsafe(entry.fail, error)
         elif decode_entry(entry, self._spec, self._metrics):
             entry.enqueued = time.monotonic()
@@ -102,7 +102,7 @@ class Aside:
 
 
 def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics, aside: Callable[[Entry], bool] | None = None) -> bool:
-    """Whether ``entry`` has its pixels now; if not it has failed, nobody waits for it, or it was taken ``aside``."""
+    """Whether ``entry`` has its pixels now. If not, it has failed, was dropped, or was taken ``aside``."""
     body = entry.body
     if body is None or entry.is_dead:
         metrics.dropped.labels("decode").inc()
@@ -114,7 +114,7 @@ def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics, aside: Callabl
         return False
     except LowfirstError as error:
         if reason := UNFORESEEN.get(type(error)):
-            logger.warning("no bound foresaw that an image is so dear to decode (%s): %s", reason, error)
+            logger.warning("an image took more than any bound allows to decode (%s): %s", reason, error)
             metrics.decoders_ended.labels(reason).inc()
         entry.loop.call_soon_threadsafe(entry.fail, error)
         return False
@@ -130,7 +130,7 @@ def decode_entry(entry: Entry, spec: ModelSpec, metrics: Metrics, aside: Callabl
 
 
 def _decoded(body: bytes, spec: ModelSpec, entry: Entry, aside: Callable[[Entry], bool] | None) -> Tensor:
-    """Raises: TakesLong: it was taken ``aside``; else as ``decode`` does."""
+    """Raises: TakesLong: it was taken ``aside``; otherwise as ``decode``."""
     try:
         return decode(body, spec.preprocessing, waits=aside is None)
     except TakesLong:

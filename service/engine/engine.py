@@ -1,4 +1,4 @@
-"""The way of one image: decoded, run stage by stage, answered exactly once."""
+"""The path of one image: decoded, run stage by stage, answered exactly once."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ from service.state.base import ConfigSource, Goal, ResultCache, ThresholdConfig
 
 
 class Engine:
-    """Classifies images with one model. ``start`` before use, ``close`` after; all methods in one event loop.
+    """Classifies images with one model. ``start`` before use, ``close`` after; all methods run in one event loop.
 
     Args:
         predictor: the model on its device.
-        single: the single-scale network that it stands in for, to be timed beside it; None leaves that out.
-        config: where the threshold stands.
-        cache: results already computed; None keeps none.
-        metrics: where all that happens is counted.
-        limits: bounds of work in flight.
-        samples: where images are logged; None logs none.
+        single: the single-scale network, to be timed for comparison; None skips that.
+        config: holds the threshold.
+        cache: computed results; None disables it.
+        metrics: count everything.
+        limits: on work in flight.
+        samples: the sample log; None disables it.
     """
 
     def __init__(
@@ -108,24 +108,24 @@ class Engine:
         self._in_use = InUse()
 
     async def start(self, profile: LatencyTable | None = None) -> None:
-        """Warm up and measure the stages (unless ``profile`` tells their times), then begin to answer.
+        """Warm up and measure the stages (unless ``profile`` has their times), then start answering.
 
-        Raises: what a stage raised.
+        Raises: the exception of a stage.
         """
         await asyncio.to_thread(self._workers.start, profile)
         self._running = True
         self._steering.run()
 
     def reckon_with(self, table: LatencyTable) -> None:
-        """Take these times in place of those measured at the start."""
+        """Use these times in place of those measured at start-up."""
         self._workers.plan(table)
 
     def drain(self) -> None:
-        """Stop being ready. Requests are still answered until ``close``."""
+        """Become not ready. Requests are still answered until ``close``."""
         self._draining = True
 
     async def close(self) -> None:
-        """Finish what was accepted, then stop every thread."""
+        """Finish accepted images, then stop every thread."""
         self._draining = True
         self._running = False
         self._steering.stop()
@@ -135,18 +135,18 @@ class Engine:
         self._lanes.close()
         await asyncio.to_thread(self._workers.join)
         self.behind.close()
-        for entry in list(self._waiting):  # what a device that failed meanwhile left behind
+        for entry in list(self._waiting):  # left behind by a device that failed meanwhile
             entry.fail(DeviceFailed("the device failed"))
         if self._sampling is not None:
             self._sampling.close()
 
     async def retire(self) -> None:
-        """Close once nobody waits for an answer: new work goes elsewhere."""
+        """Close once no client waits for an answer; new work goes to another engine."""
         await self._in_use.wait_until_unused()
         await self.close()
 
     def why_not_ready(self) -> str | None:
-        """What keeps new work away, in words; None when nothing does."""
+        """Why the engine is not ready; None if it is."""
         if (reason := self._workers.why_not_ready()) is not None:
             return reason
         if self._draining:
@@ -154,24 +154,24 @@ class Engine:
         return None if self._running else "the model is being loaded"
 
     def check_in_time(self, ask: Ask) -> None:
-        """Raises DeadlinePassed: no answer can be there in time, by what is queued now. Asked before a body is read.
+        """Raise DeadlinePassed if the queue already makes every answer too late. Called before a body is read.
 
-        Where results are kept nothing is ruled out before they were looked at.
+        With a cache nothing is refused before the look-up.
         """
         if ask.deadline is not None and self._cached is None:
             self._check_deadline(ask.arrival, ask.arrival + ask.deadline)
 
     async def classify(self, body: bytes, ask: Ask) -> Answer:
-        """The answer to one encoded image.
+        """Classify one encoded image.
 
         Args:
             body: JPEG, PNG, WebP, GIF or BMP.
-            ask: what is wanted.
+            ask: options of the request.
 
         Raises:
             InvalidImage: ``body`` cannot be read.
-            DeadlinePassed: before any answer existed, or none could exist in time.
-            Draining: the engine does not run, or stopped while the cache was asked.
+            DeadlinePassed: before any answer existed, or none is possible in time.
+            Draining: the engine does not run, or stopped during the cache look-up.
             DeviceFailed: the network failed on this image, or the device on all.
         """
         self._check_running()
@@ -214,7 +214,7 @@ class Engine:
         )
 
     async def _run(self, entry: Entry, body: bytes) -> tuple[int, Reason]:
-        """Send it on its way and wait. If the caller is cancelled, the entry is dropped at its next stage."""
+        """Queue the entry and wait. If the caller is cancelled, the entry is dropped at its next stage."""
         self._check_running()
         timer = None
         if entry.deadline is not None:
@@ -230,7 +230,7 @@ class Engine:
                 self._lanes.push([entry])
             return await entry.answered()
         finally:
-            entry.body = None  # it may still stand in the decoders' queue, and counts as in flight no more
+            entry.body = None  # it may still be in the decoders' queue, but no longer counts as in flight
             self._waiting.discard(entry)
             if timer is not None:
                 timer.cancel()
@@ -242,44 +242,44 @@ class Engine:
 
     @property
     def asked(self) -> ThresholdConfig:
-        """What is asked for now, with the threshold in force where that follows the traffic."""
+        """The current goal, with the threshold in force if it follows the traffic."""
         return self.wanted()
 
     @property
     def effective_threshold(self) -> float:
-        """The threshold in force: lower than asked for while the server is overloaded."""
+        """The threshold in force: lower than the one asked for while the server is overloaded."""
         return min(self._steering.lowered, self.asked.threshold)
 
     def solve(self, goal: Goal, value: float) -> float:
-        """The threshold that a goal asks for. Raises InvalidOption: it has no answer, or no table to find it in."""
+        """The threshold of a goal. Raises InvalidOption if it cannot be reached, or there is no table."""
         return solve(self.predictor, self._pace.table, self._limits.max_batch_size, goal, value)
 
     def predict(self, threshold: float) -> Prediction:
-        """What a threshold is expected to do."""
+        """The predicted effect of a threshold."""
         return predict(self.predictor, self._pace.table, self._limits.max_batch_size, threshold)
 
     def time_spent(self) -> TimeSpent:
-        """Compute since the start, beside the single-scale network's for the same images in the same batches."""
+        """Compute time since the start, and the single-scale network's for the same images in the same batches."""
         single = self._lanes.single_scale_seconds if self._pace.table.single else None
         return TimeSpent(self._answering.computed, self._lanes.seconds, single)
 
     @property
     def has_cache(self) -> bool:
-        """Whether results are kept."""
+        """Whether results are cached."""
         return self._cached is not None
 
     def totals(self) -> Totals:
-        """What was done since the start."""
+        """Totals since the start."""
         return replace(self.recent.totals(), batches=self._lanes.batches)
 
     def audit(self) -> Audit:
-        """What audits, and what images cost lately, say of what is asked for."""
+        """The verdict of audits and recent costs on the goal."""
         asked = self.asked
         self.periods.look(asked.threshold)
         return audit(asked, self.recent, self.periods, self.predictor.calibration, self.costs(asked.goal))
 
     def costs(self, goal: Goal) -> tuple[float, ...]:
-        """What each stage alone costs an image, in the unit of a budget, measured or counted."""
+        """Cost of each stage alone per image, in the unit of a budget, measured or counted."""
         return costs(self.predictor, self._pace.table, self._limits.max_batch_size, goal)
 
     def passed(self) -> Passed:
@@ -294,5 +294,5 @@ class Engine:
 
     @property
     def feature_bytes(self) -> int:
-        """Memory of what escalated and audited images carry."""
+        """Memory used by the features of escalated and audited images."""
         return (self._limits.feature_slots - self._lanes.free_slots) * self._pool.bytes_each

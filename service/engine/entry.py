@@ -1,4 +1,4 @@
-"""One image on its way through the engine."""
+"""One image on its path through the engine."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from service.errors import DeadlinePassed, LowfirstError
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One image in the engine. Threads fill it in; its future is resolved in the event loop's thread alone, once.
+    """One image in the engine. Threads fill it in; its future is resolved once, in the event loop's thread.
 
     Attributes:
         threshold, config_version: in force when it arrived.
-        is_fixed: whether the request named the threshold, so that overload does not lower it.
-        is_behind: whether it runs behind an answer that another model gave, in the audits' lane.
+        is_fixed: whether the request set the threshold, so that overload does not lower it.
+        is_behind: whether it runs in the background, in the audit lane, for a comparison with another model's answer.
         arrival, deadline: absolute, on the clock of ``time.monotonic``.
-        future: of the stage that answers, and why it does; None once it failed, see ``failure``.
-        body: the encoded image until it is decoded, or nobody waits for it any more.
+        future: the answering stage, and the reason; None if it failed, see ``failure``.
+        body: the encoded image until it is decoded or dropped.
         pixels: uint8 (3, r, r) for each stage, once decoded.
-        slot: of the feature pool, which it holds while it is escalated or audited.
+        slot: of the feature pool, held while it is escalated or audited.
         outputs: probabilities (K,) of each stage that ran.
-        confidences: of each stage that ran and could end it early; of a single stage its own.
-        compared_with: what the latest of them was compared with: the threshold, or what overload lowered it to.
-        latest: the latest stage that ran, and why its output is given, should its deadline come.
+        confidences: of each early stage that ran; in a single-stage model that of the stage.
+        compared_with: what the latest confidence was compared with: the threshold, or the lowered one during overload.
+        latest: the latest stage that ran, and the reason of its answer if the deadline comes.
         failure: why there is no answer. Not in the future: whoever raises it would be part of a cycle.
-        enqueued: when it entered the lane it is in.
-        is_drawn: whether it was drawn on its arrival, for the sample log: all stages run, however it ends.
-        is_audited: whether it was drawn for an audit. ``runs_on``: whether later stages run behind its answer, for that
-            or for the sample log; known once it is answered. ``outputs_behind``: what they said.
-        on_completed: called once they have run, or were given up. In the event loop's thread.
-        audited: confidence and answer of each stage but the last that ran after its answer.
+        enqueued: when it entered its current lane.
+        is_drawn: whether all stages run, however it ends: sampled on arrival for the sample log, see ``sampling``.
+        is_audited: whether it is audited. ``runs_on``: whether later stages run in the background, for an audit or the
+            sample log; known once it is answered. ``outputs_behind``: their outputs.
+        on_completed: called in the event loop's thread once these stages have run or were dropped.
+        audited: confidence and answer of each stage except the last that ran after its answer.
     """
 
     threshold: float
@@ -68,7 +68,7 @@ class Entry:
 
     @property
     def confidence(self) -> float:
-        """Of the last stage that could end it early."""
+        """Confidence of the last early stage that ran."""
         return self.confidences[-1]
 
     @property
@@ -83,22 +83,22 @@ class Entry:
 
     @property
     def is_dead(self) -> bool:
-        """Whether nobody waits for it any more: answered, failed, expired, or its client left."""
+        """Whether no client waits for it any more: answered, failed, expired, or disconnected."""
         return self.future.done()
 
     def resolve(self, stage: int, reason: Reason) -> None:
-        """Answer it, unless it is dead. In the event loop's thread."""
+        """Answer it unless it is dead. In the event loop's thread."""
         if not self.future.done():
             self.future.set_result((stage, reason))
 
     def fail(self, error: LowfirstError) -> None:
-        """Fail it, unless it is dead. In the event loop's thread."""
+        """Fail it unless it is dead. In the event loop's thread."""
         if not self.future.done():
             self.failure = error
             self.future.set_result(None)
 
     async def answered(self) -> tuple[int, Reason]:
-        """Wait for the stage that answers, and why it does. Raises its failure. Once."""
+        """Wait for the answering stage and the reason. Raises its failure. Call once."""
         if (answered := await self.future) is not None:
             return answered
         raise self._take_failure()
@@ -109,7 +109,7 @@ class Entry:
         return failure
 
     def expire(self) -> None:
-        """The deadline has come: the latest output if there is one, else an error. In the event loop's thread."""
+        """Handle its deadline: use the latest output, otherwise an error. In the event loop's thread."""
         if self.latest is not None:
             self.resolve(*self.latest)
             return
@@ -121,12 +121,12 @@ class Entry:
         )
 
     def completed(self) -> None:
-        """The stages behind its answer have run, or were given up. In the event loop's thread."""
+        """The background stages have run or were dropped. In the event loop's thread."""
         if self.on_completed is not None:
             self.on_completed()
 
     def give_up(self) -> None:
-        """Nothing more can be there in time: the latest output, or an error. In the event loop's thread."""
+        """Nothing more can be ready in time: use the latest output, or an error. In the event loop's thread."""
         if self.latest is not None:
             self.resolve(*self.latest)
         elif self.deadline is not None:
@@ -134,7 +134,7 @@ class Entry:
 
 
 def give_up(entries: Sequence[Entry]) -> None:
-    """Have entries of one event loop give up, at one wake-up of it. In any thread."""
+    """Give up entries of one event loop, with one wake-up. In any thread."""
     if entries:
         entries[0].loop.call_soon_threadsafe(_give_up, entries)
 
@@ -145,8 +145,8 @@ def _give_up(entries: Sequence[Entry]) -> None:
 
 
 def too_late(arrival: float, deadline: float) -> DeadlinePassed:
-    """The error of an image whose deadline comes before any answer can; both on the clock of ``time.monotonic``."""
+    """The error of an image whose deadline is before any possible answer; both on the clock of ``time.monotonic``."""
     allowed = f"{1e3 * (deadline - arrival):.6g}"
     return DeadlinePassed(
-        f"deadline_ms is {allowed}; no answer can exist so soon", field="deadline_ms", value=float(allowed)
+        f"deadline_ms is {allowed}; no answer is possible in that time", field="deadline_ms", value=float(allowed)
     )

@@ -1,4 +1,4 @@
-"""What a worker does with a batch: one stage over it, then every entry answered, escalated, audited or failed."""
+"""Runs a batch: computes one stage, then answers, escalates, audits or fails every entry."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from service.networks.cascade import Carried
 
 
 class Executor:
-    """Runs the stages of one predictor on the batches of its lanes. Threads share it.
+    """Runs the stages of one predictor on batches. Shared by the worker threads.
 
     Args:
-        lanes: where escalated entries and free slots go.
-        predictor: what runs the stages.
-        pool: where what escalated entries carry is kept.
-        pace: how long batches take.
-        recent: where the outcomes of audits go, in the event loop's thread.
-        metrics: where batches are counted.
-        aside: takes an image that is dear to decode, if it says so.
+        lanes: receive escalated entries and free slots.
+        predictor: runs the stages.
+        pool: stores the features of escalated entries.
+        pace: receives batch durations.
+        recent: receives audit results, in the event loop's thread.
+        metrics: count batches.
+        aside: takes over images that are slow to decode.
 
     Attributes:
         policy: how images are decided now; replaced from the event loop's thread.
@@ -66,9 +66,9 @@ class Executor:
         self._names = [stage.name for stage in predictor.spec.stages]
 
     def run(self, batch: Batch) -> None:
-        """One batch; every entry of it is answered, or waits for its next stage.
+        """Run one batch; every entry is answered, or waits for its next stage.
 
-        Raises: what the device raises, if it can run nothing at all any more.
+        Raises: the device's exception, if it cannot run anything any more.
         """
         self._note_waits(batch)
         batch = self._decoder.ready(batch)
@@ -76,10 +76,10 @@ class Executor:
             self._run(batch)
 
     def probe(self) -> None:
-        """Whether the device can run anything at all. Raises what it raises, or DeviceFailed: no finite numbers."""
+        """Check that the device can run. Raises its exception, or DeviceFailed if outputs are not finite."""
         for logits in self._predictor.answers(self._predictor.noise(1)):
             if not logits.isfinite().all():
-                raise DeviceFailed("the network gives no finite numbers")
+                raise DeviceFailed("the network's outputs are not finite")
 
     def _work(self, batch: Batch) -> str:
         return "audit" if batch.is_audit else self._names[batch.stage]
@@ -96,16 +96,16 @@ class Executor:
             waits.observe(waited)
 
     def _run(self, batch: Batch) -> None:
-        """One batch; if it raises, its entries one by one, so that only the one at fault fails.
+        """Run one batch; if it raises, run its entries one by one, so that only the faulty one fails.
 
-        Raises: what the device raises, if it can run nothing at all any more; every entry is answered nevertheless.
+        Raises: the device's exception, if it cannot run anything any more; every entry is answered nevertheless.
         """
         try:
             outcome = self._compute(batch)
         except BaseException as error:
             is_broken = not isinstance(error, Exception) or self._is_broken()
             if is_broken or len(batch.entries) == 1:
-                logger.exception("the %s pass failed", self._work(batch))
+                logger.exception("the %s stage failed", self._work(batch))
                 self._abandon(batch, error)
             if is_broken:
                 raise
@@ -124,7 +124,7 @@ class Executor:
         probabilities = self._predictor.probabilities(stage, logits)
         confidences = confidence(probabilities).tolist()
         if not all(map(math.isfinite, confidences)):
-            raise DeviceFailed(f"the {self._names[stage]} pass gave no finite numbers")
+            raise DeviceFailed(f"the {self._names[stage]} stage gave outputs that are not finite")
         seconds = time.monotonic() - began
         decisions = self._decide(batch, confidences)
         audited = [self._is_audited(batch, decision) for decision in decisions]
@@ -149,7 +149,7 @@ class Executor:
         ]
 
     def _decide_audit(self, sure: float, stage: int, entry: Entry) -> Decision:
-        """What runs behind an answer ends where it would for a client; what is audited, at the last stage."""
+        """Background images end where they would end for a client; audited ones at the last stage."""
         if entry.is_behind:
             return decide(sure, stage, entry, self.policy, -math.inf)
         return Exit("escalated", 1.0) if stage == self.policy.last else Escalate(1.0)
@@ -163,7 +163,7 @@ class Executor:
         )
 
     def _is_completed(self, batch: Batch, entry: Entry, decision: Decision) -> bool:
-        """Whether it is to have its other stages for the sample log, for whatever reason it ends here."""
+        """Whether its remaining stages run for the sample log, whatever the reason of its exit."""
         return entry.is_drawn and not batch.is_audit and isinstance(decision, Exit) and batch.stage < self.policy.last
 
     def _run_singly(self, batch: Batch) -> None:
@@ -178,7 +178,7 @@ class Executor:
     def _abandon(self, batch: Batch, error: BaseException) -> None:
         self._lanes.release(batch.slots)
         for entry in batch.entries:
-            failure = DeviceFailed(f"the {self._work(batch)} pass failed on this image")  # one each: errors are edited
+            failure = DeviceFailed(f"the {self._work(batch)} stage failed on this image")  # each its own
             own = type(error)(error.message) if type(error) is DeviceFailed else failure
             entry.loop.call_soon_threadsafe(entry.fail, own)
             if batch.is_audit:
@@ -192,7 +192,7 @@ class Executor:
         return False
 
     def _commit(self, batch: Batch, outcome: Outcome) -> None:
-        """Let every entry have what was found; nothing here raises."""
+        """Apply the results to every entry; nothing here raises."""
         stage, now = batch.stage, time.monotonic()
         answered: list[tuple[Entry, Reason]] = []
         escalated: list[Entry] = []
@@ -229,7 +229,8 @@ class Executor:
             entry.confidences.append(outcome.confidences[row])
             entry.compared_with = decision.threshold
         entry.outputs.append(outcome.probabilities[row])
-        entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"  # last: it may expire now
+        # last, because it may expire now
+        entry.latest = stage, decision.reason if isinstance(decision, Exit) else "deadline"
 
     def _send_to_audit(self, stage: int, entry: Entry) -> bool:
         if self._lanes.audit(stage + 1, entry):
@@ -256,14 +257,14 @@ class Executor:
             if isinstance(decision, Exit):
                 if entry.is_behind:
                     answered.append((entry, decision.reason))
-                elif entry.is_audited:  # else the sample log alone wanted to know: audits are as probable as they were
+                elif entry.is_audited:  # otherwise only the sample log needs it: the audit probability is unchanged
                     self._judge(entry, answers[row])
         self._lanes.release(unused)
         if answered:
             answered[0][0].loop.call_soon_threadsafe(_resolve, stage, answered)
 
     def _judge(self, entry: Entry, answer: int) -> None:
-        """Count an audit by what the last stage answers."""
+        """Count an audit by the last stage's answer."""
         agreed = answer == int(entry.outputs[-1].argmax())
         self._metrics.audits.labels(self._model).inc()
         if not agreed:
@@ -285,14 +286,14 @@ class Executor:
         self._pace.ran(batch.stage, images, seconds)
 
     def _single_scale_seconds(self, batch: Batch) -> float:
-        """What the single-scale network would take for the new images of a batch, in one as large.
+        """Seconds that the single-scale network would take for the new images of a batch, in a batch of the same size.
 
-        At the size of the first stage's batch: one of the best size would flatter it where images come one at a time.
+        The best batch size would flatter it when images arrive one at a time.
         """
         return 0.0 if batch.stage or batch.is_audit else self._pace.table.single_seconds(len(batch.entries))
 
 
 def _resolve(stage: int, answered: Sequence[tuple[Entry, Reason]]) -> None:
-    """In the event loop's thread: all of a batch at one wake-up."""
+    """Resolve all entries of a batch with one wake-up of the event loop's thread."""
     for entry, reason in answered:
         entry.resolve(stage, reason)

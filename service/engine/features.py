@@ -1,4 +1,4 @@
-"""What escalated images carry to their next stage, copied out of their batches into memory of a fixed size."""
+"""Stores the features of escalated images between stages, copied out of their batches into memory of a fixed size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from service.networks.cascade import Carried
 
 
 class FeaturePool:
-    """Room for what ``slots`` images carry from each stage to the next, on the device it was computed on.
+    """Features of ``slots`` images between two stages, on the device that computed them.
 
-    A view of a row would keep its whole batch alive; a copy for each image, its own allocation. The memory is
-    taken when the first batch of a stage comes, and nothing is ever given back before the pool is.
-    Who may write or read a slot is for the holder of the slot to know.
+    A view of a row would keep its whole batch in memory; a copy per image would need its own allocation. The memory is
+    allocated by the first batch of a stage, and freed with the pool. The holder of a slot decides who may read or write
+    it.
     """
 
     def __init__(self, slots: int) -> None:
@@ -27,12 +27,12 @@ class FeaturePool:
 
     @property
     def bytes_each(self) -> int:
-        """What one image takes at most; 0 until the first batch came."""
+        """Largest size of one image's features; 0 until the first batch."""
         return max((sum(room.memory[0].nbytes for room in rooms) for rooms in self._rooms.values()), default=0)
 
     @torch.inference_mode()
     def put(self, stage: int, carried: Carried, rows: Sequence[int], slots: Sequence[int]) -> None:
-        """Copy ``rows`` of what ``stage`` handed on into ``slots``."""
+        """Copy ``rows`` of the features from ``stage`` into ``slots``."""
         if not carried:
             self._rooms.setdefault(stage, ())
             return
@@ -45,7 +45,7 @@ class FeaturePool:
 
     @torch.inference_mode()
     def take(self, stage: int, slots: Sequence[int]) -> Carried:
-        """A batch of what ``stage`` handed on and ``slots`` hold, in that order."""
+        """A batch of the features from ``stage`` in ``slots``, in that order."""
         rooms = self._rooms[stage]
         if not rooms:
             return ()
@@ -61,7 +61,7 @@ class FeaturePool:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """Memory for one tensor of every slot, with rows laid out as they came: selecting rows keeps no other layout."""
+    """Memory for one tensor per slot, in the layout of the batch: selecting rows keeps no other layout."""
 
     memory: Tensor
     is_channels_last: bool

@@ -14,18 +14,18 @@ from service.errors import InvalidOption
 from service.inference.live import LiveTable
 from service.state.base import BUDGETS, ThresholdConfig
 
-# Hysteresis: a threshold that need not move does so only if it stood for HOLD_SECONDS and so large a share of the
-# images ends elsewhere then. One that a budget moves leaves this part of it unused, so that chance moves it seldom.
+# Hysteresis: a threshold that need not change does so only HOLD_SECONDS after the last change, and only if this share
+# of the images then ends at another stage. A budget keeps a reserve of this share, so that chance rarely changes it.
 HOLD_SECONDS = 60.0
 WORTHWHILE = 0.01
 UNUSED = 0.02
 
-CHANGES = 50  # that are kept; the log has all
+CHANGES = 50  # number kept here; the log has all
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One move of the threshold. ``at``: seconds since 1970; ``before``: None of the first."""
+    """One change of the threshold. ``at``: seconds since 1970; ``before``: None for the first."""
 
     at: float
     before: float | None
@@ -38,10 +38,10 @@ class Followed:
     """A threshold that follows the traffic.
 
     Attributes:
-        asked: what it is solved for.
+        asked: the goal.
         threshold: in force.
-        lost: why what was asked cannot be kept now; None where it is.
-        changes: the latest, the oldest first; at least one.
+        lost: why the goal cannot be reached now; None if it can.
+        changes: the latest changes, oldest first; at least one.
     """
 
     asked: ThresholdConfig
@@ -51,11 +51,11 @@ class Followed:
 
     @property
     def since(self) -> float:
-        """When it was moved last."""
+        """Time of the last change."""
         return self.changes[-1].at
 
     def moved(self, now: float, threshold: float, why: str) -> Followed:
-        """The same at another threshold."""
+        """A copy with another threshold."""
         change = Change(now, self.threshold, threshold, why)
         return replace(self, threshold=threshold, changes=(*self.changes, change)[-CHANGES:])
 
@@ -65,7 +65,7 @@ class Followed:
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Followed:
-        """What ``as_json`` gave."""
+        """Inverse of ``as_json``."""
         return cls(
             ThresholdConfig(**told["asked"]),
             told["threshold"],
@@ -75,32 +75,32 @@ class Followed:
 
 
 class Standing:
-    """What one engine's threshold follows, if anything. In the event loop's thread."""
+    """The state of following for one engine, if any. Used in the event loop's thread."""
 
     def __init__(self) -> None:
         self.followed: Followed | None = None
 
     def applied(self, asked: ThresholdConfig) -> ThresholdConfig:
-        """What is asked for, with the threshold in force."""
+        """The goal, with the threshold in force."""
         followed = self.of(asked)
         return asked if followed is None else replace(asked, threshold=followed.threshold)
 
     def of(self, asked: ThresholdConfig) -> Followed | None:
-        """What follows ``asked``; None where that is held by the stored table, or nothing follows it yet."""
+        """The state that follows ``asked``; None if the stored table solves it, or following has not begun."""
         if asked.table == "stored" or self.followed is None or self.followed.asked != asked:
             return None
         return self.followed
 
 
 def begin(asked: ThresholdConfig, now: float, before: Followed | None = None) -> Followed:
-    """Follow from the threshold on that was solved when it was asked for; ``before`` was followed until then."""
+    """Follow, starting from the threshold solved when the goal was set; ``before`` is the previous state."""
     changes = () if before is None else before.changes
     change = Change(now, None if before is None else before.threshold, asked.threshold, "asked for")
     return Followed(asked, asked.threshold, None, (*changes, change)[-CHANGES:])
 
 
 def solve_live(asked: ThresholdConfig, live: LiveTable, costs: Sequence[float]) -> float:
-    """The threshold that the latest traffic gives, but no lower than the floor.
+    """The threshold for recent traffic, but at least the floor.
 
     Args:
         costs: of each stage alone, in the unit of a budget.
@@ -118,7 +118,7 @@ def solve_live(asked: ThresholdConfig, live: LiveTable, costs: Sequence[float]) 
 
 
 def follow(state: Followed, live: LiveTable, costs: Sequence[float], now: float) -> Followed:
-    """What stands after a look at the latest traffic. ``costs``: see ``solve_live``."""
+    """The state after a check of recent traffic. ``costs``: see ``solve_live``."""
     return _hold_budget(state, live, costs, now) if state.asked.goal in BUDGETS else _keep_promise(state, live, now)
 
 
@@ -130,13 +130,13 @@ def _keep_promise(state: Followed, live: LiveTable, now: float) -> Followed:
     if certified >= 1 and value < 1:
         missing = live.missing(state.asked.goal, value)
         lost = (
-            f"it takes {missing[0]:.15g} drawn images and there are {missing[1]}"
+            f"{missing[0]:.15g} sampled images are needed, {missing[1]} exist"
             if missing
-            else f"no threshold below 1 is certified by the latest {live.images} drawn images"
+            else f"no threshold below 1 is certified by the latest {live.images} sampled images"
         )
     state = replace(state, lost=lost)
     if wanted > state.threshold:
-        return state.moved(now, wanted, lost or f"an agreement of {value:g} takes it")
+        return state.moved(now, wanted, lost or f"an agreement of {value:g} needs it")
     if wanted < state.threshold and _is_worth_it(state, live, wanted, now):
         return state.moved(now, wanted, f"an agreement of {value:g} allows it")
     return state
@@ -151,9 +151,9 @@ def _hold_budget(state: Followed, live: LiveTable, costs: Sequence[float], now: 
     must = mean > budget and wanted < state.threshold
     may = mean <= budget and wanted > state.threshold and _is_worth_it(state, live, wanted, now)
     if must or may:
-        state = state.moved(now, wanted, f"the latest images cost {mean:.4g} each, of {budget:g}")
+        state = state.moved(now, wanted, f"recent images cost {mean:.4g} each; the budget is {budget:g}")
         mean = live.mean_cost(wanted, costs)
-    lost = f"the latest images cost {mean:.4g} each, of {budget:g}, and the threshold can sink no lower"
+    lost = f"recent images cost {mean:.4g} each; the budget is {budget:g}, and the threshold cannot be lower"
     return replace(state, lost=lost if mean > budget else None)
 
 

@@ -1,4 +1,4 @@
-"""Gauges of the engines that serve, read whenever they are scraped."""
+"""Gauges of the served engines, updated at every scrape."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from service.metrics import Metrics
 
 
 class EngineGauges:
-    """Keeps the gauges of one registry in step with the engines that serve."""
+    """Keeps the gauges of one registry in step with the served engines."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._engines: tuple[Engine, ...] = ()
 
     def follow(self, engines: Iterable[Engine]) -> None:
-        """From now on these serve."""
+        """Set the served engines."""
         before, self._engines = self._engines, tuple(engines)
         for engine in before:
             if engine not in self._engines:
@@ -62,7 +62,7 @@ class EngineGauges:
             metrics.promise_kept,
         ):
             series = gauge.labels(engine.spec.reference)
-            series.set_function(lambda: math.nan)  # a series and what it is read from stay in a cycle
+            series.set_function(lambda: math.nan)  # a series and its source form a cycle
             gauge.remove(engine.spec.reference)
 
     def _queue_depth(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Ends a trial by itself once what was counted shows, with 95 % confidence, that it differs or fails too often."""
+"""Ends a trial once its counts show, with 95 % confidence, that the model differs or fails too often."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from service.state.base import Ending, Trial
 
 
 class Guard:
-    """Looks after the trial that is on. In the event loop."""
+    """Watches the running trial. Used in the event loop."""
 
     def __init__(self, trials: Trials) -> None:
         self._trials = trials
         self._task: asyncio.Task[None] | None = None
-        self._known: tuple[float | None, ...] = ()  # when it looked last
-        self._failure = ""  # to end it
+        self._known: tuple[float | None, ...] = ()  # at the last check
+        self._failure = ""  # the last reason why the trial could not be ended
 
     async def start(self) -> None:
-        """Look now and then from now on."""
+        """Check regularly from now on."""
         self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         await end(self._task)
 
     async def look(self) -> None:
-        """Tell what was counted here, and end the trial if need be, by what was counted anywhere.
+        """Report the counts of this process, and end the trial if the counts of all processes require it.
 
         Where nothing new was counted here, others look. Raises: as ``Trials.cancel``.
         """
@@ -61,7 +61,7 @@ class Guard:
             try:
                 await self.look()
                 self._failure = ""
-            except (Conflict, ConfigConflict):  # another one was faster, or the config changed: it looks again
+            except (Conflict, ConfigConflict):  # another process was faster, or the config changed: check again
                 pass
             except LowfirstError as error:
                 self._fail(str(error))

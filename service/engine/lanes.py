@@ -1,4 +1,4 @@
-"""The lanes: each holds the entries that wait for one stage, and worker threads wait for batches of them."""
+"""The lanes: each holds the entries that wait for one stage; worker threads take batches from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.errors import LowfirstError
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries for one stage, oldest first, and the feature slots they hold: at the first stage one for each, to use."""
+    """Entries for one stage, oldest first, and their feature slots; at the first stage one free slot for each."""
 
     stage: int
     reason: Release
@@ -31,17 +31,17 @@ class Lanes:
     """The lanes of one model, shared between threads.
 
     Args:
-        plan: what the device can do; may be replaced before work comes.
-        slots: images whose features may be kept at a time.
-        audit_backlog: of these, for audits.
+        plan: what the device can do; may be replaced before the first work.
+        slots: number of images whose features may be stored.
+        audit_backlog: how many of these audits may use.
         on_drop: called with the stage of each dead entry that is dropped from its lane.
-        on_late: the same of each whose deadline that stage cannot meet; it gets the answer it has, or an error.
+        on_late: called for each entry whose deadline its stage cannot meet; it gets the answer it has, or an error.
 
     Attributes:
-        escalating: share of each stage's images that escalate, lately.
-        batches, seconds: run, and of compute, since the start, audits left out.
-        single_scale_seconds: that the single-scale network would have taken for the same images.
-        audits: those that wait for a stage behind their answer.
+        escalating: recent share of each stage's images that escalate.
+        batches, seconds: batches run and compute time since the start, without audits.
+        single_scale_seconds: time that the single-scale network would have taken for the same images.
+        audits: entries that wait for a stage in the background.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Lanes:
         self._failure: Callable[[], LowfirstError] | None = None
 
     def push(self, entries: Sequence[Entry]) -> None:
-        """Let new ``entries`` wait for the first stage; fail them while nothing runs, see ``fail_all``."""
+        """Let new ``entries`` wait for the first stage; fail them while no worker runs, see ``fail_all``."""
         with self._changed:
             if self._failure is None:
                 self._push(0, entries)
@@ -77,7 +77,7 @@ class Lanes:
         _fail(entries, failure)
 
     def escalate(self, stage: int, entries: Sequence[Entry], of: int, unused: Sequence[int]) -> None:
-        """Let ``entries`` of a batch of ``of`` at ``stage`` go on to the next with their slots; free ``unused``."""
+        """Move ``entries`` of a batch of ``of`` from ``stage`` to the next, with their slots; free ``unused``."""
         with self._changed:
             self.escalating[stage] += tuning.NEWEST_BATCH * (len(entries) / of - self.escalating[stage])
             if entries:
@@ -85,19 +85,20 @@ class Lanes:
             self._release(unused)
 
     def audit(self, stage: int, entry: Entry) -> bool:
-        """Let ``entry`` and its slot wait for an audit's ``stage``, unless enough do and it has none reserved."""
+        """Let ``entry`` and its slot wait for an audit's ``stage``, unless the backlog is full and it has no
+        reservation."""
         with self._changed:
             is_added = self.audits.add(stage, entry)
             self._changed.notify(is_added)
             return is_added
 
     def reserve_audit(self) -> bool:
-        """Keep room for the audit of an image that is yet to come, unless enough wait or are to come already."""
+        """Reserve room for the audit of a later image, unless the backlog is full."""
         with self._changed:
             return self.audits.reserve()
 
     def free_audit(self) -> None:
-        """That image waits for its audit, or needs none."""
+        """Release a reservation: the image waits for its audit, or needs none."""
         with self._changed:
             self.audits.free()
 
@@ -108,7 +109,7 @@ class Lanes:
             return self.audits.has_room
 
     def behind(self, entries: Sequence[Entry]) -> bool:
-        """Let ``entries``, without slots, wait for the first stage behind all clients' work; False while none runs."""
+        """Let ``entries``, without slots, wait for the first stage after clients' work; False while no worker runs."""
         with self._changed:
             if self._closed or self._failure is not None:
                 return False
@@ -117,7 +118,7 @@ class Lanes:
             return True
 
     def wait_for_room(self) -> None:
-        """Wait until the first lane holds few full batches, so that decoding never starves compute."""
+        """Wait until the first lane has only a few full batches, so that decoding never delays compute."""
         with self._room:
             self._room.wait_for(self._has_room)
 
@@ -135,24 +136,24 @@ class Lanes:
             self.audits.count(seconds, is_audit)
 
     def take(self, now: float) -> Batch | None:
-        """The batch that should run now, or None. Never waits."""
+        """The batch to run now, or None. Never waits."""
         with self._changed:
             return self._take(now)
 
     def wait(self) -> Batch | None:
-        """The next batch, as soon as there is one; None when the lanes are closed and empty."""
+        """Wait for the next batch; None when the lanes are closed and empty."""
         with self._changed:
             while True:
                 batch = self._take(time.monotonic())
                 if batch is not None:
                     return batch
                 if self._closed and not any(self._lanes):
-                    self._changed.notify_all()  # workers that waited for a slot: no release may come to wake them
+                    self._changed.notify_all()  # workers that waited for a slot; no release may come to wake them
                     return None
                 self._changed.wait(tuning.YIELD_SECONDS if self.audits else None)
 
     def close(self) -> None:
-        """Let waiting workers go once the lanes are empty; audits are given up."""
+        """Release waiting workers once the lanes are empty; audits are dropped."""
         with self._changed:
             self._closed = True
             self._release(_slots(self.audits.close()))
@@ -160,7 +161,7 @@ class Lanes:
             self._room.notify_all()
 
     def fail_all(self, error: Callable[[], LowfirstError]) -> None:
-        """Fail every entry that waits or comes until ``resume``, each with an ``error`` of its own: nothing runs."""
+        """Fail every entry that waits or arrives until ``resume``, each with its own ``error``: no worker runs."""
         with self._changed:
             self._failure = error
             entries = [waiting[2] for lane in self._lanes for waiting in lane]
@@ -172,13 +173,13 @@ class Lanes:
         _fail(entries, error)
 
     def resume(self) -> None:
-        """Let entries wait again: something runs."""
+        """Let entries wait again: a worker runs."""
         with self._changed:
             self._failure = None
 
     @property
     def free_slots(self) -> int:
-        """Feature slots that nothing holds."""
+        """Free feature slots."""
         return len(self._free)
 
     @property
@@ -224,11 +225,11 @@ class Lanes:
         return Batch(0, reason, entries, [self._free.pop() for _ in entries])
 
     def _pop(self, picked: Pick, now: float, nearest: float) -> list[Entry]:
-        """The oldest entries of a lane: as many as were picked, or as can be in time together."""
+        """Pop the oldest entries of a lane: as many as picked, or as can be in time together."""
         stage, lane, size = picked.stage, self._lanes[picked.stage], picked.size
         if now + self.plan.seconds(stage, size) <= nearest:
             return [heapq.heappop(lane)[2] for _ in range(size)]
-        ordered = sorted(lane)  # still a heap, with any of it left out
+        ordered = sorted(lane)  # still a heap, whichever entries are left out
         deadlines = [waiting[2].due for waiting in ordered]
         size = most_in_time(now, deadlines, size, lambda size: self.plan.seconds(stage, size))
         ready = now + self.plan.seconds(stage, size)
@@ -248,14 +249,14 @@ class Lanes:
         return Batch(stage, "drained", entries, slots, is_audit=True)
 
     def _drop(self, stage: int, now: float) -> None:
-        """All that nobody waits for, wherever they stand, so that they take no memory; and all that would be late."""
+        """Drop all dead entries, wherever they are, to free their memory, and all that would be late."""
         alive: list[tuple[float, int, Entry]] = []
         late: list[tuple[float, int, Entry]] = []
         dead: list[Entry] = []
         soonest = now + self.plan.seconds(stage, 1)
         for waiting in self._lanes[stage]:
             entry = waiting[2]
-            if entry.is_dead:  # asked once: the event loop may settle it at any moment
+            if entry.is_dead:  # read once: the event loop may resolve it at any moment
                 dead.append(entry)
             else:
                 (late if entry.due < soonest else alive).append(waiting)
@@ -275,7 +276,8 @@ class Lanes:
         give_up(gone)
 
     def _to_try(self, late: list[tuple[float, int, Entry]], now: float) -> list[tuple[float, int, Entry]]:
-        """Where all are late by what batches took lately, one that might not be: it shows whether that still holds."""
+        """If recent durations make all entries late, try the one most likely to be in time: it shows whether they still
+        hold."""
         soonest = now + self.plan.soonest()
         return sorted(waiting for waiting in late if waiting[2].due >= soonest)[:1]
 

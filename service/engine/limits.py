@@ -1,4 +1,4 @@
-"""Bounds of an engine."""
+"""Limits of an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that are served, each by an engine of its own."""
+"""The served models, each with its own engine."""
 
 from __future__ import annotations
 
@@ -25,24 +25,23 @@ from service.store import ModelStore
 
 
 class Models:
-    """Engines by the name of their model; the first is meant where none is named. All methods in one event loop.
+    """Engines by model name; the first is the default. All methods run in one event loop.
 
     Args:
-        first: the models to begin with, at least one, each of another name.
-        store: where others come from.
-        load: the model in a folder of the store, ready to be warmed up; with its converted stages, if there are some.
-            Called in a thread.
-        config: which models are to be served, and their thresholds.
-        cache: results already computed; None keeps none.
-        metrics: where all that happens is counted.
+        first: the initial models, at least one, with different names.
+        store: source of other models.
+        load: loads a model from a folder of the store, with its converted stages if there are any. Called in a thread.
+        config: names the served models and their thresholds.
+        cache: computed results; None disables it.
+        metrics: count everything.
         limits: of each engine.
-        profile: times measured before, for the model that they fit; None measures at start-up.
-        agree: gives the times that all processes reckon with, of a model's reference and those measured here.
-        samples: where images are logged; None logs none.
-        precomputing: what others need is done there first; closed with the models.
+        profile: latency profile, used for the model that it fits; None measures at start-up.
+        agree: returns the latency table that all processes use, given a model's reference and the one measured here.
+        samples: the sample log; None disables it.
+        precomputing: converts and measures other models in a process of its own; closed with the models.
 
     Attributes:
-        trial: what can be tried beside them, should the config say so; None where nothing can.
+        trial: the model that is ready for a trial; None without one.
     """
 
     def __init__(
@@ -73,22 +72,22 @@ class Models:
         self._trial_gauges = TrialGauges(metrics, self.applied)
         self._engines = {predictor.spec.name: self._engine(predictor, self._single(predictor)) for predictor in first}
         self.trial: TrialRun | None = None
-        self.running = tuple(self)  # what serves, and what is tried
+        self.running = tuple(self)  # the served engines, and the one on trial
         self._retiring: set[asyncio.Task[None]] = set()
         self._draining = False
         self._follow()
 
     def __iter__(self) -> Iterator[Engine]:
-        """Every engine, that of the default model first."""
+        """All engines, that of the default model first."""
         return iter(tuple(self._engines.values()))
 
     @property
     def config(self) -> RuntimeConfig:
-        """The runtime config as far as it is applied."""
+        """The runtime config as applied here."""
         return self.applied.current
 
     def queued_seconds(self) -> float:
-        """How long the device needs for all that is queued."""
+        """Seconds that the device needs for all queued work."""
         return sum(engine.backlog.seconds() for engine in self.running)
 
     def named(self, name: str) -> Engine | None:
@@ -96,7 +95,7 @@ class Models:
         return self._engines.get(name)
 
     def find(self, reference: str | None) -> Engine:
-        """The engine of ``name`` or ``name/version``, of the default model for None. Raises NotFound."""
+        """The engine of ``name`` or ``name/version``; of the default model for None. Raises NotFound."""
         if reference is None:
             return next(iter(self))
         for engine in self:
@@ -106,19 +105,19 @@ class Models:
         raise NotFound(f"model is {reference!r}; served: {served}", field="model", value=reference, bound=served)
 
     async def start(self) -> None:
-        """Warm every model up. Raises: what a stage raised."""
+        """Warm up every model. Raises: the exception of a stage."""
         for engine in self:
             await self._start(engine)
 
     def drain(self) -> None:
-        """Stop being ready. Requests are still answered until ``close``."""
+        """Become not ready. Requests are still answered until ``close``."""
         self._draining = True
         self._precomputing.stop()
         for engine in self:
             engine.drain()
 
     async def close(self) -> None:
-        """Finish what was accepted, then stop every thread."""
+        """Finish accepted images, then stop every thread."""
         await asyncio.gather(*self._retiring, *(engine.close() for engine in self.running))
         await asyncio.to_thread(self._precomputing.close)
 
@@ -128,13 +127,13 @@ class Models:
         return self._draining
 
     def why_not_ready(self) -> str | None:
-        """What keeps new work away, in words; None when nothing does."""
+        """Why the server is not ready; None if it is."""
         if self._draining:
             return "the server is stopping"
         return next((why for engine in self if (why := engine.why_not_ready()) is not None), None)
 
     async def prepare(self, reference: str) -> Engine:
-        """An engine of a model of the store, warmed up, which does not serve yet.
+        """Load and warm up a model of the store, without serving it yet.
 
         Raises:
             NotFound: it is not in the store.
@@ -157,7 +156,7 @@ class Models:
         return engine
 
     def stand_by(self, engine: Engine | None) -> None:
-        """Have ``engine`` ready to be tried, from the moment at which the config says so; None: nothing."""
+        """Keep ``engine`` ready for a trial, from the moment that the config names it; None: nothing."""
         if engine is not None and self.trial is not None and self.trial.tried is engine:
             return
         if self.trial is not None:
@@ -165,7 +164,7 @@ class Models:
         self.trial = None if engine is None else TrialRun(engine, self.applied, self._metrics)
 
     def adopt(self, engines: Mapping[str, Engine], tried: Engine | None = None) -> None:
-        """From now on these serve, in this order, and ``tried`` is tried; those before finish what they have."""
+        """Serve these engines, in this order, with ``tried`` on trial; the previous ones finish their images."""
         before, self._engines = self.running, dict(engines)
         self.stand_by(tried)
         self.running = (*self._engines.values(), *(() if tried is None else (tried,)))
@@ -178,7 +177,7 @@ class Models:
         self._follow()
 
     def _follow(self) -> None:
-        """Have the gauges tell of what runs now."""
+        """Point the gauges at the current engines."""
         self._gauges.follow(self.running)
         tried = self.running[len(self._engines) :]
         self._trial_gauges.follow(
@@ -214,14 +213,16 @@ class Models:
         if profile is not None and profile.fits(engine.predictor):
             table = profile.table
         elif profile is not None:
-            logger.warning("the latency profile is of %s, not of %s: it is measured", profile.model, engine.spec.title)
+            logger.warning(
+                "the latency profile is for %s, not for %s: measuring again", profile.model, engine.spec.title
+            )
         await engine.start(table)
         if self._agree is not None:
             engine.reckon_with(await self._agree(engine.spec.reference, engine.latency_table))
 
 
 async def _retire(engine: Engine) -> None:
-    """Let it finish what it has. Its memory goes with its last reference: no engine is part of a cycle."""
+    """Let the engine finish its images. Its memory is freed with its last reference: no engine is part of a cycle."""
     reference = engine.spec.reference
     await engine.retire()
-    logger.info("%s has answered all it had, and is gone", reference)
+    logger.info("%s has finished its images and is unloaded", reference)

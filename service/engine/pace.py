@@ -1,4 +1,4 @@
-"""How fast the device is now: the latency table, corrected by what batches really take."""
+"""Current speed of the device: the latency table, corrected by actual batch durations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from service.inference.latency import LatencyTable
 
 @dataclass(slots=True)
 class Pace:
-    """What images take. Workers update it; a lost update of a running average does no harm.
+    """Durations per image and batch. Workers update it; a lost update of a running average does no harm.
 
     Attributes:
         table: seconds of each stage by batch size, measured on an undisturbed device.
         sizes: of a full batch at each stage.
-        workers: that share the device.
-        slowdown: running ratio of the seconds that batches take to those that the table predicts.
-        decoding: running mean of seconds to decode one image in a worker; 0 where other threads decode.
+        workers: number that share the device.
+        slowdown: running ratio of actual to predicted batch seconds.
+        decoding: running mean of seconds to decode one image in a worker; 0 if other threads decode.
     """
 
     table: LatencyTable
@@ -28,24 +28,24 @@ class Pace:
     decoding: float = field(default=0.0)
 
     def predicted(self, stage: int, size: float) -> float:
-        """Seconds of a batch as the device runs now, from its images' bytes on."""
+        """Predicted seconds of a batch at the current speed, including decoding."""
         return self.slowdown * self.table.seconds(stage, size) + (self.decoding * size if stage == 0 else 0.0)
 
     def soonest(self) -> float:
-        """Seconds to the first stage's answer for an image that finds an idle device that nothing disturbs."""
+        """Seconds to the first stage's answer for an image on an idle, undisturbed device."""
         return self.table.seconds(0, 1)
 
     def image(self, stage: int) -> float:
-        """Seconds an image takes of the whole device at ``stage`` in full batches, as it runs now, with decoding."""
+        """Device seconds per image at ``stage`` in full batches, at the current speed, including decoding."""
         size = self.sizes[stage]
         decoding = self.decoding if stage == 0 else 0.0
         return (self.slowdown * self.table.seconds(stage, size) / size + decoding) / self.workers
 
     def next_answer(self, stage: int, depths: Sequence[int]) -> float:
-        """Seconds to the answer of a later ``stage`` for an image that comes to its lane now.
+        """Seconds to the answer of a later ``stage`` for an image that enters its lane now.
 
         Args:
-            depths: images that wait for the stage before, a batch of which may overtake it, and for this one.
+            depths: images waiting for the stage before, of which one batch may go first, and for this one.
         """
         before, waiting = depths
         overtaking = min(before, self.sizes[stage - 1])
@@ -53,7 +53,7 @@ class Pace:
         return self.predicted(stage - 1, overtaking) + waiting * self.image(stage) + self.predicted(stage, size)
 
     def from_stage(self, stage: int, escalating: Sequence[float]) -> float:
-        """Seconds of the whole device for an image from ``stage`` on, if images go on escalating as they did."""
+        """Seconds of the whole device for an image from ``stage`` on, at the recent escalation rate."""
         seconds, share = 0.0, 1.0
         for each in range(stage, len(self.sizes)):
             seconds += share * self.image(each)

@@ -1,4 +1,4 @@
-"""What was done in the last minute, and since the threshold was moved last, from totals looked at now and then."""
+"""Totals of the last minute, and since the last change of the threshold, from regular snapshots."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Of a time: since the start, or of a part of it.
+    """Totals of a period.
 
     Attributes:
-        seconds: how long it is.
-        images, exited, mmacs: answered; of these before the last stage; millions of multiply-adds for all.
-        computed, compute_seconds: images that were not cached; compute of workers for them.
+        seconds: its length.
+        images, exited, mmacs: answered; of these exited early; million multiply-adds of all.
+        computed, compute_seconds: images that were not cached; worker seconds for them.
     """
 
     seconds: float = 0.0
@@ -33,7 +33,7 @@ class Done:
     compute_seconds: float = 0.0
 
     def since(self, earlier: Done) -> Done:
-        """What came after ``earlier``."""
+        """The part after ``earlier``."""
         return Done(
             self.seconds - earlier.seconds,
             self.images - earlier.images,
@@ -44,7 +44,7 @@ class Done:
         )
 
     def beside(self, other: Done) -> Done:
-        """Of two processes at the same time."""
+        """The sum of two processes over the same period."""
         return Done(
             max(self.seconds, other.seconds),
             self.images + other.images,
@@ -59,10 +59,10 @@ NOTHING = Done()
 
 
 class Periods:
-    """Used from the event loop's thread alone; a minute of totals is kept, one for each second.
+    """Used only in the event loop's thread; keeps a minute of snapshots, one per second.
 
     Args:
-        totals: gives those since the start, but for ``seconds``, which this adds: ``clock``'s.
+        totals: returns those since the start, except ``seconds``, which ``clock`` gives.
     """
 
     def __init__(self, totals: Callable[[], Done], clock: Callable[[], float] = time.monotonic) -> None:
@@ -74,7 +74,7 @@ class Periods:
         self._threshold: float | None = None
 
     def look(self, threshold: float) -> None:
-        """Note where things stand, and whether ``threshold`` was moved."""
+        """Take a snapshot, and note whether ``threshold`` has changed."""
         now = self._now()
         if threshold != self._threshold:
             self._threshold, self._changed = threshold, now
@@ -82,17 +82,17 @@ class Periods:
             self._looks.append(now)
 
     def last_minute(self) -> Done:
-        """Of the last minute, or since the start."""
+        """Totals of the last minute, or since the start."""
         now = self._now()
         kept = [each for each in self._looks if now.seconds - each.seconds <= MINUTE_SECONDS + LOOK_SECONDS]
         return now.since(kept[0] if kept else now)
 
     def since_change(self) -> Done:
-        """Since the threshold was moved last, or the start."""
+        """Totals since the last change of the threshold, or the start."""
         return self._now().since(self._changed)
 
     def lately(self, least: int) -> Done:
-        """The shorter of both; the last minute has too few images to tell where they are fewer than ``least``."""
+        """The shorter period; the last minute is ignored if it has fewer than ``least`` images."""
         minute, since = self.last_minute(), self.since_change()
         return minute if minute.seconds < since.seconds and minute.images >= least else since
 
@@ -101,6 +101,6 @@ class Periods:
 
 
 def done_by(recent: Recent, answering: Answering, lanes: Lanes) -> Done:
-    """What an engine has done since the start."""
+    """Totals of an engine since the start."""
     images, exited, mmacs = recent.counts
     return Done(0.0, images, exited, mmacs, answering.computed, lanes.seconds)

@@ -9,19 +9,19 @@ from typing import Literal
 
 from service.engine import tuning
 
-# Why a batch was released: it is full, nothing else waits, no more feature slots are free, or a larger one would come
+# Why a batch starts: it is full, nothing else waits, no more feature slots are free, or a larger one would come
 # too late for its images.
 Release = Literal["full", "drained", "slots", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known of the device.
+    """What is known about the device.
 
     Attributes:
-        sizes: the largest batch worth running at each stage.
-        seconds: of a batch of a stage by its size, as the device runs now.
-        soonest: seconds of one image's first stage where nothing disturbs the device.
+        sizes: the largest useful batch at each stage.
+        seconds: of a batch of a stage by its size, at the current speed.
+        soonest: seconds of one image's first stage on an undisturbed device.
     """
 
     sizes: tuple[int, ...]
@@ -40,12 +40,12 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A lane as ``pick`` sees it; times are absolute, infinite where there is none.
+    """A lane as seen by ``pick``; times are absolute, infinite if there is none.
 
     Attributes:
-        size: entries.
-        oldest: when the oldest one's request arrived.
-        since: when the one that waits longest in this lane came into it.
+        size: number of entries.
+        oldest: arrival of the oldest one's request.
+        since: when the entry that waits longest in this lane entered it.
         deadline: the nearest.
     """
 
@@ -56,16 +56,16 @@ class Waiting:
 
 
 def pick(now: float, lanes: Sequence[Waiting], free_slots: int, plan: Plan, escalating: Sequence[float]) -> Pick | None:
-    """The next batch, or None when none may start.
+    """The next batch, or None if none may start.
 
-    The lane whose oldest image arrived first goes first, so an escalated image, always older than what arrives
-    behind it, never starves, and neither does a new one: everything older than it is finite. Escalated images may
-    be overtaken where a fuller batch pays, see ``_should_fill``, for a bounded time, see ``_can_wait``. Greedy: an
-    idle worker never waits. A batch of the first stage starts only as large as the free feature slots, since all of
-    it may escalate; slots are held by escalated entries and a few audits, which need none to run: no deadlock.
+    The lane with the oldest image goes first. An escalated image is older than all that arrive after it, so it never
+    starves; neither does a new one, because the number of older images is finite. Escalated images may be overtaken if
+    a fuller batch pays, see ``_should_fill``, for a limited time, see ``_can_wait``. Greedy: an idle worker never
+    waits. A batch of the first stage is at most as large as the number of free feature slots, since all of it may
+    escalate. Slots are held by escalated entries and a few audits, which need none to run, so there is no deadlock.
 
     Args:
-        escalating: share of each stage's images that escalate, lately.
+        escalating: recent share of each stage's images that escalate.
     """
     sizes = [min(lane.size, most) for lane, most in zip(lanes, plan.sizes, strict=True)]
     sizes[0] = min(sizes[0], free_slots)
@@ -84,10 +84,10 @@ def pick(now: float, lanes: Sequence[Waiting], free_slots: int, plan: Plan, esca
 
 
 def most_in_time(now: float, deadlines: Sequence[float], most: int, seconds: Callable[[int], float]) -> int:
-    """How many images the largest batch has, of at most ``most``, that is done before the deadline of each; or 1.
+    """Number of images in the largest batch, of at most ``most``, that meets the deadline of each; at least 1.
 
     Args:
-        deadlines: of all that wait, in any order; those that cannot be met in a batch of that size stay behind.
+        deadlines: of all waiting images, in any order; those that no batch of that size can meet stay behind.
         seconds: of a batch by its size.
     """
     last_first = sorted(deadlines, reverse=True)
@@ -100,10 +100,10 @@ def most_in_time(now: float, deadlines: Sequence[float], most: int, seconds: Cal
 def _should_fill(
     stage: int, lanes: Sequence[Waiting], sizes: Sequence[int], plan: Plan, escalating: Sequence[float]
 ) -> bool:
-    """Whether the stage before should run before ``stage`` does, to escalate more to its batch.
+    """Whether the stage before should run before ``stage``, so that more images escalate into its batch.
 
-    It should if the compute that one larger batch saves, for everybody who waits, is worth more than the delay
-    of those that could run now.
+    It should if the compute saved by one larger batch, for all waiting images, outweighs the delay of those that could
+    run now.
     """
     lane, before = lanes[stage], stage - 1
     if lane.size >= plan.sizes[stage] or not sizes[before]:
@@ -123,7 +123,7 @@ def _can_wait(
     plan: Plan,
     escalating: Sequence[float],
 ) -> bool:
-    """Whether those that could run at ``stage`` may be overtaken for ``delay`` seconds.
+    """Whether the images that could run at ``stage`` may be delayed by ``delay`` seconds.
 
     Not if one of them would miss its deadline, in a batch with all that may have escalated meanwhile; nor if one has
     waited long.
@@ -136,6 +136,6 @@ def _can_wait(
 
 
 def _in_batches(stage: int, images: float, plan: Plan) -> float:
-    """Seconds of a batch of ``images``, or of a full one and the rest."""
+    """Seconds of ``images`` in one batch, or in full ones and a rest."""
     full = min(images, plan.sizes[stage])
     return plan.seconds(stage, full) + plan.seconds(stage, images - full)

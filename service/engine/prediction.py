@@ -1,4 +1,4 @@
-"""What a threshold will do on this machine: the calibration table's shares, and the latency table's milliseconds."""
+"""Predicts the effect of a threshold on this machine, from the calibration table and the latency table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from service.state.base import Goal
 
 @dataclass(frozen=True, slots=True)
 class TimeSpent:
-    """Compute of workers for ``images``, in ``seconds`` together, and the single-scale network's for the same images.
+    """Worker seconds for ``images``, and the single-scale network's for the same images.
 
-    ``single_scale_seconds`` is None where that was not measured.
+    ``single_scale_seconds`` is None if it was not measured.
     """
 
     images: float
@@ -30,25 +30,25 @@ class TimeSpent:
 
     @property
     def single_scale_mean_seconds(self) -> float | None:
-        """The single-scale network's per image; None before the first, or where it was not measured."""
+        """The single-scale network's seconds per image; None before the first, or if it was not measured."""
         return self.single_scale_seconds / self.images if self.images and self.single_scale_seconds else None
 
     @property
     def saved(self) -> float | None:
-        """Share of the single-scale network's time that is saved; negative where the cascade costs more."""
+        """Share of the single-scale network's time saved; negative if the cascade takes longer."""
         if not self.images or not self.single_scale_seconds:
             return None
         return 1 - self.seconds / self.single_scale_seconds
 
     @staticmethod
     def cost_per_million(seconds: float | None, per_hour: float | None) -> float | None:
-        """What a million images of ``seconds`` cost where an hour of a worker costs ``per_hour``, in its currency."""
+        """Cost of a million images at ``seconds`` each, if an hour of a worker costs ``per_hour``."""
         return None if seconds is None or per_hour is None else 1e6 * seconds * per_hour / 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is expected of a threshold: ``effect`` by the calibration table, None without one; and time per image.
+    """Predicted effect of a threshold: ``effect`` from the calibration table, None without one; and time per image.
 
     ``break_even``: see ``LatencyTable.break_even``.
     """
@@ -59,7 +59,7 @@ class Prediction:
 
 
 def predict(predictor: Predictor, table: LatencyTable, max_batch_size: int, threshold: float) -> Prediction:
-    """What ``threshold`` is expected to do, in batches of the best size up to ``max_batch_size``."""
+    """The predicted effect of ``threshold``, in batches of the best size up to ``max_batch_size``."""
     calibration = predictor.calibration
     effect = None if calibration is None else calibration.predict(threshold)
     seconds = 0.0 if effect is None else mean_cost(effect.ends, table.seconds_per_image(max_batch_size))
@@ -69,21 +69,22 @@ def predict(predictor: Predictor, table: LatencyTable, max_batch_size: int, thre
 
 
 def costs(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: Goal) -> tuple[float, ...]:
-    """What each stage alone costs an image, in the unit of a budget: milliseconds of ``max_mean_ms``, else millions of
-    multiply-adds."""
+    """Cost of each stage alone per image, in the unit of a budget: milliseconds for ``max_mean_ms``, otherwise million
+    multiply-adds.
+    """
     if goal != "max_mean_ms":
         return predictor.spec.mmacs
     return tuple(1e3 * seconds for seconds in table.seconds_per_image(max_batch_size))
 
 
 def solve(predictor: Predictor, table: LatencyTable, max_batch_size: int, goal: Goal, value: float) -> float:
-    """The threshold that a goal asks for.
+    """The threshold of a goal.
 
     Raises:
-        InvalidOption: it has no answer, or no table to find it in.
+        InvalidOption: it cannot be reached, or there is no table.
     """
     if goal != "max_mean_ms":
         return predictor.solve(goal, value)
     if predictor.calibration is None:
-        raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
+        raise InvalidOption(goal, value, "absent: the model has no calibration table, so only threshold can be set")
     return predictor.calibration.highest_within(goal, value, costs(predictor, table, max_batch_size, goal), "ms")

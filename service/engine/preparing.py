@@ -1,4 +1,4 @@
-"""What happens before the first batch: every worker measures the device, then runs each batch size once."""
+"""Preparation before the first batch: every worker measures the device, then runs each batch size once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from service.inference.predictor import Predictor
 
 
 class Preparation:
-    """Measures and warms up one predictor. Threads share it.
+    """Measures and warms up one predictor. Shared by the worker threads.
 
     Args:
-        predictor: what runs the stages.
-        single: the single-scale network it stands in for, to be timed beside it; None leaves that out.
-        limits: how large a batch at most.
+        predictor: runs the stages.
+        single: the single-scale network, to be timed for comparison; None skips that.
+        limits: on the batch size.
     """
 
     def __init__(self, predictor: Predictor, single: Predictor | None, limits: Limits) -> None:
@@ -31,24 +31,24 @@ class Preparation:
         return self._predictor.spec.reference
 
     def use_one_core(self) -> None:
-        """Let the calling thread compute as a worker does."""
+        """Let the calling thread compute with one core, as a worker does."""
         if self._predictor.device.type == "cpu":
             torch.set_num_threads(self._predictor.threads)
 
     def measure(self) -> LatencyTable:
-        """The latency table, as the calling thread sees it, of sizes that batches may have."""
+        """The latency table as the calling thread measures it, for all possible batch sizes."""
         table = measure(self._predictor, sizes=sizes_up_to(self._limits.max_batch_size))
         return table if self._single is None else measure_single(table, self._single)
 
     def free_single(self) -> None:
-        """The single-scale network has been measured, and is needed no more: a second network's memory."""
+        """Free the single-scale network after its measurement: it needs the memory of a second network."""
         self._single = None
 
     def sizes(self, table: LatencyTable) -> tuple[int, ...]:
-        """How large a full batch of each stage is."""
+        """Size of a full batch of each stage."""
         return tuple(table.best_size(stage, self._limits.max_batch_size) for stage in range(self._predictor.depth))
 
     def warm_up(self, sizes: Sequence[int]) -> None:
-        """Run every batch size that may come once, so that no request pays for it."""
+        """Run every possible batch size once, so that no request pays for it."""
         for size in range(max(sizes), 0, -1):
             self._predictor.answers(self._predictor.noise(size))

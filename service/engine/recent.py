@@ -1,4 +1,4 @@
-"""What happened lately, for people: rates, latencies, confidences. Prometheus has its own counters."""
+"""Recent rates, latencies and confidences for ``/stats``. Prometheus has its own counters."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PERCENTILES = (50, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Done since the start, rates and latencies of the last ``WINDOW_SECONDS``; None where nothing is known.
+    """Totals since the start, and rates and latencies of the last ``WINDOW_SECONDS``; None without data.
 
-    ``seconds`` are these latencies, in order of length.
+    ``seconds`` are the latencies, sorted.
     """
 
     images: int
@@ -38,14 +38,14 @@ class Summary:
 
 @dataclass(slots=True)
 class Totals:
-    """Since the start.
+    """Totals since the start.
 
     Attributes:
         images: answered; ``cached``: of these from the cache.
-        seconds: from the request's arrival to the answer, of all ``images``; in it ``decode_seconds``,
+        seconds: from the request's arrival to the answer, over all ``images``; including ``decode_seconds``,
             ``queue_seconds`` and ``compute_seconds`` (of whole batches, for each image in them).
-        failed, failed_seconds: images that got an error.
-        batches: run, audits left out.
+        failed, failed_seconds: images that ended in an error.
+        batches: run, without audits.
         idle_seconds: since the last answer; None before the first.
     """
 
@@ -87,7 +87,7 @@ class Recent:
 
     @property
     def counts(self) -> tuple[int, int, float]:
-        """Since the start: images answered, of these before the last stage, and millions of multiply-adds for all."""
+        """Since the start: images answered, of these exited early, and million multiply-adds of all."""
         return self._totals.images, self._exited, self._mmacs
 
     def add(self, answer: Answer) -> None:
@@ -99,57 +99,57 @@ class Recent:
         self._confidences.append(answer.confidences)
 
     def fail(self, arrival: float) -> None:
-        """Count an image that came with a request of that ``arrival`` and got an error."""
+        """Count an image that ended in an error; ``arrival`` is that of its request."""
         self._totals.failed += 1
         self._totals.failed_seconds += self._clock() - arrival
 
     def totals(self) -> Totals:
-        """Since the start; batches are not counted here."""
+        """Totals since the start; batches are not counted here."""
         idle = self._clock() - self._answers[-1][0] if self._answers else None
         return replace(self._totals, idle_seconds=idle)
 
     def audit(self, confidence: float, above: float, agreed: bool) -> None:
-        """Note what the last stage said of an image that exited while those above ``above`` were audited."""
+        """Record whether the last stage agreed on an audited image; audits then covered confidences above ``above``."""
         self._audits.append((confidence, above, agreed))
 
     def draw(self, seen: Sequence[Seen]) -> None:
-        """Note images that were drawn for the live table."""
+        """Record images sampled for the live table."""
         self._drawn.extend(seen)
 
     def drawn(self, count: int) -> list[Seen]:
-        """The ``count`` drawn last, or as many as are known, the oldest first."""
+        """The latest ``count`` samples, or all if fewer, oldest first."""
         return list(self._drawn)[-count:]
 
     def passed(self, threshold: float, per_second: float) -> Passed:
-        """The latest images, for a live table; ``per_second`` come."""
+        """The latest images, for a live table; ``per_second`` is their rate."""
         first = np.sort([each[0] for each in self._confidences])
         above = len(first) - np.searchsorted(first, THRESHOLDS, side="right")
         exited = sum(any(exits(sure, threshold) for sure in each) for each in self._confidences)
         return Passed(len(first), tuple(above.tolist()), exited, per_second)
 
     def disagreement_at(self, threshold: float) -> tuple[int, int]:
-        """Of the latest audited images that exit at ``threshold``: how many the last stage disagreed on; how many.
+        """Among recent audits of images that exit at ``threshold``: the number of disagreements, and of audits.
 
-        Those of a time when only surer images were audited say nothing of the less sure, and are left out.
+        Audits from a time with a higher threshold say nothing about less confident images, and are left out.
         """
         agreed = [agreed for sure, above, agreed in self._audits if exits(sure, threshold) and threshold >= above]
         return agreed.count(False), len(agreed)
 
     def confidences(self, count: int) -> list[float]:
-        """The first stage's latest ``count`` confidences, or as many as are known."""
+        """The first stage's latest ``count`` confidences, or all if fewer."""
         return [each[0] for each in islice(reversed(self._confidences), count)]
 
     def ends_at(self, threshold: float, depth: int) -> tuple[int, ...]:
-        """How many of the latest images would end at each of ``depth`` stages at ``threshold``.
+        """Number of recent images that would end at each of ``depth`` stages at ``threshold``.
 
-        Of one that ended before the last stage, what later stages would have said is not known: where it would have
-        gone on, it is taken to end at the next one.
+        For an image that exited early the outputs of later stages are unknown. If it would have escalated, it is
+        assumed to end at the next stage.
         """
         ends = Counter(min(end_stage(each, threshold), depth - 1) for each in self._confidences)
         return tuple(ends[stage] for stage in range(depth))
 
     def summary(self) -> Summary:
-        """Now."""
+        """The current summary."""
         now, images = self._clock(), self._totals.images
         known_since = self._answers[0][0] if len(self._answers) == ANSWERS else self._started
         since = max(known_since, now - WINDOW_SECONDS)
@@ -165,5 +165,5 @@ class Recent:
 
 
 def percentile_ms(ordered: Sequence[float], q: int) -> float | None:
-    """Nearest-rank percentile of seconds in order, in milliseconds; None without any."""
+    """Nearest-rank percentile of sorted seconds, in milliseconds; None without any."""
     return 1e3 * ordered[max(0, -(-len(ordered) * q // 100) - 1)] if ordered else None

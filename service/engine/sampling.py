@@ -1,10 +1,10 @@
-"""Which images are logged, and which of these get every stage.
+"""Which images are logged, and which of these run every stage.
 
-A table of calibration counts what every stage says. An image that exits is only seen by the later ones if they run
-behind its answer, as for an audit. Those chosen for that must be a random sample of all: so an image is *drawn* on its
-arrival, before anything is known of it, and only where the audits have room for it however it will end. Whether it is
-drawn depends on how busy the server is, never on the image; of all that are drawn the shares are those of the traffic,
-without weights, and the bounds for them exact.
+A calibration table counts the outputs of every stage. Later stages see an exited image only if they run in the
+background, as for an audit. Those images must be a random sample of all. So an image is *drawn* on its arrival, before
+anything is known about it, and only if the audits have room for it however it ends. The draw depends on the load, never
+on the image. So the drawn images have the same distribution as the traffic, without weights, and their bounds are
+exact.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from service.samples.record import Floats, Sample
 
 
 class Sampling:
-    """Logs images of one model. In the event loop's thread.
+    """Logs images of one model. Used in the event loop's thread.
 
     Args:
-        log: where to. ``predictor``: what answers. ``lanes``: whose audits run the stages behind an answer.
+        log: the destination. ``predictor``: the model. ``lanes``: run the later stages in the audit lane.
     """
 
     def __init__(self, log: SampleLog, predictor: Predictor, lanes: Lanes) -> None:
@@ -43,16 +43,16 @@ class Sampling:
 
     @contextmanager
     def drawn(self, entry: Entry) -> Iterator[None]:
-        """Have an image drawn, if there is room, while the block answers it."""
+        """Draw an image, if there is room, while the block answers it."""
         entry.is_drawn = self._lanes.reserve_audit()
         try:
             yield
         finally:
-            if entry.is_drawn:  # it waits for its audit by now, or needs none
+            if entry.is_drawn:  # its audit waits now, or is not needed
                 self._lanes.free_audit()
 
     def answered(self, entry: Entry, body: bytes, ask: Ask, answer: Answer) -> None:
-        """Log an image once all its stages have run: now, or behind its answer."""
+        """Log an image once all its stages have run, now or in the background."""
         sample = self._sample(entry, ask, answer)
         self._log.known.add(sample, self._predictor.spec.classes)
         if entry.runs_on and not self._is_complete(entry):
@@ -62,12 +62,12 @@ class Sampling:
             self._log.add(replace(sample, outputs=_outputs(entry)), body)
 
     def close(self) -> None:
-        """Log what never got its stages."""
+        """Log the images that never ran all stages."""
         for entry in list(self._unfinished):
             self._finish(entry)
 
     def _finish(self, entry: Entry) -> None:
-        """Its other stages have run, or were given up."""
+        """The remaining stages have run, or were dropped."""
         if entry in self._unfinished:
             sample, body = self._unfinished.pop(entry)
             self._log.add(replace(sample, outputs=_outputs(entry)), body)
@@ -101,5 +101,5 @@ class Sampling:
 
 
 def _outputs(entry: Entry) -> tuple[Floats, ...]:
-    """Copies: a row would keep its whole batch."""
+    """Copies, because a row would keep its whole batch in memory."""
     return tuple(each.numpy().copy() for each in (*entry.outputs, *entry.outputs_behind))

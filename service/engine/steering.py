@@ -1,4 +1,4 @@
-"""What overload does to the threshold, looked at many times a second."""
+"""Adjusts the threshold to the load, many times per second."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Steering:
     """Sets the executor's policy every ``tuning.STEERING_SECONDS``, in the event loop's thread.
 
     Args:
-        executor: whose policy it is.
-        brown_out: finds the threshold.
-        backlog: what is queued.
-        recent: where the latest confidences are.
-        asked: gives the threshold and the floor that are asked for.
-        periods: are told of the threshold.
+        executor: whose policy is set.
+        brown_out: computes the threshold.
+        backlog: the queued work.
+        recent: the latest confidences.
+        asked: returns the threshold and floor asked for.
+        periods: are informed of the threshold.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Steering:
 
     @property
     def lowered(self) -> float:
-        """The threshold in force while it is lower than asked for; else infinite."""
+        """The threshold in force while it is lower than the one asked for; otherwise infinite."""
         return self._executor.policy.lowered
 
     def run(self) -> None:
-        """Look now, and again until ``stop``."""
+        """Adjust the threshold now, and again until ``stop``."""
         config = self._asked()
         self._periods.look(config.threshold)
         confidences = self._recent.confidences(tuning.STEERING_CONFIDENCES) if config.floor is not None else ()
@@ -70,6 +70,6 @@ class Steering:
         self._timer = asyncio.get_running_loop().call_later(tuning.STEERING_SECONDS, self.run)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop adjusting."""
         if self._timer is not None:
             self._timer.cancel()

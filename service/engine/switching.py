@@ -1,4 +1,4 @@
-"""Serving another model without a stop, in every replica at once."""
+"""Switches models without interruption, in all replicas at once."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ T = TypeVar("T")
 
 
 class Switching:
-    """Keeps the models that serve in step with the runtime config. All methods in one event loop."""
+    """Keeps the served models in step with the runtime config. All methods run in one event loop."""
 
     def __init__(self, models: Models, config: ConfigStore) -> None:
         self._models = models
         self._config = config
         self.lock = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
-        self._prepared: dict[tuple[str, int], Engine] = {}  # ready to serve, should they be asked for
+        self._prepared: dict[tuple[str, int], Engine] = {}  # prepared engines, in case the config names them
         self._announced = config.announced  # of which they are
         self._forget_at = math.inf
-        self._patience = tuning.MIN_PATIENCE_SECONDS  # with other replicas, in seconds
-        self._obstacle: str | None = None  # why the last attempt to serve what the config names failed,
-        self._tried_for: object = None  # what that was,
-        self._retry_at = math.inf  # and when it is tried again
+        self._patience = tuning.MIN_PATIENCE_SECONDS  # how long to wait for other replicas, in seconds
+        self._obstacle: str | None = None  # why the last attempt to serve the config's models failed
+        self._tried_for: object = None  # what was attempted
+        self._retry_at = math.inf  # when to try again
 
     @property
     def obstacle(self) -> str | None:
-        """Why what the config names cannot be served here, and something else is; None where it is served."""
+        """Why the models of the config cannot be served here; None if they are."""
         return self._obstacle
 
     async def start(self) -> None:
-        """Serve what the config names already, and follow it from now on."""
+        """Serve the models of the config, and follow it from now on."""
         async with self.lock:
             await self._catch_up()
         self._following = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         await end(self._following)
         self._models.stand_by(self._tried if self._tried in self._models.running else None)
         await self._forget()
@@ -66,17 +66,17 @@ class Switching:
     async def switch(
         self, reference: str, instead_of: str | None = None, expected_version: int | None = None
     ) -> Engine:
-        """Serve ``reference`` instead of a model that is served: of that name, or as named, or else the default one.
+        """Serve ``reference`` in place of ``instead_of``, otherwise of the model with its name, otherwise of the first.
 
-        The new one is loaded, verified and warmed up beside the old one, whose goal is solved again for it; in other
-        replicas at the same time, so that all change over together. New images then go to the new one, and the old one
-        finishes those that it has. Ends once the other replicas have changed over too.
+        The new model is loaded, verified and warmed up beside the old one, whose goal is solved again for it. Other
+        replicas do this at the same time, so that all switch together. New images then go to the new model, and the old
+        one finishes its images. Returns once the other replicas have switched too.
 
         Raises, where nothing has changed:
             NotFound: no such model in the store, or ``instead_of`` is not served.
-            InvalidOption: it cannot be served, or the goal not be reached with it.
-            Conflict: another replica cannot serve it, or something is tried beside the old one.
-            ConfigConflict: see ``ConfigStore.update``; or others switched meanwhile.
+            InvalidOption: it cannot be served, or cannot reach the goal. Nothing has changed then.
+            Conflict: another replica cannot serve it, or a trial runs beside the old model.
+            ConfigConflict: see ``ConfigStore.update``; or another switch happened meanwhile.
             PreparationEnded, Draining: see ``Models.prepare``.
         """
         async with self.turn():
@@ -95,7 +95,7 @@ class Switching:
             def change(current: RuntimeConfig) -> RuntimeConfig:
                 check_not_tried_beside(current, old, reference)
                 if follows and current.served != before:
-                    raise ConfigConflict("the served models were changed meanwhile", field="model", value=reference)
+                    raise ConfigConflict("the served models changed meanwhile", field="model", value=reference)
                 kept = {each: asked for each, asked in current.thresholds.items() if each in wanted}
                 asked = current.thresholds.get(old.spec.name, old.asked)
                 return replace(current, models=wanted, thresholds={**kept, name: solved_again(asked, old, new)})
@@ -111,31 +111,33 @@ class Switching:
             return new
 
     async def begin(self, expected_version: int | None) -> bool:
-        """Before a change, in its turn: whether what the config names is served. Raises ConfigConflict."""
+        """Check before a change, in its turn, that the config's models are served. Raises ConfigConflict."""
         if expected_version is not None and expected_version < self._config.current.version:
-            check_expected_version(self._config.current, expected_version)  # before a model is loaded for nothing
+            check_expected_version(self._config.current, expected_version)  # before a model is loaded in vain
         return await self._catch_up()
 
     @property
     def _tried(self) -> Engine | None:
-        """What is tried now."""
+        """The current trial."""
         run, config = self._models.trial, self._config.current
         is_on = run is not None and config.trial is not None and config.trial.key == run.tried.spec.key
         return run.tried if run is not None and is_on else None
 
     def replaced_by(self, name: str, instead_of: str | None) -> Engine:
-        """What a model called ``name`` takes the place of. Raises NotFound, InvalidOption."""
+        """The model that ``name`` would replace. Raises NotFound, InvalidOption."""
         if instead_of is None:
             return self._models.named(name) or self._models.find(None)
         old = self._models.find(instead_of)
         if self._models.named(name) is not None and name != old.spec.name:
-            raise InvalidOption("model", name, f"one that is not served already, as {name} is beside {old.spec.name}")
+            raise InvalidOption(
+                "model", name, f"a model that is not served yet; {name} is served beside {old.spec.name}"
+            )
         return old
 
     async def prepare_everywhere(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
-        """Engines of exactly ``wanted`` here, once other replicas have theirs or have been waited for long enough.
+        """Engines of exactly ``wanted`` here, once other replicas have theirs or the wait for them is over.
 
-        Raises: as ``prepare``; Conflict: another replica cannot have its own.
+        Raises: as ``prepare``; Conflict: another replica cannot prepare its own.
         """
         await self._config.announce(wanted)
         began = time.monotonic()
@@ -158,7 +160,7 @@ class Switching:
         return None
 
     async def _prepare(self, wanted: Mapping[str, int]) -> dict[str, Engine]:
-        """Engines of exactly ``wanted``: those that serve already, and new ones, warmed up. Raises as ``prepare``."""
+        """Engines of exactly ``wanted``: served ones, and new ones, warmed up. Raises as ``prepare``."""
         engines: dict[str, Engine] = {}
         try:
             for key in wanted.items():
@@ -170,15 +172,15 @@ class Switching:
         return engines
 
     async def discard(self, engines: Mapping[str, Engine]) -> None:
-        """Close those that were prepared and are not to serve."""
+        """Close prepared engines that are not needed."""
         for engine in engines.values():
             if engine not in self._models.running:
                 await engine.close()
 
-    # what other replicas were told
+    # announced by other replicas
 
     async def _follow(self) -> None:
-        """Serve what the config names once it is changed elsewhere."""
+        """Serve the config's models whenever another replica changes it."""
         while True:
             await asyncio.sleep(tuning.FOLLOW_SECONDS)
             async with self.lock:
@@ -187,7 +189,7 @@ class Switching:
                 await self._prepare_announced()
 
     async def _catch_up(self) -> bool:
-        """Serve what the config names; whether that is so now. The log has each reason why not once."""
+        """Serve the config's models; returns whether that succeeded. Each reason for failure is logged once."""
         if self._models.applied.is_newest:
             self._obstacle = self._tried_for = None
             return True
@@ -210,7 +212,7 @@ class Switching:
             self._models.adopt(engines, next(iter(tried.values()), None))
         except Exception as error:
             if str(error) != self._obstacle:
-                logger.error("what the shared config names cannot be served here: %s", error)
+                logger.error("the model in the shared config cannot be served here: %s", error)
             self._obstacle = str(error)
             return False
         names = ", ".join(engine.spec.reference for engine in self._models.running)
@@ -219,8 +221,8 @@ class Switching:
         return True
 
     async def _prepare_announced(self) -> None:
-        """Prepare what another replica is about to ask for; forget it when that does not come."""
-        if self._config.announced is not self._announced:  # said again, it is another
+        """Prepare a model that another replica announces; discard it if the change does not come."""
+        if self._config.announced is not self._announced:  # a repeated announcement is a new one
             self._announced = self._config.announced
             await self._forget()
             self._forget_at = time.monotonic() + tuning.PREPARED_SECONDS
@@ -259,7 +261,7 @@ def _reference(key: tuple[str, int]) -> str:
 
 
 def check_not_tried_beside(config: RuntimeConfig, old: Engine, reference: str) -> None:
-    """Raise Conflict if another model is tried beside ``old``, which is to be replaced by ``reference``."""
+    """Raise Conflict if a trial runs beside ``old``, which ``reference`` is to replace."""
     trial = config.trial
     if trial is not None and trial.beside == old.spec.name:
         raise Conflict(
@@ -272,10 +274,10 @@ def check_not_tried_beside(config: RuntimeConfig, old: Engine, reference: str) -
 
 
 def solved_again(asked: ThresholdConfig, old: Engine, new: Engine) -> ThresholdConfig:
-    """What was asked of ``old``, for ``new``. A threshold that was the old one's default becomes the new one's.
+    """The goal of ``old``, solved for ``new``. If it was the default threshold of the old model, the new default.
 
     Raises:
-        InvalidOption: the goal cannot be reached with ``new``.
+        InvalidOption: ``new`` cannot reach the goal.
     """
     if asked == old.predictor.default_threshold:
         return new.predictor.default_threshold

@@ -1,4 +1,4 @@
-"""A model at work beside the one that is served: which images it gets, and how it compares."""
+"""A model on trial beside the served one: which images it gets, and the comparison."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from service.state.base import Trial
 
 
 class TrialRun:
-    """One engine that is ready to be tried: it is, for as long as the runtime config says so. In the event loop.
+    """One engine that is ready for a trial, which runs while the runtime config says so. Used in the event loop.
 
-    A canary answers its share of the images, and what is served runs them behind its answers; a shadow runs them behind
-    the answers of what is served. Where a canary fails, what is served answers: no client gets its errors.
+    A canary answers its share of the images, and the served model runs them in the background; for a shadow it is the
+    other way round. If a canary fails, the served model answers, so clients never get its errors.
 
     Args:
         tried: the engine.
-        applied: what the config says.
-        metrics: where comparisons are counted.
+        applied: the runtime config.
+        metrics: count comparisons.
 
     Attributes:
-        is_halted: whether its guard ended it here, and the config does not say so yet.
+        is_halted: whether its guard ended it here, while the config does not say so yet.
     """
 
     def __init__(self, tried: Engine, applied: Applied, metrics: Metrics) -> None:
@@ -37,13 +37,13 @@ class TrialRun:
         self._metrics = metrics
         self.is_halted = False
         self._served: Engine | None = None
-        self._trial: Trial | None = None  # that the counts are of
+        self._trial: Trial | None = None  # the trial that is counted
         self._counts = Comparison()
-        self._before = (TimeSpent(0.0, 0.0, None),) * 2  # what both had computed when it began
+        self._before = (TimeSpent(0.0, 0.0, None),) * 2  # compute of both models before it began
         self._comparing: set[asyncio.Task[None]] = set()
 
     async def classify(self, engine: Engine, image: bytes, ask: Ask) -> Answer:
-        """The answer to an encoded image that is asked of ``engine``. Raises as ``Engine.classify``."""
+        """The answer to an encoded image sent to ``engine``. Raises as ``Engine.classify``."""
         trial = self._now(engine)
         if trial is None or not trial.picks(image):
             return await engine.classify(image, ask)
@@ -58,7 +58,7 @@ class TrialRun:
             return await engine.classify(image, ask)
 
     def comparison(self) -> Comparison:
-        """What was counted in this process; not to be kept."""
+        """Counts of this process; a live object, not a copy."""
         for side, engine, before in zip(
             (self._counts.served, self._counts.tried), (self._served, self.tried), self._before, strict=True
         ):
@@ -71,18 +71,18 @@ class TrialRun:
 
     @property
     def began(self) -> float | None:
-        """Of the trial that the counts are of; None before the first image."""
+        """Start of the trial that is counted; None before the first image."""
         return None if self._trial is None else self._trial.began
 
     def end(self) -> None:
-        """It is tried no longer."""
+        """End the trial."""
         for engine in (self.tried, self._served):
             if engine is not None:
                 engine.behind.end()
         self._served = self._trial = None
 
     def _now(self, engine: Engine) -> Trial | None:
-        """The trial beside ``engine`` that is to go on; None for none."""
+        """The running trial beside ``engine``; None without one."""
         trial = self._applied.current.trial
         if trial is None or trial.key != self.tried.spec.key or trial.beside != engine.spec.name:
             return None
@@ -99,7 +99,7 @@ class TrialRun:
             engine.behind.begin(other.behind)
 
     async def _answer_before(self, behind: Engine, first: Engine, image: bytes, ask: Ask) -> Answer:
-        """The answer of ``first``; ``behind`` runs the image once the client has it."""
+        """The answer of ``first``; ``behind`` runs the image after the client has its answer."""
         try:
             answer = await first.classify(image, ask)
         except (DeviceFailed, Draining):
@@ -120,7 +120,7 @@ class TrialRun:
             return
         except LowfirstError:  # it stops
             return
-        if counts is not self._counts:  # of a trial that is over
+        if counts is not self._counts:  # of an ended trial
             return
         model = self.tried.spec.reference
         if other is None:

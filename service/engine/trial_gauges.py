@@ -1,4 +1,4 @@
-"""Gauges of what is tried, read whenever they are scraped."""
+"""Gauges of trials, updated at every scrape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("canary", "shadow")
 
 
 class TrialGauges:
-    """Keeps the gauges of trials in step with the models that serve, and with the one that is tried."""
+    """Keeps the gauges of trials in step with the served models and the model on trial."""
 
     def __init__(self, metrics: Metrics, applied: Applied) -> None:
         self._metrics = metrics
@@ -24,7 +24,7 @@ class TrialGauges:
         self._followed: dict[tuple[Gauge, tuple[str, ...]], Callable[[], float]] = {}
 
     def follow(self, served: Sequence[tuple[str, str]], tried: str | None) -> None:
-        """From now on these serve, each by its name and its reference, and ``tried`` is tried."""
+        """Set the served models, by name and reference, and the model on trial."""
         metrics = self._metrics
         wanted: dict[tuple[Gauge, tuple[str, ...]], Callable[[], float]] = {
             (metrics.trial_cancelled, (reference,)): partial(self._cancelled, name) for name, reference in served

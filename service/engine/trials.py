@@ -1,4 +1,4 @@
-"""Canaries and shadows: begun, changed, promoted, cancelled, and ended by their guard, in every replica at once."""
+"""Canaries and shadows: started, changed, promoted, cancelled, and ended by their guard, in all replicas at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from service.state.base import (
 )
 from service.store import read_spec
 
-# Classes that an error names at most.
+# Most classes that an error names.
 NAMED = 5
 
 # A ``Comparison`` as JSON; and what tells that of this process, of the trial that began then, and gives all others'.
@@ -36,13 +36,13 @@ Exchange = Callable[[float, Counts | None], Awaitable[Sequence[Counts]]]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked of a trial; None leaves a thing as it is, or at its default in one that begins.
+    """A requested change of a trial; None keeps a value, or uses its default in a new trial.
 
     Attributes:
-        reference: of the model; None is the one that is tried already.
+        reference: of the model; None is the model on trial.
         share, is_shadow: see ``Trial``.
-        max_disagreement: see ``Trial``; None clears it where ``is_guarded``.
-        is_guarded: whether anything is said of the guard.
+        max_disagreement: see ``Trial``; None clears it if ``is_guarded``.
+        is_guarded: whether the request names the guard.
     """
 
     reference: str | None = None
@@ -53,13 +53,13 @@ class Wish:
 
 
 class Trials:
-    """At most one trial at a time. All methods in one event loop.
+    """At most one trial at a time. All methods run in one event loop.
 
     Args:
-        models: that serve.
-        config: where the trial stands.
-        switching: in whose turn all changes of models are made.
-        exchange: with the other processes of this server, and of its replicas.
+        models: the served models.
+        config: holds the trial.
+        switching: all changes of models wait for their turn there.
+        exchange: with the other processes of this server and of its replicas.
     """
 
     def __init__(self, models: Models, config: ConfigStore, switching: Switching, exchange: Exchange) -> None:
@@ -70,7 +70,7 @@ class Trials:
 
     @property
     def current(self) -> Trial | None:
-        """What is tried now, as the config says."""
+        """The current trial in the config."""
         return self._config.current.trial
 
     @property
@@ -79,17 +79,17 @@ class Trials:
         return self._config.current.version
 
     def counted(self, trial: Trial) -> Comparison | None:
-        """What this process counted of ``trial``; None before its first image here."""
+        """Counts of ``trial`` in this process; None before its first image here."""
         run = self._models.trial
         return run.comparison() if run is not None and run.began == trial.began else None
 
     async def comparison(self, trial: Trial) -> Comparison:
-        """What all processes of all replicas counted of ``trial``."""
+        """Counts of ``trial`` in all processes of all replicas."""
         own = self.told(trial.began)
         return pooled([*await self._exchange(trial.began, own), *([] if own is None else [own])])
 
     def told(self, began: float) -> Counts | None:
-        """What this process counted of the trial that ``began`` then, for another one."""
+        """Counts of this process, for another one, of the trial that ``began`` at that time."""
         run = self._models.trial
         return run.comparison().as_json() if run is not None and run.began == began else None
 
@@ -100,9 +100,9 @@ class Trials:
             run.is_halted = is_halted
 
     def following(self, config: RuntimeConfig, engine: Engine, chosen: ThresholdConfig) -> RuntimeConfig:
-        """``config`` with ``chosen`` asked of ``engine``'s model, and solved again for what is tried beside it.
+        """``config`` with the goal ``chosen`` for ``engine``'s model, solved again for the model on trial.
 
-        What cannot reach a goal of that kind keeps what it had.
+        If that model cannot reach a goal of this kind, it keeps its threshold.
         """
         name, trial, run = engine.spec.name, config.trial, self._models.trial
         if trial is not None and run is not None and trial.beside == name and trial.key == run.tried.spec.key:
@@ -111,14 +111,14 @@ class Trials:
         return replace(config, thresholds={**config.thresholds, name: chosen}, trial=trial)
 
     async def change(self, wish: Wish, instead_of: str | None = None, expected_version: int | None = None) -> None:
-        """Begin a trial, or change the one that is on: its share, its kind, its guard.
+        """Start a trial, or change share, kind or guard of the running one.
 
-        A model that begins is loaded, verified and warmed up in every replica before it gets an image.
+        A new model is loaded, verified and warmed up in every replica before it gets an image.
 
         Raises:
             NotFound: no such model in the store, or ``instead_of`` is not served.
-            InvalidOption: it cannot be tried: it is served, has other classes, cannot reach what is asked.
-            Conflict: another one is tried, or none.
+            InvalidOption: it cannot be tried: it is already served, has other classes, or cannot reach the goal.
+            Conflict: another trial is running, or none.
             ConfigConflict: see ``ConfigStore.update``.
         """
         async with self._switching.turn():
@@ -137,7 +137,7 @@ class Trials:
                 await self._begin(key, wish, instead_of, expected_version)
 
     async def promote(self, expected_version: int | None = None) -> None:
-        """Serve what is tried in place of what it is tried beside. Raises as ``change``."""
+        """Serve the model on trial in place of the one beside it. Raises as ``change``."""
         async with self._switching.turn():
             await self._ready(expected_version)
             on = self._on("promote")
@@ -151,7 +151,7 @@ class Trials:
                 models = dict(on.key if name == on.beside else (name, at) for name, at in current.models.items())
                 kept = {name: asked for name, asked in current.thresholds.items() if name in models}
                 asked = solved_again(current.thresholds.get(on.beside, old.asked), old, new)
-                ended = _ended(on, "promoted", f"it takes the place of {old.spec.reference}")
+                ended = _ended(on, "promoted", f"it replaces {old.spec.reference}")
                 return replace(current, models=models, thresholds={**kept, on.name: asked}, trial=None, ended=ended)
 
             await self._update(change, expected_version)
@@ -160,9 +160,9 @@ class Trials:
     async def cancel(
         self, outcome: Ending = "cancelled", why: str = "as asked", expected_version: int | None = None
     ) -> None:
-        """End the trial: from now on no image of a client goes to it. Raises as ``change``.
+        """End the trial: from now on it gets no image of a client. Raises as ``change``.
 
-        Its turn is not waited for: a guard must not wait until another replica has prepared a model.
+        It waits for no turn: a guard must not wait until another replica has prepared a model.
         """
         async with self._switching.lock:
             await self._ready(expected_version)
@@ -175,13 +175,13 @@ class Trials:
             await self._update(change, expected_version)
             self._models.adopt({engine.spec.name: engine for engine in self._models})
 
-    # how each is done
+    # steps of these changes
 
     async def _ready(self, expected_version: int | None) -> None:
         follows = await self._switching.begin(expected_version)
         check_expected_version(self._config.current, expected_version)
         if not follows and self._config.current.served != self._models.applied.served:
-            raise Conflict(f"what the config names cannot be served here: {self._switching.obstacle}")
+            raise Conflict(f"the model in the config cannot be served here: {self._switching.obstacle}")
 
     def _on(self, field: str) -> Trial:
         return self._config.current.trial or _none_is_on(field, True)
@@ -192,7 +192,7 @@ class Trials:
         name, version = key
         old = self._switching.replaced_by(name, instead_of)
         if wish.share is None and not wish.is_shadow:
-            raise InvalidOption("share", None, "between 0 and 1 for a canary; a shadow takes shadow: true")
+            raise InvalidOption("share", None, "between 0 and 1 for a canary; for a shadow set shadow: true")
         self._check(key, old)
         before = self._models.applied.served
         engines = await self._switching.prepare_everywhere({name: version})
@@ -202,7 +202,7 @@ class Trials:
             if current.trial is not None:
                 raise _taken(new.spec.reference, current.trial)
             if current.served != before:
-                raise ConfigConflict("the models were changed meanwhile", field="model", value=new.spec.reference)
+                raise ConfigConflict("the models changed meanwhile", field="model", value=new.spec.reference)
             trial = Trial(
                 name=name,
                 version=version,
@@ -225,7 +225,7 @@ class Trials:
     def _check(self, key: tuple[str, int], old: Engine) -> None:
         reference = "/".join(map(str, key))
         if key == old.spec.key:
-            raise InvalidOption("model", reference, f"another one than {old.spec.reference}, which is served")
+            raise InvalidOption("model", reference, f"a model other than {old.spec.reference}, which is served already")
         try:
             check_classes(read_spec(self._models.store.find(reference)), old.spec)
         except BrokenModel as error:
@@ -241,7 +241,7 @@ class Trials:
 
 
 def check_classes(tried: ModelSpec, served: ModelSpec) -> None:
-    """Raise InvalidOption, naming those that differ, unless both models have the same classes in the same order."""
+    """Raise InvalidOption, naming the differences, unless both models have the same classes in the same order."""
     if tried.classes == served.classes:
         return
     only_tried = [name for name in tried.classes if name not in served.classes]
@@ -254,7 +254,7 @@ def check_classes(tried: ModelSpec, served: ModelSpec) -> None:
         why = " and ".join(filter(None, differ))
     else:
         at = next(i for i, pair in enumerate(zip(tried.classes, served.classes, strict=True)) if len(set(pair)) > 1)
-        why = f"in another order: class {at} is {tried.classes[at]!r}, not {served.classes[at]!r}"
+        why = f"the order differs: class {at} is {tried.classes[at]!r}, not {served.classes[at]!r}"
     raise InvalidOption("model", tried.reference, f"one with the classes of {served.reference}; {why}")
 
 
@@ -274,17 +274,17 @@ def _taken(reference: str, on: Trial) -> Conflict:
 
 def _none_is_on(field: str, value: Any) -> NoReturn:
     raise Conflict(
-        f"{field} is {'missing' if value is None else 'true'}; no model is tried: begin with a model and its share, "
-        "or shadow: true",
+        f"{field} is {'missing' if value is None else 'true'}; no trial is running: start one with a model and a "
+        "share, or shadow: true",
         field=field,
         value=value,
-        bound="a canary or a shadow that is on",
+        bound="a running canary or shadow",
     )
 
 
 def _check_still_on(current: RuntimeConfig, on: Trial) -> None:
     if current.trial is None or current.trial.began != on.began:
-        raise Conflict(f"{on.reference} is not tried any more", field="model", value=on.reference)
+        raise Conflict(f"{on.reference} is no longer on trial", field="model", value=on.reference)
 
 
 def _changed(current: RuntimeConfig, on: Trial, wish: Wish) -> Trial:

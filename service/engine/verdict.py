@@ -1,4 +1,4 @@
-"""Whether what was asked for is kept, by what the engine saw lately."""
+"""Whether the goal is kept, judged by recent images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.state.base import BUDGETS, ThresholdConfig
 def audit(
     asked: ThresholdConfig, recent: Recent, periods: Periods, calibration: Calibration | None, costs: Sequence[float]
 ) -> Audit:
-    """What audits and costs say of ``asked``.
+    """The verdict of audits and costs on ``asked``.
 
     Args:
         costs: of each stage alone, in the unit of a budget.
@@ -26,7 +26,7 @@ def audit(
     seen = 0.0 if asked.threshold >= 1 else rate or None  # a zero rate over only a few exits is not evidence
     promised = None if calibration is None else calibration.promise(asked)
     if (asked.table, asked.goal) == ("live", "min_agreement"):
-        promised = asked.value  # which takes no stored table
+        promised = asked.value  # which needs no stored table
     return Audit(images, disagreements, seen, promised, _budget(asked, periods, costs))
 
 

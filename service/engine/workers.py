@@ -1,4 +1,4 @@
-"""Worker threads: each pulls batches and runs them; one that the device fails is replaced."""
+"""Worker threads, which take batches and run them. A worker whose device fails is replaced."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from service.log import logger, starting
 
 
 class Workers:
-    """``count`` threads that run what ``lanes`` have for them. On a CPU each uses one core.
+    """``count`` threads that run the batches of ``lanes``. On a CPU each uses one core.
 
     Args:
-        lanes: where batches come from.
-        executor: what runs them.
+        lanes: source of batches.
+        executor: runs them.
         preparation: what every thread does first.
-        pace: where the measured times go.
-        count: how many threads.
+        pace: receives the measured durations.
+        count: number of threads.
 
     Attributes:
-        failure: what ended the latest worker that failed, in words; None while all run.
-        alive: threads that pull batches.
+        failure: error of the latest failed worker; None while all run.
+        alive: threads that take batches.
     """
 
     def __init__(self, lanes: Lanes, executor: Executor, preparation: Preparation, pace: Pace, count: int) -> None:
@@ -46,12 +46,13 @@ class Workers:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._since: dict[int, float] = {}  # by thread: when its batch began
+        self._since: dict[int, float] = {}  # by thread: start of its batch
 
     def start(self, profile: LatencyTable | None = None) -> None:
-        """Warm up in all threads at once, as they will run, and measure (unless ``profile`` tells); then pull batches.
+        """Warm up in all threads at once, as they will run, and measure (unless ``profile`` is given); then take
+        batches.
 
-        Raises: what a stage raised; DeviceFailed: the network gives no finite numbers.
+        Raises: the exception of a stage; DeviceFailed: the network's outputs are not finite.
         """
         if profile is None:
             starting.info("measuring %s", self._preparation.model)
@@ -74,9 +75,9 @@ class Workers:
             raise
 
     def join(self) -> None:
-        """Wait until every thread has run the closed lanes empty, and is gone with all that a runtime kept for it.
+        """Wait until every thread has emptied the closed lanes and freed what a runtime kept for it.
 
-        A thread that still frees compiled stages while the interpreter ends would end the process with SIGABRT.
+        A thread that still frees compiled stages when the interpreter exits would abort the process (SIGABRT).
         """
         self._stopping.set()
         while True:
@@ -89,15 +90,15 @@ class Workers:
                 self._threads.discard(thread)
 
     def why_not_ready(self) -> str | None:
-        """What keeps new work away, in words: a worker failed, or none finishes its batch; None when nothing does."""
+        """Why the server is not ready: a worker failed, or none finishes its batch; None if it is ready."""
         if self.failure is not None:
-            return f"the device failed ({self.failure}) and is tried again"
+            return f"the device failed ({self.failure}) and is being retried"
         since = list(self._since.values())
         stalled = time.monotonic() - max(since) if since and len(since) == self.alive else 0.0
         return f"no worker has finished a batch for {stalled:.0f} s" if stalled > tuning.STALL_SECONDS else None
 
     def plan(self, table: LatencyTable) -> None:
-        """Take the measured times, and what follows from them: how large batches are."""
+        """Use the measured durations, and derive batch sizes from them."""
         self._pace.table = table
         self._pace.sizes = self._preparation.sizes(table)
         self._lanes.plan = Plan(self._pace.sizes, self._pace.predicted, self._pace.soonest)
@@ -131,7 +132,7 @@ class Workers:
         self._serve()
 
     def _next_life(self, delay: float) -> None:
-        """In place of a thread that the device failed. What a runtime keeps for a thread is made again in a new one."""
+        """Replaces a thread whose device failed. Thread-local state of a runtime is created again in the new thread."""
         if self._stopping.wait(delay):
             return
         try:
@@ -150,11 +151,11 @@ class Workers:
             while (batch := self._lanes.wait()) is not None:
                 self._since[thread] = time.monotonic()
                 self._executor.run(batch)
-                del batch, self._since[thread]  # or its images live on while this thread waits
+                del batch, self._since[thread]  # otherwise its images stay in memory while this thread waits
         except BaseException as error:
             self._since.pop(thread, None)
             logger.critical("a worker failed", exc_info=error)
-            self._ended(str(error) or type(error).__name__)  # not itself: its traceback holds whatever ran
+            self._ended(str(error) or type(error).__name__)  # not the exception: its traceback keeps all alive
             self._spawn(partial(self._next_life, tuning.FIRST_DEVICE_RETRY_SECONDS))
         else:
             self._ended(None)
@@ -173,5 +174,5 @@ class Workers:
             if failure is None:
                 return
             self.failure = failure
-            if not self.alive:  # nobody is left to run what waits
+            if not self.alive:  # no worker is left to run what waits
                 self._lanes.fail_all(partial(DeviceFailed, "the device failed"))

@@ -41,16 +41,17 @@ def calibrate(
 ) -> ModelSpec:
     """Calibrate the model in ``folder`` on photographs that it was not trained on, and write the result there.
 
-    One half fits the temperatures, in float32, and a default threshold for each runtime and precision that the
-    device may serve with; the other certifies, with one table for each. Tables made on another device are kept.
+    One half fits the temperatures, in float32, and a default threshold for each runtime and precision of this device.
+    The other half certifies, with one table for each. Tables made on another device are kept.
 
     Args:
-        split: folder of ``data`` to use; None takes what training held out.
-        is_labelled: False takes every photograph below ``data``, whatever the folders: temperatures stay as they are,
-            and tables certify the agreement alone.
+        split: folder of ``data`` to use; None uses the photographs held out of training.
+        is_labelled: False uses every photograph below ``data``, whatever the folders: temperatures stay as they are,
+        and
+            tables certify only the agreement.
 
     Raises:
-        DataError: too few photographs, classes that are not the model's, or labels where there should be none.
+        DataError: too few photographs, other classes than the model's, or unexpected labels.
     """
     spec = read_spec(folder)
     chosen = photographs_for(spec, folder, data, split) if is_labelled else unlabelled(spec, folder, data)
@@ -80,11 +81,11 @@ def calibrate(
 
 
 def warn(spec: ModelSpec, certifying: int) -> None:
-    """Log what makes a table worth little: so few photographs, or a training that was not finished."""
+    """Log why a table is worth little: too few photographs, or an unfinished training."""
     done, asked = spec.training.get("epochs_done"), spec.recipe.get("epochs")
     if done is not None and asked is not None and done < asked:
         logger.warning(
-            "%s was trained for %d of its %d epochs: `lowfirst train … --resume` makes it another model",
+            "%s was trained for %d of its %d epochs: `lowfirst train … --resume` will change the model",
             spec.title, done, asked,
         )  # fmt: skip
     few = few_to_certify(certifying)
@@ -130,11 +131,11 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def cheapest(passes: Passes, spec: ModelSpec) -> float:
-    """The lowest threshold at which ``LOST_BY_DEFAULT`` of the photographs or fewer exit wrong that the last stage gets
-    right; without labels, at which so few exit with another answer than the last stage's.
+    """The default threshold: the lowest at which at most ``LOST_BY_DEFAULT`` of the photographs exit with a wrong
+    answer that the last stage gets right. Without labels, with another answer than the last stage's.
 
-    What only an early stage gets right does not count against them: so few photographs make up the difference that
-    chance would decide where it is nought.
+    Images that only an early stage gets right do not count in its favour: so few photographs make up the difference
+    that chance would decide where it is zero.
     """
     table = count(passes, spec, "", "")
     allowed = LOST_BY_DEFAULT * table.n
@@ -148,7 +149,7 @@ def cheapest(passes: Passes, spec: ModelSpec) -> float:
 
 
 def certify(passes: Passes, spec: ModelSpec, predictor: Predictor) -> CalibrationTable:
-    """The table of ``predictor``'s runtime and precision, counted on images that fitted nothing."""
+    """The table of ``predictor``'s runtime and precision, counted on images not used for fitting."""
     return count(passes, spec, predictor.runtime, predictor.precision)
 
 
@@ -169,15 +170,17 @@ def photographs_for(spec: ModelSpec, folder: Path, data: Path, split: str | None
     if knows_trained_on(folder):
         fresh, seen = not_trained_on(found, folder)
         if seen and split:
-            logger.warning("%d of %d photographs were trained on, and are left out", seen, len(found))
+            logger.warning("%d of %d photographs were used in training and are left out", seen, len(found))
         return _enough(fresh, data)
     if split:
-        logger.warning("%s does not know what it was trained on: make sure that it was none of %s", spec.title, split)
+        logger.warning(
+            "%s does not know its training photographs: make sure that %s has none of them", spec.title, split
+        )
         return _enough(found, data)
     if spec.architecture.network == COMPOSED and "calibration_share" not in spec.recipe:
         raise DataError(
-            f"what the models of {spec.title} held out is not the same: pass photographs that none of them was trained "
-            "on, with --split NAME",
+            f"the models of {spec.title} held out different photographs: with --split NAME pass photographs that none "
+            "of them was trained on",
             field="split",
         )
     return held_out(spec, data)
@@ -192,15 +195,16 @@ def unlabelled(spec: ModelSpec, folder: Path, data: Path) -> Photographs:
     found = find_unlabelled(data, spec.class_folders)
     fresh, seen = not_trained_on(found, folder) if knows_trained_on(folder) else (found, 0)
     if seen:
-        logger.warning("%d of %d photographs were trained on, and are left out", seen, len(found))
+        logger.warning("%d of %d photographs were used in training and are left out", seen, len(found))
     return _enough(fresh, data)
 
 
 def held_out(spec: ModelSpec, data: Path) -> Photographs:
-    """What the training of ``spec`` held out of ``data``, by its seed and share: of runs that kept no digests.
+    """The photographs that the training of ``spec`` held out of ``data``, by its seed and share, for runs without
+    digests.
 
     Raises:
-        DataError: another number of photographs than training found, or too few held out.
+        DataError: another number of photographs than in training, or too few held out.
     """
     photographs = check_classes(find(data, "train"), spec)
     _, held = hold_out(photographs, spec.told("calibration_share"), spec.told("seed"))
@@ -208,7 +212,7 @@ def held_out(spec: ModelSpec, data: Path) -> Photographs:
     if len(photographs) != expected:
         raise DataError(
             f"{data} has {len(photographs)} training photographs and had {expected} when the model was trained: "
-            "which ones it has not seen cannot be told any more",
+            "the photographs that it has not seen can no longer be determined",
             field="data",
             value=len(photographs),
             bound=expected,
@@ -219,7 +223,7 @@ def held_out(spec: ModelSpec, data: Path) -> Photographs:
 def _enough(photographs: Photographs, data: Path) -> Photographs:
     if len(photographs) < MIN_HELD_OUT:
         raise DataError(
-            f"{data} has {len(photographs)} photographs that were held out of training; calibration takes at least "
+            f"{data} has {len(photographs)} photographs that were held out of training; calibration needs at least "
             f"{MIN_HELD_OUT}: train with a larger --calibration-share, or name others with --split",
             field="data",
             value=len(photographs),

@@ -57,7 +57,7 @@ class Bench:
         self.device = device
         self.precision = choose_precision(precision, choose_device(device))
         if self.precision == "int8":
-            raise InvalidOption("precision", precision, "auto, float32, bfloat16 or float16: this is PyTorch's")
+            raise InvalidOption("precision", precision, "auto, float32, bfloat16 or float16: for PyTorch")
         self.workers = workers
         self.on_batch = on_batch
         self._passes: dict[tuple[Path, int], Passes] = {}

@@ -79,7 +79,9 @@ def compose(parts: Sequence[Part], store: ModelStore, name: str) -> ModelSpec:
     networks = _Networks(len(specs[-1].classes))
     stages = [stage for part, spec in zip(parts, specs, strict=True) for stage in networks.stages(part, spec)]
     if len(stages) < 2:
-        raise InvalidOption("stage", [part.asked for part in parts], "given twice at least: a cascade has two stages")
+        raise InvalidOption(
+            "stage", [part.asked for part in parts], "given at least twice: a cascade has two or more stages"
+        )
     options = {"members": networks.options, "order": [[stage.member, stage.stage] for stage in stages]}
     costed = _costed(stages, Architecture(COMPOSED, networks.num_classes, options))
     with store.new_version(name) as (version, folder):
@@ -175,7 +177,7 @@ def _sides(part: Part, spec: ModelSpec) -> list[int]:
             raise InvalidOption(
                 "stage",
                 part.asked,
-                f"at pixels that all of its stages divide: {' / '.join(map(str, spec.resolutions))} becomes "
+                f"pixels divisible for all of its stages: {' / '.join(map(str, spec.resolutions))} becomes "
                 f"{' / '.join(f'{each * pixels / last:g}' for each in spec.resolutions)}",
             )
         sides.append(side * pixels // last)
@@ -198,7 +200,7 @@ def _costed(stages: Sequence[_Stage], architecture: Architecture) -> list[StageS
             raise InvalidOption(
                 "stage",
                 after.asked,
-                f"dearer than the stage before it: {after.spec.name} takes {more:.4g} million multiply-adds, "
+                f"more expensive than the previous stage: {after.spec.name} takes {more:.4g} million multiply-adds, "
                 f"{before.spec.name} {less:.4g}",
             )
     return [replace(stage.spec, mmacs=mmacs) for stage, mmacs in zip(stages, costs, strict=True)]
@@ -252,16 +254,16 @@ def card(spec: ModelSpec) -> str:
     )
     return f"""# {spec.name}, version {spec.version}
 
-A cascade of finished models, which hand each other nothing: {", ".join(model["model"] for model in models)}.
-An image ends at the first stage that is sure, else at the last.
+A cascade of finished models that share no features: {", ".join(model["model"] for model in models)}.
+An image exits at the first confident stage, otherwise at the last one.
 
-It tells {len(spec.classes)} classes apart: {", ".join(spec.classes)}. **Any picture at all gets one of these labels.**
+The model knows {len(spec.classes)} classes: {", ".join(spec.classes)}. **Any picture at all gets one of these labels.**
 
-| stage | pixels | multiply-adds of it alone, M | up to here, M |
+| stage | pixels | multiply-adds of the stage, M | up to and including it, M |
 |---|---|---|---|
 {rows}
 
-Its threshold is 1, at which nothing ends early, and nothing is certified of it, until `lowfirst calibrate \
-{spec.reference} --data DIR` has seen photographs of these classes, or with `--unlabelled` any that are like those \
-which it will be asked about.
+Its threshold is 1, so nothing exits early and nothing is certified of it, until `lowfirst calibrate \
+{spec.reference} --data DIR` has used photographs of these classes, or with `--unlabelled` any photographs like those \
+to be classified.
 """

@@ -27,7 +27,7 @@ DPI = 130
 NOTHING = 1e-6  # of a magnitude: rounding
 RANGE = 300  # of magnitudes told apart by colour
 BINS = 10
-FEW_FREQUENCIES = 2  # cycles an image: all of them are above half of that
+FEW_FREQUENCIES = 2  # cycles per image: all of them are above half of that
 FEWEST = 20  # exited images, below which a precision says nothing
 
 STYLE: dict[Any, Any] = {
@@ -88,13 +88,13 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
             extent = (-(width // 2) - 0.5, (width - 1) // 2 + 0.5, (height - 1) // 2 + 0.5, -(height // 2) - 0.5)
             image = each.imshow(spectra[name].magnitude, norm=norm, extent=extent, cmap="viridis")
             each.set_title(titles[name])
-            each.set_xlabel("cycles an image, across")
+            each.set_xlabel("cycles per image, across")
             for axis, side in ((each.xaxis, width), (each.yaxis, height)):
                 axis.set_major_locator(MaxNLocator(min(side, 8), integer=True))
             each.grid(visible=False)
             for side in each.spines.values():
                 side.set_visible(False)
-        axes[0].set_ylabel("cycles an image, down")
+        axes[0].set_ylabel("cycles per image, down")
         above.colorbar(image, ax=axes, label="share of the magnitude", fraction=0.03, pad=0.02)
         plot = below.subplots()
         for name in shown:
@@ -105,7 +105,7 @@ def spectrum(path: Path, spectra: dict[str, Spectrum]) -> None:
                 label += f" ({100 * spectra[name].above_half():.0f} % above half of Nyquist)"
             plot.semilogy(radii, means / means[0], marker=marks[name], color=colours[name], lw=1.8, label=label)
         plot.xaxis.set_major_locator(MaxNLocator(integer=True))
-        plot.set_xlabel("radius, cycles an image")
+        plot.set_xlabel("radius, cycles per image")
         plot.set_ylabel("magnitude (the mean value: 1)")
         plot.legend(fontsize=9.5)
 

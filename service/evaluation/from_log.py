@@ -1,15 +1,15 @@
-"""Calibration and evaluation by the sample log of a server, without photographs.
+"""Calibration and evaluation with a server's sample log, without photographs.
 
 Which of the logged images count:
 
-- Calibration takes those that were *drawn*: chosen on their arrival, before anything was known of them, to have every
-  stage run, behind the answer where they exit (see ``engine.sampling``). They are a random sample of the traffic, so
-  shares need no weights and the bounds of Clopper and Pearson are exact. Other images would bias both: of those that
-  happen to have every stage, too many escalated.
-- An image that came several times counts once: repeats are no further evidence, and may not stand in both halves.
-- What the model was trained on certifies nothing, and answers from the cache were not computed.
-- Labels of feedback are those that somebody chose to give, perhaps where an answer was wrong. They fit temperatures and
-  certify accuracy only where every image that counts has one; else the agreement is certified alone, which needs none.
+- Calibration uses images that were *drawn*: sampled on arrival to run every stage, in the background if they exit (see
+  ``engine.sampling``). They are a random sample of the traffic, so shares need no weights and Clopper-Pearson bounds
+  are exact. Other images would bias both: among those that happen to have every stage, too many escalated.
+- An image that came several times counts once: repeats are no further evidence, and must not be in both halves.
+- Training photographs never certify, and answers from the cache were not computed.
+- Feedback is given by choice, perhaps where an answer was wrong. Its labels fit temperatures and certify accuracy only
+if
+  every counted image has one; otherwise only the agreement is certified, which needs no labels.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Drawn:
     """Images that calibrate one runtime and precision.
 
     Attributes:
-        passes: logits of each stage, up to a constant per image; targets of -1 where no truth was told.
-        certifies: which of them certify, (n,) of bool; the others fit. By the image's hash, so by chance.
+        passes: logits of each stage, up to a constant per image; targets of -1 without feedback.
+        certifies: which of them certify, (n,) of bool; the others fit. Chosen by the image's hash, so at random.
     """
 
     passes: Passes
@@ -60,23 +60,23 @@ class Drawn:
 
     @property
     def is_labelled(self) -> bool:
-        """Whether the truth of every image was told."""
+        """Whether every image has feedback."""
         return bool((self.passes.targets >= 0).all())
 
     def unlabelled(self) -> Drawn:
-        """The same images without what was told of some."""
+        """The same images without labels."""
         blank = torch.full_like(self.passes.targets, -1)
         return dataclasses.replace(self, passes=dataclasses.replace(self.passes, targets=blank))
 
 
 def calibrate_from_log(folder: Path, where: str) -> ModelSpec:
-    """Calibrate the model in ``folder`` by the log at ``where``, and write the result there.
+    """Calibrate the model in ``folder`` with the log at ``where``, and write the result there.
 
-    A table is made for each runtime and precision that answered enough images; others are kept, unless the
-    temperatures changed.
+    A table is made for each runtime and precision that answered enough images; others are kept, unless the temperatures
+    changed.
 
     Raises:
-        DataError: no log, none of this model, too few images drawn, or too many of them lack a stage.
+        DataError: no log, none of this model, too few sampled images, or too many of them lack a stage.
         InvalidOption: a package is missing to read it.
     """
     spec, log = read_spec(folder), SavedLog(where)
@@ -87,8 +87,8 @@ def calibrate_from_log(folder: Path, where: str) -> ModelSpec:
         told = sum(int((group.passes.targets >= 0).sum()) for group in groups.values())
         total = sum(len(group.passes) for group in groups.values())
         logger.warning(
-            "%d of %d images have feedback: agreement alone is certified, and temperatures stay, as labels of some "
-            "images are not those of all", told, total,
+            "%d of %d images have feedback: only agreement is certified and temperatures stay, because labels of some "
+            "images are no random sample", told, total,
         )  # fmt: skip
         groups = {pair: group.unlabelled() for pair, group in groups.items()}
     first = max(groups.values(), key=lambda group: len(group.passes))
@@ -126,11 +126,11 @@ def drawn_of(spec: ModelSpec, folder: Path, log: SavedLog) -> dict[Pair, Drawn]:
                 sample.image_sha256, (sample, _target(sample, truths, spec))
             )
     if known:
-        logger.warning("%d of %d images were trained on, and are left out", known, drawn)
+        logger.warning("%d of %d images were used in training and are left out", known, drawn)
     if lacking > MAY_LACK * drawn:
         raise DataError(
-            f"{lacking} of {drawn} images drawn in {log.where} lack a stage, as they ended by their deadline or the "
-            f"server stopped; at most {MAY_LACK:.0%} may, or the others are no random sample",
+            f"{lacking} of {drawn} sampled images in {log.where} lack a stage: they were answered at their "
+            f"deadline, or the server stopped; at most {MAY_LACK:.0%} may, otherwise the rest is not a random sample",
             field=FIELD,
             value=lacking,
             bound=MAY_LACK,
@@ -139,8 +139,8 @@ def drawn_of(spec: ModelSpec, folder: Path, log: SavedLog) -> dict[Pair, Drawn]:
     if not enough:
         most = max((len(found) for found in groups.values()), default=0)
         raise DataError(
-            f"{log.where} has {most} different images of {spec.title} that were drawn to have every stage; calibration "
-            f"takes at least {MIN_HELD_OUT}, some for each half: raise LOWFIRST_SAMPLE_SHARE, or log for longer",
+            f"{log.where} has {most} different sampled images of {spec.title}; calibration needs at least "
+            f"{MIN_HELD_OUT}, some for each half: raise LOWFIRST_SAMPLE_SHARE, or log for longer",
             field=FIELD,
             value=most,
             bound=MIN_HELD_OUT,
@@ -161,14 +161,14 @@ def of_model(spec: ModelSpec, log: SavedLog) -> Iterable[Sample]:
     if not found:
         named = ", ".join(name for name, _ in others.most_common(5)) or "none"
         raise DataError(
-            f"{log.where} has no image that {spec.title} answered, with these weights; it has of {named}",
+            f"{log.where} has no image answered by {spec.title} with these weights, only by {named}",
             field=FIELD,
             value=log.where,
         )
 
 
 def truth_of(sample: Sample, truths: Truths) -> Truth | None:
-    """What was told of an image."""
+    """The feedback on an image."""
     return truths.get((sample.request_id, sample.index, sample.time))
 
 

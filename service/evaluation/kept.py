@@ -55,7 +55,7 @@ class Kept:
                 stages = [torch.from_numpy(arrays[f"logits{i}"]).float() for i in range(depth(options["network"]))]
                 half = torch.from_numpy(arrays["half"]).float() if "half" in arrays else None
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise BrokenModel(f"{folder} is no run that was kept: {error}", field="runs", value=str(folder)) from error
+            raise BrokenModel(f"{folder} is not a stored run: {error}", field="runs", value=str(folder)) from error
         return cls(options, log, Passes(tuple(stages), targets), None if half is None else Passes((half,), targets))
 
     @property

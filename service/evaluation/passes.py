@@ -111,7 +111,7 @@ def run_passes(
 
     Raises:
         DataError: none of the photographs could be read.
-        BrokenModel: it answers with numbers that are not finite, as after a training that diverged.
+        BrokenModel: it answers with outputs that are not finite, as after a training that diverged.
     """
     logits: list[list[Tensor]] = []
     targets: list[Tensor] = []
@@ -130,7 +130,7 @@ def run_passes(
     lost = int((~torch.stack([each.isfinite().all(1) for each in passes.logits]).all(0)).sum())
     if lost:
         raise BrokenModel(
-            f"{predictor.spec.title} answers {lost} of {len(passes)} photographs with numbers that are not finite",
+            f"{predictor.spec.title} answers {lost} of {len(passes)} photographs with outputs that are not finite",
             field="model",
             value=predictor.spec.title,
         )
@@ -156,7 +156,7 @@ def check_classes(photographs: Photographs, spec: ModelSpec) -> Photographs:
     of_model = photographs.of_classes(spec.class_folders)
     if of_model.empty:
         logger.warning(
-            "%d of %d classes have no photograph here, and nothing is said of them: %s",
+            "%d of %d classes have no photograph here and are not evaluated: %s",
             len(of_model.empty), len(spec.class_folders), ", ".join(of_model.empty[:5]),
         )  # fmt: skip
     return of_model

@@ -1,4 +1,4 @@
-"""Whether a cascade pays on this machine: its time per image against that of the network that it stands in for."""
+"""Whether a cascade pays on this machine: its time per image compared with the single-scale network's."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ DEFAULT_ESCALATED = 0.35  # where nothing is known of the model
 
 @dataclass(frozen=True, slots=True)
 class Payoff:
-    """Compute of one worker per image, in batches of the best size, decoding not included.
+    """Worker milliseconds per image, in batches of the best size, without decoding.
 
     Attributes:
         names: of the stages.
         stage_ms: each stage alone. ``single_ms``: the single-scale network.
         reaching: share of images that reach each stage; 1 for the first.
-        mean_ms: by these shares.
-        break_even: share of images that must end at the first stage for the cascade to take the single-scale network's
-            time; above 1 it never pays. The others are reckoned to run every stage. None of a single stage.
-        threshold: that gives these shares; None where they were given.
-        price_per_hour: of one worker; None where it is not known.
+        mean_ms: with these shares.
+        break_even: share of images that must end at the first stage for the cascade to take as long as the single-scale
+            network; above 1 it never pays. The others are assumed to run every stage. None for a single stage.
+        threshold: that gives these shares; None if the shares were given.
+        price_per_hour: of one worker; None if unknown.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Payoff:
 
     @property
     def saved(self) -> float:
-        """Share of the single-scale network's time; negative where the cascade costs more."""
+        """Share of the single-scale network's time saved; negative if the cascade takes longer."""
         return 1 - self.mean_ms / self.single_ms
 
     def told(self) -> str:
@@ -53,9 +53,9 @@ class Payoff:
         if self.saved >= 0:
             told += f"{100 * self.saved:.0f} % of the time saved. "
         else:
-            told += f"{-100 * self.saved:.0f} % more than the single-scale network: serve that one. "
+            told += f"{-100 * self.saved:.0f} % more than the single-scale network: serve the single-scale network. "
         if self.break_even > 1:
-            told += "It cannot pay here at any threshold."
+            told += "It does not pay here at any threshold."
         else:
             told += f"It pays from {100 * max(0.0, self.break_even):.0f} % on."
         if self.price_per_hour is not None:
@@ -70,10 +70,10 @@ def payoff(
     escalated: float | None = None,
     price_per_hour: float | None = None,
 ) -> Payoff:
-    """Whether the model pays, by times that hold the single-scale network's.
+    """Whether the model pays, given times that include the single-scale network's.
 
     Args:
-        escalated: share of images that go on from each stage; None takes the model's own at its default threshold.
+        escalated: share of images that escalate from each stage; None uses the model's own at its default threshold.
     """
     spec = predictor.spec
     limit = max(max(times) for times in table.stages)

@@ -56,7 +56,7 @@ def _spectrum(group: Group, bench: Bench, out: Path) -> Picked:
         single = group.high_run(run)
         chosen = [*([] if single is None else [group.runs[single]]), run]
         if single is None:
-            missing = _takes(group, run.resolution, "to stand beside them")
+            missing = _takes(group, run.resolution, "for comparison")
     elif group.single:
         chosen = [next(iter(group.single.values()))]
         missing = f"A run of ms_{group.backbone} would add the maps of L and H."
@@ -108,8 +108,8 @@ def _regions(group: Group, out: Path) -> Picked:
     figures.regions(out / file, shown)
     return Picked(
         file,
-        "Figure 2. Whether the first or the last stage is right (regions A to D); the precision of the images that "
-        f"exit, and how many do, against the threshold (drawn where {figures.FEWEST} exit at least).",
+        "Figure 2. Images that the first and the last stage get right (regions A to D); precision and share of the "
+        f"exits against the threshold (drawn if at least {figures.FEWEST} images exit).",
         missing,
     )
 
@@ -128,9 +128,9 @@ def _tradeoffs(group: Group, bench: Bench, out: Path) -> list[Picked]:
     where = "one core" if device.type == "cpu" else torch.cuda.get_device_name(device)
     drawn = []
     for letter, name, unit, title, costs, caption in (
-        ("", "figure-5", "mean multiply-adds an image, millions", "Top-1 against mean multiply-adds", bench.mmacs, ""),
+        ("", "figure-5", "mean multiply-adds per image, millions", "Top-1 against mean multiply-adds", bench.mmacs, ""),
         (
-            "b", "figure-5-ms", "mean time an image, milliseconds", "Top-1 against measured time", bench.milliseconds,
+            "b", "figure-5-ms", "mean time per image, milliseconds", "Top-1 against measured time", bench.milliseconds,
             f" Measured on this machine ({where}, eager {bench.precision}): an image's share of a "
             f"batch of {timed_batch(device)} decoded images, the best of several runs.",
         ),
@@ -178,11 +178,7 @@ def _reliability(group: Group, index: int, out: Path) -> Picked:
     return Picked(
         file,
         f"Reliability of {run.name}"
-        + (
-            ", before and after its temperatures, which were fitted on photographs held out of training"
-            if fitted
-            else ""
-        )
+        + (", before and after temperature scaling, fitted on photographs held out of training" if fitted else "")
         + f". {figures.BINS} bins of equally many images; the error is the mean distance from the diagonal.",
         "" if fitted else f"It was never calibrated: `lowfirst calibrate {run.folder} --data DIR` fits temperatures.",
     )
@@ -203,10 +199,10 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
     exited, given_right = answers.exited(chosen), answers.at(chosen) == targets
     first_right, last_right = answers.right[:, 0], answers.right[:, -1]
     kinds = {
-        f"Exit, surer than {chosen:g}, and right": exited & given_right,
+        f"Exit with confidence above {chosen:g}, right": exited & given_right,
         "Escalate to the last stage": ~exited,
-        "Saved by escalation: the first stage is wrong, the last one right": ~exited & ~first_right & last_right,
-        "Lost by the exit: sure and wrong, the last stage right": exited & ~given_right & last_right,
+        "Corrected by escalation: first stage wrong, last stage right": ~exited & ~first_right & last_right,
+        "Lost by early exit: confident but wrong, last stage right": exited & ~given_right & last_right,
     }
     random = np.random.default_rng(0)
     photographs = bench.readable(passes)
@@ -233,9 +229,9 @@ def _sheet(group: Group, index: int, bench: Bench, out: Path) -> Picked:
     figures.contact_sheet(out / file, rows)
     return Picked(
         file,
-        f"{run.name} at {'its default threshold' if threshold is not None else 'threshold 0.5'}: photographs drawn by "
-        "chance, each under what it shows, with what the first stage (L) says and how sure it is, and the last one (H)."
-        " They are the data set's own.",
+        f"{run.name} at {'its default threshold' if threshold is not None else 'threshold 0.5'}: randomly chosen "
+        "photographs, each with its label, the answer and confidence of the first stage (L), and the answer of the "
+        "last stage (H). They belong to the data set.",
     )
 
 

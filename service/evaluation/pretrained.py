@@ -1,4 +1,4 @@
-"""A network with the ImageNet weights that others have trained, as a single-stage model of the store."""
+"""Imports a network with published ImageNet weights as a single-stage model of the store."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ class Source:
 
 
 def import_pretrained(source: Source, store: ModelStore, name: str) -> ModelSpec:
-    """Put the network of ``source`` into ``store`` as the next version of model ``name``.
+    """Add the network of ``source`` to ``store`` as the next version of model ``name``.
 
     Raises:
-        InvalidOption: no single-scale network, weights that it does not have, or ``name`` cannot be a model's name.
+        InvalidOption: not a single-scale network, weights that do not exist for it, or an invalid ``name``.
         NotFound, BrokenModel: see ``pretrained``.
-        DataError: there are more or fewer labels than logits, or two are equal.
+        DataError: the number of labels differs from that of the logits, or two labels are equal.
     """
     store.next_version(name)
     labels = tuple(imagenet_labels() if source.labels is None else source.labels)
     if len(set(labels)) != len(labels):
         twice = next(label for index, label in enumerate(labels) if label in labels[:index])
-        raise DataError(f"labels must differ from each other: {twice!r} is given twice", field="labels", value=twice)
+        raise DataError(f"labels must be different: {twice!r} is given twice", field="labels", value=twice)
     if backbone_name(source.network) != source.network:
         raise InvalidOption("network", source.network, "a single-scale one: others have no published weights")
     options = OPTIONS.get(source.network, {})
@@ -115,9 +115,9 @@ def card(spec: ModelSpec) -> str:
 
 {spec.architecture.network} at {spec.preprocessing.crop} pixels, with the weights of {spec.recipe["imported"]}: \
 {spec.mmacs[0]:.1f} million multiply-adds per image.
-They were trained on {spec.dataset or "what their publisher says"}, and keep their publisher's licence.
+They were trained on {spec.dataset or "the data that their publisher names"}, and keep their publisher's licence.
 
-It tells {len(spec.classes)} classes apart. **Any picture at all gets one of their labels.**
+The model knows {len(spec.classes)} classes. **Any picture at all gets one of their labels.**
 
-Nothing was measured here. Photographs that the weights were trained on say nothing about its accuracy.
+Its accuracy was not measured here. Photographs used to train the weights cannot measure it.
 """

@@ -26,9 +26,9 @@ def publish(run: Path, store: ModelStore, name: str) -> ModelSpec:
 
     Raises:
         NotFound: no run there, or it was never evaluated.
-        DataError: it was never calibrated, not evaluated since, or on what it was trained on.
-        BrokenModel: its weights are not what its spec says.
-        InvalidOption: ``name`` cannot be a model's name.
+        DataError: it was never calibrated, not evaluated since, or evaluated on its training photographs.
+        BrokenModel: its weights do not match its spec.
+        InvalidOption: ``name`` is not a valid model name.
     """
     spec = read_spec(run)
     read_weights(run, spec)
@@ -59,21 +59,21 @@ def card(spec: ModelSpec, evaluation: Evaluation) -> str:
 {spec.architecture.network} at {" / ".join(map(str, spec.resolutions))} pixels, trained from
 {recipe.get("init") or "scratch"} on {spec.dataset}. {_costs(spec)}
 
-## What it is for, and what not
+## Intended use and limits
 
-It tells {len(spec.classes)} classes apart: {", ".join(spec.classes)}.
+The model knows {len(spec.classes)} classes: {", ".join(spec.classes)}.
 
 **Any picture at all gets one of these labels.** The model has no way to say "none of these", and a high score on a
-picture of something else means nothing. It was measured on photographs like those it was trained on and will do worse
+picture of something else means nothing. The test photographs are like the training photographs; expect lower accuracy
 on others.
 
-## Measured
+## Accuracy and cost
 
-{evaluation.images} photographs of `{evaluation.split}/`, none of them seen in training or calibration
-({evaluation.runtime} runtime, {evaluation.precision}). Right on all of them by itself:
+Measured on {evaluation.images} photographs of `{evaluation.split}/`, not used in training or calibration
+({evaluation.runtime} runtime, {evaluation.precision}). Top-1 of each stage on all of them:
 {_alone(evaluation)}. One standard error of the top-1 is {error:.1f} points.
 
-| threshold | exit early, % | mean multiply-adds, M | of single-scale, % | top-1, % |
+| threshold | exit early, % | mean multiply-adds, M | relative to single-scale, % | top-1, % |
 |---|---|---|---|---|
 {_measured(spec, evaluation)}
 
@@ -94,17 +94,17 @@ on others.
 | option | value |
 |---|---|
 {"".join(f"| {key} | {value} |{chr(10)}" for key, value in recipe.items())}
-The terms of the photographs are those of their data set; none of them is part of this folder.
+The terms of the data set apply to its photographs; this folder contains none of them.
 """
 
 
 def _costs(spec: ModelSpec) -> str:
-    """What an image costs, in a sentence or two."""
+    """The cost per image, in one or two sentences."""
     first, *later = spec.stages
     said = f"Every image costs {first.mmacs:.1f} million multiply-adds"
     if not later:
         return f"{said}."
-    more = ", ".join(f"{stage.mmacs:.1f} million more that reaches stage {stage.name}" for stage in later)
+    more = ", ".join(f"{stage.mmacs:.1f} million more if it reaches stage {stage.name}" for stage in later)
     return f"""{said}, and {more}.
 The last stage costs what {backbone_name(spec.architecture.network)} alone would cost for every image."""
 
@@ -122,10 +122,10 @@ def _promises(evaluation: Evaluation) -> str:
         if p.threshold is not None
     )
     if not rows:
-        return "So few photographs certify no agreement of 90 % or more."
-    return f"""Promises that it makes, held against the photographs of `{evaluation.split}/`: what of them agrees with
-the last stage, or loses a right answer, and how probable it is that another calibration, with as many photographs
-drawn from these, would break the promise (at most 5 %):
+        return "There are too few photographs to certify an agreement of 90 % or more."
+    return f"""Certified promises, tested on the photographs of `{evaluation.split}/`. "Measured" is the share that \
+agrees with the last stage, or that loses a correct answer. "Broken" is the probability that another calibration, with \
+as many photographs drawn from these, breaks the promise (at most 5 %):
 
 | promise | threshold | exit early, % | measured, % | kept | broken, % |
 |---|---|---|---|---|---|
@@ -151,7 +151,7 @@ def _measured(spec: ModelSpec, evaluation: Evaluation) -> str:
 
 
 def _runtimes(spec: ModelSpec, evaluation: Evaluation) -> str:
-    again = f"To measure it again: `lowfirst evaluate {spec.name}/{spec.version} --data DIR"
+    again = f"To repeat the measurement: `lowfirst evaluate {spec.name}/{spec.version} --data DIR"
     options = f"--precision {evaluation.precision} --runtime {evaluation.runtime}"
     if not evaluation.runtimes:
         return f"{again} {options}`."
@@ -160,10 +160,9 @@ def _runtimes(spec: ModelSpec, evaluation: Evaluation) -> str:
         f"| {100 * p.agreement:.2f} | {' / '.join(f'{100 * share:.2f}' for share in p.stages)} |"
         for p in evaluation.runtimes
     )
-    return f"""Every runtime at its default threshold on the same photographs, and how often it answers as eager
-float32 does:
+    return f"""Every runtime at its default threshold on the same photographs, compared with eager float32:
 
-| runtime | threshold | exit early, % | top-1, % | same answer, % | the same of each stage, % |
+| runtime | threshold | exit early, % | top-1, % | same answer, % | same answer per stage, % |
 |---|---|---|---|---|---|
 {rows}
 
@@ -171,7 +170,7 @@ float32 does:
 
 
 def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:
-    """Top-1 against mean multiply-adds while the threshold moves, as PNG."""
+    """Plot top-1 against mean multiply-adds for all thresholds, as PNG."""
     points, default = evaluation.curve, evaluation.default
     line = figures.CURVES[0][0]
     ring = f"default threshold {default.threshold:g}: {100 * default.exit_rate:.0f} % exit, "
@@ -187,7 +186,7 @@ def draw_curve(spec: ModelSpec, evaluation: Evaluation, path: Path) -> None:
         axes.axvline(
             spec.single_scale_mmacs, color=figures.QUIET, lw=1, ls=":", label="cost of the single-scale network"
         )
-        axes.set_xlabel("mean multiply-adds an image, millions")
+        axes.set_xlabel("mean multiply-adds per image, millions")
         axes.set_ylabel("top-1, %")
         axes.set_title(f"{spec.reference}: {evaluation.images} photographs of {evaluation.split}/", loc="left")
         axes.set_xlim(left=0)
@@ -203,8 +202,9 @@ def _calibration(spec: ModelSpec) -> str:
     effect = calibration.predict(spec.default_threshold)
     temperatures = ", ".join(f"{stage.temperature:.3f} ({stage.name})" for stage in spec.stages)
     drop = effect.accuracy_drop_at_most
-    loses = "" if drop is None else f", and at most {100 * drop:.1f} % lose a right answer"
+    loses = "" if drop is None else f", and at most {100 * drop:.1f} % lose a correct answer"
     return f"""Temperatures {temperatures}, default threshold {spec.default_threshold:g}: the lowest at which at most
-{100 * LOST_BY_DEFAULT:g} % of the fitting half of the photographs exit wrong that the last stage gets right. The other
-half, {calibration.table.n} photographs, certifies: at the default threshold the answer is that of the last stage for at
-least {100 * effect.agreement_at_least:.1f} % of images{loses}, with 95 % confidence and for images like these."""
+{100 * LOST_BY_DEFAULT:g} % of the fitting half of the photographs exit with a wrong answer that the last stage gets
+right. The other half, {calibration.table.n} photographs, certifies: at the default threshold at least
+{100 * effect.agreement_at_least:.1f} % of images get the answer of the last stage{loses}, with 95 % confidence and
+for images like these."""

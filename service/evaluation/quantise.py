@@ -1,4 +1,4 @@
-"""A model in eight-bit integers for OpenVINO, if it surely answers as in float32 and is faster (extra ``int8``)."""
+"""Makes an int8 model for OpenVINO, and keeps it only if it agrees with float32 and is faster (extra ``int8``)."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ AT_MOST = 11  # of 15 sorted times, from 0: the median lies below it with 98 % c
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """What int8 came to.
+    """Result of the quantisation.
 
     Attributes:
-        spec: of the model that has it now.
-        images: photographs that the agreement was counted on.
-        agreement: share of them answered as float32 does, at the default threshold.
-        agreement_at_least: its bound at 95 % confidence (one-sided Clopper-Pearson).
-        instead: the precision that would serve otherwise.
-        time: of an image, of what it takes in that one: median of several rounds.
-        time_at_most: its bound at 98 % confidence, from the order of the rounds.
+        spec: of the model, now with int8.
+        images: photographs used to measure the agreement.
+        agreement: share with the same answer as float32, at the default threshold.
+        agreement_at_least: its 95 % bound (one-sided Clopper-Pearson).
+        instead: the precision used otherwise.
+        time: per image, relative to that precision: median of several rounds.
+        time_at_most: its 98 % bound, from the order of the rounds.
     """
 
     spec: ModelSpec
@@ -65,18 +65,19 @@ def quantise(
     workers: int | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Quantised:
-    """Quantise a calibrated run after training (NNCF), and keep it only if it surely answers as float32 and is faster.
+    """Quantise a calibrated run after training (NNCF), and keep it only if it agrees with float32 and is faster.
 
-    One half of the photographs held out of training sets the ranges, the other measures the agreement, at the
-    model's threshold, and certifies the table. The time is this machine's.
+    One half of the held-out photographs sets the ranges, the other measures the agreement, at the model's threshold,
+    and certifies the table. The time is measured on this machine.
 
     Args:
-        split: take this folder of ``data`` instead of what was held out, without what was trained on.
+        split: use this folder of ``data`` instead of the held-out photographs, without training photographs.
 
     Raises:
         InvalidOption: NNCF or OpenVINO is not installed.
         DataError: not calibrated yet, as in ``calibrate``; too few photographs to certify ``MIN_AGREEMENT``, an
-            agreement that may be below it, or no time saved.
+        agreement
+            that may be below it, or no time saved.
     """
     if not (find_spec("nncf") and find_spec("openvino")):
         raise InvalidOption("precision", "int8", "float32 or bfloat16 without NNCF: pip install '.[int8]'")

@@ -1,4 +1,4 @@
-"""One page that compares runs: the paper's tables and figures with ours, PNGs beside it."""
+"""One HTML page that compares runs: the paper's tables and figures next to ours, with PNGs."""
 
 from __future__ import annotations
 

@@ -23,19 +23,19 @@ SINGLE, LOW, OWN, SUM = "single-scale", "low, upsampled", "high before the sum",
 class Spectrum:
     """Mean over images and channels, as a share of the sum over all frequencies; the mean in the centre.
 
-    ``magnitude`` (h, w): frequency (0, 0) at (h // 2, w // 2), in cycles an image.
+    ``magnitude`` (h, w): frequency (0, 0) at (h // 2, w // 2), in cycles per image.
     """
 
     magnitude: Floats
 
     @property
     def reach(self) -> float:
-        """The highest frequency along an axis (Nyquist's), in cycles an image."""
+        """The highest frequency along an axis (Nyquist's), in cycles per image."""
         longest: int = max(self.magnitude.shape)
         return longest / 2
 
     def profile(self) -> tuple[Floats, Floats]:
-        """Radius in whole cycles an image, up to ``reach``, and the mean share of the frequencies at that radius."""
+        """Radius in whole cycles per image, up to ``reach``, and the mean share of the frequencies at that radius."""
         radius = self._radius().round()
         radii = np.arange(int(self.reach) + 1, dtype=np.float64)
         return radii, np.array([self.magnitude[radius == r].mean() for r in radii])

@@ -1,7 +1,7 @@
-"""How long a picture takes to decode at worst, from what the walk over its container found.
+"""Worst-case decoding time of a picture, from the walk over its container.
 
-Seconds of one core: for each byte what noise takes, for each sample or pixel what flat colour takes, measured on a core
-that decodes a 500x375 JPEG in 0.7 ms, and rounded up. Ordinary photographs take a third to two thirds of it.
+Seconds of one core: per byte the cost of noise, per sample or pixel the cost of flat colour, measured on a core that
+decodes a 500x375 JPEG in 0.7 ms, and rounded up. Ordinary photographs take a third to two thirds of it.
 """
 
 from __future__ import annotations

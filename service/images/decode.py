@@ -1,7 +1,7 @@
-"""Bytes -> pixels. The container is walked before anything is decoded, and photographs are cropped before resizing.
+"""Bytes -> pixels. The container is checked before anything is decoded, and photographs are cropped before resizing.
 
-What is read: JPEG, PNG, WebP, GIF and BMP; grey, palette, CMYK, alpha (over white) and 16 bits become 8-bit RGB;
-EXIF orientation is applied; of an animation the first frame is taken.
+Formats are JPEG, PNG, WebP, GIF and BMP. Grey, palette, CMYK, alpha (over white) and 16 bits become 8-bit RGB; EXIF
+orientation is applied; of an animation the first frame is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from service.images.pixels import (
 from service.images.torchvision_decoders import webp_decoder
 from service.images.transforms import Preprocessing
 
-# What an image may take at worst to be decoded in the thread that asks; a dearer one is the helper process's.
+# Most seconds and bytes for decoding in the calling thread; the helper process decodes images beyond that.
 DEAR_SECONDS = 0.25
 DEAR_MEMORY = 60_000_000
 
@@ -69,22 +69,22 @@ _distrusted: dict[str, float] = {}  # kinds of pictures, until when: on the cloc
 
 
 class TakesLong(Exception):
-    """The image would be decoded in the helper process, and nobody is to wait for that here."""
+    """The helper process would decode the image, and the caller does not want to wait for it."""
 
 
 def decode(data: bytes, preprocessing: Preprocessing, *, waits: bool = True) -> Tensor:
     """An encoded photograph -> its central square, uint8 (3, crop, crop), RGB.
 
-    Channels come last in memory: ``permute(1, 2, 0)`` is contiguous. It runs in the calling thread alone where
-    ``torch.get_num_threads()`` is 1; a dear image (see ``is_dear``) is decoded in a helper process meanwhile.
+    Channels are last in memory: ``permute(1, 2, 0)`` is contiguous. It runs in the calling thread alone if
+    ``torch.get_num_threads()`` is 1; a slow image (see ``is_dear``) is decoded in a helper process meanwhile.
 
     Raises:
-        UnsupportedImage: no format or kind that is read.
-        ImageTooLarge: more pixels than its kind may have, more parts than are read, or more time than there is
-            (TookTooLong in the helper process, DecodedLate here).
+        UnsupportedImage: an unsupported format or kind.
+        ImageTooLarge: too many pixels for its kind, too many parts, or too slow to decode (TookTooLong in the helper
+            process, DecodedLate here).
         InvalidImage: truncated or corrupt.
-        Busy: it is dear, and so are too many others.
-        TakesLong: it is dear, and ``waits`` is false.
+        Busy: it is slow, and too many slow images wait.
+        TakesLong: it is slow, and ``waits`` is false.
     """
     picture = read(data)
     part = Part.of(picture, preprocessing)
@@ -105,25 +105,25 @@ def decode(data: bytes, preprocessing: Preprocessing, *, waits: bool = True) -> 
 
 
 def is_dear(data: bytes, preprocessing: Preprocessing) -> bool:
-    """Whether ``decode`` may take more than ``DEAR_SECONDS`` or ``DEAR_MEMORY`` and so waits for the helper process.
+    """Whether ``decode`` may take more than ``DEAR_SECONDS`` or ``DEAR_MEMORY``, and so waits for the helper process.
 
-    Costs a walk over the container, tens of microseconds. Raises as ``decode`` does for what the walk shows.
+    Costs a walk over the container, tens of microseconds. Raises as ``decode`` for problems of the container.
     """
     picture = read(data)
     return _is_dear(picture, Part.of(picture, preprocessing))
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
-    """What ``decode`` gave, as one uint8 (B, 3, crop, crop): channels last as they are, nothing is reordered."""
+    """Results of ``decode`` as one uint8 (B, 3, crop, crop), channels last; nothing is reordered."""
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def photograph(data: bytes) -> Image.Image:
-    """An encoded photograph -> all of it, upright, 8-bit RGB, for augmentation; here, however dear it is.
+    """An encoded photograph -> all of it, upright, 8-bit RGB, for augmentation; decoded here, even if slow.
 
-    A JPEG whose pixels would take more than ``DEAR_MEMORY`` comes at a half, a quarter or an eighth of its size.
+    A JPEG whose pixels would take more than ``DEAR_MEMORY`` is decoded at a half, a quarter or an eighth of its size.
 
-    Raises: as ``decode`` does, but Busy.
+    Raises: as ``decode``, except Busy.
     """
     picture = read(data)
     shorter, most = min(picture.width, picture.height), DEAR_MEMORY / PIXEL_BYTES

@@ -94,7 +94,7 @@ class Helper:
             OSError: no process can be started.
         """
         if not self._turn.acquire(timeout=self._patience):
-            raise Busy("too many images that take long to decode", field="image")
+            raise Busy("too many slow images are waiting to be decoded", field="image")
         try:
             return self._ask(data, preprocessing)
         finally:
@@ -136,7 +136,7 @@ class Helper:
             ) from error
         except OSError as error:
             self._replace(process)
-            raise Crashed("image ended the process that decoded it", field="image") from error
+            raise Crashed("image crashed the process that decoded it", field="image") from error
         if what == ERROR:
             named = json.loads(answer)
             raise ERRORS[named.pop("error")](**named)

@@ -1,10 +1,10 @@
-"""What a threshold means: the calibration table, the bounds it certifies, and the questions it answers.
+"""What a threshold means: the calibration table, its bounds, and the goals it solves.
 
-A table counts, threshold by threshold, what happened on held-out images. Shares derived from it are estimates; the two
-bounds hold with 95 % confidence for images like the held-out ones: one-sided Clopper-Pearson (Clopper and Pearson,
-Biometrika 1934). Thresholds are tested in one fixed order, from 1 down, and testing stops at the first broken promise,
-so looking often needs no correction (fixed-sequence testing, as in Angelopoulos et al., "Learn then Test", 2021). That
-holds for any number of stages, whose counts need not grow with every step down.
+A table counts, for each threshold, what happened on held-out images. Shares derived from it are estimates; the two
+bounds hold with 95 % confidence for similar images: one-sided Clopper-Pearson (Clopper and Pearson, Biometrika 1934).
+Thresholds are tested in a fixed order, from 1 down, and testing stops at the first broken promise. So no correction for
+multiple tests is needed (fixed-sequence testing, as in Angelopoulos et al., "Learn then Test", 2021). This holds for
+any number of stages, whose counts need not grow with every step down.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ THRESHOLDS: tuple[float, ...] = (
 
 
 def allowed_risk(goal: Goal, value: float) -> float:
-    """The share of images that may count against a promise: ``min_agreement`` names the others."""
+    """The share of images that may violate a promise: ``min_agreement`` names the others."""
     return 1 - value if goal == "min_agreement" else value
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a threshold is expected to do; shares of all images.
+    """Predicted effect of a threshold; shares of all images.
 
     Attributes:
         ends: images that end at each stage.
-        mean_mmacs: mean millions of multiply-adds per image.
-        accuracy: images answered rightly; None where the table was made without labels. ``accuracy_interval``: where it
-            lies with 95 % confidence, two-sided Clopper-Pearson.
-        agreement: images answered as the last stage would.
-        agreement_at_least, accuracy_drop_at_most: bounds at 95 % confidence, the drop against threshold 1. By the table
-            of another runtime or precision, which bounds nothing here, 0 and 1; the drop is None without labels.
+        mean_mmacs: mean million multiply-adds per image.
+        accuracy: images with a right answer; None without labels. ``accuracy_interval``: its two-sided 95 % interval
+            (Clopper-Pearson).
+        agreement: images with the same answer as the last stage.
+        agreement_at_least, accuracy_drop_at_most: 95 % bounds, the drop compared with threshold 1. From a table of
+        another
+            runtime or precision, which bounds nothing here, 0 and 1; the drop is None without labels.
     """
 
     ends: tuple[float, ...]
@@ -71,10 +72,10 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A model's table for one runtime and precision, with the costs of its stages, ready to be asked.
+    """A model's table for one runtime and precision, with the costs of its stages.
 
-    ``stands_in_for`` names the runtime and precision that has no table of its own: this one tells what to expect there,
-    and certifies nothing.
+    ``stands_in_for`` names the active runtime and precision if it has no table of its own. This table then only
+    predicts, and certifies nothing.
     """
 
     table: CalibrationTable
@@ -93,7 +94,7 @@ class Calibration:
         return cls(chosen[0], spec.mmacs, spec.title, stands_in_for)
 
     def predict(self, threshold: float) -> Effect:
-        """The effect of ``threshold``: between two rows shares are interpolated, bounds are the worse row's."""
+        """The effect of ``threshold``: between two rows shares are interpolated, bounds are those of the worse row."""
         lower, upper, weight = self._around(threshold)
         bounding = (upper,) if weight == 1.0 else (lower,) if weight == 0.0 else (lower, upper)
         drops = [self._at_most(row.wrong_last_right, row) for row in bounding if row.wrong_last_right is not None]
@@ -113,14 +114,15 @@ class Calibration:
         )
 
     def solve(self, goal: Goal, value: float) -> float:
-        """The threshold that ``goal`` asks for.
+        """The threshold of a goal.
 
         ``threshold``: ``value`` itself. ``max_mean_mmacs``: the highest threshold that costs at most ``value``.
         ``min_agreement``, ``max_accuracy_drop`` (shares): the lowest threshold whose bound keeps the promise.
 
         Raises:
-            InvalidOption: ``value`` is out of bounds, below the first stage's cost, would take more calibration
-                images than there are, their labels, or a table of the runtime and precision that serves.
+            InvalidOption: ``value`` is out of bounds or below the first stage's cost; or it needs more calibration
+            images,
+                labels, or a table of the active runtime and precision.
         """
         if not math.isfinite(value):
             raise InvalidOption(goal, value, "a finite number")
@@ -139,7 +141,7 @@ class Calibration:
             costs: of each stage alone, in ``unit``.
 
         Raises:
-            InvalidOption: even the first stage costs more, or ``budget`` is no finite number.
+            InvalidOption: even the first stage costs more, or ``budget`` is not a finite number.
         """
         if not math.isfinite(budget):
             raise InvalidOption(goal, budget, "a finite number")
@@ -150,8 +152,9 @@ class Calibration:
         return affordable[-1].threshold if affordable else 0.0
 
     def promise(self, asked: ThresholdConfig) -> float | None:
-        """The agreement that may be counted on: the one asked for, else what the table certifies of the threshold; None
-        where it stands in for another."""
+        """The promised agreement: the goal, otherwise the certified bound of the threshold; None if the table stands in
+        for another.
+        """
         if asked.goal == "min_agreement" and (asked.table == "live" or not self.stands_in_for):
             return asked.value
         if self.stands_in_for:
@@ -164,11 +167,11 @@ class Calibration:
 
     @property
     def _name(self) -> str:
-        """The model, and which of its tables this is."""
+        """The model and the table, for messages."""
         return f"{self.model} ({self.table.runtime} {self.table.precision})"
 
     def _around(self, threshold: float) -> tuple[CalibrationRow, CalibrationRow, float]:
-        """The rows below and above ``threshold``, and how far from the lower to the upper one it lies, 0 to 1."""
+        """The rows below and above ``threshold``, and its relative position between them, 0 to 1."""
         rows = self.table.rows
         above = min(bisect_right(rows, threshold, key=lambda row: row.threshold), len(rows) - 1)
         lower, upper = rows[above - 1], rows[above]
@@ -183,18 +186,18 @@ class Calibration:
             raise InvalidOption(
                 goal,
                 value,
-                f"certifiable: {self.model} has no calibration table for {self.stands_in_for}, with which it is served "
-                f"(`lowfirst calibrate` there makes one; threshold 1 keeps any promise)",
+                f"certifiable: {self.model} has no calibration table for {self.stands_in_for}, which it is served with "
+                f"(run `lowfirst calibrate` there; threshold 1 keeps any promise)",
             )
         if goal == "max_accuracy_drop" and not self.table.is_labelled:
             raise InvalidOption(
-                goal, value, f"left out: {self._name} was calibrated without labels (min_agreement needs none)"
+                goal, value, f"absent: {self._name} was calibrated without labels (min_agreement needs none)"
             )
         if 0 < risk < upper_bound(0, n):
             raise InvalidOption(
                 goal,
                 value,
-                f"certifiable: it takes {takes(risk):.15g} certifying images (half of those held out), and "
+                f"certifiable: {takes(risk):.15g} certifying images are needed (half of those held out), "
                 f"{self._name} has {n} (threshold 1 keeps any promise)",
             )
         chosen = 1.0
@@ -206,7 +209,7 @@ class Calibration:
         return chosen
 
     def _at_most(self, count: int, row: CalibrationRow) -> float:
-        """Bound of a share at ``row``; at threshold 1 nothing can exit, whatever the images, so it is 0."""
+        """Bound of a share at ``row``; at threshold 1 nothing can exit, so it is 0."""
         if row.threshold >= 1 or self.table.rows[-1].ends == (self.table.n,):
             return 0.0
         return 1.0 if self.stands_in_for else upper_bound(count, self.table.n)
@@ -214,22 +217,22 @@ class Calibration:
 
 @lru_cache(maxsize=4096)
 def upper_bound(count: float, n: int, risk: float = RISK) -> float:
-    """Clopper-Pearson: the largest share that could still, with probability ``risk``, show only ``count`` in ``n``."""
+    """Clopper-Pearson: the largest share that shows only ``count`` in ``n`` with a probability of at least ``risk``."""
     return 1.0 if count >= n else float(betaincinv(count + 1, n - count, 1 - risk))
 
 
 def lower_bound(count: int, n: int, risk: float = RISK) -> float:
-    """Clopper-Pearson: the smallest share that could still show ``count`` in ``n``; 0 without any."""
+    """Clopper-Pearson: the smallest such share that shows ``count`` in ``n``; 0 if ``count`` is 0."""
     return 1 - upper_bound(n - count, n, risk) if n else 0.0
 
 
 def interval(count: float, n: int) -> tuple[float, float]:
-    """Where a share lies that showed ``count`` in ``n``, with 95 % confidence on both sides together."""
+    """Two-sided 95 % interval of a share that showed ``count`` in ``n``."""
     return 1 - upper_bound(n - count, n, RISK / 2), upper_bound(count, n, RISK / 2)
 
 
 def takes(risk: float) -> float:
-    """How many images certify a ``risk`` above 0 where none of them counts against it; infinite for risks too small."""
+    """Number of images that certify a ``risk`` above 0 if none violates the promise; infinite for tiny risks."""
     return float(np.ceil(math.log(RISK) / math.log1p(-risk))) if risk < 1 else 0.0
 
 
@@ -240,12 +243,12 @@ def count_table(
     runtime: str,
     precision: str,
 ) -> CalibrationTable:
-    """Count what each of ``THRESHOLDS`` does to n images.
+    """Count what each of ``THRESHOLDS`` does on n images.
 
     Args:
-        confidence: of the answers of every stage but the last, (n, stages - 1).
+        confidence: of every stage except the last, (n, stages - 1).
         answers: of every stage, class indices (n, stages).
-        targets: the truth, (n,); None where it is not known.
+        targets: true labels, (n,); None without labels.
         runtime, precision: what computed them.
     """
     last = answers[:, -1]

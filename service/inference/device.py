@@ -14,7 +14,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` -> CUDA where there is one, else the CPU; ``cpu``, ``cuda`` or ``cuda:N`` as asked.
+    """``auto`` -> CUDA if available, otherwise the CPU; ``cpu``, ``cuda`` or ``cuda:N`` as named.
 
     Raises:
         InvalidOption: no such device on this machine.
@@ -32,10 +32,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` -> bfloat16 where the device computes it fast, else float32; a precision's name as asked.
+    """``auto`` -> bfloat16 if the device computes it fast, otherwise float32; a precision as named.
 
     Raises:
-        InvalidOption: no precision of that name, or not for this device.
+        InvalidOption: no such precision, or not on this device.
     """
     if name == "auto":
         return "bfloat16" if _has_fast_bfloat16(device) else "float32"

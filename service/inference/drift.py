@@ -1,7 +1,7 @@
-"""Whether the images of today are like those that a model was calibrated with: four two-sample tests.
+"""Whether recent images differ from the calibration images: four two-sample tests.
 
-Each is tested at a quarter of ``LEVEL`` (Bonferroni), so that the four together, of images that are alike, say that
-they are not in at most one look out of twenty.
+Each test has a quarter of ``LEVEL`` (Bonferroni). So without a real difference, the four together report one in at most
+one check out of twenty.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from service.inference.live import LiveTable
 LEVEL = 0.05
 TESTS = 4
 
-# Below so many images on either side nothing is tested.
+# Below this number of images on either side nothing is tested.
 LEAST = 50
 
-# A chi-squared test needs so many images of a class to be expected on either side (Cochran 1954); rarer ones are one.
+# A chi-squared test needs this many expected images per class on either side (Cochran 1954); rarer classes are merged.
 EXPECTED = 5.0
 
 NO_CLASSES = (
@@ -37,13 +37,13 @@ Of = Literal["exit_rate", "confidence", "agreement", "classes"]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One comparison.
+    """One test.
 
     Attributes:
         of: what is compared. ``name``: of the test.
-        stored, live: the shares compared, where it is one; else None.
-        images: live ones.
-        p_value: None where there are too few images, or the stored table does not tell; ``untested`` says which.
+        stored, live: the compared shares, if the test compares shares; otherwise None.
+        images: number of live ones.
+        p_value: None with too few images, or if the stored table lacks the data; ``untested`` says which.
     """
 
     of: Of
@@ -62,14 +62,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What all tests say of the traffic at one threshold."""
+    """Results of all tests at one threshold."""
 
     threshold: float
     tests: tuple[Comparison, ...]
 
     @property
     def differs(self) -> bool | None:
-        """Whether any test rejects; None where none could be made."""
+        """Whether any test rejects; None if no test was possible."""
         verdicts = [test.differs for test in self.tests if test.differs is not None]
         return any(verdicts) if verdicts else None
 
@@ -79,12 +79,12 @@ class Drift:
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Drift:
-        """What ``as_json`` gave."""
+        """Inverse of ``as_json``."""
         return cls(told["threshold"], tuple(Comparison(**test) for test in told["tests"]))
 
     @property
     def notice(self) -> str | None:
-        """One sentence where the traffic differs; else None."""
+        """One sentence about a difference; None without one."""
         if not self.differs:
             return None
         exits = next(test for test in self.tests if test.of == "exit_rate")
@@ -92,11 +92,8 @@ class Drift:
         named = ", ".join(others[test.of] for test in self.tests if test.differs)
         rates = ""
         if exits.stored is not None and exits.live is not None:
-            rates = (
-                f": {exits.stored:.1%} were predicted to exit early, of the latest {exits.images:,} images "
-                f"{exits.live:.1%} do"
-            )
-        return f"Today's images are unlike those of the calibration ({named}){rates}."
+            rates = f": {exits.live:.1%} of the latest {exits.images:,} images exit early, not {exits.stored:.1%}"
+        return f"Recent images differ from the calibration images ({named}){rates}."
 
 
 def drift(stored: Calibration, live: LiveTable, threshold: float) -> Drift:
@@ -113,7 +110,7 @@ def drift(stored: Calibration, live: LiveTable, threshold: float) -> Drift:
 
 
 def _exit_rate(stored: Calibration, live: LiveTable, threshold: float) -> Comparison:
-    """Of all the latest images."""
+    """Exit rate of all recent images."""
     n, images = stored.table.n, live.passed.images
     predicted = stored.predict(threshold).exit_rate
     rate = live.passed.exits / images if images else None
@@ -126,9 +123,10 @@ def _exit_rate(stored: Calibration, live: LiveTable, threshold: float) -> Compar
 
 
 def _confidence(stored: CalibrationTable, live: LiveTable) -> Comparison:
-    """Of the first stage, of all the latest images: Kolmogorov-Smirnov, where both are known between thresholds.
+    """First-stage confidences of all recent images: Kolmogorov-Smirnov, with both distributions known at the
+    thresholds.
 
-    The largest distance there is no larger than that of the exact values, so it rejects no more often than its level.
+    The largest distance there is at most that of the exact values, so the test rejects no more often than its level.
     """
     n, images = stored.n, live.passed.images
     p_value, few = None, _few(n, images)
@@ -141,7 +139,7 @@ def _confidence(stored: CalibrationTable, live: LiveTable) -> Comparison:
 
 
 def _agreement(stored: CalibrationTable, live: LiveTable, threshold: float) -> Comparison:
-    """At the row next to the threshold, of the drawn images."""
+    """Agreement of the sampled images, at the row next to the threshold."""
     row = min(stored.rows, key=lambda row: abs(row.threshold - threshold))
     own = min(live.table.rows, key=lambda each: abs(each.threshold - row.threshold))
     n, images = stored.n, live.images
@@ -154,7 +152,7 @@ def _agreement(stored: CalibrationTable, live: LiveTable, threshold: float) -> C
 
 
 def _classes(stored: CalibrationTable, live: LiveTable) -> Comparison:
-    """That the last stage answers, of the drawn images."""
+    """Classes predicted by the last stage for the sampled images."""
     known, own = stored.last_answers, live.table.last_answers or ()
     p_value, untested = None, _few(stored.n, live.images) if known is not None else NO_CLASSES
     if known is not None and untested is None:
@@ -170,7 +168,7 @@ def _few(stored: int, live: int) -> str | None:
 
 
 def _chi_squared(these: Sequence[int], those: Sequence[int]) -> float:
-    """Of two samples by category: p-value; 1 where there is but one category."""
+    """P-value for two samples by category; 1 if there is only one category."""
     counts = np.zeros((2, max(len(these), len(those))))
     counts[0, : len(these)], counts[1, : len(those)] = these, those
     counts = _merged(counts)
@@ -178,7 +176,7 @@ def _chi_squared(these: Sequence[int], those: Sequence[int]) -> float:
 
 
 def _merged(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Categories (2, k) of which too few are expected on either side are made one."""
+    """Merge categories (2, k) with too few expected images on either side."""
     expected = counts.sum(axis=0) * counts.sum(axis=1).min() / max(1.0, counts.sum())
     rare = expected < EXPECTED
     merged = np.concatenate([counts[:, ~rare], counts[:, rare].sum(axis=1, keepdims=True)], axis=1)

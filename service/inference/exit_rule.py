@@ -1,4 +1,4 @@
-"""When an image exits: the one rule shared by calibration, evaluation and serving."""
+"""When an image exits: the rule shared by calibration, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def exits(confidence: float, threshold: float) -> bool:
 
 
 def end_stage(confidences: Sequence[float], threshold: float) -> int:
-    """The stage at which one image ends: the first that is sure, else the one after those known."""
+    """The stage at which one image ends: the first confident one, otherwise the one after those given."""
     return next((stage for stage, sure in enumerate(confidences) if exits(sure, threshold)), len(confidences))
 
 
 def end_stages(
     confidence: npt.NDArray[np.float64], threshold: float | npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """The stage at which each of n images ends: the first that is sure, else the last.
+    """The stage at which each of n images ends: the first confident one, otherwise the last.
 
     Args:
-        confidence: of the answers of every stage but the last, (n, stages - 1).
-        threshold: the same for all stages; or t of them, (t, 1, 1), for a result of (t, n).
+        confidence: of every stage except the last, (n, stages - 1).
+        threshold: one for all stages; or t of them, (t, 1, 1), for a result of (t, n).
     """
     sure = confidence > threshold
     early = sure.shape[-1]

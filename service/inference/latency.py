@@ -1,4 +1,4 @@
-"""How long each stage takes at each batch size, measured where it will run: what queues and deadlines reckon with."""
+"""Seconds of each stage at each batch size, measured on this machine; used for queues and deadlines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from service.inference.predictor import Predictor
 
 SIZES = (1, 2, 4, 8, 16, 32)
 BUDGET_SECONDS = 5.0
-RUNS = 3  # at least, and for small batches as many as fit in
+RUNS = 3  # at least; for small batches as many as fit in
 RUN_SECONDS = 0.05
 
 # A larger batch must be this much faster per image to be worth the longer wait for it.
 WORTHWHILE = 1.05
 
-# What a batch costs beside its pass, in queues, memory and Python: see loadtest/engine_alone.py.
+# Cost of a batch besides its compute, in queues, memory and Python: see loadtest/engine_alone.py.
 BATCH_SECONDS = 0.0003
 
 Times = Mapping[int, float]
@@ -31,40 +31,41 @@ Times = Mapping[int, float]
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Seconds of one batch by its size, of each stage, with as many batches at a time as there are workers.
+    """Seconds of one batch by its size, for each stage, with one batch per worker at a time.
 
-    ``single`` is of the network that the last stage is without the stages before it, at the same resolution; empty
-    where it was not measured.
+    ``single`` is for the single-scale network, the last stage without those before it, at the same resolution; empty if
+    it was not measured.
     """
 
     stages: tuple[Times, ...]
     single: Times = field(default_factory=dict)
 
     def seconds(self, stage: int, size: float) -> float:
-        """One batch of ``size`` images: interpolated, and in proportion below and beyond what was measured."""
+        """Seconds of one batch of ``size`` images: interpolated, and proportional outside the measured range."""
         return _interpolated(self.stages[stage], size)
 
     def single_seconds(self, size: float) -> float:
-        """The same of the single-scale network; 0 where it was not measured."""
+        """The same for the single-scale network; 0 if it was not measured."""
         return _interpolated(self.single, size) if self.single else 0.0
 
     def best_size(self, stage: int, limit: int) -> int:
-        """The smallest batch, of at most ``limit`` images and no more than were measured, about as fast as any."""
+        """The smallest batch, of at most ``limit`` images and no more than were measured, that is about as fast as
+        any."""
         return _best_size(self.stages[stage], limit)
 
     def seconds_per_image(self, limit: int) -> tuple[float, ...]:
-        """What an image takes of one worker at each stage, in batches of the best size up to ``limit``."""
+        """Worker seconds per image at each stage, in batches of the best size up to ``limit``."""
         return tuple(_per_image(times, limit) for times in self.stages)
 
     def single_seconds_per_image(self, limit: int) -> float | None:
-        """The same of the single-scale network; None where it was not measured."""
+        """The same for the single-scale network; None if it was not measured."""
         return _per_image(self.single, limit) if self.single else None
 
     def break_even(self, limit: int) -> float | None:
-        """Share of images that must end at the first stage for the cascade to take the single-scale network's time.
+        """Share of images that must end at the first stage for the cascade to take as long as the single-scale network.
 
-        The others are reckoned to run every stage, all in batches of the best size up to ``limit``. Above 1: it takes
-        longer whatever exits. None of a single stage, or where the single-scale network was not measured.
+        The others are assumed to run every stage, all in batches of the best size up to ``limit``. Above 1 the cascade
+        always takes longer. None for a single stage, or if the single-scale network was not measured.
         """
         single = self.single_seconds_per_image(limit)
         first, *later = self.seconds_per_image(limit)
@@ -72,7 +73,7 @@ class LatencyTable:
 
     @classmethod
     def mean(cls, tables: Sequence[LatencyTable]) -> LatencyTable:
-        """Of tables measured at the same time; of sizes that all of them have."""
+        """Mean of tables measured at the same time, at the sizes that all of them have."""
 
         def merged(maps: Sequence[Times]) -> dict[int, float]:
             return {size: fmean(m[size] for m in maps) for size in maps[0] if all(size in m for m in maps)}
@@ -81,12 +82,12 @@ class LatencyTable:
         return cls(stages, merged([table.single for table in tables]) if all(t.single for t in tables) else {})
 
     def as_json(self) -> dict[str, Any]:
-        """For ``of_json``, once it went through JSON."""
+        """For ``of_json``, via JSON."""
         return {"stages": list(self.stages), "single": self.single}
 
     @classmethod
     def of_json(cls, raw: Mapping[str, Any]) -> LatencyTable:
-        """What ``as_json`` gave, here or in the first version. Raises what reading anything else raises."""
+        """Inverse of ``as_json``, also for tables of the first version. Raises arbitrary exceptions for other input."""
         stages = raw["stages"] if "stages" in raw else (raw["low"], raw["high"])  # of the first version
         table = cls(tuple(map(_times, stages)), _times(raw.get("single") or {}))
         if not stages or not all(table.stages):
@@ -96,7 +97,7 @@ class LatencyTable:
 
 @dataclass(frozen=True, slots=True)
 class LatencyProfile:
-    """A latency table kept in a file, and whose it is. Profiles of earlier versions name no model: they fit any."""
+    """A latency table in a file, with its model. Profiles of earlier versions name no model and fit any."""
 
     table: LatencyTable
     model: str = ""
@@ -125,22 +126,22 @@ class LatencyProfile:
 
     @classmethod
     def read(cls, path: Path) -> LatencyProfile:
-        """What ``write`` wrote, here or in an earlier version.
+        """Read a profile of this or an earlier version.
 
         Raises:
-            DataError: the file cannot be read, or is no such profile.
+            DataError: the file cannot be read, or is not such a profile.
         """
         try:
             raw = json.loads(path.read_text())
             table = LatencyTable.of_json(raw)
             names = {name: str(raw.get(name, "")) for name in ("model", "runtime", "precision")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no latency profile: {error}", field="profile", value=str(path)) from error
+            raise DataError(f"{path} is not a latency profile: {error}", field="profile", value=str(path)) from error
         return cls(table, **names)
 
 
 def sizes_up_to(most: int) -> list[int]:
-    """What is measured where batches have at most ``most`` images."""
+    """The batch sizes to measure for batches of at most ``most`` images."""
     last = min(most, SIZES[-1])
     return [*(size for size in SIZES if size < last), last]
 
@@ -151,11 +152,11 @@ def measure(
     sizes: Sequence[int] = SIZES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LatencyTable:
-    """Time every stage at each size, in this thread, as far as ``budget`` seconds go; at least at the smallest.
+    """Time every stage at each size, in this thread, within ``budget`` seconds, but at least at the smallest.
 
     Args:
-        clock: what counts the seconds: ``time.process_time`` where nothing else in this process computes, and other
-            processes come first.
+        clock: counts the seconds. Use ``time.process_time`` if this process computes nothing else and other processes
+            have priority.
     """
     began = clock()
     stages: list[dict[int, float]] = [{} for _ in range(predictor.spec.depth)]
@@ -178,7 +179,7 @@ def measure_single(
 
 
 def _best(predictor: Predictor, size: int, clock: Callable[[], float]) -> list[float]:
-    """The shortest of several runs of each stage: whatever else the machine does only ever adds."""
+    """The shortest of several runs of each stage, because disturbance only adds time."""
     images = predictor.noise(size)
     predictor.timed(images)  # chooses its kernels
     runs: list[list[float]] = []
@@ -189,7 +190,7 @@ def _best(predictor: Predictor, size: int, clock: Callable[[], float]) -> list[f
 
 
 def _rising(times: Times) -> dict[int, float]:
-    """The same without what only disturbance explains: no batch takes longer than a larger one."""
+    """The same without disturbed values: no batch takes longer than a larger one."""
     return {size: min(times[other] for other in times if other >= size) for size in times}
 
 

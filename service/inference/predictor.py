@@ -29,13 +29,13 @@ class Predictor:
 
     Attributes:
         calibration: the model's table for this runtime and precision, or its first; None if it has none.
-        default_threshold: what it is served with until something is asked.
+        default_threshold: used until a goal is set.
 
     Args:
-        network: taken over; not needed where there is a ``runtime``.
-        spec: of the model the network belongs to.
-        device, precision, runtime: where, in what and by what it computes; None is eager PyTorch.
-        threads: that one batch may use on a CPU; PyTorch's are for the calling thread to set.
+        network: taken over; not needed with a ``runtime``.
+        spec: of the network's model.
+        device, precision, runtime: None is eager PyTorch.
+        threads: for one batch on a CPU; PyTorch's are set by the calling thread.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Predictor:
         threads: int = 1,
         converted: Path | None = None,
     ) -> Predictor:
-        """The verified model in ``folder``; ``auto`` takes the fastest device, precision or runtime there is.
+        """The verified model in ``folder``; ``auto`` uses the fastest available device, precision or runtime.
 
         Args:
             converted: where ``runtimes.save_converted`` put the stages of this very model, to be taken as they are.
 
         Raises:
-            NotFound, BrokenModel: see ``store``; also weights that are not the network's.
-            InvalidOption: device, precision or runtime not to be had.
+            NotFound, BrokenModel: see ``store``; also weights that do not fit the network.
+            InvalidOption: device, precision or runtime is not available.
         """
         spec = read_spec(folder)
         where = choose_device(device)
@@ -98,19 +98,19 @@ class Predictor:
 
     @property
     def depth(self) -> int:
-        """How many stages there are."""
+        """Number of stages."""
         return self.spec.depth
 
     def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
-        """One stage on a batch.
+        """Run one stage on a batch.
 
         Args:
             stage: its index.
             images: uint8 (B, 3, r, r), r the stage's resolution.
-            carried: what the stage before handed on for the same images; empty for the first.
+            carried: features of the same images from the stage before; empty for the first.
 
         Returns:
-            Logits (B, K), and what the next stage needs; on the device, valid until the same thread's next call.
+            Logits (B, K), and features for the next stage; on the device, valid until the same thread's next call.
         """
         return self._runtime.run(stage, images, carried)
 
@@ -119,7 +119,7 @@ class Predictor:
         return probabilities(logits, self.spec.stages[stage].temperature).cpu()
 
     def answers(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Every stage on everything: uint8 (B, 3, r, r) for each stage -> logits (B, K) of each, on the host."""
+        """Run every stage on all images: uint8 (B, 3, r, r) for each stage -> logits (B, K) of each, on the host."""
         logits = []
         carried: Carried = ()
         for stage, pixels in enumerate(images):
@@ -128,11 +128,11 @@ class Predictor:
         return logits
 
     def answers_to(self, crops: Tensor) -> list[Tensor]:
-        """The same of decoded crops, uint8 (B, 3, R, R), which are brought into every size first."""
+        """The same for decoded crops, uint8 (B, 3, R, R), which are first resized for each stage."""
         return self.answers(in_sizes(crops, self.spec.resolutions))
 
     def timed(self, images: Sequence[Tensor], clock: Callable[[], float] = time.perf_counter) -> list[float]:
-        """Seconds of each stage by ``clock``, until its answers are on the host."""
+        """Seconds of each stage by ``clock``, until its outputs are on the host."""
         seconds = []
         carried: Carried = ()
         for stage, pixels in enumerate(images):
@@ -143,16 +143,16 @@ class Predictor:
         return seconds
 
     def solve(self, goal: Goal, value: float) -> float:
-        """The threshold that a goal asks for. Raises InvalidOption: it has no answer, or no table to find it in."""
+        """The threshold of a goal. Raises InvalidOption: it cannot be reached, or there is no table."""
         if self.calibration is not None:
             return self.calibration.solve(goal, value)
         if goal == "threshold":
             return value
-        raise InvalidOption(goal, value, "left out: the model has no calibration table (only threshold can be set)")
+        raise InvalidOption(goal, value, "absent: the model has no calibration table, so only threshold can be set")
 
     def noise(self, count: int) -> list[Tensor]:
-        """Random images for each stage, uint8 (count, 3, r, r), channels last as decoded ones are: to warm up and to
-        measure with."""
+        """Random images for each stage, uint8 (count, 3, r, r), channels last like decoded ones, for warm-up and
+        measurements."""
         return [
             torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
             for side in self.spec.resolutions
@@ -179,7 +179,7 @@ def load_network(folder: Path, spec: ModelSpec) -> Cascade:
     if foreign:
         name, shape = foreign[0]
         raise BrokenModel(
-            f"{folder / WEIGHTS} does not fit {architecture.network}: {name!r} {tuple(shape)} is in one of them only",
+            f"{folder / WEIGHTS} does not fit {architecture.network}: {name!r} {tuple(shape)} is only in one of them",
             field="model",
             value=str(folder),
         )

@@ -1,4 +1,4 @@
-"""The network that a cascade stands in for: its last stage by itself. It is timed, so its weights do not matter."""
+"""The single-scale network of a cascade: its last stage alone. It is only timed, so its weights do not matter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from service.networks.registry import COMPOSED, OF_SCALES, backbone_name, build,
 
 
 def single_scale(predictor: Predictor) -> Predictor:
-    """A predictor of the single-scale network that the last stage of ``predictor`` is without the stages before it.
+    """A predictor of the single-scale network: the last stage of ``predictor`` without those before it.
 
-    Its weights are random. A model of one stage is its own.
+    Its weights are random. For a single-stage model it is the model itself.
     """
     if predictor.depth == 1:
         return predictor

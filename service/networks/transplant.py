@@ -78,13 +78,13 @@ def read(path: Path, option: str = "init") -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise NotFound(f"{option} is {str(path)!r}, which is no file", field=option, value=str(path))
+        raise NotFound(f"{option} is {str(path)!r}, which is not a file", field=option, value=str(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise ValueError("it holds something else than tensors by name")
+            raise ValueError("it must contain only named tensors")
         return dict(state)
     except (
         SafetensorError, UnpicklingError, BadZipFile, ValueError, RuntimeError, EOFError, OSError, AttributeError,

@@ -171,7 +171,7 @@ class Parent:
                 raise LowfirstError(child.failure or f"process {index} {why} before it was ready")
             if time.monotonic() - child.began > LONG_LIFE_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
-            logger.error("process %d %s: another one follows in %g seconds", index, why, pause)
+            logger.error("process %d %s: a new one starts in %g seconds", index, why, pause)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stop.wait()

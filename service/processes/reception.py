@@ -177,7 +177,7 @@ async def bind(host: str, port: int) -> list[socket.socket]:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as error:
         why = error.strerror or str(error)
-        raise InvalidOption("LOWFIRST_PORT", port, f"one that can be listened on at {host} ({why})") from error
+        raise InvalidOption("LOWFIRST_PORT", port, f"a free port at {host} ({why})") from error
     bound = [socket.socket(each.family, each.type, each.proto, socket.dup(each.fileno())) for each in server.sockets]
     server.close()
     return bound

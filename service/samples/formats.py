@@ -64,7 +64,7 @@ def _plain(value: object) -> object:
         return value.tolist()
     if isinstance(value, bytes):
         return b64encode(value).decode()
-    raise TypeError(f"{type(value)} has no form in JSON")
+    raise TypeError(f"{type(value)} has no JSON representation")
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:

@@ -1,4 +1,4 @@
-"""What replicas share: the runtime config, and results already computed."""
+"""State that replicas share: the runtime config and the result cache."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ GOALS: tuple[Goal, ...] = get_args(Goal)
 Table = Literal["stored", "live"]
 BUDGETS: tuple[Goal, ...] = ("max_mean_mmacs", "max_mean_ms")  # the others are shares
 
-# How a trial ended. The last two are its guard's doing.
+# How a trial ended. The guard causes the last two.
 Ending = Literal["promoted", "cancelled", "disagreement", "errors"]
 ENDINGS: tuple[Ending, ...] = get_args(Ending)
 GUARDED: tuple[Ending, ...] = ("disagreement", "errors")
 
-PLACE_BYTES, PLACES = 4, 2.0**32  # of a digest that says whether an image is of a share
+PLACE_BYTES, PLACES = 4, 2.0**32  # of a digest that decides whether an image is in the share
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdConfig:
-    """One model's threshold: what was asked (``goal``, ``value``), the threshold solved from it, and the floor.
+    """One model's threshold: the goal (``goal``, ``value``), the threshold solved from it, and the floor.
 
-    ``floor`` is how low an overloaded server may bring the threshold; None never lowers it. ``table`` is what the goal
-    is held by: the model's own, or ``live`` traffic, which moves the threshold from ``threshold`` on.
+    ``floor`` is the lowest threshold that overload may cause; None never lowers it. ``table`` solves the goal: the
+    model's own, or ``live`` traffic, which then moves the threshold.
     """
 
     goal: Goal
@@ -40,15 +40,15 @@ class ThresholdConfig:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model that is tried on a share of the images of one that is served: a canary, or a shadow.
+    """A trial of a model on a share of the images of a served model: a canary or a shadow.
 
     Attributes:
-        name, version: what is tried. ``beside``: the name of what is served.
+        name, version: of the model on trial. ``beside``: name of the served model.
         share: of the images, see ``picks``.
-        is_shadow: whether it runs behind the answers of what is served, or gives them itself.
-        max_disagreement: once more of the images differ, or fail, the trial ends by itself; None: never.
-        threshold: what was asked of the model that it is tried beside, solved for this one.
-        began: seconds since the epoch; tells it from another trial of the same model.
+        is_shadow: whether it runs in the background, or answers itself.
+        max_disagreement: above this share of differing or failing images the trial ends by itself; None: never.
+        threshold: the goal of the served model, solved for this one.
+        began: seconds since the epoch; distinguishes trials of the same model.
     """
 
     name: str
@@ -72,22 +72,22 @@ class Trial:
 
     @property
     def kind(self) -> Literal["canary", "shadow"]:
-        """In a word."""
+        """canary or shadow."""
         return "shadow" if self.is_shadow else "canary"
 
     def picks(self, image: bytes) -> bool:
-        """Whether an encoded image is of the share: always the same, and of every larger share too."""
+        """Whether an encoded image is in the share: always the same, and also in every larger share."""
         return place(image) < self.share
 
 
 def place(image: bytes) -> float:
-    """Where the bytes of an encoded image stand, from 0 to below 1: their BLAKE2b digest of four bytes over 2^32."""
+    """Position of an encoded image, from 0 to below 1: its BLAKE2b digest of four bytes over 2^32."""
     return int.from_bytes(blake2b(image, digest_size=PLACE_BYTES).digest(), "big") / PLACES
 
 
 @dataclass(frozen=True, slots=True)
 class EndedTrial:
-    """How the latest trial ended: ``why`` in words, ``at`` in seconds since the epoch; else see ``Trial``."""
+    """How the latest trial ended: ``why`` in words, ``at`` in seconds since the epoch; otherwise see ``Trial``."""
 
     name: str
     version: int
@@ -99,13 +99,13 @@ class EndedTrial:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """What can be changed while the server runs.
+    """Config that can be changed while the server runs.
 
     Attributes:
-        version: grows by one with every change.
-        thresholds: of each served model, by its name.
-        models: version of each served model, by its name; the first is the one a request means that names none.
-        trial: of another model beside one of them. ``ended``: the latest one that was over.
+        version: incremented by every change.
+        thresholds: of each served model, by name.
+        models: version of each served model, by name; requests without a model use the first.
+        trial: the running trial. ``ended``: the latest one that ended.
     """
 
     version: int
@@ -124,11 +124,11 @@ Change = Callable[[RuntimeConfig], RuntimeConfig]
 
 
 class ConfigSource(Protocol):
-    """Knows the runtime config."""
+    """Source of the runtime config."""
 
     @property
     def current(self) -> RuntimeConfig:
-        """The newest config this process knows; costs nothing."""
+        """The newest config known to this process; costs nothing."""
         ...
 
 
@@ -137,63 +137,63 @@ class ConfigStore(ConfigSource, Protocol):
 
     @property
     def is_up(self) -> bool:
-        """Whether what replicas share is within reach."""
+        """Whether the shared state can be reached."""
         ...
 
     @property
     def is_invalid(self) -> bool:
-        """Whether what stands there is ignored, and the last good config stays in force."""
+        """Whether the shared config is ignored, and the last valid one stays in force."""
         ...
 
     @property
     def announced(self) -> Mapping[str, int]:
-        """The models that another replica said last it would ask for, version by name; none if none did."""
+        """The models that another replica announced last, version by name; none without an announcement."""
         ...
 
     async def start(self) -> None:
-        """Take over what is shared, and follow it from now on; raises nothing when it is out of reach."""
+        """Take over the shared config, and follow it from now on; raises nothing if it cannot be reached."""
         ...
 
     async def announce(self, models: Mapping[str, int]) -> None:
-        """Tell the other replicas which models will be asked for, if all goes well; lost when they are out of reach."""
+        """Announce to the other replicas which models will be requested; lost if they cannot be reached."""
         ...
 
     async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
-        """Tell who announced ``models`` that they are ready here, or why they cannot be."""
+        """Report to the announcer of ``models`` that they are ready here, or why they cannot be."""
         ...
 
     async def others_prepared(self) -> list[str]:
-        """Wait until every replica that heard what was announced here is prepared; for ever for one that is lost.
+        """Wait until every replica that received the announcement has reported; for ever if one is lost.
 
-        Gives why those cannot that cannot.
+        Returns the reasons of the replicas that cannot prepare the models.
         """
         ...
 
     async def tell_serving(self, version: int) -> None:
-        """Tell the other replicas that what this version of the config names is served here, or cannot be."""
+        """Report to the other replicas that the models of this config version are served here, or cannot be."""
         ...
 
     async def others_serving(self, version: int) -> None:
-        """Wait until every replica that heard what was announced here has told of this version, or of a later one."""
+        """Wait until every replica that received the announcement has reported this version or a later one."""
         ...
 
     def turn(self) -> AbstractAsyncContextManager[object]:
-        """Within, no other replica changes which models are served; it waits for the one that does.
+        """Context in which no other replica changes the served models; to enter it, wait for the one that does.
 
-        Where what replicas share is out of reach nothing is waited for: no change can be made.
+        If the shared state cannot be reached, it does not wait, because no change is possible.
         """
         ...
 
     async def close(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         ...
 
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
-        """Replace the config by ``change(current)``, one version on, in one atomic step; gives the new config.
+        """Replace the config by ``change(current)``, with the next version, in one atomic step; returns the new config.
 
         Raises:
             ConfigConflict: the version is not ``expected_version``, or another change came between.
-            StoreUnavailable: what replicas share is out of reach.
+            StoreUnavailable: the shared state cannot be reached.
         """
         ...
 
@@ -213,7 +213,7 @@ def check_expected_version(config: RuntimeConfig, expected: int | None) -> None:
 class CachedOutputs:
     """The probabilities, of length K, of each stage that ran on an image.
 
-    Answers follow from them at any threshold, so a changed threshold invalidates nothing.
+    They give an answer at any threshold, so a changed threshold invalidates nothing.
     """
 
     outputs: tuple[tuple[float, ...], ...]
@@ -221,28 +221,28 @@ class CachedOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one replica's own metrics are: ``address`` is host:port, ``replica`` the replica's name."""
+    """Metrics address of one replica: ``address`` is host:port, ``replica`` the replica's name."""
 
     address: str
     replica: str
 
 
 class Targets(Protocol):
-    """Where the metrics of every live replica are. One contract test suite runs over every implementation."""
+    """Metrics addresses of all live replicas. One contract test suite runs over every implementation."""
 
     async def start(self, own: Target) -> None:
-        """List ``own`` for as long as this process lives."""
+        """List ``own`` while this process lives."""
         ...
 
     async def close(self) -> None:
-        """List it no more."""
+        """Remove it from the list."""
         ...
 
     async def listed(self) -> list[Target]:
-        """Those of all replicas, by address.
+        """The targets of all replicas, by address.
 
         Raises:
-            StoreUnavailable: what replicas share is out of reach.
+            StoreUnavailable: the shared state cannot be reached.
         """
         ...
 
@@ -251,9 +251,9 @@ class ResultCache(Protocol):
     """Outputs by key. One contract test suite runs over every implementation."""
 
     async def get(self, key: str) -> CachedOutputs | None:
-        """What is known under ``key``; None on a miss or when the cache is out of reach."""
+        """The outputs under ``key``; None on a miss or if the cache cannot be reached."""
         ...
 
     async def put(self, key: str, known: CachedOutputs) -> None:
-        """Keep ``known`` under ``key``; an entry is never replaced by one of fewer stages."""
+        """Store ``known`` under ``key``; an entry is never replaced by one with fewer stages."""
         ...

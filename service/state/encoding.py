@@ -1,4 +1,4 @@
-"""The runtime config and cached passes as bytes that other replicas, and other releases, can read."""
+"""Encodes the runtime config and cached outputs as bytes that other replicas and releases can read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_ECHO = 300
 
 
 class Unreadable(Exception):
-    """Bytes that are no config this release can use; the message says why. ``is_newer``: a newer release wrote them."""
+    """Bytes that are not a usable config; the message says why. ``is_newer``: a newer release wrote them."""
 
     def __init__(self, raw: bytes, why: str, is_newer: bool = False) -> None:
         super().__init__(why)
@@ -38,7 +38,7 @@ class Unreadable(Exception):
 def encode_config(config: RuntimeConfig) -> bytes:
     """``config`` as JSON.
 
-    A trial stands there only where there is one: releases that know none read the rest, and serve without it.
+    The trial field exists only during a trial: releases without trials can read the rest, and ignore the trial.
     """
     thresholds = {name: _told(threshold) for name, threshold in config.thresholds.items()}
     told = {"format": FORMAT, "version": config.version, "thresholds": thresholds, "models": dict(config.models)}
@@ -50,10 +50,10 @@ def encode_config(config: RuntimeConfig) -> bytes:
 
 
 def decode_config(raw: bytes) -> RuntimeConfig:
-    """What ``encode_config`` made.
+    """Inverse of ``encode_config``.
 
     Raises:
-        Unreadable: out of bounds, no such thing at all, or a newer release's.
+        Unreadable: out of bounds, not a config, or written by a newer release.
     """
     try:
         told = json.loads(raw)
@@ -77,7 +77,7 @@ def decode_config(raw: bytes) -> RuntimeConfig:
 
 
 def _told(threshold: ThresholdConfig) -> dict[str, Any]:
-    """Its fields; without ``table`` where that is the stored one, as earlier releases know no such field."""
+    """Its fields; without ``table`` for the stored one, because earlier releases do not know the field."""
     fields = asdict(threshold)
     return {field: value for field, value in fields.items() if (field, value) != ("table", "stored")}
 
@@ -146,14 +146,14 @@ def _is_between(value: Any, least: float, most: float) -> bool:
 
 @dataclass(frozen=True)
 class Notice:
-    """What one replica tells the others.
+    """A message from one replica to the others.
 
     Attributes:
-        sender: which one.
-        models: that will be asked for, version by name.
-        is_prepared: whether it has prepared them, as another one said; else it is the one that says it.
-        why_not: why it cannot.
-        serving: instead of all that, the version of the config that it serves.
+        sender: its id.
+        models: that will be requested, version by name.
+        is_prepared: whether it reports that they are prepared, or cannot be; otherwise it is the announcement.
+        why_not: why they cannot be prepared.
+        serving: the config version that the sender serves; if set, the message reports only this.
     """
 
     sender: str
@@ -164,7 +164,7 @@ class Notice:
 
 
 def encode_notice(notice: Notice) -> bytes:
-    """``notice`` as JSON. What earlier releases do not know stands there only where it is said."""
+    """``notice`` as JSON. Fields that earlier releases do not know are included only if set."""
     told = {"sender": notice.sender, "models": dict(notice.models), "prepared": notice.is_prepared}
     if notice.why_not is not None:
         told["why_not"] = notice.why_not[:MAX_ECHO]
@@ -174,7 +174,7 @@ def encode_notice(notice: Notice) -> bytes:
 
 
 def decode_notice(raw: bytes) -> Notice | None:
-    """What ``encode_notice`` made; None for anything else."""
+    """Inverse of ``encode_notice``; None for other input."""
     try:
         told = json.loads(raw)
         models = {str(name): _version(version, name) for name, version in told["models"].items()}
@@ -191,13 +191,13 @@ def decode_notice(raw: bytes) -> Notice | None:
 
 
 def encode_outputs(known: CachedOutputs) -> bytes:
-    """How many stages ran, a byte; then their probabilities, eight bytes each."""
+    """One byte for the number of stages; then their probabilities, eight bytes each."""
     numbers = [number for output in known.outputs for number in output]
     return struct.pack(f"<B{len(numbers)}d", len(known.outputs), *numbers)
 
 
 def decode_outputs(raw: bytes) -> CachedOutputs | None:
-    """What ``encode_outputs`` made; None for anything else."""
+    """Inverse of ``encode_outputs``; None for other input."""
     stages = raw[0] if raw else 0
     if not stages or len(raw) == 1 or (len(raw) - 1) % (8 * stages):
         return None

@@ -1,4 +1,4 @@
-"""A conversation between two processes of one server, over a Unix socket: questions, answers and news, as JSON."""
+"""JSON messages between two processes of one server, over a Unix socket: requests, responses and notifications."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Hear = Callable[[str, Any], Awaitable[Any]]
 
 
 class LineClosed(Exception):
-    """The other end is gone."""
+    """The other end has closed."""
 
 
 def frame(number: int, kind: str | None, body: Any) -> bytes:
-    """One message. ``number`` is 0 where no answer is wanted; ``kind`` is None where it is the answer."""
+    """One message. ``number`` is 0 if no response is expected; ``kind`` is None for a response."""
     text = json.dumps([number, kind, body]).encode()
     return LENGTH.pack(len(text)) + text
 
 
 def has_hung_up(end: socket.socket) -> bool:
-    """Whether the other end of a line that is not open yet is gone, and said nothing."""
+    """Whether the other end closed without sending anything, on a line that is not open yet."""
     try:
         return not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -38,12 +38,13 @@ def has_hung_up(end: socket.socket) -> bool:
 
 
 class Line:
-    """One end. Used from the event loop's thread alone; ``open`` it first.
+    """One end. Used only in the event loop's thread; ``open`` it first.
 
     Args:
         end: of a pair of Unix stream sockets; taken over.
-        hear: gives the answer to what the other end asks or tells, by its kind and body. Both are JSON. What is told
-            in order is heard in order up to the first ``await``; an answer to what raises is null.
+        hear: returns the response to a message, given its kind and body. Both are JSON. Messages are handled in order
+        up to
+            the first ``await``; the response after an exception is null.
     """
 
     def __init__(self, end: socket.socket, hear: Hear) -> None:
@@ -56,7 +57,7 @@ class Line:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Start to listen."""
+        """Start to receive."""
         reader, self._writer = await asyncio.open_unix_connection(sock=self._end)
         self._spawn(self._listen(reader))
 
@@ -66,20 +67,20 @@ class Line:
         return self._writer is not None and not self._closed.is_set()
 
     async def wait_closed(self) -> None:
-        """Until the other end is gone."""
+        """Wait until the other end has closed."""
         await self._closed.wait()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close this end."""
         if self._writer is not None:
             self._writer.close()
 
     def tell(self, kind: str, body: Any = None) -> None:
-        """Send news; lost where the other end is gone."""
+        """Send a notification; lost if the other end has closed."""
         self._send(0, kind, body)
 
     async def ask(self, kind: str, body: Any = None) -> Any:
-        """The other end's answer. Raises LineClosed."""
+        """Send a request and return the response. Raises LineClosed."""
         if not self.is_open:
             raise LineClosed
         self._number += 1
@@ -103,7 +104,7 @@ class Line:
                     number, kind, body = json.loads(await reader.readexactly(length))
                     if kind is not None:
                         self._spawn(self._answer(number, kind, body))
-                    elif number in self._asked and not self._asked[number].done():  # else nobody waits any more
+                    elif number in self._asked and not self._asked[number].done():  # otherwise nobody waits for it
                         self._asked[number].set_result(body)
         finally:
             self._closed.set()

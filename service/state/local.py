@@ -1,7 +1,7 @@
 """Shared state of the processes of one server: their parent holds the config, and each has a line to it.
 
-Whoever changes the config sends what it makes of the version it knows; the parent takes it if no other change came
-between, and answers once every process that hears in time has it. So after the answer all decide by the new threshold.
+A process that changes the config sends a new one based on the version it knows. The parent accepts it if no other
+change came between, and responds once every responsive process has it. So after the response all use the new threshold.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from service.state.encoding import decode_config, encode_config
 from service.state.line import Line, LineClosed
 from service.state.others import Others
 
-# How often a change is tried again because another came between.
+# How often a change is repeated because another came between.
 ATTEMPTS = 20
 
-# How long an answer to a change waits for processes that are too busy to take it over; they do so as soon as they can.
+# How long the response to a change waits for processes that are too busy to apply it; they do so as soon as they can.
 SPREAD_SECONDS = 1.0
 
 PREFIX = "config."
 
 
 class SharedConfig:
-    """The parent's side: the config, and who follows it. The first process to join brings the config to begin with."""
+    """The parent's side: the config, and its followers. The first process to join provides the initial config."""
 
     def __init__(self) -> None:
         self._current: RuntimeConfig | None = None
@@ -38,10 +38,10 @@ class SharedConfig:
         self._asker: Line | None = None  # who announced it
         self._members: dict[Line, int] = {}
         self._joined = 0
-        self._turns: dict[tuple[Line, int], asyncio.Event] = {}  # in order: the first has it
+        self._turns: dict[tuple[Line, int], asyncio.Event] = {}  # in order; the first one is current
 
     async def hear(self, line: Line, kind: str, body: Any) -> Any:
-        """Answer what the process at ``line`` asks; ``kind`` begins with ``PREFIX``."""
+        """Answer a request of the process at ``line``; ``kind`` begins with ``PREFIX``."""
         match kind.removeprefix(PREFIX):
             case "join":
                 return self._join(line, _decoded(body))
@@ -76,13 +76,13 @@ class SharedConfig:
             other.tell(f"{PREFIX}left", member)
 
     async def _turn(self, line: Line, number: int) -> None:
-        """Wait until it is the turn of who asked so."""
+        """Wait for the turn of the process at ``line``."""
         mine = self._turns[line, number] = asyncio.Event()
         self._next_turn()
         await mine.wait()
 
     def _end_turn(self, turn: tuple[Line, int]) -> None:
-        """It is over, or was given up."""
+        """End a turn that is over or was cancelled."""
         if (ended := self._turns.pop(turn, None)) is not None:
             ended.set()
         self._next_turn()
@@ -117,10 +117,10 @@ class SharedConfig:
 
 
 class LocalConfigStore:
-    """The runtime config of all processes of one server, as one of them sees it.
+    """The runtime config of all processes of one server, as seen by one of them.
 
     Args:
-        line: to the parent, which hands ``hear`` what the parent tells; opened and closed by who made it.
+        line: to the parent, which passes messages to ``hear``; opened and closed by its creator.
         start: in force until the store is started, and for all if no process joined before.
     """
 
@@ -151,7 +151,7 @@ class LocalConfigStore:
         return self._announced
 
     async def hear(self, kind: str, body: Any) -> None:
-        """Take over what the parent tells; ``kind`` begins with ``PREFIX``."""
+        """Handle a message of the parent; ``kind`` begins with ``PREFIX``."""
         match kind.removeprefix(PREFIX):
             case "changed":
                 self._is_told = True
@@ -166,10 +166,10 @@ class LocalConfigStore:
                 self._others.left(body)
 
     async def start(self) -> None:
-        """Take over what the parent holds, and follow it."""
+        """Take over the parent's config, and follow it."""
         with suppress(LineClosed):
             held = _decoded(await self._line.ask(f"{PREFIX}join", _encoded(self._current)))
-            if not self._is_told:  # else what is known here is newer
+            if not self._is_told:  # otherwise the config known here is newer
                 self._current = held
 
     async def announce(self, models: Mapping[str, int]) -> None:
@@ -183,7 +183,7 @@ class LocalConfigStore:
         self._line.tell(f"{PREFIX}prepared", [dict(models), why_not])
 
     async def others_prepared(self) -> list[str]:
-        """See ``ConfigStore.others_prepared``. One that has ended is not waited for."""
+        """See ``ConfigStore.others_prepared``. It does not wait for processes that have ended."""
         return await self._others.wait_prepared()
 
     async def tell_serving(self, version: int) -> None:
@@ -191,7 +191,7 @@ class LocalConfigStore:
         self._line.tell(f"{PREFIX}serving", version)
 
     async def others_serving(self, version: int) -> None:
-        """See ``ConfigStore.others_serving``. One that has ended is not waited for, but one that joined since is."""
+        """See ``ConfigStore.others_serving``. It waits for new processes too, not for ended ones."""
         await self._others.wait_serving(version)
 
     @asynccontextmanager
@@ -206,10 +206,10 @@ class LocalConfigStore:
             self._line.tell(f"{PREFIX}turn-over", number)
 
     async def close(self) -> None:
-        """See ``ConfigStore.close``. The line stays: others speak over it."""
+        """See ``ConfigStore.close``. The line stays open for others."""
 
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
-        """See ``ConfigStore.update``. A change that another one came between is made again on top of that."""
+        """See ``ConfigStore.update``. If another change came between, the change is repeated on top of it."""
         async with self._lock:
             for _ in range(ATTEMPTS):
                 before = self._current
@@ -218,12 +218,12 @@ class LocalConfigStore:
                 try:
                     answer = await self._line.ask(f"{PREFIX}swap", _encoded(after))
                 except LineClosed as error:
-                    raise StoreUnavailable("the process that holds the config is gone") from error
+                    raise StoreUnavailable("the process that holds the config has exited") from error
                 self._apply(_decoded(answer["config"]))
                 if answer["taken"]:
                     self._others.are(answer["others"])
                     return after
-        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
+        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times during this change")
 
     def _apply(self, config: RuntimeConfig) -> None:
         if config.version > self._current.version:

@@ -1,4 +1,4 @@
-"""Shared state of a server that stands alone: in its own memory."""
+"""State of a single server, in its own memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, che
 
 
 class MemoryConfigStore:
-    """The runtime config of one process. Nothing is shared, so nothing is ever out of reach."""
+    """The runtime config of one process. Nothing is shared, so everything can always be reached."""
 
     is_up = True
     is_invalid = False
@@ -31,20 +31,20 @@ class MemoryConfigStore:
         """See ``ConfigStore.start``."""
 
     async def announce(self, models: Mapping[str, int]) -> None:
-        """There is nobody to be told."""
+        """Nobody to notify."""
 
     async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
-        """There is nobody to be told."""
+        """Nobody to notify."""
 
     async def others_prepared(self) -> list[str]:
-        """There is nobody to wait for."""
+        """Nobody to wait for."""
         return []
 
     async def tell_serving(self, version: int) -> None:
-        """There is nobody to be told."""
+        """Nobody to notify."""
 
     async def others_serving(self, version: int) -> None:
-        """There is nobody to wait for."""
+        """Nobody to wait for."""
 
     def turn(self) -> asyncio.Lock:
         """See ``ConfigStore.turn``."""
@@ -63,7 +63,7 @@ class MemoryConfigStore:
 
 
 class MemoryTargets:
-    """This replica's own: it knows of no other."""
+    """This replica's own target; no other is known."""
 
     def __init__(self) -> None:
         self._own: list[Target] = []
@@ -82,7 +82,7 @@ class MemoryTargets:
 
 
 class MemoryResultCache:
-    """The ``capacity`` results used last."""
+    """The ``capacity`` results that were used last."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

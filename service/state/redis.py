@@ -1,7 +1,8 @@
-"""Shared state of several replicas: in Redis. No other file knows of it.
+"""Shared state of several replicas in Redis. Only this file uses Redis.
 
-The config is one value under one key. Whoever changes it compares the bytes it read and swaps them for new ones, in one
-script; a value that is gone, or older than what a replica knows, is replaced the same way, so the version never falls.
+The config is one value under one key. A change compares the bytes it read and swaps them for new ones, in one script. A
+value that is missing, or older than the config of a replica, is replaced in the same way, so the version never
+decreases.
 """
 
 from __future__ import annotations
@@ -48,21 +49,21 @@ CACHE_SECONDS = 0.15
 CONFIG_SECONDS = 1.0
 CHECK_SECONDS = 2.0
 
-# A replica applies a change after this long at most, should its announcement be lost.
+# A replica applies a change after at most this long if its announcement is lost.
 POLL_SECONDS = 0.4
 
-# Announcements are subscribed to anew: nothing tells of a connection that died in silence.
+# Interval of new subscriptions: a dead connection is not noticed otherwise.
 SUBSCRIPTION_SECONDS = 60.0
 
-# A replica lists its metrics anew so often, and is forgotten so long after it last did.
+# Interval at which a replica lists its metrics, and time after which it is removed.
 LISTED_EVERY_SECONDS = 5.0
 LISTED_FOR_SECONDS = 15
 
-# How long the turn of a replica that changes models lasts once it is lost, and how often others ask for it.
+# How long a lost replica keeps its turn to change models, and how often others ask for the turn.
 TURN_SECONDS = 8.0
 TURN_LOOK_SECONDS = 0.1
 
-# How often a change is tried again because another came between.
+# How often a change is repeated because another came between.
 ATTEMPTS = 20
 
 CONNECTIONS = 16
@@ -101,20 +102,21 @@ return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. redis.call('TIME')[1], '+inf'
 
 
 class RedisLink:
-    """Connections to one Redis, and whether it answers: what the config store and the cache share.
+    """Connections to one Redis, and whether it answers; shared by the config store and the cache.
 
     Args:
-        url: see ``URL_FORMS``. It may hold a password, and is never shown.
+        url: see ``URL_FORMS``. It may contain a password, and is never shown.
         prefix: of every key and channel.
 
     Attributes:
         is_up: whether it answered the config store's last poll.
-        is_passed_by: whether a command was not answered since. The cache leaves Redis alone until the next poll is, so
-            that a Redis that hangs costs a request in a while, not every request.
-        address: of the URL, to be shown.
+        is_passed_by: whether a command has failed since. The cache then ignores Redis until the next successful poll,
+        so
+            that a hanging Redis delays only a request now and then.
+        address: of the URL, for messages.
 
     Raises:
-        InvalidOption: ``url`` is none.
+        InvalidOption: ``url`` is invalid.
     """
 
     def __init__(self, url: str, prefix: str = "lowfirst:") -> None:
@@ -137,7 +139,7 @@ class RedisLink:
         """Wait until Redis answers, in this thread, before there is an event loop.
 
         Raises:
-            StoreUnavailable: it does not.
+            StoreUnavailable: it does not answer.
         """
         try:
             with Redis.from_url(
@@ -156,7 +158,7 @@ class RedisLink:
             ) from error
 
     async def run(self, command: Awaitable[T], seconds: float) -> T:
-        """What Redis answers within ``seconds``.
+        """The response of Redis within ``seconds``.
 
         Raises:
             StoreUnavailable: it did not answer, or refused.
@@ -170,14 +172,14 @@ class RedisLink:
             raise StoreUnavailable(f"the shared state at {self.address}: {_reason(error)}") from error
 
     def went_down(self, error: BaseException) -> None:
-        """A poll was not answered. The log has it once."""
+        """Record that a poll failed; logged once."""
         if self.is_up:
-            logger.warning("Redis at %s is out of reach (%s): serving on without it", self.address, _reason(error))
+            logger.warning("Redis at %s cannot be reached (%s): continuing without it", self.address, _reason(error))
         self.is_up = False
         self.is_passed_by = True
 
     def came_up(self) -> None:
-        """A poll was answered."""
+        """Record that a poll succeeded."""
         if not self.is_up:
             logger.info("Redis at %s answers again", self.address)
         self.is_up = True
@@ -193,10 +195,10 @@ class RedisConfigStore:
 
     Args:
         link: to Redis; closed with the store.
-        start: in force until Redis answers, and put there if nothing is.
+        start: in force until Redis answers, and stored there if there is no config.
 
     Attributes:
-        is_invalid: whether what stands in Redis is ignored: written by a newer release, or by hand and out of bounds.
+        is_invalid: whether the config in Redis is ignored: written by a newer release, or by hand and out of bounds.
     """
 
     def __init__(self, link: RedisLink, start: RuntimeConfig) -> None:
@@ -208,7 +210,7 @@ class RedisConfigStore:
         self._swap_script = link.client.register_script(SWAP)
         self._lock = asyncio.Lock()
         self._news = asyncio.Event()
-        self._name = secrets.token_hex(8)  # by which a replica knows its own announcements
+        self._name = secrets.token_hex(8)  # to recognise its own announcements
         self._announced: Mapping[str, int] = {}
         self._others = Others()
         self._own_turn = asyncio.Lock()
@@ -226,7 +228,7 @@ class RedisConfigStore:
 
     @property
     def is_invalid(self) -> bool:
-        """Whether what stands in Redis is ignored."""
+        """Whether the config in Redis is ignored."""
         return self._ignored is not None
 
     @property
@@ -249,10 +251,10 @@ class RedisConfigStore:
 
     async def tell_serving(self, version: int) -> None:
         """See ``ConfigStore.tell_serving``."""
-        await self._say(Notice(self._name, {}, is_prepared=True, serving=version))  # of none, to earlier releases
+        await self._say(Notice(self._name, {}, is_prepared=True, serving=version))  # earlier releases read no models
 
     async def others_serving(self, version: int) -> None:
-        """See ``ConfigStore.others_serving``. Replicas of earlier releases never tell."""
+        """See ``ConfigStore.others_serving``. Replicas of earlier releases never report."""
         await self._others.wait_serving(version)
 
     @asynccontextmanager
@@ -266,11 +268,11 @@ class RedisConfigStore:
             finally:
                 if keeping is not None:
                     keeping.cancel()
-                    with suppress(StoreUnavailable):  # then it runs out, or another replica has it already
+                    with suppress(StoreUnavailable):  # then it expires, or another replica already has it
                         await self._link.run(turn.release(), CONFIG_SECONDS)
 
     async def _take(self, turn: Lock) -> bool:
-        """Wait for ``turn``; False where Redis is out of reach, or takes nothing: no change is made without it."""
+        """Wait for ``turn``; False if Redis cannot be reached or accepts no writes: then no change is possible."""
         with suppress(StoreUnavailable):
             while not await self._link.run(turn.acquire(blocking=False), CONFIG_SECONDS):
                 await asyncio.sleep(TURN_LOOK_SECONDS)
@@ -284,30 +286,31 @@ class RedisConfigStore:
                 await self._link.run(turn.reacquire(), CONFIG_SECONDS)
 
     async def _say(self, notice: Notice) -> int:
-        """How many listen, this one with them."""
+        """Number of listeners, including this one."""
         with suppress(StoreUnavailable):
             return await self._link.run(self._link.client.publish(self._key, encode_notice(notice)), CONFIG_SECONDS)
         return 0
 
     async def start(self) -> None:
-        """Take over what stands in Redis, then follow it; if Redis does not answer, as soon as it does."""
+        """Take over the config in Redis, then follow it; if Redis does not answer, as soon as it does."""
         await self._refresh()
         self._tasks = [asyncio.create_task(self._poll()), asyncio.create_task(self._listen())]
 
     async def close(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._link.close()
 
     async def update(self, change: Change, expected_version: int | None = None) -> RuntimeConfig:
-        """See ``ConfigStore.update``. A change that another one came between is made again on top of that.
+        """See ``ConfigStore.update``. If another change came between, the change is repeated on top of it.
 
         Raises:
-            ConfigConflict: the version is not ``expected_version``, or others changed the config all the time.
-            StoreUnavailable: Redis did not answer (it may have applied the change nevertheless), or holds the config
-                of a newer release.
+            ConfigConflict: the version is not ``expected_version``, or others kept changing the config.
+            StoreUnavailable: Redis did not answer (it may still have applied the change), or holds the config of a
+            newer
+                release.
         """
         async with self._lock:
             for _ in range(ATTEMPTS):
@@ -315,7 +318,9 @@ class RedisConfigStore:
                 if self._current.version >= MAX_VERSION:
                     raise StoreUnavailable(f"the shared config has version {MAX_VERSION}, the last there is")
                 if self._ignored is not None and self._ignored.is_newer:
-                    raise StoreUnavailable(f"the shared config is not this release's to change: {self._ignored}")
+                    raise StoreUnavailable(
+                        f"a newer release wrote the shared config, and only that can change it: {self._ignored}"
+                    )
                 before = self._current
                 check_expected_version(before, expected_version)
                 after = replace(change(before), version=before.version + 1)
@@ -323,10 +328,10 @@ class RedisConfigStore:
                     self._ignored = None
                     self._apply(after)
                     return self._current
-        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times while this change was tried")
+        raise ConfigConflict(f"the config was changed by others {ATTEMPTS} times during this change")
 
     async def _poll(self) -> None:
-        """Refresh now and then; at once on news."""
+        """Refresh regularly, and at once after a notification."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -335,12 +340,12 @@ class RedisConfigStore:
             await self._refresh()
 
     async def _listen(self) -> None:
-        """Turn announcements into news. They only save time: the poll finds every change without them.
+        """Receive announcements. They only save time: the poll finds every change without them.
 
-        One that says nothing is of a change; others are of models that will be asked for.
+        An empty one announces a change; others announce models that will be requested.
         """
         while True:
-            with suppress(Exception):  # whatever ended it, the poll tells whether Redis is up
+            with suppress(Exception):  # whatever ended it, the poll finds out whether Redis is up
                 async with asyncio.timeout(SUBSCRIPTION_SECONDS), self._link.client.pubsub() as channel:
                     await channel.subscribe(self._key)
                     async for message in channel.listen():
@@ -366,7 +371,7 @@ class RedisConfigStore:
                 await self._agree()
         except StoreUnavailable as error:
             self._link.went_down(error.__cause__ or error)
-        except Exception as error:  # who polls must not die
+        except Exception as error:  # the poller must not die
             if self._link.is_up:
                 logger.exception("the shared state could not be read")
             self._link.went_down(error)
@@ -374,9 +379,9 @@ class RedisConfigStore:
             self._link.came_up()
 
     async def _agree(self) -> bytes:
-        """Have the same config here and in Redis, the newer of the two; gives its bytes there, none for no config.
+        """Make the config here and in Redis equal, using the newer one; returns its bytes there, none without a config.
 
-        Unless what stands there is to be ignored: then it stays there, and here what was.
+        If the config there is ignored, it stays there, and the config here stays as it was.
         """
         for _ in range(ATTEMPTS):
             raw = await self._link.run(_bytes(self._link.client.get(self._key)), CONFIG_SECONDS)
@@ -390,10 +395,10 @@ class RedisConfigStore:
             if await self._swap(raw, agreed):
                 self._apply(agreed)
                 return encode_config(agreed)
-        raise StoreUnavailable(f"the shared config changed {ATTEMPTS} times while it was read")
+        raise StoreUnavailable(f"the shared config changed {ATTEMPTS} times during the read")
 
     def _understand(self, raw: bytes) -> RuntimeConfig | None:
-        """The config that ``raw`` is; None where it is empty or to be ignored, of which the log has each once."""
+        """Decode ``raw``; None if it is empty or ignored, which is logged once for each."""
         try:
             stored = decode_config(raw) if raw else None
         except Unreadable as ignored:
@@ -405,13 +410,13 @@ class RedisConfigStore:
         return stored
 
     def _newer(self, stored: RuntimeConfig | None) -> RuntimeConfig:
-        """Of what is in force here and what is stored. Before joining, what is stored."""
+        """The newer of the current and the stored config. Before joining, the stored one."""
         if stored is None or (self._has_joined and stored.version < self._current.version):
             return self._current
         return stored
 
     async def _swap(self, raw: bytes, config: RuntimeConfig) -> bool:
-        """Put ``config`` where ``raw`` stood; False if something else stands there by now."""
+        """Replace ``raw`` by ``config``; False if the stored bytes have changed."""
         swapped = self._swap_script(keys=[self._key], args=[raw, encode_config(config), self._key])
         return bool(await self._link.run(cast(Awaitable[int], swapped), CONFIG_SECONDS))
 
@@ -423,7 +428,7 @@ class RedisConfigStore:
 
 
 class RedisTargets:
-    """Where the metrics of all replicas are: each lists itself every few seconds. ``close`` it before its link."""
+    """Metrics addresses of all replicas: each lists itself every few seconds. ``close`` it before its link."""
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
@@ -434,7 +439,7 @@ class RedisTargets:
         self._listing: asyncio.Task[None] | None = None
 
     async def start(self, own: Target) -> None:
-        """See ``Targets.start``. While Redis does not answer it is not listed; then it is again."""
+        """See ``Targets.start``. It is not listed while Redis does not answer, and again afterwards."""
         self._own = f"{own.address} {own.replica}"
         await self._list_own()
         self._listing = asyncio.create_task(self._keep_listed())
@@ -468,7 +473,7 @@ class RedisTargets:
 
 
 class RedisResultCache:
-    """Results of all replicas, each kept for ``ttl_seconds``. Where Redis is passed by, it has none."""
+    """Results of all replicas, each kept for ``ttl_seconds``. While Redis is ignored, there are none."""
 
     def __init__(self, link: RedisLink, ttl_seconds: int) -> None:
         self._link = link
@@ -497,7 +502,7 @@ class RedisResultCache:
 
 
 async def _bytes(got: Awaitable[Any]) -> bytes:
-    """What a GET gives; none where there is no such key."""
+    """The response of a GET; None without such a key."""
     return cast(bytes, await got or b"")
 
 

@@ -1,4 +1,4 @@
-"""The classes of a data set: what they are called, and whether each can be learnt."""
+"""The classes of a data set: their labels, and whether each can be learnt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from service.training.folders import check_text, counted, shown
 
 
 def labels(folders: Sequence[str], class_names: Path | None) -> tuple[str, ...]:
-    """A readable label for each class folder, from a JSON file of folder -> label, or the folder's name itself.
+    """A readable label for each class folder, from a JSON file of folder -> label, or the folder's name.
 
     Raises:
-        DataError: the file cannot be read, lacks a folder, or has a label that is no text, empty, or of two folders.
+        DataError: the file cannot be read, lacks a folder, or has an invalid, empty or duplicate label.
     """
     if class_names is None:
         return tuple(folders)
@@ -46,16 +46,16 @@ def _unfit(class_names: Path, what: str) -> DataError:
 
 
 def check_trainable(data: Path, found: Photographs, train: Photographs) -> None:
-    """Whether ``train``, which is left of what was ``found`` in ``data``, can be learnt from.
+    """Check that ``train``, the training part of the photographs ``found`` in ``data``, can be learnt.
 
-    It takes two classes or more, and of each a photograph that can be read.
+    It needs at least two classes, each with a readable photograph.
 
     Raises:
         DataError: naming the class that has none.
     """
     if len(found.folders) < 2:
         raise DataError(
-            f"{data} holds 1 class, {found.folders[0]}/; it takes at least 2: if the classes are the folders in it, "
+            f"{data} holds 1 class, {found.folders[0]}/; it needs at least 2: if the class folders are inside it, "
             "pass it as --data",
             field="data",
             value=1,
@@ -63,7 +63,7 @@ def check_trainable(data: Path, found: Photographs, train: Photographs) -> None:
         )
     if train.empty:
         raise DataError(
-            f"{data} has no photograph of class {train.empty[0]!r} to train on; left out, of all classes: "
+            f"{data} has no photograph of class {train.empty[0]!r} to train on; skipped in all classes: "
             f"{counted(found.skipped)}",
             field="data",
             value=train.empty[0],

@@ -1,4 +1,4 @@
-"""What a training step sees: a random crop of every photograph, in the order of the epoch."""
+"""Input of a training step: a random crop of every photograph, in the order of the epoch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from service.training.data import Reader
 class RandomCrop:
     """A random crop of a photograph's ``pixels``, resized to ``resolution``, flipped half of the time.
 
-    With ``augment`` one more thing happens to it, as strongly as chance has it: it is turned, sheared or shifted, or
-    its colours or its sharpness change (Müller and Hutter, "TrivialAugment", 2021).
+    ``augment`` adds one random operation of random strength: rotation, shear, shift, colour or sharpness (Müller and
+    Hutter, "TrivialAugment", 2021).
 
-    The same for the same (seed, epoch, photograph), whichever process draws it: a resumed run sees what
-    an uninterrupted one would have seen.
+    The crop depends only on (seed, epoch, photograph), not on the process: a resumed run sees the same crops as an
+    uninterrupted one.
     """
 
     def __init__(self, pixels: Reader, resolution: int, min_scale: float, augment: bool, seed: int, epoch: int) -> None:
@@ -42,7 +42,8 @@ class RandomCrop:
 
 
 class EpochSampler(Sampler[int]):
-    """This process's share of one epoch's shuffled order, whole steps only; the same order whatever ``world`` is."""
+    """This process's share of one epoch's shuffled order, complete steps only; the order does not depend on
+    ``world``."""
 
     def __init__(self, size: int, seed: int, epoch: int, rank: int, world: int) -> None:
         order = np.random.default_rng((seed, epoch)).permutation(size)

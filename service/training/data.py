@@ -33,10 +33,9 @@ Reader = Callable[[Path, int], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Photographs:
-    """Files and what they show: ``paths[i]`` is of class ``targets[i]``, an index into ``folders``.
+    """Files and their classes: ``paths[i]`` is of class ``targets[i]``, an index into ``folders``.
 
-    Unlabelled ones have no ``folders``, and ``NO_CLASS`` as their targets. ``skipped`` counts, by kind, what was found
-    beside them and is not read.
+    Unlabelled ones have no ``folders``, and ``NO_CLASS`` as targets. ``skipped`` counts the other files by kind.
     """
 
     folders: tuple[str, ...]
@@ -51,7 +50,7 @@ class Photographs:
 
     @property
     def empty(self) -> tuple[str, ...]:
-        """The classes that none of them shows."""
+        """The classes without a photograph."""
         shown = set(self.targets)
         return tuple(folder for target, folder in enumerate(self.folders) if target not in shown)
 
@@ -67,7 +66,7 @@ class Photographs:
         return self.subset([i * len(self) // count for i in range(count)])
 
     def of_classes(self, folders: Sequence[str]) -> Photographs:
-        """The same with these classes, of which all of theirs are some."""
+        """The same with these classes, which include all of theirs."""
         place = {folder: target for target, folder in enumerate(folders)}
         return replace(
             self, folders=tuple(folders), targets=tuple(place[self.folders[target]] for target in self.targets)
@@ -81,8 +80,8 @@ def find(root: Path, split: str) -> Photographs:
     """The photographs of ``root/split``, for ``train`` also of ``root`` itself: see ``folders``. A class may be empty.
 
     Raises:
-        DataError: a missing folder, no class in it, no photograph in any, or a class whose name is no UTF-8.
-        InvalidOption: ``split`` is no plain name.
+        DataError: a missing folder, no class in it, no photograph in any, or a class whose name is not UTF-8.
+        InvalidOption: ``split`` is not a plain name.
     """
     folder = split_folder(root, split)
     walk = Walk(folder)
@@ -104,13 +103,13 @@ def find(root: Path, split: str) -> Photographs:
 
 
 def find_unlabelled(folder: Path, classes: Sequence[str] = ()) -> Photographs:
-    """All photographs in ``folder`` and below, of no class.
+    """All photographs in ``folder`` and below, without classes.
 
     Raises:
         DataError: no folder, no photograph in it, or its folders are ``classes``, so that there are labels.
     """
     if not folder.is_dir():
-        raise DataError(f"data is {str(folder)!r}, which is no folder", field="data", value=str(folder))
+        raise DataError(f"data is {str(folder)!r}, which is not a folder", field="data", value=str(folder))
     walk = Walk(folder)
     paths = walk.photographs(folder)
     if not paths:
@@ -127,14 +126,15 @@ def find_unlabelled(folder: Path, classes: Sequence[str] = ()) -> Photographs:
 
 def _nothing(folder: Path, walk: Walk) -> DataError:
     return DataError(
-        f"{folder} holds no photograph that is read ({', '.join(EXTENSIONS)}), but {counted(walk.kinds)}",
+        f"{folder} holds no photograph of a known format ({', '.join(EXTENSIONS)}), but {counted(walk.kinds)}",
         field="data",
         value=str(folder),
     )
 
 
 def hold_out(photographs: Photographs, share: float, seed: int) -> tuple[Photographs, Photographs]:
-    """Split off ``share`` of every class: (the rest, the held out). The same for the same files, share and seed."""
+    """Split off ``share`` of every class: (the rest, the held-out part). The same for the same files, share and
+    seed."""
     shuffled = np.random.default_rng(seed).permutation(len(photographs))
     targets = np.asarray(photographs.targets)[shuffled]
     held: list[int] = []
@@ -154,7 +154,7 @@ def split_in_halves(photographs: Photographs) -> tuple[Photographs, Photographs]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images uint8 (B, 3, R, R), targets int64 (B,), and the files that could not be read."""
+    """Images uint8 (B, 3, R, R), targets int64 (B,), and unreadable files."""
 
     images: Tensor
     targets: Tensor
@@ -171,7 +171,7 @@ _Item = tuple[Tensor | None, int, tuple[str, ...]]
 
 
 class _Crops(Dataset[_Item]):
-    """What cannot be read is replaced by one of ``substitutes`` others, always the same."""
+    """An unreadable photograph is replaced by one of ``substitutes`` others, always the same."""
 
     def __init__(self, photographs: Photographs, crop: Reader, substitutes: int) -> None:
         self.photographs = photographs
@@ -204,7 +204,7 @@ def _collate(items: list[_Item]) -> Batch:
 
 
 class _Loader(DataLoader[Batch]):
-    """Its processes never see Ctrl-C, which reaches the whole group: one that died of it would look like a crash."""
+    """Its processes ignore Ctrl-C, which reaches the whole group: otherwise their end would look like a crash."""
 
     def __iter__(self) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # new processes inherit it
@@ -224,8 +224,8 @@ def loader(
 ) -> DataLoader[Batch]:
     """Batches of ``photographs``, in order or by ``sampler``, cropped in ``workers`` processes (0: in this one).
 
-    What cannot be read is left out. Of ``full`` batches all have their size, so that processes which train together
-    need not ask each other: another photograph takes its place, and what is left over at the end is dropped.
+    Unreadable photographs are left out. ``full`` batches all have the same size, so that processes which train together
+    need no coordination: another photograph takes the place, and the rest at the end is dropped.
     """
     return _Loader(
         _Crops(photographs, crop, SUBSTITUTES if full else 0),  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ def loader(
 
 @dataclass(frozen=True, slots=True)
 class CentreCrop:
-    """The serving path's own decoding, for evaluation."""
+    """The decoding of the server, for evaluation."""
 
     preprocessing: Preprocessing
 

@@ -1,7 +1,7 @@
-"""What lies in folders of photographs, and which of them are the splits of a data set.
+"""Finds photographs in folders, and the splits of a data set.
 
-Passed over, and counted by kind: hidden names and what archives and file systems leave behind, links that lead back,
-everything that is no regular file (a FIFO would never end), and files of other extensions.
+Skipped, and counted by kind: hidden names, leftovers of archives and file systems, link cycles, special files (a FIFO
+would never end), and files with other extensions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OTHERS = ("val", "valid", "validation", "test", "testing")
 
 
 class Walk:
-    """One look through ``root`` and everything below it that is reached once; ``skipped`` counts the rest by kind."""
+    """A walk through ``root`` and everything below it, each folder once; ``skipped`` counts skipped entries by kind."""
 
     def __init__(self, root: Path) -> None:
         self.skipped: Counter[str] = Counter()
@@ -32,7 +32,7 @@ class Walk:
 
     @property
     def kinds(self) -> tuple[tuple[str, int], ...]:
-        """What was passed over, the most frequent kind first."""
+        """Skipped kinds, the most frequent first."""
         return by_frequency(self.skipped)
 
     def look_in(self, folder: Path) -> tuple[list[Path], list[Path]]:
@@ -68,7 +68,7 @@ class Walk:
                 yield entry
 
     def _is_new(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a folder is read nowhere else in this walk."""
+        """Whether this walk reads the folder nowhere else."""
         real = Path(entry.path).resolve()
         leads_back = entry.is_symlink() and (
             Path(entry.path).parent.resolve().is_relative_to(real)
@@ -100,7 +100,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def by_frequency(kinds: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    """The kinds of which there are any, the most frequent one first."""
+    """The kinds that occur, the most frequent first."""
     there = [(kind, count) for kind, count in kinds.items() if count]
     return tuple(sorted(there, key=lambda each: (-each[1], each[0])))
 
@@ -111,19 +111,19 @@ def counted(kinds: Iterable[tuple[str, int]]) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is nobody's class or photograph."""
+    """Whether a name cannot be a class or photograph."""
     return name.startswith(".") or name in LEFT_BEHIND
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """The folder of ``split`` in ``root``, its name in any case; for ``train`` ``root`` itself where it holds classes.
+    """The folder of ``split`` in ``root``, ignoring case; for ``train`` also ``root`` itself if it contains classes.
 
     Raises:
-        DataError: there is none, or more than one, or what is there is a data set's folder one level further down.
-        InvalidOption: ``split`` is no plain name.
+        DataError: there is none, or more than one, or the data set is one level further down.
+        InvalidOption: ``split`` is not a plain name.
     """
     if not root.is_dir():
-        raise DataError(f"data is {str(root)!r}, which is no folder", field="data", value=str(root))
+        raise DataError(f"data is {str(root)!r}, which is not a folder", field="data", value=str(root))
     if split in ("", "..") or Path(split).name != split:
         raise InvalidOption("split", split, f"the name of a folder in {root}")
     names = _names(root)
@@ -131,10 +131,10 @@ def split_folder(root: Path, split: str) -> Path:
     if len(alike) == 1:
         return root / alike[0]
     if alike:
-        raise _wrong(root, f"has {_listed(alike)}: which of them is {split}/ cannot be told; rename all but one")
+        raise _wrong(root, f"has {_listed(alike)}: which of them is {split}/ is unclear; rename all but one")
     named_otherwise = [name for name in names if name.lower() in (*TRAIN, *OTHERS)]
     if split != "train" or "val" in map(str.lower, names) or named_otherwise == names != []:
-        there = f"it has {_listed(names)}: rename the one that is meant" if names else "it has no folder at all"
+        there = f"it has {_listed(names)}: rename the right one" if names else "it has no folder at all"
         raise _wrong(root, f"has no folder {split}/, which must hold a folder of photographs for each class; {there}")
     for name in names:
         if _is_data_set(below := root / name):
@@ -143,7 +143,7 @@ def split_folder(root: Path, split: str) -> Path:
 
 
 def _is_data_set(folder: Path) -> bool:
-    """Whether its folders are splits: the one to train on and another, or that one alone."""
+    """Whether its folders are splits: one for training and another, or only that one."""
     names = [name.lower() for name in _names(folder)]
     train = [name for name in names if name in TRAIN]
     return bool(train) and (names == train or any(name in OTHERS for name in names))
@@ -166,12 +166,12 @@ def _wrong(root: Path, what: str) -> DataError:
 
 
 def shown(path: Path) -> str:
-    """A path as text that can be printed and kept, whatever bytes it has."""
+    """A path as printable text, whatever bytes it has."""
     return os.fsencode(path).decode(errors="replace")
 
 
 def check_text(field: str, what: str, name: str) -> None:
-    """Raises DataError when ``name``, which ``what`` has, is no UTF-8: no file of a model could hold it."""
+    """Raise DataError if ``name``, the name of ``what``, is not UTF-8: no file of a model could store it."""
     try:
         name.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Starting from weights that exist: a model of the store, a weights file, or a base network's ImageNet weights."""
+"""Start from existing weights: a model of the store, a weights file, or a base network's ImageNet weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OURS = "blocks.0.body."  # part of a name in every state of a network here, and 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The model that a training starts from, and the digests of what it was trained on; None where it does not know."""
+    """The model that training starts from, and digests of its training photographs; None if unknown."""
 
     spec: ModelSpec
     trained_on: frozenset[bytes] | None
@@ -39,17 +39,16 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
     """Copy the weights that ``options.init`` names into ``network``, in place.
 
     A classifier for other classes keeps its fresh weights. ImageNet weights of a base network (``torchvision``,
-    ``efficientnet-lite0``, or a file of either's own) start each of its copies in a multi-scale network, and so do the
-    weights of a single-scale model. A base network takes the stage of a multi-scale model whose resolution is nearest
-    its own.
+    ``efficientnet-lite0``, or a file of either) start each of its copies in a multi-scale network, and so do the
+    weights of a single-scale model. A base network takes the stage of a multi-scale model with the nearest resolution.
 
     Returns:
-        What is known of the weights' own training; None for a weights file and for ImageNet weights.
+        The model that the weights come from; None for a weights file and for ImageNet weights.
 
     Raises:
-        InvalidOption: there are no such ImageNet weights for this network, or they cannot be fetched.
+        InvalidOption: there are no such ImageNet weights for this network, or they cannot be downloaded.
         NotFound: no such model or file.
-        BrokenModel: a file that cannot be read, or weights of another network.
+        BrokenModel: an unreadable file, or weights of another network.
     """
     assert options.init is not None
     if _is_of_others(options):
@@ -68,7 +67,7 @@ def initialise_from(network: nn.Module, options: TrainOptions, store: Path | Non
 
 
 def preprocessing(options: TrainOptions, before: Before | None) -> Preprocessing:
-    """The pixels to train on: normalised as the weights that ``options.init`` names expect them."""
+    """The preprocessing for training: normalised as the weights of ``options.init`` expect."""
     pixels = Preprocessing.at(options.resolution)
     if before is not None:
         known = before.spec.preprocessing
@@ -79,10 +78,10 @@ def preprocessing(options: TrainOptions, before: Before | None) -> Preprocessing
 
 
 def warn_of_known(before: Before, options: TrainOptions, photographs: Photographs, held_out: Photographs) -> None:
-    """Log how many of the ``held_out`` the model that ``options`` start from was trained on: they certify nothing.
+    """Log how many ``held_out`` photographs the initial model was trained on: they cannot certify.
 
     A model of an older version may have been trained on some, unless the same ``photographs`` were split by the same
-    seed, no smaller a share held out.
+    seed, with at least the same share held out.
     """
     if before.trained_on is None:
         _warn_of_other_split(before.spec, options, photographs)
@@ -90,8 +89,8 @@ def warn_of_known(before: Before, options: TrainOptions, photographs: Photograph
     known = sum(digest in before.trained_on for digest in digests(held_out.paths))
     if known:
         logger.warning(
-            "%s was trained on %d of the %d photographs that are held out now: %d are left to calibrate with; the same "
-            "--seed and --calibration-share as its own keep them apart",
+            "%s was trained on %d of the %d photographs held out now, so %d are left for calibration; use its own "
+            "--seed and --calibration-share to avoid this",
             options.init, known, len(held_out), len(held_out) - known,
         )  # fmt: skip
 
@@ -105,15 +104,15 @@ def _warn_of_other_split(before: ModelSpec, options: TrainOptions, photographs: 
     if same and seed == options.seed and share is not None and share >= options.calibration_share:
         return
     logger.warning(
-        "%s was trained on %s photographs with --seed %s --calibration-share %s: where they are these, it knows "
-        "some that are held out now, and thresholds will promise too much; the same photographs with the same two "
-        "options keep them apart",
+        "%s was trained on %s photographs with --seed %s --calibration-share %s: if these are the same "
+        "photographs, it knows some held-out ones, and thresholds will promise too much; use these two options to "
+        "avoid this",
         options.init, images or "?", seed, share,
     )  # fmt: skip
 
 
 def _is_of_others(options: TrainOptions) -> bool:
-    """Whether ``init`` names weights that are not under our names."""
+    """Whether ``init`` names weights that use other parameter names."""
     assert options.init is not None
     path = Path(options.init)
     if path.suffix == ".safetensors" and path.is_file():  # either's
@@ -133,7 +132,7 @@ def _stored_weights(reference: str, store: Path | None) -> tuple[dict[str, Tenso
 
 
 def _in_store(reference: str, store: Path | None) -> Path:
-    nowhere = f"init is {reference!r}, which is no run folder"
+    nowhere = f"init is {reference!r}, which is not a run folder"
     if store is None:
         raise NotFound(nowhere, field="init", value=reference)
     try:
@@ -145,10 +144,10 @@ def _in_store(reference: str, store: Path | None) -> Path:
 def _for_stages(
     network: nn.Module, weights: Mapping[str, Tensor], resolution: int, before: Before | None
 ) -> dict[str, Tensor]:
-    """``weights`` under the names of ``network``, where only one of the two has several stages.
+    """Rename ``weights`` for ``network``, if only one of the two has several stages.
 
-    Gates that ``weights`` lack stay as they are, shut, in front of a network that did without what comes from below,
-    and are opened where it had all of it.
+    Gates that ``weights`` lack stay closed before a network trained without features from below, and are opened before
+    one trained with them.
     """
     is_single = any(name.startswith(OURS) for name in weights)
     if isinstance(network, MSNet):
@@ -161,8 +160,10 @@ def _for_stages(
 
 
 def _nearest(weights: Mapping[str, Tensor], resolution: int, before: Before | None) -> str:
-    """Prefix of the stage of a multi-scale network whose resolution is nearest ``resolution``; of the last one where
-    resolutions are not known; empty where ``weights`` are of no such network."""
+    """Prefix of the stage of a multi-scale network with the resolution nearest to ``resolution``.
+
+    The last stage if resolutions are unknown; empty if ``weights`` are not of such a network.
+    """
     known = {weight.partition(f".{OURS}")[0] for weight in weights if f".{OURS}" in weight}
     stages = [stage for stage in STAGE_NAMES[max(STAGE_NAMES)] if stage in known]
     sides = {stage.name: stage.resolution for stage in before.spec.stages} if before is not None else {}

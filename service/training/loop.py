@@ -1,4 +1,4 @@
-"""Training a network into a run folder, safe to interrupt and resume."""
+"""Trains a network into a run folder; can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a run gave: the model's spec, every epoch's log line, the files that could not be read."""
+    """Result of a run: the model's spec, every epoch's log line, the unreadable files."""
 
     spec: ModelSpec
     log: tuple[EpochLog, ...]
@@ -81,22 +81,22 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[EpochLog], None] = lambda line: None,
 ) -> Finished:
-    """Train, from the start or from the run folder's last whole epoch.
+    """Train, from the start or from the run folder's last complete epoch.
 
-    Under ``torchrun`` every process calls this; the first one writes. Interrupted at any moment, the same
+    Under ``torchrun`` every process calls this; the first one writes. After an interruption at any moment, the same
     call with ``resume`` gives the result of an uninterrupted run.
 
     Args:
         options: what to train.
-        resume: go on in ``options.out``.
+        resume: continue in ``options.out``.
         store: where ``options.init`` looks for a model's name.
-        on_start: told what was found, before the first step, in the first process.
-        on_step, on_epoch: told of progress, there too.
+        on_start: called with the photographs found, before the first step, in the first process.
+        on_step, on_epoch: called with the progress, also there.
 
     Raises:
         DataError, InvalidOption, NotFound, BrokenModel: before any work.
-        DataError: hardly any of the photographs can be read any more.
-        InvalidOption: the loss is not finite any more; the epochs before are kept.
+        DataError: almost no photograph can be read any more.
+        InvalidOption: the loss is no longer finite; the epochs before are kept.
     """
     with Processes.join(options.device) as processes:  # no run outlives it: one that does keeps the group's threads
         run = _Run(options, processes, resume, store)
@@ -121,8 +121,8 @@ class _Run:
         self.steps = len(self.photographs) // processes.world // self.batch
         if self.steps == 0:
             raise DataError(
-                f"{options.data} leaves {len(self.photographs)} photographs to train on; "
-                f"a step takes {self.batch * processes.world}: lower --batch-size",
+                f"{options.data} has {len(self.photographs)} training photographs; "
+                f"a step needs {self.batch * processes.world}: lower --batch-size",
                 field="batch_size",
                 value=self.batch * processes.world,
                 bound=len(self.photographs),
@@ -227,10 +227,10 @@ class _Run:
         return decoded(self.photographs, side, budget, self.device, self.processes.here)
 
     def _step(self, batch: data.Batch, rate: float) -> Tensor:
-        """One update; gives (loss summed over images, how many each stage got right, images)."""
+        """One update; returns (loss summed over images, right answers of each stage, images)."""
         self.unreadable.update(batch.unreadable)
         if len(batch.targets) < 2:  # batch norm takes two, and what replaces unreadable ones was not readable either
-            raise DataError("photographs cannot be read any more", field="data", value=str(self.options.data))
+            raise DataError("photographs can no longer be read", field="data", value=str(self.options.data))
         images = normalise(batch.images.to(self.device, non_blocking=True), self.preprocessing)
         targets = batch.targets.to(self.device, non_blocking=True)
         for group in self.optimiser.param_groups:
@@ -273,7 +273,7 @@ class _Run:
         )
 
     def _work(self, start: int, stop: int) -> float:
-        """Work of epochs [start, stop), in pixels a photograph: later epochs may be larger."""
+        """Work of epochs [start, stop), in pixels per photograph: later epochs may be larger."""
         return float(sum(self.options.resolution_in(epoch) ** 2 for epoch in range(start, stop)))
 
     def _held_out_accuracy(self) -> list[float]:
@@ -307,7 +307,7 @@ class _Run:
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
     def _model(self) -> Cascade:
-        """The network whose weights are kept."""
+        """The network whose weights are stored."""
         if self.average is None or not self.average.n_averaged:
             return self.network
         averaged = self.average.module

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""The training loss."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def loss(
 ) -> Tensor:
     """Cross entropy of every head, weight 1 each: logits (B, K) of each stage, targets int64 (B,) -> a scalar, float32.
 
-    The last head's target gives ``label_smoothing`` of its share evenly to all classes (Szegedy et al., "Rethinking the
-    Inception Architecture for Computer Vision", 2015, section 7). The others' does not: smoothed, a head tells less
-    well which images it is unsure of.
+    The last head's target spreads ``label_smoothing`` of its share evenly over all classes (Szegedy et al., "Rethinking
+    the Inception Architecture for Computer Vision", 2015, section 7). Other targets are not smoothed, because then a
+    head's confidence would separate uncertain images less well.
 
-    Every other head also learns from the last one, as from soft targets, with weight ``distillation``; no gradient of
-    that flows into the last one (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; temperature 1).
+    Every other head also learns from the last one's soft targets, with weight ``distillation``; no gradient of that
+    flows into the last head (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; temperature 1).
     """
     *others, last = [head.float() for head in heads]
     learnt = cross_entropy(last, targets, label_smoothing=label_smoothing)

@@ -1,4 +1,4 @@
-"""Everything that decides how a network is trained."""
+"""All options that determine how a network is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAPER_MOBILENET_WEIGHT_DECAY = 4e-5
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What an option says of itself, for ``--help``, and what it may be."""
+    """The help text of an option, and its allowed values."""
 
     help: str
     low: float = -math.inf
@@ -40,36 +40,44 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """Options of one run, each stated here alone: ``lowfirst train`` takes its own from here.
+    """Options of one run, defined only here; ``lowfirst train`` derives its options from them.
 
-    None stands for a default that depends on the photographs or the machine.
+    None means a default that depends on the photographs or the machine.
     """
 
     network: Annotated[str, Option("Network, see `lowfirst models --architectures`.")]
     data: Annotated[Path, Option("Folder with train/<class>/ photographs, or the class folders themselves.")]
-    out: Annotated[Path, Option("Run folder to make.")]
-    resolution: Annotated[int, Option("Of the last stage's input, pixels, even.", MIN_RESOLUTION, MAX_RESOLUTION)] = 192
+    out: Annotated[Path, Option("Run folder to create.")]
+    resolution: Annotated[
+        int, Option("Input size of the last stage in pixels, an even number.", MIN_RESOLUTION, MAX_RESOLUTION)
+    ] = 192
     epochs: Annotated[int, Option("Passes over the data.", 1, 10_000)] = 40
     batch_size: Annotated[
         int | None,
-        Option("Images per step, over all processes. Default: 64, or an eighth of fewer photographs.", 2, 65_536),
+        Option(
+            "Images per step, over all processes. Default: 64, or an eighth of the photographs if that is less.",
+            2,
+            65_536,
+        ),
     ] = None
-    learning_rate: Annotated[float, Option("Its peak.", 1e-6, 10)] = 0.06
+    learning_rate: Annotated[float, Option("Peak learning rate.", 1e-6, 10)] = 0.06
     schedule: Annotated[
         str, Option("cosine, or step: divided by 10 after 1/4, 1/2 and 3/4.", choices=("cosine", "step"))
     ] = "cosine"
-    warmup: Annotated[float, Option("Share of the run with a linear warm-up, for cosine.", 0, 1)] = 0.04
-    weight_decay: Annotated[float, Option("On weights of dense convolutions and linear layers.", 0, 1)] = 5e-4
-    min_scale: Annotated[float, Option("Smallest share of a photograph's area that a crop takes.", 0.01, 1)] = 0.25
-    augment: Annotated[bool, Option("Change the shape or the colours of every crop at random.")] = False
-    label_smoothing: Annotated[float, Option("Share of a target that all classes get.", 0, 0.9)] = 0.0
-    progressive: Annotated[bool, Option("2/3 of the resolution in 3/5 of the epochs, 5/6 in the next 1/5.")] = True
+    warmup: Annotated[float, Option("Share of the run used for linear warm-up (cosine only).", 0, 1)] = 0.04
+    weight_decay: Annotated[float, Option("Weight decay of dense convolutions and linear layers.", 0, 1)] = 5e-4
+    min_scale: Annotated[float, Option("Smallest share of a photograph's area in a crop.", 0.01, 1)] = 0.25
+    augment: Annotated[bool, Option("Change shape or colours of every crop at random.")] = False
+    label_smoothing: Annotated[float, Option("Share of each target spread over all classes.", 0, 0.9)] = 0.0
+    progressive: Annotated[bool, Option("Train 3/5 of the epochs at 2/3 of the resolution, the next 1/5 at 5/6.")] = (
+        True
+    )
     distillation: Annotated[
-        float, Option("Weight of what the other heads learn from the last one; 0: off.", 0, 100)
+        float, Option("Weight with which earlier stages learn from the last one; 0: off.", 0, 100)
     ] = 0.0
     ema_epochs: Annotated[float, Option("Time constant of the weight average; 0: off.", 0, 1000)] = 2.0
     calibration_share: Annotated[float, Option("Share of each class held out for calibration.", 0, 0.5)] = 0.1
-    seed: Annotated[int, Option("Of weights, order, crops and the held-out split.", 0, 2**32 - 1)] = 0
+    seed: Annotated[int, Option("Random seed for weights, order, crops and the held-out split.", 0, 2**32 - 1)] = 0
     init: Annotated[
         str | None,
         Option(
@@ -78,17 +86,17 @@ class TrainOptions:
         ),
     ] = None
     class_names: Annotated[Path | None, Option("JSON file: class folder -> label.")] = None
-    dataset: Annotated[str | None, Option("What the model card calls the data. Default: its folder.")] = None
+    dataset: Annotated[str | None, Option("Name of the data in the model card. Default: its folder.")] = None
     network_options: Annotated[
         Mapping[str, Any], Option("Option of the network, KEY=VALUE: gated=true, fusion=after_relu, projection=false.")
     ] = field(default_factory=dict)
     device: Annotated[str, Option("auto, cpu, cuda or cuda:N.")] = "auto"
     precision: Annotated[
-        str, Option("float32, bfloat16, or auto: what the device computes fast.", choices=PRECISIONS)
+        str, Option("float32, bfloat16, or auto: the one that is fast on the device.", choices=PRECISIONS)
     ] = "auto"
-    workers: Annotated[int | None, Option("Processes that crop. Default: one per core.", 0, 1024)] = None
+    workers: Annotated[int | None, Option("Processes that load and crop. Default: one per core.", 0, 1024)] = None
     decoded_gb: Annotated[
-        float, Option("Memory for photographs decoded once, of each GPU or the machine; 0: none.", 0, 10_000)
+        float, Option("Memory in GB for decoded photographs, per GPU or on the machine; 0: none.", 0, 10_000)
     ] = 4.0
 
     def __post_init__(self) -> None:
@@ -126,12 +134,12 @@ class TrainOptions:
         return math.ceil(self.resolution / math.sqrt(self.min_scale))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as kept in ``options.json`` and ``model.json``."""
+        """Plain values, as stored in ``options.json`` and ``model.json``."""
         raw = dataclasses.asdict(self)
         return {name: str(value) if isinstance(value, Path) else value for name, value in raw.items()}
 
     def recipe(self) -> dict[str, Any]:
-        """What decided the weights, for the model card: all but places and machines."""
+        """The options that determine the weights, for the model card: all except paths and machines."""
         kept = {name: value for name, value in self.to_json().items() if name not in PLACES}
         return {**kept, "init": self.init and "/".join(Path(self.init).parts[-2:])}
 
@@ -144,7 +152,7 @@ FREE_ON_RESUME = PLACES
 
 
 def paper_recipe(network: str) -> dict[str, Any]:
-    """The paper's recipe, section 4, as far as it is stated; the rest as chosen in ``docs/method.md``."""
+    """The paper's recipe, section 4; unstated values are those of ``docs/method.md``."""
     is_mobilenet = "mobilenet" in network
     return {
         "epochs": 120,
@@ -159,7 +167,7 @@ def paper_recipe(network: str) -> dict[str, Any]:
 
 
 def adapt_recipe(network: str) -> dict[str, Any]:
-    """From weights that exist to a data set of one's own: few epochs at a low rate, and gates that start shut."""
+    """Recipe from existing weights to another data set: few epochs at a low rate, and gates that start closed."""
     from service.networks.registry import depth
 
     return {
@@ -173,5 +181,5 @@ def adapt_recipe(network: str) -> dict[str, Any]:
 
 @cache
 def described() -> dict[str, Option]:
-    """What each field of ``TrainOptions`` says of itself."""
+    """Description of each field of ``TrainOptions``."""
     return {name: hint.__metadata__[0] for name, hint in get_type_hints(TrainOptions, include_extras=True).items()}

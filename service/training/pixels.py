@@ -21,13 +21,13 @@ READ_AHEAD = 64
 
 
 class DecodedPhotographs:
-    """The pixels of photographs: of the first ones kept in the memory of ``device``, of the rest decoded at each call.
+    """Pixels of photographs: the first ones kept in the memory of ``device``, the rest decoded at each call.
 
     Args:
-        photographs: what is asked for by place.
-        shorter_side: photographs whose shorter side is longer are reduced to it, kept or not.
+        photographs: addressed by their position.
+        shorter_side: photographs with a longer shorter side are reduced to it, kept or not.
         budget: bytes that may be kept.
-        device: where pixels are given, and kept.
+        device: where pixels are kept and returned.
     """
 
     def __init__(self, photographs: Photographs, shorter_side: int, budget: float, device: torch.device) -> None:
@@ -78,9 +78,9 @@ class DecodedPhotographs:
 def decoded(
     photographs: Photographs, shorter_side: int, budget: float, device: torch.device, processes: int = 1
 ) -> DecodedPhotographs:
-    """Kept on a GPU that has room for all of them; else on the CPU, where several processes decode the rest.
+    """Kept on a GPU if it has room for all of them; otherwise on the CPU, where several processes decode the rest.
 
-    ``budget`` is of each GPU's memory, or of the machine's, which so many ``processes`` share.
+    ``budget`` is for each GPU's memory, or for the machine's, which ``processes`` share.
     """
     if device.type != "cpu":
         with suppress(torch.OutOfMemoryError):

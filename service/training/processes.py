@@ -21,9 +21,9 @@ DEFAULT_BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process's place among ``world``, ``here`` of them on this machine.
+    """This process's rank among ``world``, of which ``here`` run on this machine.
 
-    ``device`` is the GPU it was given, None for as asked.
+    ``device`` is its GPU, None for the device of the options.
     """
 
     rank: int = 0
@@ -59,10 +59,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch_size: int | None, photographs: int) -> int:
-        """Images a step in this process; see ``TrainOptions.batch_size``.
+        """Images per step in this process; see ``TrainOptions.batch_size``.
 
         Raises:
-            InvalidOption: ``batch_size`` cannot be shared evenly, or leaves less than the two that batch norm takes.
+            InvalidOption: ``batch_size`` cannot be divided evenly, or leaves fewer than two images, which batch norm
+            needs.
         """
         if batch_size is None:
             return max(2, min(DEFAULT_BATCH_SIZE, photographs // 8) // self.world)
@@ -73,14 +74,14 @@ class Processes:
         return batch_size // self.world
 
     def sum(self, value: Tensor) -> Tensor:
-        """``value`` added up over all processes."""
+        """Sum of ``value`` over all processes."""
         if self.world > 1:
             value = value.to(self.device or "cpu", copy=True)
             dist.all_reduce(value)
         return value.cpu()
 
     def union(self, values: set[str]) -> set[str]:
-        """What is in ``values`` of any process."""
+        """Union of ``values`` over all processes."""
         if self.world == 1:
             return values
         gathered: list[set[str]] = [set()] * self.world
@@ -88,7 +89,7 @@ class Processes:
         return set().union(*gathered)
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives in the first process, which alone calls it, in all."""
+        """The result of ``make`` in the first process, which alone calls it, for all."""
         if self.world == 1:
             return make()
         made: list[T | None] = [make() if self.is_first else None]

@@ -1,8 +1,8 @@
-"""The folder of one run, which says everything about itself.
+"""The folder of one run, which describes it completely.
 
-``options.json`` is what was asked, ``trained_on.bin`` which photographs are trained on (see ``trained_on``). After
-every epoch come ``log.csv`` (a line per epoch), the model itself (``weights.safetensors`` and ``model.json``) and,
-last, ``checkpoint.pt``: everything to go on from that epoch.
+``options.json`` has the options, ``trained_on.bin`` the training photographs (see ``trained_on``). After every epoch it
+writes ``log.csv`` (one line per epoch), the model (``weights.safetensors`` and ``model.json``) and, last,
+``checkpoint.pt``: everything to continue from that epoch.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ OPTIONS, LOG, CHECKPOINT = "options.json", "log.csv", "checkpoint.pt"
 
 @dataclass(frozen=True, slots=True)
 class EpochLog:
-    """One line of ``log.csv``. ``waited`` is the share of the time that the first process had no batch.
+    """One line of ``log.csv``. ``waited`` is the share of time that the first process waited for a batch.
 
     Attributes:
-        accuracy: of each stage on training crops, a share of 1, by its name.
-        held_out: of each stage, by the averaged weights on the calibration photographs; nan without any.
+        accuracy: of each stage on training crops, a share of 1, by name.
+        held_out: of each stage, with the averaged weights on the calibration photographs; nan without any.
     """
 
     epoch: int
@@ -66,7 +66,7 @@ class EpochLog:
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, float], stages: Sequence[str]) -> EpochLog:
-        """What ``columns`` gave, of a network with these stages. Raises KeyError."""
+        """Inverse of ``columns``, for a network with these stages. Raises KeyError."""
         names = stages if len(stages) > 1 else ("high",)
         of = dict(zip(names, stages, strict=True))
         plain = {field.name: columns[field.name] for field in fields(cls) if field.name not in ("accuracy", "held_out")}
@@ -101,28 +101,26 @@ class RunFolder:
         self.path = path
 
     def check_free(self) -> None:
-        """Raises InvalidOption when a run is there already."""
+        """Raise InvalidOption if there is a run already."""
         if (self.path / OPTIONS).exists():
-            raise InvalidOption(
-                "out", str(self.path), "a folder without a run in it (or pass --resume to go on with it)"
-            )
+            raise InvalidOption("out", str(self.path), "a folder without a run (or pass --resume to continue it)")
 
     def is_of_older_version(self) -> bool:
-        """Whether a model is here of a version that kept the number of its photographs, and not their contents."""
+        """Whether the model here is of a version that stored only the number of its photographs, not their contents."""
         return (self.path / SPEC).is_file() and not (self.path / TRAINED_ON).is_file()
 
     def check_same(
         self, options: TrainOptions, photographs: Photographs, held_out: Photographs, contents: frozenset[bytes]
     ) -> None:
-        """Whether ``options`` and the photographs are those of the run here.
+        """Check that ``options`` and the photographs are those of the run here.
 
         Args:
-            contents: digests of ``photographs``, those to train on.
+            contents: digests of ``photographs``, the training part.
 
         Raises:
             NotFound: no run is here.
             InvalidOption: naming the first option that differs, and both values.
-            DataError: a run of another version; other photographs: some held out then would be trained on now.
+            DataError: a run of another version; or other photographs, so that held-out ones would be trained on now.
         """
         path = self.path / OPTIONS
         if not path.is_file():
@@ -133,13 +131,13 @@ class RunFolder:
         if foreign:
             raise DataError(
                 f"{path} was written by another version of lowfirst: {len(foreign)} options are known to one of them "
-                f"only, {foreign[0]!r} first; train it again, or go on with the version it was begun with",
+                f"only, {foreign[0]!r} first; train it again, or continue with the version that started it",
                 field="out",
                 value=str(self.path),
             )
         for name, value in now.items():
             if name not in FREE_ON_RESUME | off and before[name] != value:
-                raise InvalidOption(name, value, f"{before[name]!r}, as in the run that is resumed")
+                raise InvalidOption(name, value, f"{before[name]!r}, as in the resumed run")
         if self.is_of_older_version():
             self._check_same_numbers(options, photographs, held_out)
         elif (self.path / TRAINED_ON).is_file():
@@ -149,15 +147,15 @@ class RunFolder:
         spec = read_spec(self.path) if (self.path / SPEC).is_file() else None
         others = len(contents - trained_on(self.path))
         if others:
-            what = f"makes {others} photographs to train on that were not trained on before, and may have been held out"
+            what = f"has {others} training photographs that were not used before, and may have been held out"
         elif spec is not None and spec.class_folders != photographs.folders:
             what = f"has other classes: {', '.join(sorted({*spec.class_folders} ^ {*photographs.folders}))}"
         elif spec is not None and spec.told("train_images") != len(photographs):
-            what = f"has {len(photographs)} photographs to train on, where there were {spec.told('train_images')}"
+            what = f"has {len(photographs)} training photographs, but had {spec.told('train_images')}"
         else:
             return
         raise DataError(
-            f"{options.data} {what}: pass the photographs that the run which is resumed was begun with",
+            f"{options.data} {what}: pass the photographs with which the run was started",
             field="data",
             value=str(options.data),
         )
@@ -168,16 +166,16 @@ class RunFolder:
         found = len(photographs), len(held_out), photographs.folders
         if was != found:
             raise DataError(
-                f"{options.data} has {found[0]} photographs to train on, {found[1]} held out and {len(found[2])} "
-                f"classes; the run that is resumed had {was[0]}, {was[1]} and {len(was[2])}",
+                f"{options.data} has {found[0]} training photographs, {found[1]} held out and {len(found[2])} "
+                f"classes; the resumed run had {was[0]}, {was[1]} and {len(was[2])}",
                 field="data",
                 value=str(options.data),
             )
 
     def claim(self, options: TrainOptions, known: frozenset[bytes]) -> None:
-        """Make the folder, and keep in it ``options`` and what it trains on, ``known`` by digests.
+        """Create the folder, and store ``options`` and the digests ``known`` of the training photographs in it.
 
-        Raises InvalidOption when it cannot be made.
+        Raises InvalidOption if it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -189,9 +187,9 @@ class RunFolder:
         temporary.replace(self.path / OPTIONS)
 
     def checkpoint(self, device: torch.device, stages: Sequence[str]) -> dict[str, Any] | None:
-        """What ``save`` was given last, of a network with these stages; None when the first epoch never ended.
+        """The argument of the last ``save``, for a network with these stages; None if no epoch was completed.
 
-        Raises BrokenModel when it cannot be read, or another version wrote it.
+        Raises BrokenModel if it cannot be read, or another version wrote it.
         """
         path = self.path / CHECKPOINT
         if not path.is_file():
@@ -210,14 +208,14 @@ class RunFolder:
         ) as error:  # fmt: skip
             reason = str(error).partition("\n")[0]
             raise BrokenModel(
-                f"{path}, {path.stat().st_size} bytes, is no checkpoint to go on from: {reason}",
+                f"{path}, {path.stat().st_size} bytes, is not a usable checkpoint: {reason}",
                 field="out",
                 value=str(self.path),
             ) from error
         return saved
 
     def preprocessing(self) -> Preprocessing | None:
-        """Of the model that is here; None where its writing was interrupted. Raises BrokenModel."""
+        """Preprocessing of the model here; None if its writing was interrupted. Raises BrokenModel."""
         return read_spec(self.path).preprocessing if (self.path / SPEC).is_file() else None
 
     def _options(self, path: Path) -> dict[str, Any]:
@@ -230,7 +228,7 @@ class RunFolder:
     def save(
         self, log: Sequence[EpochLog], weights: dict[str, Tensor], spec: ModelSpec, checkpoint: dict[str, Any]
     ) -> ModelSpec:
-        """Write everything that an epoch renews; gives ``spec`` with the weights' digest."""
+        """Write everything that changes with an epoch; returns ``spec`` with the weights' digest."""
         with (self.path / LOG).open("w", newline="") as file:
             lines = [line.columns() for line in log]
             writer = csv.DictWriter(file, list(lines[0]))
@@ -244,7 +242,7 @@ class RunFolder:
         return spec
 
     def model_after(self, epochs: int) -> ModelSpec | None:
-        """The model here, with its calibration if it has one; None unless it is whole and ``epochs`` old."""
+        """The model here, with its calibration if any; None unless it is complete and ``epochs`` old."""
         try:
             spec = read_spec(self.path)
             read_weights(self.path, spec)

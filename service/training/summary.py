@@ -1,4 +1,4 @@
-"""What a training found, said before it starts: what it trains on, what is held out, and what will fail afterwards."""
+"""Summary printed before training: training and held-out photographs, and problems that will follow."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WEAK_PROMISE = 0.95  # an agreement that a useful table can promise
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What there is.
+    """The photographs found.
 
     Attributes:
-        train, held_out: the two parts of the photographs that training found.
-        val: those of ``val/``; None where there is none.
-        skipped: what beside them is not read, by kind.
-        warnings: what will fail or mean little after the training.
+        train, held_out: the two parts of the photographs.
+        val: those of ``val/``; None without it.
+        skipped: other files, by kind.
+        warnings: what will fail or mean little after training.
     """
 
     train: Photographs
@@ -44,7 +44,7 @@ class Summary:
 
 
 def summarise(options: TrainOptions, train: Photographs, held_out: Photographs) -> Summary:
-    """What there is in ``options.data``, of which training takes these two parts."""
+    """The summary of ``options.data``, given the two parts."""
     val, unlike = _val(options, train.folders)
     few = _few(options, held_out) if len(options.stages) > 1 else []
     skipped = train.skipped if val is None else _sum(train.skipped, val.skipped)
@@ -52,13 +52,13 @@ def summarise(options: TrainOptions, train: Photographs, held_out: Photographs) 
 
 
 def few_to_certify(certifying: int) -> str | None:
-    """What is wrong with certifying on so few photographs; None where a useful promise is possible."""
+    """Why so few photographs cannot certify; None if a useful promise is possible."""
     most = (1 - CONFIDENCE) ** (1 / max(certifying, 1))
     if most >= WEAK_PROMISE:
         return None
     return (
-        f"{certifying} photographs certify: even if all stages agree on all of them, no agreement over "
-        f"{100 * most:.1f} % can be promised"
+        f"{certifying} photographs certify: even if all stages agree on all of them, an agreement over "
+        f"{100 * most:.1f} % cannot be promised"
     )
 
 
@@ -66,11 +66,11 @@ def _few(options: TrainOptions, held_out: Photographs) -> list[str]:
     if not options.calibration_share:
         return [
             "--calibration-share 0 holds nothing out: no calibration table can be made from these photographs; "
-            "`lowfirst calibrate` will take others, in another --data"
+            "`lowfirst calibrate` needs others, with another --data"
         ]
     if len(held_out) < MIN_HELD_OUT:
         return [
-            f"{len(held_out)} photographs are held out of training; to calibrate takes {MIN_HELD_OUT}: raise "
+            f"{len(held_out)} photographs are held out of training; calibration needs {MIN_HELD_OUT}: raise "
             "--calibration-share"
         ]
     few = few_to_certify(len(held_out) // 2)
@@ -88,7 +88,7 @@ def _val(options: TrainOptions, folders: Sequence[str]) -> tuple[Photographs | N
     if foreign:
         said.append(f"val/ has classes that train/ lacks: {_some(foreign)}; evaluating on it will be refused")
     if missing:
-        said.append(f"val/ has no photograph of {_some(missing)}: evaluating will say nothing of them")
+        said.append(f"val/ has no photograph of {_some(missing)}: they will not be evaluated")
     return val, said
 
 

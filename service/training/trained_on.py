@@ -1,8 +1,8 @@
-"""What a network was trained on, known by the contents of the photographs: names and places may change.
+"""Training photographs of a network, recognised by their contents, because names and places may change.
 
 A run folder, and a model published from it, has ``trained_on.bin``: the digests of all photographs that its weights
-have seen, sorted, 8 bytes each, those of the model that it started from (``--init``) among them. ``ModelSpec.files``
-has the file's SHA-256.
+have seen, sorted, 8 bytes each, including those of the model that it started from (``--init``). ``ModelSpec.files`` has
+the file's SHA-256.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIGEST_BYTES = 8  # two of a million photographs share one by chance in 1 of 37 
 
 
 def digests(paths: Sequence[Path]) -> tuple[bytes, ...]:
-    """A digest of the contents of each file; empty for one that cannot be read."""
+    """A digest of the contents of each file; empty for an unreadable one."""
     with ThreadPoolExecutor(cores()) as threads:
         return tuple(threads.map(_digest, paths))
 
@@ -38,12 +38,12 @@ def _digest(path: Path) -> bytes:
 def split(
     photographs: Photographs, contents: Sequence[bytes], share: float, seed: int
 ) -> tuple[Photographs, Photographs, frozenset[bytes]]:
-    """As ``hold_out``, but what is there more than once, by ``contents``, is either trained on or held out.
+    """As ``hold_out``, but all copies of a photograph, by ``contents``, are in the same part.
 
-    Without ``contents`` it is ``hold_out``, which knows a photograph by its place.
+    Without ``contents`` it is ``hold_out``, which identifies a photograph by its path.
 
     Returns:
-        What to train on, what is held out, and the digests of the former.
+        The training part, the held-out part, and the digests of the former.
     """
     train, held = hold_out(photographs, share, seed)
     if not contents:
@@ -59,26 +59,26 @@ def split(
 
 
 def write_trained_on(folder: Path, known: Iterable[bytes]) -> dict[str, str]:
-    """Keep the digests ``known`` in ``folder``; gives the file's name and SHA-256, for ``ModelSpec.files``."""
+    """Store the digests ``known`` in ``folder``; returns the file's name and SHA-256, for ``ModelSpec.files``."""
     (folder / TRAINED_ON).write_bytes(b"".join(sorted(set(known))))
     return recorded(folder)
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """What ``ModelSpec.files`` says of the file in ``folder``; nothing where an older version left none."""
+    """The entry of ``ModelSpec.files`` for the file in ``folder``; empty if an older version wrote none."""
     path = folder / TRAINED_ON
     return {TRAINED_ON: hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
 
 
 def knows_trained_on(folder: Path) -> bool:
-    """Whether the model in ``folder`` knows; those of earlier versions do not."""
+    """Whether the model in ``folder`` knows its training photographs; models of earlier versions do not."""
     return TRAINED_ON in read_spec(folder).files
 
 
 def trained_on(folder: Path) -> frozenset[bytes]:
-    """The digests of all that the weights in ``folder`` have seen, or will have in a run that has no model yet.
+    """Digests of all photographs that the weights in ``folder`` have seen, or will see in a run without a model yet.
 
-    Raises BrokenModel when the file is missing or not as ``model.json`` says.
+    Raises BrokenModel if the file is missing or does not match ``model.json``.
     """
     if (folder / SPEC).is_file():
         data = verified(folder, TRAINED_ON, read_spec(folder).files[TRAINED_ON])
@@ -88,9 +88,9 @@ def trained_on(folder: Path) -> frozenset[bytes]:
 
 
 def not_trained_on(photographs: Photographs, folder: Path) -> tuple[Photographs, int]:
-    """Those of ``photographs`` that the model in ``folder`` was not trained on, each once, and how many it was.
+    """The ``photographs`` that the model in ``folder`` was not trained on, each once, and the number of the others.
 
-    Copies say nothing new; how many there are is counted in ``skipped``.
+    Copies are no further evidence; ``skipped`` counts them.
     """
     known = trained_on(folder)
     fresh: dict[bytes | Path, int] = {}
@@ -105,5 +105,5 @@ def not_trained_on(photographs: Photographs, folder: Path) -> tuple[Photographs,
 
 
 def merge_trained_on(folder: Path, sources: Iterable[Path]) -> dict[str, str]:
-    """Keep in ``folder`` what any model of ``sources`` was trained on; as ``write_trained_on``."""
+    """Store in ``folder`` the digests of all models in ``sources``; as ``write_trained_on``."""
     return write_trained_on(folder, frozenset[bytes]().union(*map(trained_on, sources)))

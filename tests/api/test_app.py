@@ -150,7 +150,7 @@ async def test_the_documentation_asks_no_other_host(client: httpx.AsyncClient, p
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("single_ms", "said"),
-    [(3.0, "it pays where 50% or more do"), (0.5, "it pays at no exit rate"), (4.9, None)],
+    [(3.0, "it pays if 50% or more do"), (0.5, "it does not pay at any exit rate"), (4.9, None)],
     ids=["fewer exit than pay for the first stage", "it never pays", "it pays"],
 )
 async def test_start_up_says_where_the_cascade_does_not_pay(

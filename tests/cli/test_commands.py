@@ -121,17 +121,17 @@ ERRORS = {
         "option is 'fusion'; it must be KEY=VALUE",
     ),
     "train resume nothing": (["train", "resnet18", "--data", "{data}", "--out", "x", "--resume"], "x holds no run to"),
-    "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "model is 'nowhere'; it is no run folder, and"),
+    "calibrate no run": (["calibrate", "nowhere", "--data", "x"], "model is 'nowhere'; it is not a run folder, and"),
     "evaluate no model": (["evaluate", "nobody", "--data", "x"], "model is 'nobody'; "),
     "report no model": (["report", "nobody", "--data", "x", "--out", "y"], "model is 'nobody'; "),
     "publish no run": (["publish", "nowhere", "--name", "x"], "nowhere holds no model"),
-    "compose no model": (["compose", "x", "--stage", "nobody"], "model is 'nobody'; it is no run folder, and "),
+    "compose no model": (["compose", "x", "--stage", "nobody"], "model is 'nobody'; it is not a run folder, and "),
     "compose no pixels": (["compose", "x", "--stage", "a@big"], "stage is 'a@big'; it must be MODEL or MODEL@PIXELS"),
     "compose 0 pixels": (["compose", "x", "--stage", "a@0"], "stage is 'a@0'; it must be MODEL or MODEL@PIXELS"),
     "compose no name": (["compose", "X", "--stage", "nobody"], "model is 'nobody'; "),
     "calibrate both": (
         ["calibrate", "x", "--data", "x", "--unlabelled", "--split", "val"],
-        "split is 'val'; it must be left out: --unlabelled and --from-log take all that is there",
+        "split is 'val'; it must be absent: --unlabelled and --from-log use all images",
     ),
     "classify no model": (["classify", "--model", "nobody", "x.jpg"], "model is 'nobody'; "),
     "classify a path": (["classify", "--model", "../tiny", "x.jpg"], "model is '..'; it must be a name of"),
@@ -188,7 +188,7 @@ def test_photograph_that_cannot_be_read_is_named_among_the_others(
     assert done.status == 1
     assert "whole.jpg" in done.out
     first, second = done.err.splitlines()
-    assert first.startswith("text.jpg: image is 13 bytes of no known format")
+    assert first.startswith("text.jpg: image is 13 bytes of an unknown format")
     assert second.startswith("nowhere.jpg: ")
 
 
@@ -209,7 +209,7 @@ def test_unreadable_photographs_are_named_and_counted(
 
 def test_papers_recipe_is_taken_but_for_what_is_given(lowfirst: Lowfirst, shapes: Path, tmp_path: Path) -> None:
     arguments = ("train", "mobilenet_v1_025", "--data", shapes, "--out", tmp_path / "run", "--recipe", "paper")
-    assert "a step takes 256: lower --batch-size" in lowfirst(*arguments, *QUICK).err
+    assert "a step needs 256: lower --batch-size" in lowfirst(*arguments, *QUICK).err
     done = lowfirst(*arguments, *QUICK, "--batch-size", "16", "--option", "fusion=after_relu")
     assert "options that mobilenet_v1_025 has" in done.err
     assert lowfirst(*arguments, *QUICK, "--batch-size", "16").status == 0
@@ -261,7 +261,7 @@ def test_interrupted_training_says_how_to_go_on(shapes: Path, tmp_path: Path) ->
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the decoding process is interrupted too
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] + "\n" == f"interrupted; the same command with --resume goes on with {out}\n"
+    assert err.splitlines()[-1] + "\n" == f"interrupted; to continue {out}, run the same command with --resume\n"
 
 
 def test_module_runs_as_the_command_does() -> None:

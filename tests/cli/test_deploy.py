@@ -34,9 +34,7 @@ def refusal(done: Any) -> str:
 def test_without_ray_it_says_what_to_install(lowfirst: Lowfirst, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.delitem(sys.modules, "service.cluster.deploy", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    assert refusal(lowfirst("deploy")) == (
-        "error: Ray is not installed, which `lowfirst deploy` takes: pip install '.[ray]'"
-    )
+    assert refusal(lowfirst("deploy")) == ("error: `lowfirst deploy` needs Ray: pip install '.[ray]'")
 
 
 def test_several_replicas_without_redis(lowfirst: Lowfirst) -> None:
@@ -82,7 +80,7 @@ def test_cluster_of_this_machine_that_ended(
 def test_something_else_at_the_address(lowfirst: Lowfirst) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        assert refusal(lowfirst("deploy", "--address", address)).endswith("(what listens there is none)")
+        assert refusal(lowfirst("deploy", "--address", address)).endswith("(no Ray cluster listens there)")
 
 
 def test_cluster_that_asks_for_another_token(lowfirst: Lowfirst) -> None:
@@ -96,7 +94,7 @@ def test_cluster_that_asks_for_another_token(lowfirst: Lowfirst) -> None:
         told = refusal(lowfirst("deploy", "--address", address))
     finally:
         server.stop(None).wait()
-    assert told.endswith("(it takes the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token)")
+    assert told.endswith("(it needs the token it was started with, in RAY_AUTH_TOKEN or ~/.ray/auth_token)")
 
 
 @pytest.mark.parametrize("address", ["nonsense:port", "a:b:c", ""])

@@ -149,7 +149,7 @@ def test_many_upgrades_in_one_piece_are_all_answered(connect: Callable[[], socke
 def test_body_that_stops_to_be_http_is_answered_by_its_route(connect: Callable[[], socket.socket]) -> None:
     opened = connect()
     opened.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\nno number\r\n")
-    assert answers(opened) == [(400, "the request is no HTTP that can be read")]
+    assert answers(opened) == [(400, "the request is not valid HTTP")]
 
 
 def test_body_that_finds_no_memory_is_no_fault_of_the_client(
@@ -169,7 +169,7 @@ def test_request_before_one_that_is_broken_gets_its_own_answer(connect: Callable
     broken = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n"
     opened = connect()
     opened.sendall(whole + broken)
-    assert answers(opened) == [(200, '["POST","x"]'), (400, "the request is no HTTP that can be read")]
+    assert answers(opened) == [(200, '["POST","x"]'), (400, "the request is not valid HTTP")]
 
 
 def test_request_before_what_is_no_request_is_answered(connect: Callable[[], socket.socket], app: App) -> None:
@@ -198,7 +198,7 @@ def test_request_that_was_answered_before_its_body_broke_is_answered_once(
         (b"GET / HTTP/1.1\r\n\r\n", "the head has 0 Host headers; it must have 1"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", "the head has 2 Host headers; it must have 1"),
         (b"GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", "the head has 2 Host headers; it must have 1"),
-        (b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", "CONNECT is for proxies, which this is not"),
+        (b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", "CONNECT is not supported: this is not a proxy"),
         (b"GET /?" + b"a&" * 64 + b" HTTP/1.1\r\n" + HOST + b"\r\n", "the query has 65 fields; the limit is 64"),
     ],
 )

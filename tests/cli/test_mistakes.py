@@ -80,12 +80,12 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         (["resnet18", "--data", "{photographs}", "--out", "{file}/x"], "{file}"),
     ],
     "calibrate": [
-        (["tiny", *DATA], "model is 'tiny'; it is no run folder, and there is no model store {store}"),
-        (["{folder}", *DATA], "it is no run folder"),
+        (["tiny", *DATA], "model is 'tiny'; it is not a run folder, and there is no model store {store}"),
+        (["{folder}", *DATA], "it is not a run folder"),
     ],
     "quantise": [(["{folder}", *DATA], "")],
-    "evaluate": [(["tiny", *DATA], "model is 'tiny'; it is no run folder")],
-    "report": [(["tiny", *DATA, "--out", "y"], "model is 'tiny'; it is no run folder")],
+    "evaluate": [(["tiny", *DATA], "model is 'tiny'; it is not a run folder")],
+    "report": [(["tiny", *DATA, "--out", "y"], "model is 'tiny'; it is not a run folder")],
     "publish": [(["{folder}", "--name", "x"], "{folder} holds no model"), (["tiny", "--name", "x"], "tiny holds no")],
     "import": [
         (["resnet", "--name", "x"], "network is 'resnet'"),
@@ -94,15 +94,15 @@ WRONG: dict[str, list[tuple[list[str], str]]] = {
         (["resnet18", "--name", "x", "--labels", "nowhere"], "labels 'nowhere' cannot be read"),
     ],
     "sign": [
-        (["tiny", "--key", "{file}"], "model is 'tiny'; it is no run folder, and there is no model store {store}"),
+        (["tiny", "--key", "{file}"], "model is 'tiny'; it is not a run folder, and there is no model store {store}"),
     ],
     "compose": [
-        (["x", "--stage", "tiny"], "model is 'tiny'; it is no run folder"),
+        (["x", "--stage", "tiny"], "model is 'tiny'; it is not a run folder"),
         (["x", "--stage", "tiny@large"], "stage is 'tiny@large'; it must be MODEL or MODEL@PIXELS"),
     ],
     "models": [],
     "bench": [
-        (["tiny"], "model is 'tiny'; it is no run folder"),
+        (["tiny"], "model is 'tiny'; it is not a run folder"),
         (["{tiny}", "--save", "nowhere/times.json"], "save is 'nowhere/times.json'; it must be a file in a folder"),
         (["{tiny}", "--save", "{folder}"], "save is '{folder}'; it must be a file in a folder"),
         (["{tiny}", "--device", "tpu"], "device is 'tpu'; it must be auto, cpu or a CUDA device"),
@@ -192,9 +192,7 @@ def test_a_taken_port_is_known_before_the_model_is_looked_for(tmp_path: Path, va
         done = serve(tmp_path / "store", MODEL="nobody", PROCESSES=processes, **{variable: port})
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(
-        f"error: LOWFIRST_{variable} is {port}; it must be one that can be listened on at 127.0.0.1 ("
-    )
+    assert last.startswith(f"error: LOWFIRST_{variable} is {port}; it must be a free port at 127.0.0.1 (")
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -209,7 +207,7 @@ def test_a_model_that_cannot_be_served_is_told_in_one_line(tmp_path: Path, proce
 
 def test_a_store_that_is_not_there_is_named_with_its_variable(lowfirst: Lowfirst) -> None:
     done = lowfirst("models")
-    assert (done.status, done.err) == (0, "there is no such folder: LOWFIRST_MODEL_STORE names it\n")
+    assert (done.status, done.err) == (0, "there is no such folder (LOWFIRST_MODEL_STORE)\n")
 
 
 def test_without_a_command_the_help_is_printed_and_the_status_is_2(lowfirst: Lowfirst) -> None:

@@ -86,7 +86,7 @@ def test_replica_keeps_within_its_share(resources: dict[str, float], threads: in
 
 OUT_OF_BOUNDS: dict[str, tuple[dict[str, object], str]] = {
     "replicas": ({"replicas": 0}, "greater than or equal to 1"),
-    "max_replicas": ({"replicas": 2, "max_replicas": 4}, "left unset where replicas is 2"),
+    "max_replicas": ({"replicas": 2, "max_replicas": 4}, "unset if replicas is 2"),
     "min_replicas": ({"max_replicas": 2, "min_replicas": 3}, "at most max_replicas, which is 2"),
     "cpus_per_replica": ({"cpus_per_replica": 1.5}, "at most 1, or a whole number"),
     "gpus_per_replica": ({"gpus_per_replica": -1}, "greater than or equal to 0"),
@@ -115,7 +115,5 @@ def test_several_replicas_need_a_redis() -> None:
 
 def test_arguments_of_a_serve_config_are_refused() -> None:
     assert application({}) is not None
-    with pytest.raises(
-        InvalidOption, match=r"args is {'model': 'bees'}; it must be left out: settings are environment"
-    ):
+    with pytest.raises(InvalidOption, match=r"args is {'model': 'bees'}; it must be absent: settings are environment"):
         application({"model": "bees"})

@@ -238,7 +238,7 @@ def test_deployed_anew_under_load_loses_nothing(fleet: Fleet, make_jpeg: Callabl
 
 
 def test_more_replicas_than_there_is_room_for_is_said_at_once(fleet: Fleet, here: Callable[[int], None]) -> None:
-    with pytest.raises(InvalidOption, match=r"^replicas is 3; it must be at most 2: for more the cluster's 2 nodes"):
+    with pytest.raises(InvalidOption, match=r"^replicas is 3; it must be at most 2: the cluster's 2 nodes"):
         here(3)
     assert len(fleet.replicas()) == 2
 

@@ -94,17 +94,17 @@ def test_photograph_that_escalates_shows_both_answers(page: Page, site: httpx.Cl
         first = page.locator(f".pass.tone-{place} .ranking li").first
         expect(first).to_contain_text(str(passes[stage][0]["label"]))
         expect(page.locator(f".pass.tone-{place} .cost")).to_contain_text(re.compile(r"M · [\d.]+\sms"))
-    expect(page.locator(".verdict")).to_contain_text("not above 1, so on to the high pass")
+    expect(page.locator(".verdict")).to_contain_text("not above 1, so it continues to the high pass")
     expect(page.get_by_role("img", name=re.compile(r"Confidence 0\.\d+, threshold 1"))).to_be_visible()
 
 
 def test_high_pass_may_be_asked_of_a_photograph_that_exits(page: Page, site: httpx.Client) -> None:
     set_threshold(site, 0)
     upload(page, "parachute.jpg")
-    page.get_by_role("button", name="Ask it all the same").click()
+    page.get_by_role("button", name="Run it anyway").click()
     best = str(told(site, "parachute.jpg", threshold="1")["high"][0]["label"])
     expect(page.locator(".pass.tone-1 .ranking li").first).to_contain_text(best)
-    expect(page.locator(".pass.tone-1")).to_contain_text(re.compile("Asked all the same: it (dis)?agrees"))
+    expect(page.locator(".pass.tone-1")).to_contain_text(re.compile("Run anyway: it (dis)?agrees"))
     expect(page.locator("#pass-1")).to_be_focused()
     assert site.get("/config/threshold").json()["threshold"] == 0
 
@@ -132,7 +132,7 @@ def test_cascade_of_any_depth_is_drawn(open_page: Open, any_depth: httpx.Client,
         expect(page.locator(".gauge")).to_have_count(0 if not last else max(ran, 1))
         expect(page.locator(".spent .bar").last.locator("i")).to_have_count(len(passes))
         expect(page.locator("#strip button").first).to_have_class(f"answered tone-{ran}")
-    button = page.get_by_role("button", name="Ask it all the same")
+    button = page.get_by_role("button", name="Run it anyway")
     expect(button).to_have_count(1 if last else 0)
     if last:
         button.click()
@@ -154,8 +154,8 @@ def test_page_tells_whether_the_cascade_pays_here(open_page: Open, priced: httpx
     )
     expect(page.locator("#curve-title")).to_have_text("Accuracy against time, by threshold")
     upload(page, "church.jpg")
-    expect(page.locator("#totals")).to_contain_text(re.compile(r"-?\d+% of the single-scale network's time saved"))
-    expect(page.locator("#totals")).to_contain_text(re.compile(r"a million cost [\d.,]+ \(single-scale 1.00\)"))
+    expect(page.locator("#totals")).to_contain_text(re.compile(r"-?\d+% of the single-scale time saved"))
+    expect(page.locator("#totals")).to_contain_text(re.compile(r"a million images cost [\d.,]+ \(single-scale 1.00\)"))
 
 
 def test_model_without_labels_or_measured_time_shows_what_is_known(
@@ -181,14 +181,16 @@ def test_model_without_labels_or_measured_time_shows_what_is_known(
 
 
 def test_drift_and_an_exceeded_budget_are_told(page: Page, site: httpx.Client) -> None:
-    notice = "Today's images are unlike those of the calibration (exit rate)."
+    notice = "Recent images differ from the calibration images (exit rate)."
     stats = site.get("/stats").json()
     stats["drift"] = {**stats["drift"], "differs": True, "notice": notice}
     stats["budget"] = {"goal": "max_mean_mmacs", "asked": 60.0, "images": 4096, "mean": 94.8, "kept": False}
     expect(page.locator("#kept")).to_be_empty()
     page.route("**/stats", lambda route: route.fulfill(json=stats))
     expect(page.locator("#drift")).to_have_text(notice)
-    expect(page.locator("#kept")).to_have_text(re.compile(r"latest 4,096 images took 94\.8\sM each, of 60\.0\sM"))
+    expect(page.locator("#kept")).to_have_text(
+        re.compile(r"latest 4,096 images took 94\.8\sM each; the budget is 60\.0\sM")
+    )
     low, high = site.get("/config/threshold").json()["predicted"]["accuracy_interval"]
     expect(page.locator("#preview")).to_contain_text(f"({100 * low:.1f}% {NONE} {100 * high:.1f}%)")
 
@@ -235,7 +237,7 @@ def test_slider_shows_what_a_threshold_would_do_and_changes_nothing(page: Page, 
         places.append(point.get_attribute("cx"))
     assert places[0] != places[1]
     assert site.get("/config").json()["version"] == version
-    page.get_by_role("button", name="Back to what is asked").click()
+    page.get_by_role("button", name="Reset").click()
     expect(page.locator("#slider")).to_have_js_property("value", "0.65")
     expect(point).to_have_count(0)
 
@@ -306,7 +308,7 @@ def test_refused_change_shows_the_servers_reason(open_page: Open, site: httpx.Cl
     slide_to(page, 0.2)
     page.get_by_role("button", name="Apply 0.2").click()
     expect(page.locator("#outcome")).to_have_text(
-        "Not applied. The threshold must be at least the floor in force, 0.5; lower or clear it too."
+        "Not applied. The threshold must be at least the current floor, 0.5; change or clear the floor too."
     )
 
 
@@ -341,7 +343,7 @@ def test_models_are_listed_and_served_once_confirmed(page: Page, site: httpx.Cli
         expect(page.locator("#switched")).to_contain_text("broken/1 is not served. The model must be")
         expect(page.get_by_role("button", name="Serve this: broken/1")).to_be_focused()
         page.get_by_role("button", name="Serve this: tiny/2").click()
-        expect(page.get_by_role("group", name="Serve tiny/2?")).to_contain_text("To everybody, instead of tiny/1?")
+        expect(page.get_by_role("group", name="Serve tiny/2?")).to_contain_text("For all requests, instead of tiny/1?")
         assert site.get("/stats").json()["model"] == {"name": "tiny", "version": 1}
         page.get_by_role("button", name="Serve tiny/2", exact=True).click()
         expect(page.get_by_role("banner")).to_contain_text("tiny/2")
@@ -357,23 +359,23 @@ def test_a_model_is_tried_behind_the_answers_compared_and_promoted(page: Page, s
     trial = page.locator("#trial")
     try:
         page.get_by_role("button", name="Serve this: tiny/2").click()
-        page.get_by_role("button", name="Try it behind the answers first").locator("visible=true").click()
+        page.get_by_role("button", name="Start a shadow first").locator("visible=true").click()
         expect(page.locator("#trial-kind")).to_have_text(
-            "tiny/2 runs behind the answers to 100 % of the images of tiny/1"
+            "tiny/2 runs in the background on 100 % of the images of tiny/1"
         )
         expect(page.locator("#store .tried .kind")).to_have_text("shadow")
         expect(page.locator("#agreement")).to_have_text("No image was compared yet.")
         upload(page, "church.jpg", "golf-ball.jpg")
-        expect(page.locator("#agreement")).to_contain_text("They agree on 100.0% of 2 images: on 22.4% at least")
+        expect(page.locator("#agreement")).to_contain_text("They agree on 100.0% of 2 images; on at least 22.4%")
         expect(trial.locator("thead th")).to_have_text(["tiny/1", "tiny/2"])
         rows = dict(row.split("\t", 1) for row in page.locator("#compared").inner_text().splitlines())
         assert rows["Errors"] == "0\t0"
-        assert re.fullmatch(r"[\d.]+\sms\t[\d.]+\sms", rows["p99, waits left out"])
+        assert re.fullmatch(r"[\d.]+\sms\t[\d.]+\sms", rows["p99 without waiting"])
         site.patch("/config/model", json={"share": 0.5, "shadow": False, "max_disagreement": 0.02})
         expect(page.locator("#trial-kind")).to_have_text("tiny/2 answers 50 % of the images of tiny/1")
-        expect(page.locator("#guard")).to_contain_text("once more than 2 % surely differ")
+        expect(page.locator("#guard")).to_contain_text("more than 2 % differ or fail")
         trial.get_by_role("button", name="Promote tiny/2").click()
-        expect(trial.get_by_role("group", name="Serve it to everybody, instead of tiny/1?")).to_be_visible()
+        expect(trial.get_by_role("group", name="Serve it for all requests, instead of tiny/1?")).to_be_visible()
         assert site.get("/config/model").json()["trial"] is not None
         trial.get_by_role("button", name="Yes").locator("visible=true").click()
         expect(page.get_by_role("banner")).to_contain_text("tiny/2")
@@ -386,8 +388,10 @@ def test_a_model_is_tried_behind_the_answers_compared_and_promoted(page: Page, s
 
 def test_a_trial_that_cannot_begin_says_why(page: Page) -> None:
     page.get_by_role("button", name="Serve this: broken/1").click()
-    page.get_by_role("button", name="Try it behind the answers first").locator("visible=true").click()
-    expect(page.locator("#switched")).to_contain_text("broken/1 is not tried. The model must be one that can be served")
+    page.get_by_role("button", name="Start a shadow first").locator("visible=true").click()
+    expect(page.locator("#switched")).to_contain_text(
+        "broken/1 was not started. The model must be one that can be served"
+    )
 
 
 def serve_instead(page: Page, model: str) -> None:
@@ -449,7 +453,7 @@ def test_server_with_keys_asks_for_them_and_its_end_is_told_of(open_page: Open, 
     serve_instead(page, "tiny/2")
     expect(page.get_by_role("banner")).to_contain_text("tiny/2")
     process.send_signal(signal.SIGTERM)
-    expect(notice).to_contain_text("The server takes no work. The server is stopping.")
+    expect(notice).to_contain_text("The server does not accept work. The server is stopping.")
     process.kill()
     expect(notice).to_contain_text("The server does not answer")
     expect(page.locator("#state")).to_have_text("no answer")
@@ -460,7 +464,7 @@ def test_server_with_keys_asks_for_them_and_its_end_is_told_of(open_page: Open, 
 def test_file_that_is_no_image_shows_the_servers_message(page: Page) -> None:
     page.locator("#files").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
     refused = page.locator(".refused")
-    expect(refused).to_contain_text("No answer. The file is no image that the server reads")
+    expect(refused).to_contain_text("No answer. The server reads JPEG, PNG, WebP, GIF and BMP")
     expect(refused.get_by_role("button")).to_have_count(0)
     expect(page.locator("#announcer")).to_contain_text("x.jpg: ")
     expect(page.locator(".picture .undrawn")).to_have_text("no preview")
@@ -594,7 +598,7 @@ def test_everything_that_is_used_or_drawn_has_a_name(page: Page) -> None:
     upload(page, "golf-ball.jpg", "church.jpg")
     nameless = page.locator("main").aria_snapshot()
     assert not re.findall(r"^\s*- (?:button|slider|img|table|link|textbox)\s*:?\s*$", nameless, re.MULTILINE)
-    expect(page.get_by_role("slider", name="An early answer this sure is final")).to_be_visible()
+    expect(page.get_by_role("slider", name="Exit early above this confidence")).to_be_visible()
     expect(page.get_by_label(re.compile("Choose photographs"))).to_have_count(1)
     expect(page.get_by_role("button", name="Serve this: tiny/2")).to_be_visible()
     for name in ("Try a photograph", "Threshold", "Live checks", "Live", "Models"):

@@ -103,7 +103,7 @@ def test_threshold_follows_the_pictures_in_every_process(serve: Serve, make_jpeg
         assert one.get(PATH).json()["version"] == asked["version"]  # nothing was asked anew
         for each in several:  # whichever process it is that answers
             until(lambda: bool(each.get("/stats").json()["drift"]["differs"]))  # noqa: B023
-            assert "Today's images are unlike" in each.get("/stats").json()["drift"]["notice"]
+            assert "Recent images differ" in each.get("/stats").json()["drift"]["notice"]
         until(lambda: metric(one, "lowfirst_drift") == 1)
 
         # What is known of the traffic is lost with the processes: threshold 1 keeps the promise, and that is told.
@@ -113,4 +113,4 @@ def test_threshold_follows_the_pictures_in_every_process(serve: Serve, make_jpeg
         until(lambda: metric(again, "lowfirst_promise_lost") == 1)
         answer = again.get(PATH).json()
     assert (answer["threshold"], answer["table"]) == (1, "live")
-    assert answer["followed"]["lost"] == "it takes 29 drawn images and there are 0"
+    assert answer["followed"]["lost"] == "29 sampled images are needed, 0 exist"

@@ -196,7 +196,7 @@ def test_bad_requests_are_invalid_arguments_that_say_what_is_wrong(triton: Infer
 
 def test_a_deadline_that_nothing_can_meet_is_exceeded(triton: InferenceServerClient, jpeg: bytes) -> None:
     told = refused(lambda: triton.infer("tiny", [tensor([jpeg])], timeout=1), "DEADLINE_EXCEEDED")
-    assert "deadline_ms is 0.001; no answer can exist so soon" in told
+    assert "deadline_ms is 0.001; no answer is possible in that time" in told
 
 
 def test_grpc_s_own_deadline_is_the_request_s(both: Server, triton: InferenceServerClient, jpeg: bytes) -> None:
@@ -297,7 +297,7 @@ def test_a_port_in_use_is_told_in_one_sentence(both: Server, environment: dict[s
         )
         assert done.returncode == 1
         assert re.fullmatch(
-            rf"error: LOWFIRST_GRPC_PORT is {port}; it must be one that can be listened on at 127.0.0.1 \(.*in use\)\n",
+            rf"error: LOWFIRST_GRPC_PORT is {port}; it must be a free port at 127.0.0.1 \(.*in use\)\n",
             done.stderr,
         )
 

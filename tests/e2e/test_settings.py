@@ -17,7 +17,7 @@ BAD = {
     "LOWFIRST_MODEL": ("nope", "model is 'nope'"),
     "LOWFIRST_DEVICE": ("cuda", "device is 'cuda'; it must be auto, cpu or a CUDA device of this machine"),
     "LOWFIRST_RUNTIME": ("abacus", "runtime is 'abacus'; it must be auto, eager, openvino or cuda"),
-    "LOWFIRST_PROFILE": ("/nowhere.json", "/nowhere.json is no latency profile"),
+    "LOWFIRST_PROFILE": ("/nowhere.json", "/nowhere.json is not a latency profile"),
     "LOWFIRST_PRECISION": ("float17", "precision is 'float17'; it must be auto, float32, bfloat16"),
 }
 

@@ -273,7 +273,7 @@ async def test_only_the_image_at_fault_fails(case: Case, stage: int) -> None:
     bench = Bench(case)
     bench.predictor.before = refusing_white_at(stage)
     outcomes = await bench.run(bench.entries([case.images[0].body, WHITE, case.images[1].body]))
-    assert str(outcomes[1]) == f"the {case.names[stage]} pass failed on this image"
+    assert str(outcomes[1]) == f"the {case.names[stage]} stage failed on this image"
     assert [outcomes[0], outcomes[2]] == [(case.last, "escalated" if case.last else "only")] * 2
 
 

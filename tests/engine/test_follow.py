@@ -85,7 +85,7 @@ def test_a_promise_that_no_threshold_keeps_falls_back_to_one_and_returns() -> No
     assert lost.lost is not None
     assert "no threshold below 1" in lost.lost
     few = follow(at(AGREEMENT, 0.5), of_traffic(count=10), MMACS, now=1.0)
-    assert (few.threshold, few.lost) == (1, "it takes 59 drawn images and there are 10")
+    assert (few.threshold, few.lost) == (1, "59 sampled images are needed, 10 exist")
     found = follow(lost, of_traffic(), MMACS, now=1.0 + HOLD_SECONDS)
     assert found.threshold < 1
     assert found.lost is None
@@ -101,7 +101,7 @@ def test_nothing_sinks_below_the_floor() -> None:
     after = follow(begin(cheap, 0.0), live, MMACS, now=1.0)
     assert after.threshold == 0.8
     assert after.lost is not None
-    assert "of 15, and the threshold can sink no lower" in after.lost
+    assert "the budget is 15, and the threshold cannot be lower" in after.lost
 
 
 def test_a_budget_is_held_when_images_become_harder_and_used_when_they_become_easier() -> None:

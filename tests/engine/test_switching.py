@@ -47,7 +47,7 @@ async def test_another_name_takes_the_place_of_the_default_or_of_the_one_that_is
         assert replica.served() == ["other/1"]
         assert set(replica.config.current.thresholds) == {"other"}
     async with serving_models(store, "other/1", "tiny/1") as replica:
-        with pytest.raises(InvalidOption, match="not served already, as other is beside tiny"):
+        with pytest.raises(InvalidOption, match="not served yet; other is served beside tiny"):
             await replica.switching.switch("other", instead_of="tiny")
         with pytest.raises(NotFound):
             await replica.switching.switch("other", instead_of="huge")

@@ -231,12 +231,12 @@ async def test_what_is_asked_of_the_old_model_is_solved_for_what_is_tried(trial_
 @pytest.mark.parametrize(
     ("wish", "error", "why"),
     [
-        (canary(1), InvalidOption, "model is 'tiny/1'; it must be another one than tiny/1, which is served"),
+        (canary(1), InvalidOption, "model is 'tiny/1'; it must be a model other than tiny/1, which is served already"),
         (canary(4), InvalidOption, "'cow' and not 'cat'"),
-        (canary(5), InvalidOption, "another order: class 1 is 'cat', not 'bee'"),
+        (canary(5), InvalidOption, "the order differs: class 1 is 'cat', not 'bee'"),
         (canary(9), NotFound, "tiny/9"),
         (Wish("tiny/2"), InvalidOption, "share"),
-        (Wish(share=0.2), Conflict, "no model is tried"),
+        (Wish(share=0.2), Conflict, "no trial is running"),
     ],
 )
 async def test_what_cannot_be_tried_changes_nothing_and_says_why(
@@ -247,7 +247,7 @@ async def test_what_cannot_be_tried_changes_nothing_and_says_why(
         with pytest.raises(error, match=why.replace("(", r"\(")):
             await replica.trials.change(wish)
         for end in (replica.trials.promote, replica.trials.cancel):
-            with pytest.raises(Conflict, match="no model is tried"):
+            with pytest.raises(Conflict, match="no trial is running"):
                 await end()
         assert replica.config.current is before
 

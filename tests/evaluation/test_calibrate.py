@@ -245,7 +245,7 @@ def test_too_few_held_out_photographs_are_an_error(run: Path, shapes: Path, shar
 def test_run_of_another_version_is_named_with_what_it_does_not_say(run: Path, shapes: Path) -> None:
     _forget(run)
     _change(run, recipe={"seed": 0}, code_version="0.0.7")
-    with pytest.raises(DataError, match=r"of run run, which lowfirst 0\.0\.7 wrote, says .* 'calibration_share'"):
+    with pytest.raises(DataError, match=r"of run run, which lowfirst 0\.0\.7 wrote, lacks 'calibration_share'"):
         calibrate(run, shapes, device="cpu", workers=0)
 
 
@@ -277,7 +277,7 @@ def test_network_that_diverged_is_not_calibrated(run: Path, shapes: Path) -> Non
     weights = read_weights(run, read_spec(run))
     weights["low.classifier.bias"][0] = math.nan
     _change(run, weights_sha256=write_weights(run, weights))
-    with pytest.raises(BrokenModel, match="answers 11 of 11 photographs with numbers that are not finite"):
+    with pytest.raises(BrokenModel, match="answers 11 of 11 photographs with outputs that are not finite"):
         calibrate(run, shapes, device="cpu", workers=0)
     assert read_spec(run).calibration == ()
 
@@ -294,7 +294,7 @@ def test_unknown_device_is_named(run: Path, shapes: Path) -> None:
 
 def test_few_photographs_are_warned_of(run: Path, shapes: Path, caplog: pytest.LogCaptureFixture) -> None:
     calibrate(run, shapes, device="cpu", workers=0)
-    assert "10 photographs certify: even if all stages agree on all of them, no agreement over 74.1 %" in caplog.text
+    assert "10 photographs certify: even if all stages agree on all of them, an agreement over 74.1 %" in caplog.text
 
 
 def test_unfinished_run_is_warned_of(run: Path, shapes: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -302,7 +302,7 @@ def test_unfinished_run_is_warned_of(run: Path, shapes: Path, caplog: pytest.Log
     assert "epochs" not in caplog.text
     _change(run, training={**read_spec(run).training, "epochs_done": 3})
     calibrate(run, shapes, device="cpu", workers=0)
-    assert "run run was trained for 3 of its 4 epochs: `lowfirst train … --resume` makes it another" in caplog.text
+    assert "run run was trained for 3 of its 4 epochs: `lowfirst train … --resume` will change the model" in caplog.text
 
 
 def test_list_of_what_was_trained_on_that_is_gone_lets_nothing_certify(run: Path, shapes: Path) -> None:

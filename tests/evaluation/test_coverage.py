@@ -138,4 +138,4 @@ def test_promises_are_solved_by_the_table_and_measured_on_the_pool(pool: Answers
         assert promise.broken is not None
         assert promise.broken <= RISK + 1e-9
     few = Calibration(count_table(pool.confidence[:30], pool.answers[:30], pool.targets[:30], "", ""), (1, 4))
-    assert "it takes 149 certifying images" in promises(pool, few)[2].why_not
+    assert "149 certifying images are needed" in promises(pool, few)[2].why_not

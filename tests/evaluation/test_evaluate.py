@@ -131,7 +131,7 @@ def test_val_without_a_class_is_evaluated_and_the_class_named(
     if is_empty:
         (tmp_path / "val" / "circle").mkdir()
     measured = evaluate(predictor, tmp_path, workers=0)
-    assert "1 of 3 classes have no photograph here, and nothing is said of them: circle" in caplog.text
+    assert "1 of 3 classes have no photograph here and are not evaluated: circle" in caplog.text
     whole = run_passes(predictor, find(shapes, "val"), workers=0)
     there = whole.targets != 0
     right = (whole.logits[-1].argmax(1) == whole.targets)[there]

@@ -213,7 +213,7 @@ def test_damaged_logits_are_named(docs: Path) -> None:
     folder = docs / "results" / RUNS / MULTI
     folder.mkdir(parents=True)
     (folder / LOGITS).write_bytes(b"PK")
-    with pytest.raises(BrokenModel, match=f"{MULTI} is no run that was kept"):
+    with pytest.raises(BrokenModel, match=f"{MULTI} is not a stored run"):
         evidence(docs / "results")
 
 

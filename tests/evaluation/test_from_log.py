@@ -163,7 +163,9 @@ def test_the_table_of_another_runtime_is_kept(model: Path, traffic: Traffic, whe
 
 def test_too_few_drawn_images_are_told_with_how_many_it_takes(model: Path, traffic: Traffic, where: str) -> None:
     write(where, ((traffic.sample(i, drawn=i < 5), body(i)) for i in range(COUNT)))
-    with pytest.raises(DataError, match=r"has 5 different images of tiny/1 .* takes at least 20") as caught:
+    with pytest.raises(
+        DataError, match=r"has 5 different sampled images of tiny/1; calibration needs at least 20"
+    ) as caught:
         calibrate_from_log(model, where)
     assert (caught.value.field, caught.value.value, caught.value.bound) == ("from_log", 5, 20)
 
@@ -175,14 +177,14 @@ def test_images_that_lack_a_stage_though_drawn_make_no_random_sample(model: Path
             yield dataclasses.replace(sample, outputs=sample.outputs[: 1 + (index % 10 > 0)]), body(index)
 
     write(where, logged())
-    with pytest.raises(DataError, match=r"40 of 400 images drawn .* lack a stage"):
+    with pytest.raises(DataError, match=r"40 of 400 sampled images .* lack a stage"):
         calibrate_from_log(model, where)
 
 
 def test_a_log_of_other_models_names_them(model: Path, traffic: Traffic, where: str) -> None:
     write(where, iter([(traffic.sample(0, weights_sha256="x", model="bees/7"), body(0))]))
     for command in (calibrate_from_log, history):
-        with pytest.raises(DataError, match=r"no image that tiny/1 answered, with these weights; it has of bees/7"):
+        with pytest.raises(DataError, match=r"no image answered by tiny/1 with these weights, only by bees/7"):
             command(model, where)
 
 

@@ -65,7 +65,7 @@ def test_one_network_at_two_sizes_becomes_a_cascade(tmp_path: Path, weights: Pat
         (Source("ms_resnet18", "torchvision"), "single-scale"),
         (Source("mobilenet_v1_050", "torchvision"), "torchvision has no mobilenet_v1_050"),
         (Source("resnet18", "efficientnet-lite0"), "weights is 'efficientnet-lite0'"),
-        (Source("resnet18", "nowhere.pth"), "weights is 'nowhere.pth', which is no file"),
+        (Source("resnet18", "nowhere.pth"), "weights is 'nowhere.pth', which is not a file"),
         (Source("resnet18", "torchvision", labels=("cat", "dog", "cat")), "'cat' is given twice"),
     ],
 )

@@ -77,7 +77,7 @@ def test_card_says_what_the_model_is_and_what_it_is_not_for(ready: Path, store: 
     for said in (
         "# shapes, version 1",
         "Any picture at all gets one of these labels.",
-        "It tells 3 classes apart: circle, square, triangle.",
+        "The model knows 3 classes: circle, square, triangle.",
         "scratch on Shapes",
         "18 photographs of `val/`",
         "51 photographs, 4 epochs,",

@@ -293,7 +293,7 @@ def make_classes(shapes: Path, tmp_path: Path) -> Path:
 
 def test_promises_are_held_against_the_photographs(full: _Page) -> None:
     assert re.search(
-        r"it takes 149 certifying images \(half of those held out\), and run \S+ \(eager float32\) has 10", full.text
+        r"149 certifying images are needed \(half of those held out\), run \S+ \(eager float32\) has 10", full.text
     )
 
 

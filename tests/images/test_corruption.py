@@ -243,7 +243,7 @@ class TestAnyKind:
         ],
     )
     def test_whose_first_bytes_are_of_no_format_is_unknown(self, data: bytes) -> None:
-        with pytest.raises(UnsupportedImage, match="no known format") as raised:
+        with pytest.raises(UnsupportedImage, match="an unknown format") as raised:
             decode(data, PREPROCESSING)
         assert raised.value.status == 415
         assert "JPEG" in raised.value.bound

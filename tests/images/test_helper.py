@@ -154,7 +154,7 @@ class TestEnd:
             waiting = thread.submit(helper.pixels, JPEG, PREPROCESSING)
             os.kill(crashed, end)
             os.kill(crashed, signal.SIGCONT)
-            with pytest.raises(InvalidImage, match="ended the process"):
+            with pytest.raises(InvalidImage, match="crashed the process"):
                 waiting.result()
         assert helper.pixels(JPEG, PREPROCESSING).shape[2] == 3
 

@@ -251,14 +251,14 @@ def test_promise_that_no_table_of_this_size_can_keep_says_how_many_images_it_tak
     perfect: Callable[[int], Calibration] = lambda n: _calibration(n=n, low_right=2, high_right=2)  # noqa: E731
     with pytest.raises(
         InvalidOption,
-        match=r"it takes 299 certifying images \(half of those held out\), and this model \(eager float32\) has 298",
+        match=r"299 certifying images are needed \(half of those held out\), this model \(eager float32\) has 298",
     ):
         perfect(298).solve(goal, value)
     assert perfect(299).solve(goal, value) == 0
 
 
 def test_promise_too_fine_for_any_number_of_images_is_refused() -> None:
-    with pytest.raises(InvalidOption, match="it takes inf certifying images"):
+    with pytest.raises(InvalidOption, match="inf certifying images are needed"):
         _calibration(n=100).solve("max_accuracy_drop", 1e-313)
 
 

@@ -65,7 +65,7 @@ def test_notice_names_both_rates() -> None:
     found = drift(stored(), table, THRESHOLD)
     assert found.notice is not None
     predicted, rate = stored().predict(THRESHOLD).exit_rate, table.passed.exits / 3000
-    assert f"{predicted:.1%} were predicted to exit early, of the latest 3,000 images {rate:.1%} do" in found.notice
+    assert f"{rate:.1%} of the latest 3,000 images exit early, not {predicted:.1%}" in found.notice
 
 
 def test_alike_images_are_said_to_differ_no_oftener_than_the_level() -> None:

@@ -145,7 +145,7 @@ BAD = {
 def test_file_that_is_no_profile_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(BAD[name], encoding="latin-1")
-    with pytest.raises(DataError, match=re.escape(f"{path} is no latency profile: ")) as caught:
+    with pytest.raises(DataError, match=re.escape(f"{path} is not a latency profile: ")) as caught:
         LatencyProfile.read(path)
     assert (caught.value.field, caught.value.value) == ("profile", str(path))
 

@@ -132,22 +132,22 @@ def test_too_few_audits_say_how_many_it_takes_and_how_long() -> None:
     drawn = images(0, 39)
     message = refused("min_agreement", 0.97, table(drawn))
     assert "min_agreement is 0.97" in message
-    assert "it takes 99 audited or escalated images" in message
-    assert "there are 39" in message
-    assert "at today's rate, 1 per second, that is in 1 minutes" in message
+    assert "99 sampled images are needed" in message
+    assert "39 exist" in message
+    assert "at the current rate of 1 per second, that is in 1 minutes" in message
     none = LiveTable.of([], Passed(0, (0,) * len(THRESHOLDS), 0, 0.0), MMACS[2])
-    assert "there are 0; none come at present" in refused("min_agreement", 0.97, none)
+    assert "0 exist; no new ones arrive at present" in refused("min_agreement", 0.97, none)
     few = LiveTable.of([], passed(drawn, per_second=2.0), MMACS[2])
-    assert "at today's rate, 0.2 per second, that is in 8.25 minutes" in refused("min_agreement", 0.97, few)
-    assert f"it takes {BUDGET_IMAGES} images and there are 39" in refused("max_mean_mmacs", 30.0, few)
+    assert "at the current rate of 0.2 per second, that is in 8.25 minutes" in refused("min_agreement", 0.97, few)
+    assert f"{BUDGET_IMAGES} images are needed, 39 exist" in refused("max_mean_mmacs", 30.0, few)
 
 
 def test_what_live_traffic_never_tells_is_refused() -> None:
     live = table(images(0, 300))
-    assert "it must be left out with threshold" in refused("threshold", 0.5, live)
+    assert "it must be absent with threshold" in refused("threshold", 0.5, live)
     assert "no labels" in refused("max_accuracy_drop", 0.01, live)
     assert "LOWFIRST_AUDIT_PROBABILITY is 0" in refused("min_agreement", 0.9, live, audits=0.0)
-    assert f"a live table keeps {MOST}" in refused("min_agreement", 0.9999, live)
+    assert f"a live table holds {MOST}" in refused("min_agreement", 0.9999, live)
     alone = LiveTable.of([], Passed(0, (0,) * len(THRESHOLDS), 0, 0.0), (40.0,))
     assert "one stage" in refused("min_agreement", 0.9, alone)
     check_follows("min_agreement", 0.9, live, 0.1)

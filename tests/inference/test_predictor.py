@@ -91,7 +91,7 @@ def test_bfloat16_answers_almost_as_float32(folder: Path, images: Tensor) -> Non
         ([{"resolution": 16}, {}], "stages is"),
         ([{}, {"resolution": 32}], "the largest resolution must be the crop"),
         ([{"mmacs": 1e9}, {}], "each stage must cost more than the one before"),
-        ([{}, {"name": "low"}], "each with a name of its own"),
+        ([{}, {"name": "low"}], "each with a unique name"),
     ],
 )
 def test_stages_that_are_not_the_networks_are_named(folder: Path, stages: list[dict[str, object]], why: str) -> None:

@@ -40,7 +40,7 @@ def test_throughput_is_compared_with_the_first_arrangement_round_by_round() -> N
     one = throughput.Lane(ONE, [turn(1000, 10), turn(500, 20)])
     two = throughput.Lane(TWO, [turn(1500, 8), turn(750, 16, rejected=50)])
     rows = throughput.Throughput("mobilenet", 16, [one, two]).rows()
-    assert [(row["replicas x workers"], row["reached"]) for row in rows] == [("1 x 2", "direct"), ("2 x 1", "nginx")]
+    assert [(row["replicas x workers"], row["path"]) for row in rows] == [("1 x 2", "direct"), ("2 x 1", "nginx")]
     assert [row["÷ 1 x 2 direct"] for row in rows] == [Spread(1, 1, 1), Spread(1.5, 1.5, 1.5)]
     assert rows[1]["images/s"] == Spread(112.5, 75, 150)
     assert rows[1]["CPU ms per image"] == Spread.of([1000 / 1500, 1000 / 800])

@@ -136,7 +136,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     ),
     "is a checkpoint": (
         lambda state: state.update(model={"features": torch.ones(1)}),  # type: ignore[call-overload]
-        "which cannot be read: it holds something else than tensors by name",
+        "which cannot be read: it must contain only named tensors",
     ),
 }
 
@@ -161,7 +161,7 @@ def test_file_of_no_weights_is_refused(file: str, content: bytes, tmp_path: Path
 
 
 def test_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(NotFound, match=r"init is 'nowhere\.pth', which is no file"):
+    with pytest.raises(NotFound, match=r"init is 'nowhere\.pth', which is not a file"):
         pretrained(SMALL, 5, "nowhere.pth")
 
 

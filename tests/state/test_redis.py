@@ -324,7 +324,7 @@ async def test_log_tells_once_that_redis_is_gone_and_once_that_it_is_back(
         redis_server.start()
         await until(lambda: store.is_up)
     told = [record.message for record in log.records if "Redis" in record.message]
-    assert [("out of reach" in line, "answers again" in line) for line in told] == [(True, False), (False, True)]
+    assert [("cannot be reached" in line, "answers again" in line) for line in told] == [(True, False), (False, True)]
 
 
 async def test_store_whose_redis_comes_later_starts_by_itself_and_joins(stopped_redis: RedisServer) -> None:

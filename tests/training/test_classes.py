@@ -65,13 +65,13 @@ def test_classes_with_photographs_can_be_learnt(data: Path) -> None:
 def test_empty_class_is_named_with_what_is_there_instead(data: Path) -> None:
     (data / "train" / "pentagon").mkdir()
     (data / "train" / "pentagon" / "1.heic").touch()
-    with pytest.raises(DataError, match=r"no photograph of class 'pentagon' .* of all classes: 1 \.heic"):
+    with pytest.raises(DataError, match=r"no photograph of class 'pentagon' .* in all classes: 1 \.heic"):
         _check(data)
 
 
 def test_one_class_is_too_few_and_may_be_the_data_set(data: Path) -> None:
     (data / "train").rename(data / "shapes")
-    with pytest.raises(DataError, match="shapes/; it takes at least 2: if the classes are the folders"):
+    with pytest.raises(DataError, match="shapes/; it needs at least 2: if the class folders"):
         _check(data)
 
 

@@ -57,7 +57,7 @@ def test_class_folders_themselves_do_for_training(shapes: Path) -> None:
 @pytest.mark.parametrize(
     ("root", "split", "message"),
     [
-        ("nowhere", "train", "nowhere', which is no folder"),
+        ("nowhere", "train", "nowhere', which is not a folder"),
         (".", "test", "has no folder test/.* it has train/, val/"),
         ("train", "val", "has no folder val/"),
         ("train/circle", "train", "circle has no class folders"),
@@ -91,7 +91,7 @@ def test_splits_are_known_in_any_case(lay: Lay, train: str, val: str) -> None:
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["Train/a/1.jpg", "TRAIN/a/2.jpg"], "has TRAIN/, Train/: which of them is train/ cannot be told"),
+        (["Train/a/1.jpg", "TRAIN/a/2.jpg"], "has TRAIN/, Train/: which of them is train/ is unclear"),
         (["training/a/1.jpg", "validation/a/2.jpg"], "has no folder train/.* it has training/, validation/: rename"),
         (["flowers/train/a/1.jpg", "flowers/val/a/2.jpg"], "is its folder flowers/; pass --data .*/data/flowers"),
         (["x/train/a/1.jpg", "__MACOSX/x/train/a/2.jpg"], "is its folder x/; pass --data .*/data/x"),
@@ -204,7 +204,7 @@ def test_a_class_may_be_empty_where_nothing_is_trained(lay: Lay) -> None:
 
 
 def test_folder_without_any_photograph_says_what_is_there(lay: Lay) -> None:
-    with pytest.raises(DataError, match=r"no photograph that is read \(\.jpg, .*\), but 2 \.heic"):
+    with pytest.raises(DataError, match=r"no photograph of a known format \(\.jpg, .*\), but 2 \.heic"):
         find(lay("train/a/1.heic", "train/b/2.heic"), "train")
 
 
@@ -226,7 +226,7 @@ def test_labelled_photographs_are_not_taken_as_unlabelled(lay: Lay, names: list[
 
 
 def test_nothing_unlabelled_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no photograph that is read"):
+    with pytest.raises(DataError, match="holds no photograph of a known format"):
         find_unlabelled(tmp_path)
-    with pytest.raises(DataError, match="which is no folder"):
+    with pytest.raises(DataError, match="which is not a folder"):
         find_unlabelled(tmp_path / "nowhere")

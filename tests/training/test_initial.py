@@ -109,12 +109,12 @@ def test_resumed_fine_tuning_no_longer_needs_what_it_started_from(make_options: 
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        ("nowhere.safetensors", "init is 'nowhere.safetensors', which is no file"),
-        ("nobody", "init is 'nobody', which is no run folder and no model: model is 'nobody'; .* has tiny"),
+        ("nowhere.safetensors", "init is 'nowhere.safetensors', which is not a file"),
+        ("nobody", "init is 'nobody', which is not a run folder and no model: model is 'nobody'; .* has tiny"),
         ("tiny/7", r"model is 'tiny/7'; tiny has versions \[1\]"),
-        ("runs/nowhere", "init is 'runs/nowhere', which is no run folder and no model"),
-        ("/nowhere", "init is '/nowhere', which is no run folder and no model"),
-        ("../tiny", r"init is '\.\./tiny', which is no run folder and no model"),
+        ("runs/nowhere", "init is 'runs/nowhere', which is not a run folder and no model"),
+        ("/nowhere", "init is '/nowhere', which is not a run folder and no model"),
+        ("../tiny", r"init is '\.\./tiny', which is not a run folder and no model"),
     ],
 )
 def test_what_does_not_exist_is_named(make_options: MakeOptions, tiny_store: Path, init: str, message: str) -> None:

@@ -141,15 +141,15 @@ def test_nothing_but_unreadable_photographs_is_an_error(make_options: MakeOption
 
 def test_photographs_that_vanish_while_training_end_it(make_options: MakeOptions, shapes: Path, tmp_path: Path) -> None:
     options = make_options(data=Path(shutil.copytree(shapes, tmp_path / "data")), decoded_gb=0, batch_size=4)
-    with pytest.raises(DataError, match="photographs cannot be read any more"):
+    with pytest.raises(DataError, match="photographs can no longer be read"):
         train(options, on_start=lambda summary: shutil.rmtree(options.data))
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"data": Path("nowhere")}, DataError, "'nowhere', which is no folder"),
-        ({"batch_size": 64}, DataError, "leaves 51 photographs to train on; a step takes 64"),
+        ({"data": Path("nowhere")}, DataError, "'nowhere', which is not a folder"),
+        ({"batch_size": 64}, DataError, "has 51 training photographs; a step needs 64"),
         ({"class_names": Path("nowhere.json")}, DataError, r"nowhere\.json cannot be read"),
         ({"device": "abacus"}, InvalidOption, "device is 'abacus'"),
         ({"network_options": {"fusion": "sideways"}}, InvalidOption, "fusion is 'sideways'"),

@@ -50,7 +50,7 @@ def run(finished_run: TrainOptions, tmp_path: Path) -> TrainOptions:
 
 def test_folder_with_a_run_is_refused(run: TrainOptions) -> None:
     before = read_spec(run.out)
-    with pytest.raises(InvalidOption, match="a folder without a run in it") as caught:
+    with pytest.raises(InvalidOption, match="a folder without a run") as caught:
         train(run)
     assert caught.value.field == "out"
     assert read_spec(run.out) == before
@@ -72,7 +72,7 @@ def test_resuming_nothing_is_an_error(make_options: MakeOptions) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"epochs": 2}, "epochs is 2; it must be 1, as in the run that is resumed"),
+        ({"epochs": 2}, "epochs is 2; it must be 1, as in the resumed run"),
         ({"learning_rate": 0.01}, "learning_rate is 0.01; it must be 0.06, as in"),
         ({"network": "ms_mobilenet_v1_050"}, "network is 'ms_mobilenet_v1_050'; it must be 'ms_mobilenet_v1_025'"),
         ({"network_options": {"fusion": "after_relu"}}, "network_options is {'fusion': 'after_relu'}; it must be {}"),
@@ -96,7 +96,7 @@ def test_resuming_may_change_places(run: TrainOptions, shapes: Path, tmp_path: P
 def test_resuming_with_other_photographs_is_an_error(run: TrainOptions, shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "fewer")
     (tmp_path / "fewer" / "train" / "circle" / "00.jpg").unlink()
-    with pytest.raises(DataError, match="makes 14 photographs to train on that were not trained on before"):
+    with pytest.raises(DataError, match="has 14 training photographs that were not used before"):
         train(dataclasses.replace(run, data=tmp_path / "fewer"), resume=True)
 
 
@@ -161,7 +161,7 @@ def test_options_that_cannot_be_read_are_named(run: TrainOptions, text: str) -> 
 def test_checkpoint_that_is_cut_short_is_named_with_its_size(run: TrainOptions, kept: int) -> None:
     path = run.out / CHECKPOINT
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(BrokenModel, match=rf"checkpoint\.pt, {path.stat().st_size} bytes, is no checkpoint"):
+    with pytest.raises(BrokenModel, match=rf"checkpoint\.pt, {path.stat().st_size} bytes, is not a usable checkpoint"):
         train(run, resume=True)
 
 
@@ -170,7 +170,7 @@ def test_checkpoint_with_a_flipped_bit_is_named(run: TrainOptions) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, is no checkpoint to go on from: \S+ .*damaged"):
+    with pytest.raises(BrokenModel, match=r"checkpoint\.pt, \d+ bytes, is not a usable checkpoint: \S+ .*damaged"):
         train(run, resume=True)
 
 

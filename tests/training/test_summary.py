@@ -45,8 +45,8 @@ def test_summary_says_that_there_is_no_val(make_options: MakeOptions, data: Path
     ("changed", "warning"),
     [
         ({"calibration_share": 0}, "no calibration table can be made from these photographs"),
-        ({"calibration_share": 0.1}, "6 photographs are held out of training; to calibrate takes 20"),
-        ({}, "21 photographs are held out, of which 10 photographs certify: .* no agreement over 74.1 % can be"),
+        ({"calibration_share": 0.1}, "6 photographs are held out of training; calibration needs 20"),
+        ({}, "21 photographs are held out, of which 10 photographs certify: .* an agreement over 74.1 % cannot be"),
     ],
     ids=str,
 )
@@ -68,7 +68,7 @@ def test_val_of_other_classes_is_warned_of(make_options: MakeOptions, data: Path
     (data / "val" / "circle").rename(data / "val" / "disc")
     said = _summary(make_options(data=data)).warnings
     assert "val/ has classes that train/ lacks: disc; evaluating on it will be refused" in said
-    assert "val/ has no photograph of circle: evaluating will say nothing of them" in said
+    assert "val/ has no photograph of circle: they will not be evaluated" in said
 
 
 def test_summary_is_given_before_the_first_step(make_options: MakeOptions) -> None:

@@ -124,7 +124,7 @@ def test_what_the_first_model_saw_is_kept_by_what_starts_from_it(
 ) -> None:
     options = make_options(epochs=1, init=str(whole), seed=1)
     train(options)
-    assert "of the 21 photographs that are held out now: " in caplog.text
+    assert "of the 21 photographs held out now, so " in caplog.text
     before = trained_on(whole)
     assert before < trained_on(options.out)
     kept, _ = not_trained_on(find(shapes, "train"), options.out)
@@ -159,7 +159,7 @@ def test_run_of_an_older_version_is_resumed_as_before(whole: Path, shapes: Path,
     train(options, resume=True)
     assert not (older / TRAINED_ON).exists()
     (data / "train" / "circle" / "00.jpg").unlink()
-    with pytest.raises(DataError, match=r"has 50 photographs to train on, 21 held out and 3 classes; .* had 51, 21"):
+    with pytest.raises(DataError, match=r"has 50 training photographs, 21 held out and 3 classes; .* had 51, 21"):
         train(dataclasses.replace(options, data=data), resume=True)
 
 
@@ -187,7 +187,7 @@ def test_resuming_with_other_contents_is_an_error(make_options: MakeOptions, dat
     known = trained_on(options.out)
     path = next(path for path, digest in _by_contents(data).items() if digest in known)
     shutil.copy(data / "val" / "circle" / "00.jpg", path)
-    with pytest.raises(DataError, match="makes 1 photographs to train on that were not trained on before"):
+    with pytest.raises(DataError, match="has 1 training photographs that were not used before"):
         train(dataclasses.replace(options, data=data), resume=True)
 
 

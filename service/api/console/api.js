@@ -10,7 +10,7 @@ export class Refused extends Error {
   }
 }
 
-const NO_IMAGE = "The file is no image that the server reads: those are JPEG, PNG, WebP, GIF and BMP.";
+const NO_IMAGE = "The server reads JPEG, PNG, WebP, GIF and BMP; this file is none of them.";
 // By the code of the error, what people are told where the server's words are for engineers.
 const WORDS = {
   busy: ({retryAfter}) => `The server is busy. Try again in ${retryAfter ?? 1} s.`,
@@ -82,7 +82,7 @@ async function read(response) {
   } catch (error) {
     if (error instanceof SyntaxError) return null;
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "The server stopped in the middle of its answer.");
+    throw new Refused(0, "The connection broke during the answer.");
   }
 }
 

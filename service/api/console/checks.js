@@ -20,7 +20,7 @@ export function audited({images, disagreements, overall_at_most: most, allowed, 
   const [state, verdict] = {
     true: ["kept", "The promise is kept"], false: ["broken", "The promise is broken"], null: ["unknown", "Too few audits for a verdict"],
   }[isKept];
-  say(place, state, `${verdict}: ${found}${bound}; ${percent(allowed)} may.`);
+  say(place, state, `${verdict}: ${found}${bound}; the promise allows ${percent(allowed)}.`);
 }
 
 // recent: what the threshold asked would do to the latest images; predicted: what the calibration expects; drift: what the

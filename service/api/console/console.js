@@ -37,7 +37,7 @@ async function poll() {
     if (mine !== polls) return; // another was begun meanwhile, perhaps about another model
     await take(stats.body);
     state(unready ? "unready" : "ready", unready ? "not ready" : "ready");
-    notice(unready ? `The server takes no work. ${unready}` : "");
+    notice(unready ? `The server does not accept work. ${unready}` : "");
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (mine === polls) trouble(error);
@@ -94,7 +94,7 @@ async function fill(stats, served) {
 
 function told(classes) {
   const named = classes.slice(0, 10).join(", ");
-  return `It knows ${classes.length > 10 ? `${count(classes.length)} classes: ${named}, …` : named}, and takes anything for one of them.`;
+  return `It knows ${classes.length > 10 ? `${count(classes.length)} classes: ${named}, …` : named}, and gives one of them for any picture.`;
 }
 
 // The server tells totals since its start; rates are of the last seconds.
@@ -127,16 +127,16 @@ function meanSince(imagesThen, then, images, now) {
 
 function totals({images, time, exit_rate: rate, mean_mmacs: mmacs, last_minute: minute, since_change: since}) {
   const facts = [`${count(images)} images since the start`];
-  if (time.saved !== null) facts.push(`${wholePercent(time.saved)} of the single-scale network's time saved`);
-  facts.push(`${percent(rate)} of them early`, `${millions(mmacs)} each`);
+  if (time.saved !== null) facts.push(`${wholePercent(time.saved)} of the single-scale time saved`);
+  facts.push(`${percent(rate)} exited early`, `${millions(mmacs)} each`);
   if (time.cost_per_million !== null) {
     const single = time.single_scale_cost_per_million;
     const instead = single === null ? "" : ` (single-scale ${money(single)})`;
-    facts.push(`a million cost ${money(time.cost_per_million)}${instead}`);
+    facts.push(`a million images cost ${money(time.cost_per_million)}${instead}`);
   }
-  const rates = [["in the last minute", minute], ["since the threshold was moved", since]]
+  const rates = [["in the last minute", minute], ["since the last threshold change", since]]
     .filter(([, lately]) => lately.images)
-    .map(([when, lately]) => `${when} ${percent(lately.exit_rate)} early at ${millions(lately.mean_mmacs)}`);
+    .map(([when, lately]) => `${when} ${percent(lately.exit_rate)} exited early at ${millions(lately.mean_mmacs)}`);
   return ` · ${[facts.join(", "), ...rates].join("; ")}`;
 }
 

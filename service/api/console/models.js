@@ -53,11 +53,11 @@ function offer(model, instead) {
   const wanted = reference(model);
   const first = h("button", {type: "button", class: "small", "aria-label": `Serve this: ${wanted}`, click: () => ask(true)}, "Serve this");
   const yes = h("button", {type: "button", class: "small", click: () => serve(yes, model, instead, () => ask(false))}, `Serve ${wanted}`);
-  const behind = h("button", {type: "button", class: "small", click: () => shadow(behind, wanted, instead, () => ask(false))}, "Try it behind the answers first");
+  const behind = h("button", {type: "button", class: "small", click: () => shadow(behind, wanted, instead, () => ask(false))}, "Start a shadow first");
   const no = h("button", {type: "button", class: "plain", click: () => ask(false)}, "Cancel");
   const question = h(
     "div", {class: "sure", role: "group", "aria-label": `Serve ${wanted}?`, hidden: true},
-    h("p", {class: "quiet"}, `To everybody, instead of ${reference(instead)}?`), yes, no, behind,
+    h("p", {class: "quiet"}, `For all requests, instead of ${reference(instead)}?`), yes, no, behind,
   );
   function ask(isAsked) {
     first.hidden = isAsked;
@@ -73,10 +73,10 @@ async function shadow(button, wanted, instead, done) {
   say(`Loading ${wanted} …`);
   try {
     await trial.shadow(wanted, instead.name);
-    say(`${wanted} runs behind the answers.`);
+    say(`${wanted} runs as a shadow.`);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    say(`${wanted} is not tried. ${whyNot(error)}`, true);
+    say(`${wanted} was not started. ${whyNot(error)}`, true);
   } finally {
     button.ariaDisabled = null;
     done();

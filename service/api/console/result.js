@@ -191,18 +191,18 @@ function pass(photograph, stages, i, end) {
 
 function purpose(stages, i) {
   if (stages.length === 1) return "Every image: the model has no early exit.";
-  return i ? `Only what the ${stages[i - 1].name} pass is unsure of.` : "Every image.";
+  return i ? `Only images that the ${stages[i - 1].name} pass is unsure of.` : "Every image.";
 }
 
 function said(photograph, stages, i, ran, ranked) {
   const {answer, forced, asking = false} = photograph;
   if (ranked) return [ranking(ranked), ran ? null : h("p", {class: "quiet"}, asAsked(answer, ranked))];
   const model = modelOf(answer);
-  const saved = answer.reason === "confident" ? `Not needed: ${millions(stages[i].mmacs)} multiply-adds saved.` : "Left out.";
+  const saved = answer.reason === "confident" ? `Not needed: ${millions(stages[i].mmacs)} multiply-adds saved.` : "Skipped.";
   const offered = i === stages.length - 1 && model === serving && !forced;
   const button = h(
     "button", {type: "button", class: "small", id: "ask-last", "aria-disabled": asking && "true", click: () => asking || askEveryStage(photograph, i)},
-    "Ask it all the same",
+    "Run it anyway",
   );
   return h("p", {class: "saved"}, saved, " ", offered ? button : null);
 }
@@ -213,7 +213,7 @@ async function askEveryStage(photograph, last) {
 }
 
 const asAsked = (answer, ranked) =>
-  `Asked all the same: it ${answer.label === ranked[0].label ? "agrees" : "disagrees"} with the ${answer.exit} pass.`;
+  `Run anyway: it ${answer.label === ranked[0].label ? "agrees" : "disagrees"} with the ${answer.exit} pass.`;
 
 const costOf = (mmacs, spent) => [mmacs && millions(mmacs), spent && ms(spent)].filter(Boolean).join(" · ");
 
@@ -237,7 +237,7 @@ function gauge(answer, stages, i, isLast) {
   return h("div", {class: "decision"}, meter, h("p", {class: "verdict"}, h("b", {}, `${sure(confidence)} sure`), ` · ${words}`));
 }
 
-const onward = ({threshold}, stages, i) => `not above ${share(threshold)}, so on to the ${stages[i + 1].name} pass`;
+const onward = ({threshold}, stages, i) => `not above ${share(threshold)}, so it continues to the ${stages[i + 1].name} pass`;
 
 function verdict(answer, stages, i) {
   const {reason, exit, threshold} = answer;
@@ -247,7 +247,7 @@ function verdict(answer, stages, i) {
     escalated: onward(answer, stages, i),
     deadline: `the deadline left no time for the ${stages[i + 1].name} pass`,
     brownout: `overload lowered the threshold to ${at}, so the ${exit} answer is final`,
-    cached: `from the cache, as the ${exit} pass answered before`,
+    cached: `a cached answer of the ${exit} pass`,
   }[reason] ?? reason;
 }
 

@@ -55,7 +55,7 @@ export function watch(stats) {
 
 function exceeded({goal, asked: most, mean, images}) {
   const format = goal === "max_mean_ms" ? ms : millions;
-  return `The budget is exceeded: the latest ${count(images)} images took ${format(mean)} each, of ${format(most)}.`;
+  return `The budget is exceeded: the latest ${count(images)} images took ${format(mean)} each; the budget is ${format(most)}.`;
 }
 
 // Take what is in force; what is being chosen stays.
@@ -201,7 +201,7 @@ const ROWS = [
   ["Time saved", (effect) => effect.saved, percent],
   ["Compute per image", (effect) => effect.mean_ms, ms],
   ["Multiply-adds per image", (effect) => effect.mean_mmacs, millions],
-  ["… of the single-scale network", (effect) => effect.mean_mmacs / model.stages.at(-1).mmacs, wholePercent],
+  ["… relative to single-scale", (effect) => effect.mean_mmacs / model.stages.at(-1).mmacs, wholePercent],
   ["Exit early", (effect) => effect.exit_rate, percent],
   ["Accuracy", (effect) => effect, accuracy],
   ["Accuracy loss, certified at most", (effect) => effect.accuracy_drop_at_most, percent],
@@ -218,7 +218,7 @@ function renderPreview(choice, expected) {
   const now = asked.predicted;
   const then = isChosen() ? expected?.predicted : null;
   const rows = now === null
-    ? [h("tr", {}, h("td", {colspan: 3}, "The model has no calibration table: what a threshold does cannot be predicted."))]
+    ? [h("tr", {}, h("td", {colspan: 3}, "The model has no calibration table: the effect of a threshold cannot be predicted."))]
     : ROWS.map(([name, of, format]) => h(
       "tr", {}, h("th", {scope: "row"}, name), h("td", {}, format(of(now))), then ? h("td", {}, format(of(then))) : h("td", {class: "none"}, "–"),
     ));

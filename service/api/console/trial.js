@@ -37,7 +37,7 @@ async function end(body) {
     return true;
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    say(`Not done. ${error.status === 412 ? "Somebody changed the config meanwhile: look again." : whyNot(error)}`, true);
+    say(`Not done. ${error.status === 412 ? "Somebody changed the config meanwhile: check it and try again." : whyNot(error)}`, true);
     return false;
   }
 }
@@ -53,8 +53,8 @@ const ROWS = [
   ["Exit early", (side) => percent(side.exit_rate)],
   ["Multiply-adds per image", (side) => millions(side.mean_mmacs)],
   ["Compute per image", (side) => ms(side.mean_ms)],
-  ["p50, waits left out", (side) => ms(side.latency_ms.p50)],
-  ["p99, waits left out", (side) => ms(side.latency_ms.p99)],
+  ["p50 without waiting", (side) => ms(side.latency_ms.p50)],
+  ["p99 without waiting", (side) => ms(side.latency_ms.p99)],
   ["Errors", (side) => count(side.errors)],
 ];
 
@@ -77,19 +77,19 @@ function render(before) {
 
 const kindInWords = ({model, beside, kind, share: part}) => {
   const images = `${share(100 * part)} % of the images`;
-  const how = kind === "canary" ? `answers ${images} of` : `runs behind the answers to ${images} of`;
+  const how = kind === "canary" ? `answers ${images} of` : `runs in the background on ${images} of`;
   return `${reference(model)} ${how} ${reference(beside)}`;
 };
 
 function agreementInWords({images, skipped, agreement, agreement_at_least: least}) {
   const missed = skipped ? ` There was no time to compare ${count(skipped)} more.` : "";
   if (!images) return `No image was compared yet.${missed}`;
-  return `They agree on ${percent(agreement)} of ${count(images)} images: on ${percent(least)} at least, with 95 % confidence.${missed}`;
+  return `They agree on ${percent(agreement)} of ${count(images)} images; on at least ${percent(least)} with 95 % confidence.${missed}`;
 }
 
 function guardInWords({max_disagreement: most, kind}) {
-  if (most === null) return `No guard: the ${kind} goes on until somebody ends it.`;
-  return `The guard cancels it once more than ${share(100 * most)} % surely differ, or fail.`;
+  if (most === null) return `No guard: the ${kind} continues until somebody ends it.`;
+  return `The guard cancels it if, with 95 % confidence, more than ${share(100 * most)} % differ or fail.`;
 }
 
 function endedInWords({model, outcome, why}) {
@@ -101,7 +101,7 @@ function endedInWords({model, outcome, why}) {
 function acts({model, beside}) {
   const promote = () => end({promote: true}).then((done) => done && onEnd(model.name, beside.name));
   return [
-    ask(`Promote ${reference(model)}`, `Serve it to everybody, instead of ${reference(beside)}?`, promote, "small"),
+    ask(`Promote ${reference(model)}`, `Serve it for all requests, instead of ${reference(beside)}?`, promote, "small"),
     ask("Cancel it", `Let ${reference(beside)} answer everything?`, () => end({cancel: true}), "plain"),
   ];
 }

@@ -18,9 +18,9 @@ router = APIRouter(prefix="/calibration", tags=["config"])
 
 @router.get("/live", operation_id="get_live_table", responses=responses(401, 404, 422))
 async def live(parts: Injected, query: Annotated[ModelQuery, Query()]) -> LiveAnswer:
-    """What audits and escalations of the latest traffic say of every threshold, beside the stored table; their drift.
+    """The calibration table of recent traffic, beside the stored one, and the drift between them.
 
-    Of all processes of this server.
+    It covers all processes of this server.
     """
     engine = parts.models.find(query.model)
     asked, stored = engine.asked, engine.predictor.calibration

@@ -27,18 +27,18 @@ DEFAULT_TOP_K = 5
 
 
 def _query(query: Annotated[ClassifyQuery, Query()]) -> None:
-    """For the documentation."""
+    """For OpenAPI only."""
 
 
 def _json_image(asked: Annotated[JsonImage, Body()]) -> None:
-    """For the documentation."""
+    """For OpenAPI only."""
 
 
 router = APIRouter(
     tags=["classify"], route_class=DirectRoute, dependencies=[Depends(_query)], responses=responses(*WORK)
 )
 
-# One form per route: what generates clients takes the first content type of a route, or the union of all.
+# One kind of body per route: client generators use the first content type of a route, or the union of all.
 ONE_IMAGE = {
     "requestBody": {
         "required": True,
@@ -63,10 +63,10 @@ MANY_IMAGES = {
 
 @router.post("/classify", operation_id="classify", response_model=ClassifyAnswer, openapi_extra=ONE_IMAGE)
 async def classify(request: Request) -> Response:
-    """Classify one image: the body is the image, as `application/octet-stream` or `image/*`. No URLs are fetched.
+    """Classify one image, sent as the body (`application/octet-stream` or `image/*`). URLs are not fetched.
 
-    A multipart part `image`, and the JSON of `POST /classify/json`, are read here too. Any picture at all gets one of
-    the model's labels: it cannot say "none of these".
+    This route also accepts a multipart part `image`, and the JSON of `POST /classify/json`. Any picture at all gets one
+    of the model's labels; there is no answer "none of these".
     """
     return await _one(request, bodies.one_image)
 
@@ -78,7 +78,7 @@ async def classify(request: Request) -> Response:
     dependencies=[Depends(_json_image)],
 )
 async def classify_json(request: Request) -> Response:
-    """Classify one image that comes as base64 in JSON, on one line or several, or as a data URI."""
+    """Classify one image in JSON, as base64 (line breaks are allowed) or as a data URI."""
     return await _one(request, bodies.image_in_json)
 
 
@@ -95,9 +95,9 @@ async def _one(request: Request, image_in: Callable[[Request, bytes], bytes]) ->
 
 @router.post("/classify/batch", operation_id="classify_batch", response_model=BatchAnswer, openapi_extra=MANY_IMAGES)
 async def classify_batch(request: Request) -> Response:
-    """Classify several images, the multipart parts `image`, answered in their order.
+    """Classify several images, sent as multipart parts `image`; results are in the same order.
 
-    An image that cannot be answered has its error in its place; the others are answered all the same.
+    An image that fails has its error in its place; the others are still answered.
     """
     parts = parts_of(request)
     model, ask = _ask(request, parts)
@@ -130,17 +130,17 @@ async def _classify_or_error(parts: Parts, model: str | None, image: bytes, ask:
 
 
 def _ask(request: Request, parts: Parts) -> tuple[str | None, Ask]:
-    """Of which model, and what."""
+    """The model and the options of a request."""
     query = bodies.query(request, ClassifyQuery)
-    parts.models.find(query.model)  # before anything of the body is read
+    parts.models.find(query.model)  # before the body is read
     top_k = query.top_k or DEFAULT_TOP_K
     names_version = query.model is not None and "/" in query.model
     return query.model, ask_of(request, parts, query.threshold, query.deadline_ms, top_k, query.passes, names_version)
 
 
 def _body_limit(request: Request, image_limit: int) -> int:
-    """Bytes of a body with an image of ``image_limit`` bytes in it: base64 and multipart take more than the image."""
+    """Most bytes of a body with an image of ``image_limit`` bytes: base64 and multipart are larger than the image."""
     kind = bodies.content_type(request)
     if kind == bodies.JSON:
-        return image_limit * 3 // 2 + 1024  # 4/3, and where it is on several lines 1/16 for their ends
+        return image_limit * 3 // 2 + 1024  # 4/3 for base64, and 1/16 for line breaks
     return image_limit + 1024 if kind == bodies.MULTIPART else image_limit

@@ -1,4 +1,4 @@
-"""The runtime config: the threshold, asked for by what it should achieve."""
+"""Routes of the runtime config: the threshold, set directly or by a goal, and the served model."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ IfMatch = Annotated[
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, object]:
-    """The documentation of a body that ``_json`` reads; ``document`` adds what it refers to."""
+    """OpenAPI description of a body that ``_json`` reads; ``document`` adds the referenced schemas."""
     reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
 
 
 def document(app: FastAPI) -> None:
-    """Have OpenAPI name the bodies that ``_json`` reads, as it names those that FastAPI reads."""
+    """Add the schemas of bodies that ``_json`` reads to OpenAPI, as FastAPI does for its own."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -60,9 +60,9 @@ def document(app: FastAPI) -> None:
 
 
 def _json(schema: type[Patch]) -> Callable[[Request], Awaitable[Patch]]:
-    """Reads a body of ``schema``, bounded: FastAPI by itself would read it however long it is.
+    """Read a body of ``schema`` with a size limit, which FastAPI does not have.
 
-    Only JSON: a page elsewhere can make a browser send other types without asking.
+    Only JSON is accepted: a foreign web page can make a browser send other types without a preflight request.
     """
 
     async def read(request: Request) -> Patch:
@@ -82,7 +82,7 @@ async def config(parts: Injected) -> ConfigAnswer:
 
 @router.get("/threshold", operation_id="get_threshold", responses=responses(404, 422))
 async def threshold(parts: Injected, response: Response, query: Annotated[ModelQuery, Query()]) -> ThresholdAnswer:
-    """The threshold asked, the goal it was asked by, and its predicted effect."""
+    """The threshold asked for, its goal, and its predicted effect."""
     engine = parts.models.find(query.model)
     response.headers["ETag"] = f'"{parts.models.config.version}"'
     return _answer(engine, engine.wanted.first, parts.models.config.version)
@@ -100,7 +100,7 @@ async def change_threshold(
 ) -> ThresholdAnswer:
     """Change the trade-off in whichever unit suits you; the response predicts the effect.
 
-    With `"table": "live"` it is solved by today's traffic, and follows it from now on.
+    With `"table": "live"` the goal is solved on recent traffic, and the threshold follows the traffic from then on.
     """
     engine = parts.models.find(query.model)
     name = engine.spec.name
@@ -108,9 +108,9 @@ async def change_threshold(
     solved = await _solve(parts, engine, patch)
 
     def change(current: RuntimeConfig) -> RuntimeConfig:
-        if engine.spec.key not in current.served:  # the goal was solved for another version
+        if engine.spec.key not in current.served:  # solve the goal again, because the model has changed
             raise ConfigConflict(
-                f"{engine.spec.reference} is no longer what is to be served", field="model", value=engine.spec.reference
+                f"{engine.spec.reference} is no longer the model to serve", field="model", value=engine.spec.reference
             )
         before = current.thresholds.get(name, engine.asked)
         floor = patch.floor if "floor" in patch.model_fields_set else before.floor
@@ -120,7 +120,9 @@ async def change_threshold(
         if floor is not None and floor > kept:
             if "floor" in patch.model_fields_set:
                 raise InvalidOption("floor", floor, f"at most the threshold, {kept}")
-            raise InvalidOption("threshold", kept, f"at least the floor in force, {floor}; lower or clear it too")
+            raise InvalidOption(
+                "threshold", kept, f"at least the current floor, {floor}; change or clear the floor too"
+            )
         asked, table = ((before.goal, before.value), before.table) if goal is None else (goal, patch.table)
         chosen = ThresholdConfig(*asked, threshold=kept, floor=floor, table=table)
         return parts.trials.following(current, engine, chosen)
@@ -138,7 +140,7 @@ async def change_threshold(
 
 @router.get("/model", operation_id="get_model", responses=responses(404, 503))
 async def model(parts: Injected, response: Response) -> ModelConfigAnswer:
-    """What is served, and what is tried beside it: how both compare, over all processes and replicas."""
+    """The served model, and the model on trial: both are compared over all processes and replicas."""
     response.headers["ETag"] = f'"{parts.models.config.version}"'
     return await _model_config(parts)
 
@@ -151,13 +153,14 @@ async def change_model(
     query: Annotated[ModelQuery, Query()],
     if_match: IfMatch = None,
 ) -> ModelConfigAnswer | ConfigAnswer:
-    """Serve another model, or another version, without a stop: no request fails, no image is lost.
+    """Serve another model or version without interruption: no request fails, no image is lost.
 
-    It is loaded, verified and warmed up beside the one it replaces: that of the same name, or the one that `?model=`
-    names, or the default one. What was asked for there is solved again. What cannot be served changes nothing.
+    The new model replaces the one that `?model=` names, otherwise the one of the same name, otherwise the default one.
+    It is first loaded, verified and warmed up, and the goal of the old one is solved again for it. If it cannot be
+    served, nothing changes.
 
-    With `share` it is tried on that share of the images instead, with `shadow` behind the answers, until `promote` or
-    `cancel`, or until its guard `max_disagreement` cancels it.
+    With `share` the model is tried on that share of the images; with `shadow` it runs in the background. A trial lasts
+    until `promote`, `cancel`, or until its guard `max_disagreement` cancels it.
     """
     version = _version(if_match)
     try:
@@ -178,7 +181,7 @@ async def change_model(
 
 @router.get("/threshold/preview", operation_id="preview_threshold", responses=responses(404, 422))
 async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> PreviewAnswer:
-    """What a threshold would do: by the calibration table, and to the images seen lately. Nothing is changed."""
+    """Predict the effect of a threshold, from the calibration table and from recent images. Nothing is changed."""
     engine = parts.models.find(query.model)
     spec = engine.spec
     threshold = query.threshold
@@ -192,7 +195,7 @@ async def preview(parts: Injected, query: Annotated[PreviewQuery, Query()]) -> P
 
 
 async def _solve(parts: Parts, engine: Engine, patch: ThresholdPatch) -> float | None:
-    """What the goal gives, by the table it names; None where only the floor changes."""
+    """Solve the goal with its table; None if only the floor changes."""
     if patch.goal is None:
         return None
     goal, value = patch.goal

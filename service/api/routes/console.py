@@ -1,4 +1,4 @@
-"""``GET /``: the console, a page of plain files; ``GET /console/{name}``: those files."""
+"""``GET /``: the console, a set of static files; ``GET /console/{name}``: these files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(__file__).parents[1] / "console"
 HEADERS = {
-    # The page shows the photographs it sends (blob:), and takes everything else from here.
+    # The page shows the photographs it sends (blob:), and loads everything else from this server.
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
@@ -21,19 +21,19 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Cache-Control": "no-cache",  # asked again each time, by ETag: a new server never meets an old page
+    "Cache-Control": "no-cache",  # revalidated by ETag each time, so that a page never outlives its server's version
 }
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
-    """Where a person who opens the address in a browser finds everything."""
+    """The page for people who open the server's address in a browser."""
     return await _file("index.html", request)
 
 
 @router.api_route("/console/{name}", methods=["GET", "HEAD"])
 async def part_of_page(name: str, request: Request) -> Response:
-    """A style, a script or the icon; 404 where there is no such file."""
+    """A stylesheet, a script or the icon; 404 if there is no such file."""
     return await _file(name, request)
 
 

@@ -1,4 +1,4 @@
-"""``POST /feedback``: the truth about an image that was logged."""
+"""``POST /feedback``: the true label of a logged image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from service.api.schemas import FeedbackAnswer, FeedbackBody
 
 router = APIRouter(tags=["feedback"])
 
-MAX_BYTES = 8192  # an id and a name of the most characters, each escaped, and what stands between
+MAX_BYTES = 8192  # longest id and name with every character escaped, and the rest of the JSON
 
 
 async def _body(request: Request) -> FeedbackBody:
-    """Bounded: FastAPI by itself would read it however long it is."""
+    """Read the body with a size limit, which FastAPI does not have."""
     kind = bodies.content_type(request)
     if kind != "application/json":
         raise bodies.unsupported(kind, "application/json")
@@ -32,8 +32,8 @@ async def _body(request: Request) -> FeedbackBody:
     openapi_extra=json_body(FeedbackBody),
 )
 async def feedback(parts: Injected, body: Annotated[FeedbackBody, Depends(_body)]) -> FeedbackAnswer:
-    """Tell what an image shows, by the `request_id` of its answer, where the server keeps a sample log.
+    """Report the true label of an image, by the `request_id` of its answer. The server needs a sample log.
 
-    Each process knows the latest 65,536 images that it logged, as long as it lives. The last word on an image counts.
+    Each process remembers its latest 65,536 logged images while it runs. The last report for an image counts.
     """
     return FeedbackAnswer(**await parts.feedback.take(body.request_id, body.index, body.label))

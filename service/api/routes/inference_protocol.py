@@ -1,4 +1,4 @@
-"""``/v2``: the Open Inference Protocol over HTTP, as KServe and Triton define it, for clients that speak it already.
+"""``/v2``: the Open Inference Protocol over HTTP, as defined by KServe and Triton, for existing clients.
 
 https://github.com/kserve/open-inference-protocol
 """
@@ -43,7 +43,7 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 @router.get("", operation_id="v2_server")
 async def server() -> ServerMetadata:
-    """What this server is, and which extensions of the protocol it speaks."""
+    """Name and version of the server, and the supported extensions."""
     return ServerMetadata(name="lowfirst", version=service.__version__, extensions=EXTENSIONS)
 
 
@@ -55,7 +55,7 @@ async def live() -> ServerLive:
 
 @router.get("/health/ready", operation_id="v2_ready", responses=protocol_responses(503))
 async def ready(parts: Injected) -> ServerReady:
-    """Whether work may be sent; else 503, saying why."""
+    """Whether the server accepts work; otherwise 503 with the reason."""
     parts.check_ready()
     return ServerReady()
 
@@ -68,13 +68,13 @@ async def model(parts: Injected, model: str) -> ModelMetadata:
 
 @router.get(VERSION, operation_id="v2_version", responses=protocol_responses(401, 404))
 async def version(parts: Injected, model: str, version: str) -> ModelMetadata:
-    """The same of a version, which must be the one served."""
+    """Inputs and outputs of a version, which must be the served one."""
     return metadata(served(parts, model, version).spec)
 
 
 @router.get(MODEL + "/ready", operation_id="v2_model_ready", responses=protocol_responses(401, 404, 503))
 async def model_ready(parts: Injected, model: str) -> ModelReady:
-    """Whether the model may be asked; else 503, saying why."""
+    """Whether the model accepts work; otherwise 503 with the reason."""
     engine = served(parts, model)
     parts.check_ready()
     return ModelReady(name=engine.spec.name)
@@ -82,7 +82,7 @@ async def model_ready(parts: Injected, model: str) -> ModelReady:
 
 @router.get(VERSION + "/ready", operation_id="v2_version_ready", responses=protocol_responses(401, 404, 503))
 async def version_ready(parts: Injected, model: str, version: str) -> ModelReady:
-    """The same of a version."""
+    """Whether a version accepts work; it must be the served one."""
     engine = served(parts, model, version)
     parts.check_ready()
     return ModelReady(name=engine.spec.name)
@@ -95,15 +95,15 @@ def _body(
         Header(description="Bytes of the JSON, where binary tensors follow it; 0: the body is one image."),
     ] = None,
 ) -> None:
-    """For the documentation."""
+    """For OpenAPI only."""
 
 
 def _model(model: str) -> None:
-    """For the documentation."""
+    """For OpenAPI only."""
 
 
 def _version(model: str, version: str) -> None:
-    """For the documentation."""
+    """For OpenAPI only."""
 
 
 TENSORS = {"schema": {"type": "string", "format": "binary"}}
@@ -129,7 +129,7 @@ DOCUMENTED: dict[str, Any] = {
 async def infer(request: Request) -> Response:
     """Classify the images of the tensor `image`, encoded as for `POST /classify`.
 
-    The protocol has no error for one image: where one cannot be answered, none is, and the error tells which it was.
+    The protocol has no errors for single images: if one image fails, the request fails, and the error names the image.
     """
     parts = parts_of(request)
     named = request.path_params["model"], request.path_params.get("version")
@@ -137,7 +137,7 @@ async def infer(request: Request) -> Response:
     parts.admission.check()
     body = await receiving.read(request, parts.settings.max_batch_bytes)
     asked, images = tensors.read(request, body, most_images(parts))
-    engine = served(parts, *named)  # once for all images: they may have been exchanged while the body came
+    engine = served(parts, *named)  # again: the model may have been switched while the body arrived
     ask = _ask(request, parts, asked.parameters or RequestParameters(), len(engine.spec.classes))
     with parts.admission.admit(images=len(images), size=len(body)):
         answers = await unless_client_leaves(request, classify_all(parts, engine, images, ask))
@@ -157,7 +157,7 @@ for _path, _named, _id in ((MODEL, _model, "v2_infer"), (VERSION, _version, "v2_
 
 
 async def classify_all(parts: Parts, engine: Engine, images: list[bytes], ask: Ask) -> list[Answer]:
-    """All answers, or the first error: then nobody waits for the other images any more."""
+    """All answers, or the first error; the other images are then dropped."""
     running = [asyncio.ensure_future(_classify(parts, engine, index, image, ask)) for index, image in enumerate(images)]
     try:
         return await asyncio.gather(*running)
@@ -179,16 +179,16 @@ def _ask(request: Request, parts: Parts, wanted: RequestParameters, classes: int
 
 
 def deadline_ms_of(wanted: RequestParameters) -> float | None:
-    """The deadline by either name. Raises InvalidOption: by both."""
+    """The deadline by either name. Raises InvalidOption if both are given."""
     if wanted.timeout is None:
         return wanted.deadline_ms
     if wanted.deadline_ms is not None:
-        raise InvalidOption("parameters.timeout", wanted.timeout, "left out where deadline_ms is given")
+        raise InvalidOption("parameters.timeout", wanted.timeout, "absent if deadline_ms is given")
     return wanted.timeout / 1e3
 
 
 def served(parts: Parts, model: str, version: str | None = None) -> Engine:
-    """The engine of that model. Raises NotFound: another name, or another version."""
+    """The engine of that model. Raises NotFound for another name or version."""
     engine = parts.models.find(model)
     if version is not None and version != str(engine.spec.version):
         raise NotFound(
@@ -201,5 +201,5 @@ def served(parts: Parts, model: str, version: str | None = None) -> Engine:
 
 
 def metadata(spec: ModelSpec) -> ModelMetadata:
-    """What the protocol says of a model."""
+    """Metadata of a model in the format of the protocol."""
     return ModelMetadata.of(spec.name, spec.version, len(spec.classes))

@@ -16,15 +16,15 @@ router = APIRouter(tags=["models"], responses=responses(401))
 
 
 @router.get("/models", operation_id="list_models")
-def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and computes bounds by the hundred
-    """Every version of every model in the store, with its costs and its calibration table."""
+def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and computes hundreds of bounds
+    """All versions of all models in the store, with their costs and calibration tables."""
     served = {engine.spec.key: engine for engine in parts.models}
     default = parts.models.find(None)
     found: list[ModelAnswer] = []
     broken: list[str] = []
 
     def leave_out(reference: str, error: Exception) -> None:
-        logger.warning("model %s is left out of the list: %s", reference, error)
+        logger.warning("model %s is missing from the list: %s", reference, error)
         broken.append(reference)
 
     for spec in parts.models.store.specs(leave_out):
@@ -34,7 +34,12 @@ def models(parts: Injected) -> ModelsAnswer:  # in a thread: it reads files and 
             calibration = Calibration.of(spec, predictor.runtime, predictor.precision)
             start = spec.start_threshold(predictor.runtime, predictor.precision)
             found.append(_answer(spec, start, calibration, engine))
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of other types than a spec's
+        except (
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # fields with a type different from the spec's
             leave_out(spec.reference, error)
     return ModelsAnswer(models=found, broken=broken)
 
@@ -59,7 +64,7 @@ def _answer(spec: ModelSpec, start: float, calibration: Calibration | None, engi
 
 
 def _curve(calibration: Calibration, engine: Engine | None) -> list[CurvePoint]:
-    """By the table; with times where an engine has measured them."""
+    """Points of the calibration table, with times if an engine has measured them."""
     return [
         CurvePoint.at(
             row.threshold,

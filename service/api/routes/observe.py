@@ -1,4 +1,4 @@
-"""What people and machines watch: ``/stats``, ``/metrics``, ``/health/*``."""
+"""Monitoring: ``/stats``, ``/metrics``, ``/health/*``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}
 
 @router.get("/stats", operation_id="get_stats", responses=responses(401, 404, 422))
 async def stats(parts: Injected, query: Annotated[ModelQuery, Query()]) -> StatsAnswer:
-    """A snapshot of one served model, for people."""
+    """A readable snapshot of one served model."""
     engine = parts.models.find(query.model)
     spec, predictor, asked = engine.spec, engine.predictor, engine.asked
     shares = await parts.observed.shares(engine)
@@ -92,15 +92,15 @@ def _audit(audit: Audit) -> AuditState:
 
 @router.get("/metrics", operation_id="get_metrics", responses=TEXT | responses(401), response_class=Response)
 async def metrics(parts: Injected) -> Response:
-    """Everything, for Prometheus."""
+    """All metrics, for Prometheus."""
     return Response(await parts.observed.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/metrics/targets", operation_id="list_metrics_targets", responses=responses(401, 404))
 async def targets(parts: Injected) -> list[MetricsTarget]:
-    """Where each live replica's own metrics are, for Prometheus' ``http_sd_configs``."""
+    """Metrics addresses of all live replicas, for Prometheus' ``http_sd_configs``."""
     if parts.settings.metrics_port is None:
-        raise NotFound("LOWFIRST_METRICS_PORT is unset: no replica has metrics at an address of its own")
+        raise NotFound("LOWFIRST_METRICS_PORT is unset: replicas have no metrics address of their own")
     return [
         MetricsTarget(targets=[each.address], labels={"replica": each.replica}) for each in await parts.targets.listed()
     ]
@@ -116,9 +116,10 @@ async def live() -> Health:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", operation_id="ready", responses=responses(503), response_model_exclude_none=True)
 async def ready(parts: Injected) -> Health:
-    """Whether work may be sent: model loaded and warmed up, engine alive, not stopping. Else 503, saying why.
+    """Whether the server accepts work: model loaded and warmed up, engine alive, not stopping. Otherwise 503 with the
+    reason.
 
-    Of several processes one that is ready is enough.
+    With several processes one ready process is enough.
     """
     parts.check_ready()
     siblings = parts.siblings

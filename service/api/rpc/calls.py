@@ -1,4 +1,4 @@
-"""What each method of the protocol answers: the same engine, schemas and errors as ``/v2`` over HTTP."""
+"""The methods of the protocol, with the same engine, schemas and errors as ``/v2`` over HTTP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Call:
     """One call.
 
     Attributes:
-        request_id: of it. ``arrival``: of it, on the clock of ``time.monotonic``.
+        request_id: its id. ``arrival``: on the clock of ``time.monotonic``.
         seconds: until the client's deadline; None without one.
     """
 
@@ -37,7 +37,7 @@ class Call:
 
 
 class Method(NamedTuple):
-    """How a method is answered, and the request over HTTP that needs the same key."""
+    """A method's implementation, and the HTTP request that needs the same key."""
 
     answer: Callable[[Parts, Message, Call], Awaitable[Message]]
     http: tuple[str, str]
@@ -67,7 +67,7 @@ async def _model_metadata(parts: Parts, asked: Message, call: Call) -> Message: 
 
 
 async def _model_infer(parts: Parts, asked: Message, call: Call) -> Message:
-    """Classify the images of the tensor `image`: where one cannot be answered, none is."""
+    """Classify the images of the tensor `image`; if one fails, the call fails."""
     engine = served(parts, asked.model_name, asked.model_version or None)
     parts.admission.check()
     size = asked.ByteSize()
@@ -136,7 +136,8 @@ def _is_ready(parts: Parts) -> bool:
 
 
 def _deadline(parts: Parts, wanted: RequestParameters, call: Call) -> float | None:
-    """Seconds from the arrival: of the client's deadline and the request's, the nearer; else that of the settings."""
+    """Seconds from the arrival to the earlier of both deadlines, the client's and the request's; otherwise the
+    default."""
     asked = deadline_ms_of(wanted)
     known = [] if asked is None else [asked / 1e3]
     if call.seconds is not None:
@@ -147,10 +148,10 @@ def _deadline(parts: Parts, wanted: RequestParameters, call: Call) -> float | No
 
 
 def _request(asked: Message) -> tuple[InferRequest, bytes]:
-    """The request as over HTTP, and the binary tensor that follows it there. Raises InvalidOption: a wrong field."""
+    """The equivalent HTTP request, and its binary tensor. Raises InvalidOption: a wrong field."""
     raw, count = asked.raw_input_contents, len(asked.inputs)
     if raw and len(raw) != count:
-        raise InvalidOption("raw_input_contents", len(raw), f"as many as there are inputs, {count}, or left out")
+        raise InvalidOption("raw_input_contents", len(raw), f"empty, or one per input ({count})")
     inputs, tail = [], b""
     for index, each in enumerate(asked.inputs):
         data = raw[index] if raw else _joined(each.contents.bytes_contents)
@@ -180,5 +181,5 @@ def _request(asked: Message) -> tuple[InferRequest, bytes]:
 
 
 def _joined(elements: list[bytes]) -> bytes:
-    """As a raw tensor has them."""
+    """Join elements as in a raw tensor."""
     return b"".join(tensors.LENGTH.pack(len(each)) + each for each in elements)

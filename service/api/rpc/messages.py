@@ -1,4 +1,4 @@
-"""The messages of ``inference.proto``, in a pool of their own: a client in this process may have the same names."""
+"""The messages of ``inference.proto``, in a separate pool: a client in this process may use the same names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 SERVICE = "inference.GRPCInferenceService"
 
-Message = Any  # its class is made when this module is imported
+Message = Any  # the class is created on import of this module
 
 
 def _load() -> descriptor_pool.DescriptorPool:
@@ -23,7 +23,7 @@ def _load() -> descriptor_pool.DescriptorPool:
 
 _POOL = _load()
 
-# By the method's name: the classes of what is asked and of what is answered.
+# Request and response classes by method name.
 METHODS: Mapping[str, tuple[Any, Any]] = {
     method.name: (
         message_factory.GetMessageClass(method.input_type),
@@ -34,7 +34,7 @@ METHODS: Mapping[str, tuple[Any, Any]] = {
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A map of ``InferParameter`` as plain values; None of one without any."""
+    """A map of ``InferParameter`` as plain values; None for one without a value."""
     chosen = {name: each.WhichOneof("parameter_choice") for name, each in given.items()}
     return {name: getattr(given[name], choice) if choice else None for name, choice in chosen.items()}
 

@@ -1,4 +1,4 @@
-"""The port that speaks gRPC, beside HTTP's, in the same event loop."""
+"""The gRPC port, beside the HTTP port, in the same event loop."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PORT = "LOWFIRST_GRPC_PORT"
 
 PROBE = "/v2/health"
 
-# What a request has beside its images.
+# Largest size of a request besides its images.
 HEAD_BYTES = 1024 * 1024
 
-# Calls that may wait to be told that there is no room for their images.
+# Most calls that may wait for an answer that there is no room.
 WAITING = 64
 
-# How long calls may take to finish, once HTTP has finished.
+# Seconds for calls to finish after HTTP has finished.
 CLOSE_SECONDS = 5.0
 
-# The code of an error by its status over HTTP; of any other it is INTERNAL.
+# gRPC code by HTTP status; INTERNAL for any other.
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -55,12 +55,13 @@ class RpcPort:
     """``async with`` it: calls are answered.
 
     Args:
-        parts: of the server. ``keys``: what a call needs.
-        settings: of this process. ``is_shared``: whether other processes listen on the same port: the kernel spreads
-            connections over all of them (SO_REUSEPORT).
+        parts: of the server. ``keys``: access control.
+        settings: of this process. ``is_shared``: whether other processes listen on the same port: the kernel
+        distributes
+            connections among them (SO_REUSEPORT).
 
     Raises:
-        InvalidOption: no port that can be listened on.
+        InvalidOption: the port cannot be used.
     """
 
     def __init__(self, parts: Parts, keys: Keys, settings: Settings, is_shared: bool) -> None:
@@ -102,7 +103,7 @@ class RpcPort:
         except RuntimeError as error:
             raise _taken(settings.host, settings.grpc_port or 0, str(error)) from error
         await self._server.start()
-        if self._parts.siblings.index == 0:  # the others would say the same
+        if self._parts.siblings.index == 0:  # the others would log the same
             logger.info("listening on grpc://%s:%d", host, port)
         return self
 
@@ -164,10 +165,10 @@ def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def _trailing(error: LowfirstError) -> tuple[tuple[str, str], ...]:
-    """What else HTTP tells: a stable code, and when to come back."""
+    """Trailing metadata: the error code, and when to retry."""
     told = (("error-code", error.code),)
     return (*told, ("retry-after", str(error.retry_after_seconds))) if isinstance(error, Busy) else told
 
 
 def _taken(host: str, port: int, why: str) -> InvalidOption:
-    return InvalidOption(PORT, port, f"one that can be listened on at {host} ({why})")
+    return InvalidOption(PORT, port, f"a free port at {host} ({why})")

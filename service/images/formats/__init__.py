@@ -1,1 +1,1 @@
-"""The formats that are read: each file walks one container, so that its bounds hold before any decoder runs."""
+"""The supported formats: each file walks one container, so that limits hold before any decoder runs."""

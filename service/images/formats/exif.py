@@ -1,4 +1,4 @@
-"""The one thing that is read of a photograph's metadata: which way is up."""
+"""The only metadata that is read of a photograph: its orientation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of an encoded picture before a decoder sees it, and the bounds that hold for every format."""
+"""What is known about an encoded picture before decoding, and the limits for every format."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _chunks(data: bytes) -> Iterator[_Chunk]:
         # what pixels are made of; text may be as broken as it likes
         is_checked = is_whole and kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
         if is_checked and zlib.crc32(view[begin + 4 : end]) != int.from_bytes(data[end:at], "big"):
-            raise corrupt(f"the checksum of a PNG's chunk {kind.decode()} does not hold")
+            raise corrupt(f"the checksum of a PNG's chunk {kind.decode()} is wrong")
         yield _Chunk(kind, view[start:end], view[begin:at] if is_whole else None)
 
 

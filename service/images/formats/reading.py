@@ -1,4 +1,4 @@
-"""Which format the bytes are of, and the walk over its container."""
+"""Detects the format of the bytes, and walks over the container."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def read(data: bytes) -> Picture:
-    """What an encoded image is, in one pass over its container: nothing is decoded or inflated.
+    """Inspect an encoded image in one pass over its container: nothing is decoded or decompressed.
 
     Raises:
-        UnsupportedImage: no format that is read.
-        ImageTooLarge: more pixels, scans, segments or chunks than are read.
-        InvalidImage: cut short or corrupt, as far as the container shows.
+        UnsupportedImage: an unknown format.
+        ImageTooLarge: too many pixels, scans, segments or chunks.
+        InvalidImage: truncated or corrupt, as far as the container shows.
     """
     if data.startswith(jpeg.SIGNATURE):
         return jpeg.read(data)
@@ -28,7 +28,7 @@ def read(data: bytes) -> Picture:
     if data.startswith(bmp.SIGNATURE):
         return bmp.read(data)
     raise UnsupportedImage(
-        f"image is {len(data)} bytes of no known format; it must be one of {', '.join(FORMATS)}",
+        f"image is {len(data)} bytes of an unknown format; it must be one of {', '.join(FORMATS)}",
         field="image",
         bound=list(FORMATS),
     )

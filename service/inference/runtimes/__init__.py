@@ -1,4 +1,4 @@
-"""The runtimes, and which one serves."""
+"""The runtimes, and their selection."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def choose_runtime(name: str, device: torch.device) -> str:
-    """``auto`` -> the fastest one that this machine has for ``device``; a runtime's name as asked.
+    """``auto`` -> the fastest runtime on this machine for ``device``; a runtime as named.
 
     Raises:
-        InvalidOption: no runtime of that name, not for this device, or not installed.
+        InvalidOption: no such runtime, not for this device, or not installed.
     """
-    if name == "auto":  # CUDA graphs have not been tried on a GPU yet
+    if name == "auto":  # CUDA graphs have not been tested on a GPU yet
         return "openvino" if device.type == "cpu" and find_spec("openvino") else "eager"
     if name not in RUNTIMES:
         raise InvalidOption("runtime", name, f"auto, {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}")
@@ -51,8 +51,10 @@ def is_quantised(spec: ModelSpec) -> bool:
 
 
 def available(device: torch.device, spec: ModelSpec) -> list[tuple[str, Precision]]:
-    """Every (runtime, precision) that a model may be served with on ``device``; the reference, eager float32, first.
-    A quantised one in int8, too, last."""
+    """All (runtime, precision) pairs that can serve a model on ``device``; the reference, eager float32, first.
+
+    int8 is last, for a quantised model.
+    """
     fastest = choose_runtime("auto", device)
     precisions = dict.fromkeys(("float32", choose_precision("auto", device)))
     pairs = [(runtime, precision) for runtime in dict.fromkeys(("eager", fastest)) for precision in precisions]
@@ -102,7 +104,7 @@ def build_quantised(name: str, folder: Path, spec: ModelSpec, threads: int) -> R
 
     Raises:
         InvalidOption: the runtime is not OpenVINO, or the model has not been quantised.
-        BrokenModel: what is there is not what ``spec`` says.
+        BrokenModel: the files do not match ``spec``.
     """
     if name != "openvino":
         raise InvalidOption("precision", "int8", f"auto, float32 or bfloat16: {name} runs no int8, openvino does")

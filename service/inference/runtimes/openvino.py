@@ -76,7 +76,7 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
     """
     if not is_quantised(spec):
         raise InvalidOption(
-            "precision", "int8", f"auto, float32 or bfloat16 until {spec.name} is quantised: lowfirst quantise"
+            "precision", "int8", f"auto, float32 or bfloat16 until {spec.name} is quantised with lowfirst quantise"
         )
     for name, digest in spec.files.items():
         verified(folder, name, digest)
@@ -86,7 +86,7 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
             raise InvalidOption(
                 "precision",
                 "int8",
-                f"auto, float32 or bfloat16 until {spec.name} is quantised again: an earlier version did",
+                f"auto, float32 or bfloat16 until {spec.name} is quantised again by this version",
             )
     return models
 

@@ -83,13 +83,13 @@ async def test_a_goal_by_the_live_table_is_solved_on_it_and_followed(
     async with connect(make_app(audit_probability=1)) as client:
         error = error_of(await client.patch(PATH, json={"min_agreement": 0.9, "table": "live"}), 422, "invalid_field")
         assert error["field"] == "min_agreement"
-        assert "it takes 29 audited or escalated images, drawn alike, and there are 0" in error["message"]
-        assert "none come at present" in error["message"]
+        assert "29 sampled images are needed, 0 exist" in error["message"]
+        assert "no new ones arrive at present" in error["message"]
         await classify(client, [make_jpeg(seed) for seed in range(40)])
         await seen(client, 40)
         error = error_of(await client.patch(PATH, json={"min_agreement": 0.97, "table": "live"}), 422, "invalid_field")
-        assert "it takes 99" in error["message"]
-        assert "there are 40; at today's rate" in error["message"]
+        assert "99 sampled images are needed" in error["message"]
+        assert "40 exist; at the current rate" in error["message"]
         answer = (await client.patch(PATH, json={"min_agreement": 0.6, "table": "live"})).json()
         rows = (await client.get(LIVE)).json()["live"]["rows"]
         stats = (await client.get("/stats")).json()
@@ -113,12 +113,12 @@ async def test_a_goal_by_the_live_table_is_solved_on_it_and_followed(
     [
         ({"min_agreement": 0.9, "table": "yesterday"}, "table", "'stored' or 'live'"),
         ({"min_agreement": 0.9, "table": None}, "table", "'stored' or 'live'"),
-        ({"table": "live"}, "table", "beside one of"),
-        ({"floor": 0.1, "table": "live"}, "table", "beside one of"),
-        ({"threshold": 0.5, "table": "live"}, "table", "left out with threshold"),
+        ({"table": "live"}, "table", "used with one of"),
+        ({"floor": 0.1, "table": "live"}, "table", "used with one of"),
+        ({"threshold": 0.5, "table": "live"}, "table", "absent with threshold"),
         ({"max_accuracy_drop": 0.1, "table": "live"}, "max_accuracy_drop", "no labels"),
         ({"min_agreement": 0.9, "table": "live"}, "table", "LOWFIRST_AUDIT_PROBABILITY is 0"),
-        ({"max_mean_mmacs": 30.0, "table": "live"}, "max_mean_mmacs", "it takes 100 images and there are 0"),
+        ({"max_mean_mmacs": 30.0, "table": "live"}, "max_mean_mmacs", "100 images are needed, 0 exist"),
     ],
 )
 async def test_what_the_live_table_cannot_answer_is_refused(

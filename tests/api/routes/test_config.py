@@ -256,7 +256,7 @@ async def test_a_floor_above_the_threshold_is_refused(
         assert "at most the threshold" in error["bound"]
     error = error_of(await fresh.patch(PATH, json={"threshold": 0.4}), 422, "invalid_field")
     assert (error["field"], error["value"]) == ("threshold", 0.4)
-    assert "at least the floor in force, 0.5" in error["bound"]
+    assert "at least the current floor, 0.5" in error["bound"]
     assert (await fresh.get(PATH)).json()["version"] == 2
 
 

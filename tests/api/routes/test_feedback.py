@@ -96,7 +96,7 @@ async def test_an_unknown_request_is_a_404_that_says_what_is_known(
 ) -> None:
     error = error_of(await logged.post("/feedback", json={"request_id": "two", "label": "ant"}), 404, "not_found")
     assert (error["field"], error["value"], error["bound"]) == ("request_id", "two", 65536)
-    assert "none of the latest 65536 images" in error["message"]
+    assert "not among the latest 65536 images" in error["message"]
 
 
 @pytest.mark.parametrize("label", ["cow", 4, -1])
