@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from service.calibration.exit_rule import confidence, probabilities
 from service.images.decode import decode, stack
 from service.images.transforms import Preprocessing
-from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.model_spec import Architecture, ModelSpec

@@ -46,14 +46,14 @@ from service.api.routes import (
 from service.api.tensors import JSON_LENGTH
 from service.cores import cores
 from service.engine.admission import Admission
-from service.engine.applied import first_config
 from service.engine.engine import Engine
-from service.engine.guard import Guard
 from service.engine.limits import Limits
-from service.engine.models import Models
-from service.engine.switching import Switching
-from service.engine.trials import Counts, Exchange, Trials
 from service.errors import BrokenModel, InvalidOption, LowfirstError
+from service.hosting.applied import first_config
+from service.hosting.guard import Guard
+from service.hosting.models import Models
+from service.hosting.switching import Switching
+from service.hosting.trials import Counts, Exchange, Trials
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.precomputing import Precomputing, Served
 from service.inference.predictor import Predictor

@@ -23,10 +23,10 @@ from redis import ConnectionError as NoConnection
 from redis import Redis
 from safetensors.torch import load_file
 
+from service.calibration.certify import count_table
 from service.evaluation.passes import Passes
 from service.images.decode import decode
 from service.images.transforms import Preprocessing
-from service.inference.calibration import count_table
 from service.inference.predictor import Predictor
 from service.inference.runtimes.base import normalise
 from service.model_spec import Architecture, ModelSpec

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.calibration.exit_rule import confidence, exits, probabilities
 from service.evaluation.evaluate import evaluate
 from service.images.decode import decode
-from service.inference.exit_rule import confidence, exits, probabilities
 from service.inference.predictor import Predictor
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
 from service.store import ModelStore, read_spec

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from service.calibration.exit_rule import confidence, probabilities
 from service.images.decode import decode, stack
 from service.images.sizes import in_sizes
-from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor
 from service.networks.cascade import Carried
 

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.api.live_schemas import FollowedAnswer
 from service.api.schemas import ModelName, Share, Strict, milliseconds
+from service.calibration.certify import Effect
 from service.engine.prediction import TimeSpent
 from service.errors import InvalidOption
-from service.inference.calibration import Effect
 from service.stages import exit_rate, mean_cost
 from service.state.base import BUDGETS, GOALS, Goal, Table
 

@@ -11,10 +11,10 @@ from service.api.feedback import Feedback
 from service.api.following import Following
 from service.api.observed import Observed
 from service.engine.admission import Admission
-from service.engine.models import Models
-from service.engine.switching import Switching
-from service.engine.trials import Trials
 from service.errors import Draining
+from service.hosting.models import Models
+from service.hosting.switching import Switching
+from service.hosting.trials import Trials
 from service.metrics import Metrics
 from service.processes.siblings import Siblings
 from service.samples.log import SampleLog

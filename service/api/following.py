@@ -14,14 +14,14 @@ from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
 
-from service.engine.background import end
+from service.calibration.drift import Drift, drift
+from service.calibration.follow import Followed, begin, follow, solve_live
+from service.calibration.live import BUDGET_IMAGES, WINDOW, LiveTable, Passed, Seen, check_follows, window
 from service.engine.engine import Engine
-from service.engine.follow import Followed, begin, follow, solve_live
-from service.engine.models import Models
 from service.engine.periods import Done
 from service.errors import NotFound
-from service.inference.drift import Drift, drift
-from service.inference.live import BUDGET_IMAGES, WINDOW, LiveTable, Passed, Seen, check_follows, window
+from service.hosting.background import end
+from service.hosting.models import Models
 from service.log import logger
 from service.metrics import Metrics
 from service.processes.siblings import Siblings

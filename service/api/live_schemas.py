@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, Field
 
+from service.calibration.certify import Calibration, interval
+from service.calibration.drift import LEVEL, TESTS, Drift
+from service.calibration.follow import Change, Followed
+from service.calibration.live import LiveTable
 from service.calibration_table import CalibrationTable
-from service.engine.follow import Change, Followed
 from service.engine.periods import Done
-from service.inference.calibration import Calibration, interval
-from service.inference.drift import LEVEL, TESTS, Drift
-from service.inference.live import LiveTable
 from service.state.base import Goal, Table
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from prometheus_client import generate_latest
 
+from service.calibration.audit import Audit, Budget
 from service.engine.admission import Admission
-from service.engine.audit import Audit, Budget
 from service.engine.engine import Engine
-from service.engine.models import Models
 from service.engine.periods import NOTHING, Done
 from service.engine.prediction import TimeSpent
 from service.engine.recent import CONFIDENCES, PERCENTILES, Totals
 from service.errors import NotFound
+from service.hosting.models import Models
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
 from service.processes.siblings import Siblings

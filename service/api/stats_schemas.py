@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.live_schemas import DriftAnswer, PeriodState
 from service.api.schemas import ModelName, milliseconds
+from service.calibration.certify import interval
 from service.engine.prediction import TimeSpent
-from service.inference.calibration import interval
 from service.state.base import Goal
 
 

@@ -10,8 +10,8 @@ from service.api.config_schemas import ConfigAnswer
 from service.api.schemas import ModelName, Share, Strict
 from service.api.stats_schemas import LatencyMs
 from service.engine.comparison import Comparison, Side
-from service.engine.trials import Wish
 from service.errors import InvalidOption
+from service.hosting.trials import Wish
 from service.state.base import EndedTrial, Ending, Trial
 
 # Fields that exclude all others, and fields for which null is not allowed.

@@ -36,10 +36,10 @@ def calibrate(
 
     With --from-log it uses a server's sample log: no photographs are needed, and labels come from feedback.
     """
+    from service.calibration.certify import Calibration
     from service.errors import InvalidOption
     from service.evaluation.calibrate import calibrate as fit_and_certify
     from service.evaluation.from_log import calibrate_from_log
-    from service.inference.calibration import Calibration
 
     photographs = one_source(data, from_log)
     if split and (unlabelled or from_log):

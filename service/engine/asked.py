@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.engine.follow import Standing
+from service.calibration.follow import Standing
 from service.inference.predictor import Predictor
 from service.state.base import ConfigSource, ThresholdConfig
 

@@ -6,8 +6,8 @@ from hashlib import blake2b
 
 import torch
 
+from service.calibration.exit_rule import end_stage
 from service.engine.entry import Entry
-from service.inference.exit_rule import end_stage
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.state.base import CachedOutputs, ResultCache

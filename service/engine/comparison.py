@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from service.calibration.certify import lower_bound, upper_bound
 from service.engine.answer import Answer
 from service.engine.recent import PERCENTILES
-from service.inference.calibration import lower_bound, upper_bound
 from service.model_spec import ModelSpec
 from service.state.base import Ending
 

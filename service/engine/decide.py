@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from service.calibration.exit_rule import exits
 from service.engine.answer import Reason
 from service.engine.entry import Entry
-from service.inference.exit_rule import exits
 
 
 @dataclass(frozen=True, slots=True)

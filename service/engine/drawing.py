@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from service.calibration.live import Seen
 from service.engine.decide import Policy
 from service.engine.entry import Entry
-from service.inference.live import Seen
 
 # While nothing can exit, all images escalate, and at least this share is sampled to find a lost promise again soon.
 NOTHING_EXITS = 0.1

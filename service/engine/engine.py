@@ -7,11 +7,12 @@ import time
 from dataclasses import replace
 from functools import partial
 
+from service.calibration.audit import Audit
+from service.calibration.live import Passed
 from service.engine import tuning
 from service.engine.answer import Answer, Ask, Reason
 from service.engine.answering import Answering
 from service.engine.asked import Asked
-from service.engine.audit import Audit
 from service.engine.backlog import Backlog
 from service.engine.behind import Behind
 from service.engine.brown_out import BrownOut
@@ -36,7 +37,6 @@ from service.engine.verdict import audit
 from service.engine.workers import Workers
 from service.errors import DeviceFailed, Draining
 from service.inference.latency import LatencyTable
-from service.inference.live import Passed
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
 from service.samples.log import SampleLog

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from service.calibration.exit_rule import confidence
 from service.engine.answer import Reason
 from service.engine.batch_decoder import BatchDecoder
 from service.engine.decide import Decision, Drop, Escalate, Exit, Policy, decide
@@ -20,7 +21,6 @@ from service.engine.pace import Pace
 from service.engine.recent import Recent
 from service.errors import DeviceFailed
 from service.images.decode import stack
-from service.inference.exit_rule import confidence
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.metrics import Metrics

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.calibration.certify import Effect
 from service.errors import InvalidOption
-from service.inference.calibration import Effect
 from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.stages import mean_cost

@@ -10,10 +10,10 @@ from itertools import islice
 
 import numpy as np
 
+from service.calibration.certify import THRESHOLDS
+from service.calibration.exit_rule import end_stage, exits
+from service.calibration.live import MOST, Passed, Seen
 from service.engine.answer import Answer
-from service.inference.calibration import THRESHOLDS
-from service.inference.exit_rule import end_stage, exits
-from service.inference.live import MOST, Passed, Seen
 
 WINDOW_SECONDS = 60.0
 CONFIDENCES = 4096

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.engine.audit import Audit, Budget
+from service.calibration.audit import Audit, Budget
+from service.calibration.certify import Calibration
+from service.calibration.live import BUDGET_IMAGES
 from service.engine.periods import Periods
 from service.engine.recent import Recent
-from service.inference.calibration import Calibration
-from service.inference.live import BUDGET_IMAGES
 from service.stages import exit_rate, up_to_each
 from service.state.base import BUDGETS, ThresholdConfig
 

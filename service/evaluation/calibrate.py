@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from service.calibration.certify import count_table
 from service.calibration_table import CalibrationTable
 from service.errors import DataError
 from service.evaluation.passes import Passes, check_classes, run_passes
-from service.inference.calibration import count_table
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
 from service.log import logger

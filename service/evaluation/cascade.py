@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from service.calibration.exit_rule import end_stages
 from service.evaluation.passes import Bools, Ints, Passes
-from service.inference.exit_rule import end_stages
 from service.stages import mean_cost, up_to_each
 
 Floats = npt.NDArray[np.float64]

@@ -11,12 +11,12 @@ from statistics import mean, stdev
 
 import torch
 
+from service.calibration.certify import THRESHOLDS
 from service.errors import InvalidOption
 from service.evaluation.cascade import Cascade, Estimate, gain, gap, matching_cost
 from service.evaluation.logits import FOLDER, kept_passes, predictor_at
 from service.evaluation.passes import Answers, Bools, Passes, check_classes
 from service.evaluation.runs import Run, differences
-from service.inference.calibration import THRESHOLDS
 from service.inference.device import choose_device, choose_precision
 from service.inference.predictor import Predictor
 from service.networks.cost import cost

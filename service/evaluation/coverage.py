@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from scipy.special import bdtr
 
+from service.calibration.certify import THRESHOLDS, Calibration, allowed_risk, upper_bound
 from service.errors import InvalidOption
 from service.evaluation.passes import Answers
-from service.inference.calibration import THRESHOLDS, Calibration, allowed_risk, upper_bound
 from service.state.base import Goal
 
 PROMISES: tuple[tuple[Goal, float], ...] = (

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.calibration.certify import THRESHOLDS
 from service.errors import DataError, NotFound
 from service.evaluation.coverage import Promise, promises
 from service.evaluation.passes import Passes, check_classes, run_passes
-from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
 from service.inference.runtimes.eager import EagerRuntime

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.calibration.exit_rule import end_stages
 from service.evaluation.cascade import Cascade, Floats
 from service.evaluation.passes import Bools
 from service.evaluation.spectrum import LOW, OWN, SINGLE, SUM, Spectrum
-from service.inference.exit_rule import end_stages
 
 TEAL, ORANGE, INK, QUIET, PALE = "#0b7a71", "#ad560c", "#1d1c1a", "#8b867d", "#d8d4cc"
 # Of cascades in one picture: told apart in grey too, by their lines.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.calibration.certify import upper_bound
 from service.evaluation.from_log import of_model, truth_of
-from service.inference.calibration import upper_bound
 from service.samples.reading import SavedLog
 from service.samples.record import Sample, Truth
 from service.stages import mean_cost

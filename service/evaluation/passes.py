@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from service.calibration.exit_rule import confidence, end_counts, end_stages, probabilities
 from service.errors import BrokenModel, DataError
 from service.inference.device import cores
-from service.inference.exit_rule import confidence, end_counts, end_stages, probabilities
 from service.inference.predictor import Predictor
 from service.log import logger
 from service.model_spec import SPEC, ModelSpec

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from service.calibration.exit_rule import confidence, probabilities
 from service.evaluation import figures
 from service.evaluation.comparison import Bench, Group, timed_batch, two_sizes
 from service.evaluation.figures import Curve, Dot, Picture, Reliability
@@ -17,7 +18,6 @@ from service.evaluation.runs import Run
 from service.evaluation.spectrum import Spectrum, spectra
 from service.images.decode import decode
 from service.inference.device import choose_device
-from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import load_network
 from service.inference.runtimes.base import normalise
 from service.training.data import CentreCrop, loader

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from service.calibration.certify import Calibration
 from service.errors import DataError
 from service.evaluation import figures
 from service.evaluation.calibrate import LOST_BY_DEFAULT
 from service.evaluation.evaluate import Evaluation
-from service.inference.calibration import Calibration
 from service.model_spec import ModelSpec
 from service.networks.registry import backbone_name
 from service.store import WEIGHTS, ModelStore, read_spec, read_weights, write_spec

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from service.calibration.certify import RISK, upper_bound
 from service.errors import DataError, InvalidOption
 from service.evaluation.calibrate import certify, cheapest, photographs_for
 from service.evaluation.passes import Bools, Passes, run_passes
 from service.images.sizes import in_sizes
-from service.inference.calibration import RISK, upper_bound
 from service.inference.predictor import Predictor, load_network
 from service.model_spec import ModelSpec
 from service.networks.cascade import Carried

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from service.calibration.certify import Calibration
 from service.errors import InvalidOption
 from service.evaluation import paper
 from service.evaluation.comparison import Bench, Group, Row, Seeds, Verdict
@@ -17,7 +18,6 @@ from service.evaluation.handover import Handover, handover
 from service.evaluation.logits import FOLDER
 from service.evaluation.pictures import Picked, pictures, sample
 from service.evaluation.runs import Run, check_same_classes, read_runs
-from service.inference.calibration import Calibration
 from service.inference.predictor import load_network
 from service.networks.msnet import MSNet
 

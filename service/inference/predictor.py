@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from service.calibration.certify import Calibration
+from service.calibration.exit_rule import probabilities
 from service.errors import BrokenModel, InvalidOption
 from service.images.sizes import in_sizes
-from service.inference.calibration import Calibration
 from service.inference.device import Precision, choose_device, choose_precision
-from service.inference.exit_rule import probabilities
 from service.inference.runtimes import build_converted, build_quantised, build_runtime, choose_runtime
 from service.inference.runtimes.base import Runtime
 from service.inference.runtimes.eager import EagerRuntime

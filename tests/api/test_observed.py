@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.api.observed import Share, audit_of, latency_ms, pooled, thinned, time_spent
-from service.engine.audit import Audit
+from service.calibration.audit import Audit
 
 NOTHING = Share(
     images=0,

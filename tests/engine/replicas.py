@@ -16,13 +16,13 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from service.engine.answer import Answer, Ask
-from service.engine.applied import first_config
 from service.engine.comparison import Comparison
-from service.engine.guard import Guard
 from service.engine.limits import Limits
-from service.engine.models import Models
-from service.engine.switching import Switching
-from service.engine.trials import Trials
+from service.hosting.applied import first_config
+from service.hosting.guard import Guard
+from service.hosting.models import Models
+from service.hosting.switching import Switching
+from service.hosting.trials import Trials
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics

@@ -20,11 +20,11 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
+from service.calibration.exit_rule import end_stage
 from service.engine.answer import Answer, Ask
 from service.engine.engine import Engine
 from service.engine.entry import Entry
 from service.engine.limits import Limits
-from service.inference.exit_rule import end_stage
 from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from service.metrics import Metrics

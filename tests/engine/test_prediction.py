@@ -7,9 +7,9 @@ import math
 
 import pytest
 
+from service.calibration.certify import Calibration
 from service.engine.prediction import TimeSpent, predict, solve
 from service.errors import InvalidOption
-from service.inference.calibration import Calibration
 from service.inference.latency import LatencyTable
 from service.inference.predictor import Predictor
 from tests.engine.serving import Case, load

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from service.calibration.certify import THRESHOLDS
 from service.errors import BrokenModel, DataError, InvalidOption, NotFound
 from service.evaluation.calibrate import TEMPERATURES, calibrate, cheapest, fit, fit_temperature, photographs_for
 from service.evaluation.evaluate import evaluate, seen_in_training
 from service.evaluation.passes import Passes, run_passes
 from service.evaluation.publish import publish
 from service.images.transforms import Preprocessing
-from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.inference.runtimes import available
 from service.model_spec import Architecture, ModelSpec

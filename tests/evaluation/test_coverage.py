@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from service.calibration.certify import RISK, THRESHOLDS, Calibration, allowed_risk, count_table
 from service.calibration_table import CalibrationRow, CalibrationTable
 from service.evaluation.coverage import PROMISES, broken, promises, risk
 from service.evaluation.passes import Answers
-from service.inference.calibration import RISK, THRESHOLDS, Calibration, allowed_risk, count_table
 from service.state.base import Goal
 
 DRAWS = 1000
@@ -91,7 +91,7 @@ def test_without_the_bound_promises_would_be_broken_far_more_often(
     pool: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The simulation can fail: shares taken as they were counted break four times as many promises and more."""
-    monkeypatch.setattr("service.inference.calibration.upper_bound", lambda count, n: count / n)
+    monkeypatch.setattr("service.calibration.certify.upper_bound", lambda count, n: count / n)
     assert _simulated(pool, "min_agreement", 0.95, 473) > 4 * RISK
     assert _simulated(pool, "max_accuracy_drop", 0.02, 473) > 4 * RISK
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from service.calibration.certify import THRESHOLDS
 from service.errors import DataError, NotFound
 from service.evaluation.coverage import PROMISES
 from service.evaluation.evaluate import EVALUATION, Evaluation, evaluate
 from service.evaluation.passes import run_passes
-from service.inference.calibration import THRESHOLDS
 from service.inference.predictor import Predictor
 from service.model_spec import Architecture
 from service.networks.registry import build

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from service.calibration.certify import count_table
+from service.calibration.exit_rule import probabilities
 from service.errors import DataError
 from service.evaluation.from_log import calibrate_from_log
 from service.evaluation.history import history
 from service.evaluation.passes import Passes
-from service.inference.calibration import count_table
-from service.inference.exit_rule import probabilities
 from service.model_spec import ModelSpec
 from service.samples.files import Bounds
 from service.samples.log import Options, SampleLog

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from service.calibration.exit_rule import confidence, probabilities
 from service.errors import BrokenModel, InvalidOption, NotFound
 from service.images.decode import decode
 from service.images.sizes import in_sizes
 from service.images.transforms import Preprocessing
 from service.inference.device import choose_device, choose_precision
-from service.inference.exit_rule import confidence, probabilities
 from service.inference.predictor import Predictor, load_network
 from service.inference.runtimes.base import normalise
 from service.model_spec import SPEC

@@ -10,8 +10,8 @@ from service.api.dependencies import Injected
 from service.api.error_responses import responses
 from service.api.live_schemas import DriftAnswer, FollowedAnswer, LiveAnswer, TableAnswer, exit_rate_of
 from service.api.schemas import ModelQuery
-from service.inference.drift import drift
-from service.inference.live import WINDOW, window
+from service.calibration.drift import drift
+from service.calibration.live import WINDOW, window
 
 router = APIRouter(prefix="/calibration", tags=["config"])
 

@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from service.api.config_schemas import UNKNOWN_TIME, CurvePoint, ModelAnswer, ModelsAnswer, StageAnswer
 from service.api.dependencies import Injected
 from service.api.error_responses import responses
+from service.calibration.certify import Calibration
 from service.engine.engine import Engine
-from service.inference.calibration import Calibration
 from service.log import logger
 from service.model_spec import ModelSpec
 

@@ -24,7 +24,7 @@ from service.api.stats_schemas import (
     StatsAnswer,
     TimeState,
 )
-from service.engine.audit import Audit, Budget
+from service.calibration.audit import Audit, Budget
 from service.errors import NotFound
 from service.state.base import Goal
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import InvalidOption
-from service.inference.calibration import THRESHOLDS, Calibration, count_table
-from service.inference.live import (
+from service.calibration.certify import THRESHOLDS, Calibration, count_table
+from service.calibration.live import (
     BUDGET_IMAGES,
     MOST,
     WINDOW,
@@ -21,6 +20,7 @@ from service.inference.live import (
     check_follows,
     window,
 )
+from service.errors import InvalidOption
 from service.state.base import Goal
 
 MMACS = {2: (10.0, 40.0), 3: (5.0, 10.0, 40.0)}

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv
 
+from service.calibration.exit_rule import end_stages
 from service.calibration_table import CalibrationRow, CalibrationTable
 from service.errors import InvalidOption
-from service.inference.exit_rule import end_stages
 from service.model_spec import ModelSpec
 from service.stages import mean_cost, up_to_each
 from service.state.base import Goal, ThresholdConfig

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.engine.guard import Guard
-from service.engine.trials import Trials, Wish
 from service.errors import ConfigConflict, Conflict, InvalidOption, NotFound, StoreUnavailable
+from service.hosting.guard import Guard
+from service.hosting.trials import Trials, Wish
 from service.networks.cascade import Carried
 from service.state.base import RuntimeConfig, ThresholdConfig, place
 from service.store import ModelStore

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from service.calibration.certify import THRESHOLDS, Calibration, count_table, upper_bound
+from service.calibration.exit_rule import exits
 from service.calibration_table import CalibrationTable
 from service.errors import InvalidOption
-from service.inference.calibration import THRESHOLDS, Calibration, count_table, upper_bound
-from service.inference.exit_rule import exits
 from service.state.base import GOALS, Goal, ThresholdConfig
 
 LOW_MMACS, HIGH_MMACS = 10.0, 40.0

@@ -8,7 +8,7 @@ from functools import partial
 
 from prometheus_client import Gauge
 
-from service.engine.applied import Applied
+from service.hosting.applied import Applied
 from service.metrics import Metrics
 from service.state.base import GUARDED
 

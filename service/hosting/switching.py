@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from service.engine import tuning
-from service.engine.background import end
 from service.engine.engine import Engine
-from service.engine.models import Models
 from service.errors import ConfigConflict, Conflict, Draining, InvalidOption
+from service.hosting.background import end
+from service.hosting.models import Models
 from service.log import logger
 from service.state.base import BUDGETS, ConfigStore, RuntimeConfig, ThresholdConfig, check_expected_version
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from service.engine.answer import Answer
-from service.engine.applied import first_config
 from service.errors import ConfigConflict, Conflict, InvalidOption, NotFound
+from service.hosting.applied import first_config
 from service.model_spec import ModelSpec
 from service.state.base import ThresholdConfig
 from service.state.memory import MemoryConfigStore

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.inference.calibration import THRESHOLDS, Calibration, count_table
-from service.inference.drift import LEVEL, Drift, drift
-from service.inference.live import LiveTable, Passed, Seen
+from service.calibration.certify import THRESHOLDS, Calibration, count_table
+from service.calibration.drift import LEVEL, Drift, drift
+from service.calibration.live import LiveTable, Passed, Seen
 
 MMACS = (10.0, 40.0)
 THRESHOLD = 0.7

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.engine.audit import Audit, Budget
-from service.inference.calibration import upper_bound
+from service.calibration.audit import Audit, Budget
+from service.calibration.certify import upper_bound
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are imported as they are first used: statistics take most of a second
 
+from service.calibration.certify import THRESHOLDS, Calibration
+from service.calibration.live import LiveTable
 from service.calibration_table import CalibrationTable
-from service.inference.calibration import THRESHOLDS, Calibration
-from service.inference.live import LiveTable
 
 LEVEL = 0.05
 TESTS = 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.inference.exit_rule import confidence, exits, probabilities
+from service.calibration.exit_rule import confidence, exits, probabilities
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from service.inference.calibration import lower_bound, upper_bound
-from service.inference.live import BUDGET_IMAGES
+from service.calibration.certify import lower_bound, upper_bound
+from service.calibration.live import BUDGET_IMAGES
 
 NORMAL = 1.645  # quantile at 95 %, one-sided
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.engine.follow import CHANGES, HOLD_SECONDS, Followed, Standing, begin, follow, solve_live
+from service.calibration.certify import RISK, THRESHOLDS, count_table
+from service.calibration.follow import CHANGES, HOLD_SECONDS, Followed, Standing, begin, follow, solve_live
+from service.calibration.live import WINDOW, LiveTable, Passed, Seen
 from service.errors import InvalidOption
-from service.inference.calibration import RISK, THRESHOLDS, count_table
-from service.inference.live import WINDOW, LiveTable, Passed, Seen
 from service.state.base import ThresholdConfig
 
 MMACS = (10.0, 40.0)
@@ -195,6 +195,6 @@ def test_after_the_adaptation_a_promise_is_broken_in_at_most_one_window_of_twent
     share = np.mean([broken for broken, _ in runs])
     assert share <= RISK + 3 * math.sqrt(RISK * (1 - RISK) / (RUNS * AFTER / ADAPTATION))  # windows overlap
 
-    monkeypatch.setattr("service.inference.calibration.upper_bound", lambda count, n: count / n)
+    monkeypatch.setattr("service.calibration.certify.upper_bound", lambda count, n: count / n)
     unbounded = np.mean([broken for seed in range(15) for broken in simulate(seed)[0]])
     assert unbounded > 4 * RISK  # the simulation can fail: counted shares without a bound break far more

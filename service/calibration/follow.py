@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from service.calibration.live import LiveTable
 from service.errors import InvalidOption
-from service.inference.live import LiveTable
 from service.state.base import BUDGETS, ThresholdConfig
 
 # Hysteresis: a threshold that need not change does so only HOLD_SECONDS after the last change, and only if this share

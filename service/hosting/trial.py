@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable
 
 from service.engine.answer import Answer, Ask
-from service.engine.applied import Applied
 from service.engine.comparison import Comparison, Reply
 from service.engine.engine import Engine
 from service.engine.prediction import TimeSpent
 from service.errors import DeviceFailed, Draining, LowfirstError
+from service.hosting.applied import Applied
 from service.log import logger
 from service.metrics import Metrics
 from service.state.base import Trial

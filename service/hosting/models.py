@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from service.engine.applied import Applied, first_config
 from service.engine.engine import Engine
-from service.engine.gauges import EngineGauges
 from service.engine.limits import Limits
-from service.engine.trial import TrialRun
-from service.engine.trial_gauges import TrialGauges
 from service.errors import BrokenModel, DeviceFailed, InvalidOption, LowfirstError, NotFound
+from service.hosting.applied import Applied, first_config
+from service.hosting.gauges import EngineGauges
+from service.hosting.trial import TrialRun
+from service.hosting.trial_gauges import TrialGauges
 from service.inference.latency import LatencyProfile, LatencyTable
 from service.inference.precomputing import Precomputed, Precomputing
 from service.inference.predictor import Predictor

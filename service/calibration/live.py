@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from service.calibration.certify import THRESHOLDS, Calibration, allowed_risk, count_table, takes
 from service.calibration_table import CalibrationTable
 from service.errors import InvalidOption
-from service.inference.calibration import THRESHOLDS, Calibration, allowed_risk, count_table, takes
 from service.stages import up_to_each
 from service.state.base import BUDGETS, Goal
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from service.engine import tuning
-from service.engine.background import end
 from service.engine.comparison import Comparison
-from service.engine.trials import Trials
 from service.errors import ConfigConflict, Conflict, LowfirstError
+from service.hosting.background import end
+from service.hosting.trials import Trials
 from service.log import logger
 from service.state.base import Ending, Trial
 

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from service.engine.comparison import Comparison, pooled
 from service.engine.engine import Engine
-from service.engine.models import Models
-from service.engine.switching import Switching, solved_again
 from service.errors import BrokenModel, ConfigConflict, Conflict, InvalidOption
+from service.hosting.models import Models
+from service.hosting.switching import Switching, solved_again
 from service.log import logger
 from service.model_spec import ModelSpec
 from service.state.base import (

@@ -1,0 +1,53 @@
+"""The logits of every stage of each shipped model on the validation photographs, kept.
+
+    python -m tests.shipped_logits DIR [NAME/VERSION ...]
+
+So that a card can be checked against all photographs, while only some of them are computed again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from service.evaluation.passes import Passes, run_passes
+from service.inference.predictor import Predictor
+from service.settings import SHIPPED_STORE
+from service.store import ModelStore
+from service.training.data import Photographs, find
+
+FOLDER = Path(__file__).parents[1] / "docs" / "results" / "shipped"
+
+
+def photographs(data: Path) -> Photographs:
+    """Of the data set that the shipped models were trained for."""
+    return find(data, "val")
+
+
+def read(reference: str) -> Passes:
+    """The kept logits of ``NAME/VERSION``."""
+    with np.load(_file(reference)) as arrays:
+        logits = tuple(torch.from_numpy(arrays[name]).float() for name in arrays if name.startswith("logits"))
+        return Passes(logits, torch.from_numpy(arrays["targets"].astype(np.int64)))
+
+
+def write(reference: str, data: Path) -> None:
+    """In float16, of passes in float32."""
+    passes = run_passes(Predictor.load(SHIPPED_STORE / reference, "cpu", "float32"), photographs(data))
+    arrays = {f"logits{stage}": each.numpy().astype(np.float16) for stage, each in enumerate(passes.logits)}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(_file(reference), targets=passes.targets.numpy().astype(np.int16), allow_pickle=False, **arrays)
+
+
+def _file(reference: str) -> Path:
+    return FOLDER / f"{reference.replace('/', '-')}.npz"
+
+
+if __name__ == "__main__":
+    store = ModelStore(SHIPPED_STORE)
+    shipped = [f"{name}/{version}" for name in store.names() for version in store.versions(name)]
+    for reference in sys.argv[2:] or shipped:
+        write(reference, Path(sys.argv[1]))
