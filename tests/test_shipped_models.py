@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from service.calibration.exit_rule import confidence, exits, probabilities
-from service.evaluation.evaluate import evaluate
+from service.evaluation.evaluate import summarise
+from service.evaluation.passes import run_passes
 from service.images.decode import decode
 from service.inference.predictor import Predictor
 from service.settings import SHIPPED_MODEL, SHIPPED_STORE
 from service.store import ModelStore, read_spec
+from tests import shipped_logits
 
 EXAMPLES = Path(__file__).parent / "examples"
 PICTURES = sorted(EXAMPLES.glob("*.jpg"))
@@ -82,16 +85,31 @@ def test_card_says_what_it_is_not_for(reference: str) -> None:
     assert "Any picture at all gets one of these labels" in (SHIPPED_STORE / reference / "README.md").read_text()
 
 
-@pytest.mark.timeout(600)  # 3,925 photographs, every stage: a bound on a hang, not on the speed
 @pytest.mark.parametrize("reference", SHIPPED)
-def test_validation_photographs_give_what_the_card_says(reference: str, imagenette: Path) -> None:
+def test_kept_logits_give_what_the_card_says(reference: str) -> None:
     folder = SHIPPED_STORE / reference
-    measured = evaluate(Predictor.load(folder, "cpu", "float32"), imagenette)
-    assert not measured.unreadable
+    measured = summarise(shipped_logits.read(reference), Predictor.load(folder, "cpu", "float32"), "val")
     row = next(line for line in (folder / "README.md").read_text().splitlines() if "(default)" in line)
     exit_rate, _, _, accuracy = (float(cell) for cell in row.split("|")[2:6])
     two_images = 100 * 2 / measured.images
+    assert measured.images == 3925
     assert abs(100 * measured.default.accuracy - accuracy) <= two_images + 0.005
     assert abs(100 * measured.default.exit_rate - exit_rate) <= two_images + 0.05
     assert read_spec(folder).default_threshold == measured.default.threshold
     assert measured.default.accuracy >= ACCURACY[reference.partition("/")[0]]
+
+
+EVERY = 8
+
+
+@pytest.mark.timeout(300)  # 490 photographs, every stage: a bound on a hang, not on the speed
+@pytest.mark.parametrize("reference", SHIPPED)
+def test_validation_photographs_give_the_kept_logits(reference: str, imagenette: Path) -> None:
+    kept, photographs = shipped_logits.read(reference), shipped_logits.photographs(imagenette)
+    some = range(0, len(photographs), EVERY)
+    assert len(kept) == len(photographs)
+    found = run_passes(Predictor.load(SHIPPED_STORE / reference, "cpu", "float32"), photographs.subset(some))
+    assert not found.unreadable
+    assert torch.equal(found.targets, kept.targets[list(some)])
+    for now, then in zip(found.logits, kept.logits, strict=True):
+        torch.testing.assert_close(now, then[list(some)], rtol=0, atol=1e-3)  # processors sum in other orders
