@@ -186,7 +186,11 @@ def build_parts(settings: Settings, together: Together | None = None) -> Parts:
         None if settings.profile is None else LatencyProfile.read(settings.profile),
         None if together is None else partial(_agreed_times, together),
         samples,
-        Precomputing(served if converts(served.runtime) else None, None if together is None else together.shared),
+        Precomputing(
+            served if converts(served.runtime) else None,
+            None if together is None else together.shared,
+            partial(_check_signature, settings),
+        ),
     )
     siblings = together or Alone()
     switching = Switching(models, config)
@@ -262,10 +266,7 @@ def _references(settings: Settings, store: ModelStore) -> list[str]:
 
 
 def _load(settings: Settings, folder: Path, converted: Path | None = None) -> Predictor:
-    if settings.model_key is not None:
-        from service.signing import verify  # an extra package that takes a second to import
-
-        verify(folder, settings.model_key)
+    _check_signature(settings, folder)
     starting.info("loading %s/%s", folder.parent.name, folder.name)
     predictor = Predictor.load(
         folder, settings.device, settings.precision, settings.runtime, settings.threads, converted
@@ -274,6 +275,14 @@ def _load(settings: Settings, folder: Path, converted: Path | None = None) -> Pr
     if spec.key != (folder.parent.name, int(folder.name)):
         raise BrokenModel(f"{folder.parent.name}/{folder.name} says that it is {spec.reference}", field="model")
     return predictor
+
+
+def _check_signature(settings: Settings, folder: Path) -> None:
+    """Raises BrokenModel: a key is set, and the folder is not signed with it."""
+    if settings.model_key is not None:
+        from service.signing import verify  # an extra package that takes a second to import
+
+        verify(folder, settings.model_key)
 
 
 def _redis(settings: Settings) -> RedisLink | None:

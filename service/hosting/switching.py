@@ -45,6 +45,8 @@ class Switching:
     async def start(self) -> None:
         """Serve the models of the config, and follow it from now on."""
         async with self.lock:
+            if self._models.applied.is_newest:  # a change made since this replica joined may wait for it
+                await self._config.tell_serving(self._config.current.version)
             await self._catch_up()
         self._following = asyncio.create_task(self._follow())
 

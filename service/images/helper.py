@@ -186,7 +186,7 @@ def _start(deadline: float) -> _Process:
         environment |= {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         command = f"from service.images.helper import serve; serve({there.fileno()}, {deadline})"
         popen = subprocess.Popen(
-            [sys.executable, "-c", command],
+            [sys.executable, "-P", "-c", command],  # -P: no modules of the folder that the server is started in
             pass_fds=(there.fileno(),),
             env=environment,
             stdin=subprocess.DEVNULL,

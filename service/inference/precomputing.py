@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,11 +81,15 @@ class Precomputing:
     Args:
         served: how; None where the runtime converts nothing: nothing is precomputed.
         shared: a folder that all processes of this server know, and nobody else writes to; None: this one is alone.
+        check: raises BrokenModel for a model folder of which nothing may be loaded. Called in a thread.
     """
 
-    def __init__(self, served: Served | None, shared: Path | None = None) -> None:
+    def __init__(
+        self, served: Served | None, shared: Path | None = None, check: Callable[[Path], None] | None = None
+    ) -> None:
         self._served = served
         self._shared = shared
+        self._check = check
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._running: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
@@ -105,7 +109,7 @@ class Precomputing:
         """
         if self._served is None:
             return Precomputed()
-        spec = await asyncio.to_thread(_checked, folder)
+        spec = await asyncio.to_thread(self._checked, folder)
         made_of = hashlib.sha256(f"{is_timed} {spec.to_json()}".encode())
         try:
             root = self._root()
@@ -131,6 +135,14 @@ class Precomputing:
         if self._own is not None:
             self._own.cleanup()
 
+    def _checked(self, folder: Path) -> ModelSpec:
+        """What is broken is told at once. Raises: as ``Predictor.load``."""
+        if self._check is not None:
+            self._check(folder)
+        spec = read_spec(folder)
+        verified(folder, WEIGHTS, spec.weights_sha256)
+        return spec
+
     def _root(self) -> Path:
         if self._shared is not None:
             return self._shared
@@ -154,7 +166,7 @@ class Precomputing:
             status = await self._run(order, made / SAID)
             if self._is_stopping:
                 raise Draining("the server is stopping")
-            _check(status, made)
+            _check_ended(status, made)
             logger.debug("%s is precomputed in %.1f s", folder, time.monotonic() - began)
             made.rename(place)
 
@@ -172,13 +184,6 @@ class Precomputing:
             process.stdin.close()
 
 
-def _checked(folder: Path) -> ModelSpec:
-    """What is broken is told at once. Raises: as ``Predictor.load``."""
-    spec = read_spec(folder)
-    verified(folder, WEIGHTS, spec.weights_sha256)
-    return spec
-
-
 def _start(order: dict[str, object], said: Path) -> subprocess.Popen[bytes]:
     # without the server's keys; ``sys.path`` as it is here, however it came to be
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LOWFIRST_")}
@@ -186,7 +191,8 @@ def _start(order: dict[str, object], said: Path) -> subprocess.Popen[bytes]:
     environment |= {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": threads}
     with said.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(order)],
+            # -P: modules of the folder that the server happens to be started in are not ours
+            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", json.dumps(order)],
             env=environment,
             stdin=subprocess.PIPE,  # its end is the server's
             stdout=log,
@@ -195,7 +201,7 @@ def _start(order: dict[str, object], said: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _check(status: int, made: Path) -> None:
+def _check_ended(status: int, made: Path) -> None:
     """Raise what went wrong."""
     if (made / ERROR).exists():
         named = json.loads((made / ERROR).read_text())

@@ -11,6 +11,7 @@ counted by its process alone, and told nowhere.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -53,6 +54,9 @@ Labels = tuple[tuple[str, str], ...]
 FILE_BYTES = 256 * 1024
 ENTRY_BYTES = 28  # of a series beside its name, at most
 
+# What the C library says where the file system allocates nothing ahead: EBADF of files opened to append.
+UNSUPPORTED = (errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP)
+
 
 def keep_in_files(index: int) -> None:
     """Have this process count in files named after ``index``; one that follows a dead one counts on from there.
@@ -74,7 +78,7 @@ class _Allocated(MmapedDict):
 
     def _init_value(self, key: str) -> None:
         if self._used + len(key.encode()) + ENTRY_BYTES > self._capacity:  # it is to be twice as large
-            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
+            _reserve(self._f.fileno(), 2 * self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
@@ -85,11 +89,20 @@ def _allocate(filename: str) -> None:
         if size >= FILE_BYTES:
             return
         try:
-            os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+            _reserve(file.fileno(), FILE_BYTES)
         except OSError:
             if not size:
                 with suppress(OSError):
                     os.unlink(filename)
+            raise
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Raises OSError: there is no room. Where a file system cannot tell, the file is used as it is."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
             raise
 
 

@@ -45,7 +45,7 @@ def test_only_what_is_signed_is_served(
     (store / "tiny" / "1" / "card.txt").write_text("one file more")
     altered = switch("tiny/1")
     assert altered.status_code == 422
-    assert altered.json()["error"]["message"].endswith("signed: Extra files found in model 1: card.txt")
+    assert altered.json()["error"]["message"].endswith("key.pub: Extra files found in model 1: card.txt")
     sign(store / "tiny" / "2", private)
     assert switch("tiny/2").status_code == 200
     answer = client.post("/classify", content=jpeg, headers={"Content-Type": "image/jpeg"})

@@ -40,7 +40,10 @@ def test_wheel_holds_every_file_of_every_model_and_is_small_enough_to_publish(wh
     store = ROOT / "model_store"
     models = {f"service/model_store/{path.relative_to(store)}" for path in store.rglob("*") if path.is_file()}
     with ZipFile(wheel) as files:
-        assert models == {name for name in files.namelist() if name.startswith("service/model_store/")}
+        names = files.namelist()
+    assert models == {name for name in names if name.startswith("service/model_store/")}
+    documents = {f"service/manual/{path.name}" for kind in ("*.md", "*.png") for path in (ROOT / "docs").glob(kind)}
+    assert documents == {name for name in names if name.startswith("service/manual/")}
     assert wheel.name == f"lowfirst-{service.__version__}-py3-none-any.whl"
     assert wheel.stat().st_size < MOST_BYTES
 

@@ -74,6 +74,27 @@ async def test_what_is_broken_is_told_without_a_process(
     assert not started
 
 
+async def test_of_what_may_not_be_loaded_nothing_is(
+    two_versions: Path, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise BrokenModel(f"{folder.name} is not signed")
+
+    with pytest.raises(BrokenModel, match="1 is not signed"):
+        await Precomputing(SERVED, tmp_path, refuse).of(two_versions / "tiny" / "1", is_timed=True)
+    assert not started
+
+
+async def test_modules_of_the_folder_that_the_server_is_started_in_are_not_taken(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__init__.py").write_text("raise SystemExit('another service')")
+    monkeypatch.chdir(tmp_path)
+    done = await Precomputing(SERVED, tmp_path).of(two_versions / "tiny" / "1", is_timed=True)
+    assert done.converted is not None
+
+
 async def test_what_the_process_finds_broken_is_told_as_it_would_be_here(two_versions: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(two_versions / "tiny" / "1", tmp_path / "tiny" / "1")
     spec = (folder / "model.json").read_text()

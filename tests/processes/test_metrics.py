@@ -149,6 +149,16 @@ def test_a_full_disk_fails_no_count_and_what_is_not_told_is(pair: tuple[Process,
         process.kill()
 
 
+def test_where_a_file_system_allocates_nothing_ahead_all_is_told(tmp_path: Path) -> None:
+    refuse = "import os\ndef refuse(*_): raise OSError(95, 'not supported')\nos.posix_fallocate = refuse"
+    process = Process(0, tmp_path, before=refuse)
+    process.run("for n in range(1000): metrics.requests.labels(f'/{n}', 418).inc()")
+    told = process.told()
+    assert sum(value for name, value in told.items() if name.startswith("lowfirst_requests_total")) == 1000
+    assert told["lowfirst_unshared_series"] == 0
+    process.kill()
+
+
 def test_a_process_that_starts_on_a_full_disk_runs(pair: tuple[Process, Process], tmp_path: Path) -> None:
     first, _ = pair
     first.run("metrics.requests.labels('/classify', 200).inc()")
