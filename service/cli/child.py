@@ -37,7 +37,7 @@ def serve_child(
     words: socket.socket,
     handover: socket.socket,
     files: Path,
-    shared: Path,
+    shared: Path | None,
     own_address: str,
 ) -> None:
     """Serve until the parent says stop, or has exited. See ``Together`` and ``Handover``."""
@@ -60,7 +60,7 @@ def _serve(
     words: socket.socket,
     handover: socket.socket,
     files: Path,
-    shared: Path,
+    shared: Path | None,
     own_address: str,
 ) -> None:
     keep_in_files(index)

@@ -86,11 +86,11 @@ def _alone(settings: Settings) -> None:
 def _together(settings: Settings, count: int) -> None:
     """Serve with several processes; this one loads no PyTorch."""
     files = Path(tempfile.mkdtemp(prefix="lowfirst-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-    shared = _folder_on_disk() or files
+    shared = _folder_on_disk()
     try:
         stopped_by = asyncio.run(_parent(settings, count, files, shared))
     finally:
-        for folder in (files, shared):
+        for folder in filter(None, (files, shared)):
             shutil.rmtree(folder, ignore_errors=True)
     if stopped_by is not None:  # end as one process alone does
         signal.signal(stopped_by, signal.SIG_DFL if stopped_by == signal.SIGTERM else signal.default_int_handler)
@@ -104,7 +104,7 @@ def _folder_on_disk() -> Path | None:
     return None
 
 
-async def _parent(settings: Settings, count: int, files: Path, shared: Path) -> signal.Signals | None:
+async def _parent(settings: Settings, count: int, files: Path, shared: Path | None) -> signal.Signals | None:
     from service.processes.parent import Parent
     from service.processes.reception import MAIN, OWN, bind, hold
 

@@ -59,9 +59,10 @@ RETURN_SECONDS = 3.0
 FOLLOW_SECONDS = 0.2
 
 # How long to wait for replicas that prepare a model, and then for those that switch to it: this many times as long as
-# the preparation took here, but not less than the minimum.
+# the preparation took here, within bounds.
 PATIENCE = 3.0
 MIN_PATIENCE_SECONDS = 2.0
+MAX_PATIENCE_SECONDS = 120.0
 
 # How long a model announced by another replica is kept ready.
 PREPARED_SECONDS = 60.0

@@ -144,7 +144,8 @@ class Switching:
         await self._config.announce(wanted)
         began = time.monotonic()
         engines = await self._prepare(wanted)
-        self._patience = max(tuning.PATIENCE * (time.monotonic() - began), tuning.MIN_PATIENCE_SECONDS)
+        patience = max(tuning.PATIENCE * (time.monotonic() - began), tuning.MIN_PATIENCE_SECONDS)
+        self._patience = min(patience, tuning.MAX_PATIENCE_SECONDS)
         try:
             if refused := await self._wait(self._config.others_prepared()):
                 raise Conflict(f"another replica cannot serve it, so nothing has changed: {refused[0]}", field="model")

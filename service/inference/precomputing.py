@@ -251,6 +251,8 @@ def main() -> None:
     """Do the order in ``sys.argv[1]``; ends with whoever started it."""
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this process ends, not the server
     order = json.loads(sys.argv[1])
     folder, made, is_timed = Path(order.pop("folder")), Path(order.pop("made")), order.pop("is_timed")
     try:

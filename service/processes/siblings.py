@@ -75,7 +75,7 @@ class Together:
         index, count: which one, of how many.
         words: this end of the line to the parent; taken over.
         files: the folder of the metrics of all.
-        shared: a folder on disk for whatever else they share.
+        shared: a folder on disk for whatever else they share; None where no disk can be written to.
         own_address: where the parent listens for ``LOWFIRST_METRICS_PORT``, if it does.
 
     Attributes:
@@ -83,7 +83,7 @@ class Together:
     """
 
     def __init__(
-        self, index: int, count: int, words: socket.socket, files: Path, shared: Path, own_address: str = ""
+        self, index: int, count: int, words: socket.socket, files: Path, shared: Path | None, own_address: str = ""
     ) -> None:
         self.index = index
         self.count = count
@@ -140,7 +140,7 @@ class Together:
     def clear_up(self) -> None:
         """Remove the folders of all, as an orphan at its end: the parent cannot."""
         if not self.line.is_open:
-            for folder in (self.files, self.shared):
+            for folder in filter(None, (self.files, self.shared)):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _count_ready(self, census: Any) -> None:
