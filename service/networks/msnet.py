@@ -97,9 +97,7 @@ class MSNet(Cascade):
         )
 
     def summands(self, block: nn.Module, x: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
-        """The output of a block before its last activation, and the features of the previous stage: (B, C, H, W)
-        each.
-        """
+        """A block's output before the sum, and the upsampled features of the previous stage: (B, C, H, W) each."""
         assert isinstance(block, Block)
         own: Tensor = block.body(x) if self.fusion == "before_relu" else block(x)
         return own, upsample(below, own.shape[-2:])
