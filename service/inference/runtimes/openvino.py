@@ -226,7 +226,7 @@ def type_name(port: Any) -> str:
 
 
 def _shared(tensor: Tensor) -> ov.Tensor:
-    """The same memory."""
+    """The tensor as OpenVINO's, with the same memory."""
     if tensor.dtype == torch.bfloat16:  # which NumPy does not have
         return ov.Tensor(tensor.view(torch.uint16).numpy(), ov.Shape(list(tensor.shape)), ov.Type.bf16)
     return ov.Tensor(tensor.numpy(), shared_memory=True)
