@@ -1,4 +1,4 @@
-"""Runs side by side: every baseline's accuracy and cost on the same photographs."""
+"""Compares runs with their baselines: accuracy and cost on the same photographs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ TIMED_RUNS = 5
 
 
 class Bench:
-    """Passes and times of runs on one set of photographs, each made once.
+    """Passes and times of runs on one set of photographs. Each is computed once.
 
     Args:
         data, split: the photographs.
-        cache: where logits of a run from the store are kept; a run folder keeps its own.
-        limit: look at so many photographs only, spread over all; None is all.
+        cache: folder for the logits of models from the store; a run's logits are in its own folder.
+        limit: use only this number of photographs, spread over all; None means all.
         device, precision, workers: as in ``evaluate``.
-        on_batch: told how many photographs were just done.
+        on_batch: called with the number of photographs in each finished batch.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class Bench:
         self._seconds: dict[tuple[str, int], tuple[float, ...]] = {}
 
     def check(self, run: Run) -> None:
-        """Whether the photographs are of the run's classes. Raises DataError."""
+        """Check that the photographs have the run's classes. Raises DataError."""
         self.photographs = check_classes(self.photographs, run.spec)
 
     def predictor(self, run: Run, resolution: int | None = None) -> Predictor:
-        """The run's model, tested at ``resolution`` pixels or at its own."""
+        """The predictor of the run's model, at ``resolution`` pixels or at its own size."""
         return predictor_at(run.folder, run.spec, resolution or run.resolution, self.device, self.precision)
 
     def passes(self, run: Run, resolution: int | None = None) -> Passes:
-        """Its logits."""
+        """The logits of the run."""
         size = resolution or run.resolution
         if (run.folder, size) not in self._passes:
             cache = run.folder / FOLDER if run.spec.version == 0 else self.cache / run.spec.reference
@@ -83,16 +83,17 @@ class Bench:
         return self._passes[run.folder, size]
 
     def mmacs(self, run: Run, resolution: int | None = None) -> tuple[float, ...]:
-        """Millions of multiply-adds of each stage alone."""
+        """Millions of multiply-adds of each single stage."""
         of = run.spec.architecture
         if resolution in (None, run.resolution):
             return run.spec.mmacs
         return cost(of.network, of.num_classes, resolution, of.options)
 
     def milliseconds(self, run: Run, resolution: int | None = None) -> tuple[float, ...]:
-        """An image's share of a batch of ``timed_batch`` at each stage, on decoded images.
+        """Milliseconds per image at each stage, in batches of ``timed_batch`` decoded images.
 
-        Measured when first asked for, once for all runs of one architecture: other weights take no other time.
+        Measured at the first call, once for all runs of one architecture, because the time does not depend on the
+        weights.
         """
         key = repr(run.spec.architecture), resolution or run.resolution
         if key not in self._seconds:
@@ -100,18 +101,18 @@ class Bench:
         return tuple(1e3 * seconds for seconds in self._seconds[key])
 
     def readable(self, passes: Passes) -> Photographs:
-        """The photographs behind the rows of ``passes``."""
+        """The photographs that correspond to the rows of ``passes``."""
         unreadable = set(passes.unreadable)
         return self.photographs.subset([i for i, p in enumerate(self.photographs.paths) if str(p) not in unreadable])
 
 
 def timed_batch(device: torch.device) -> int:
-    """Images at a time: what a worker of a CPU runs, and enough to fill a GPU."""
+    """Batch size for timing: that of a CPU worker, or enough to fill a GPU."""
     return TIMED_BATCH["cpu" if device.type == "cpu" else "cuda"]
 
 
 def stage_seconds(predictor: Predictor) -> tuple[float, ...]:
-    """Seconds of an image at each stage; on a CPU by one thread, as the server's workers run."""
+    """Seconds per image at each stage; on a CPU with one thread, as in the server's workers."""
     images = predictor.noise(timed_batch(predictor.device))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -129,7 +130,7 @@ def stage_seconds(predictor: Predictor) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of a table. Shares of 1; ``mmacs`` the mean of an image; ``runs`` by index in the report."""
+    """A row of a table. Shares are from 0 to 1; ``mmacs`` is the mean per image; ``runs`` are indices in the report."""
 
     kind: str
     pixels: str
@@ -143,14 +144,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A multi-scale run against its baselines; None where there is none of them.
+    """A multi-scale run compared with its baselines. A field is None if its baseline is missing.
 
     Attributes:
         single: accuracy of the single-scale network at the high resolution.
-        cost_at_its_accuracy: share of its cost that the run takes on average to be as accurate; infinite: it never is.
-        gain_at_its_cost: of the run at the same mean cost, in accuracy, a share of 1.
-        gap_to_naive: mean over costs from 0.4 to 1.0 of the last stage.
-        otherwise: training options in which the single-scale runs differ from it, with both values.
+        cost_at_its_accuracy: mean cost at which the run is as accurate, relative to the single-scale network's;
+            infinite if it never is.
+        gain_at_its_cost: gain in accuracy (from 0 to 1) at the same mean cost.
+        gap_to_naive: lead over the naive cascade: mean over costs from 0.4 to 1.0 of the last stage's.
+        otherwise: training options in which the single-scale runs differ from this run, with both values.
     """
 
     run: int
@@ -163,7 +165,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Seeds:
-    """Runs that differ by their seed alone: mean top-1 and its standard error over seeds, shares of 1."""
+    """Runs that differ only in their seed: mean top-1 and its standard error over seeds, from 0 to 1."""
 
     runs: tuple[int, ...]
     of: str
@@ -177,7 +179,7 @@ class Group:
     Args:
         backbone: its name.
         runs: by index in the report.
-        bench: passes of them.
+        bench: computes their passes.
     """
 
     def __init__(self, backbone: str, runs: dict[int, Run], bench: Bench) -> None:
@@ -188,11 +190,11 @@ class Group:
         self.single = {index: run for index, run in runs.items() if not run.is_multi_scale}
 
     def high_run(self, run: Run) -> int | None:
-        """The single-scale run of the same high resolution: of those, the one trained most alike, of the same seed."""
+        """The single-scale run with the same high resolution, the most similar training, and the same seed."""
         return self._partner(run, run.resolution)
 
     def low_run(self, run: Run) -> int | None:
-        """The single-scale run of half of it."""
+        """The single-scale run at half the resolution."""
         return self._partner(run, run.resolution // 2)
 
     def _partner(self, run: Run, resolution: int) -> int | None:
@@ -204,14 +206,15 @@ class Group:
         return min(fitting, key=unlike, default=None)
 
     def base_mmacs(self, index: int) -> float:
-        """Millions of multiply-adds of the base network at the size that a run is compared at."""
+        """Millions of multiply-adds of the base network at the size at which a run is compared."""
         run = self.runs[index]
         size = 2 * run.resolution if not run.is_multi_scale and self.is_half(run) else run.resolution
         return self.bench.mmacs(run, size)[-1]
 
     def sizes(self, run: Run) -> list[int]:
-        """What a single-scale run is tested at: sizes from half its own to its own, or its own where it is itself
-        the half of another run's."""
+        """The sizes at which a single-scale run is tested: from half its own to its own. If it is itself half the size
+        of another run, only its own.
+        """
         return [run.resolution] if self.is_half(run) else _between(run.resolution)
 
     def is_half(self, run: Run) -> bool:
@@ -219,13 +222,14 @@ class Group:
         return any(other.resolution == 2 * run.resolution for other in self.runs.values())
 
     def accuracy(self, index: int, resolution: int) -> tuple[float, float]:
-        """Mean millions of multiply-adds and accuracy of a single-scale run at ``resolution``."""
+        """Millions of multiply-adds per image, and accuracy, of a single-scale run at ``resolution``."""
         run = self.runs[index]
         return self.bench.mmacs(run, resolution)[-1], float(right(self.bench.passes(run, resolution)).mean())
 
     def averaged(self, index: int) -> tuple[str, float, float] | None:
-        """Multi-scale testing of a single-scale run: logits at half its size and at its own, averaged; the sizes,
-        the cost of both, the accuracy. None for a run that is tested at one size."""
+        """Multi-scale testing of a single-scale run, which averages the logits at half its size and at its own. Returns
+        both sizes, their total cost and the accuracy; None for a run that is tested at one size only.
+        """
         run = self.runs[index]
         sizes = self.sizes(run)
         if len(sizes) == 1:
@@ -236,24 +240,24 @@ class Group:
         return f"{sizes[0]} + {sizes[-1]}", mmacs, is_right.float().mean().item()
 
     def answers(self, index: int) -> Answers:
-        """Of a multi-scale run."""
+        """The answers of a multi-scale run."""
         run = self.runs[index]
         return self.bench.passes(run).answers(run.spec.temperatures)
 
     def cascade(self, index: int, costs: Callable[[Run], tuple[float, ...]] | None = None) -> Cascade:
-        """Of a multi-scale run; ``costs`` of its stages, by default millions of multiply-adds."""
+        """The cascade of a multi-scale run. ``costs`` are those of its stages, by default millions of multiply-adds."""
         run = self.runs[index]
         return Cascade.of(self.bench.passes(run), run.spec.temperatures, (costs or self.bench.mmacs)(run))
 
     def pair(self, index: int) -> tuple[int, int] | None:
-        """The two single-scale runs beside a multi-scale one, low and high; None where one of them is missing."""
+        """The low and the high single-scale run for a multi-scale one; None if one of them is missing."""
         run = self.runs[index]
         low, high = self.low_run(run), self.high_run(run)
         return None if low is None or high is None else (low, high)
 
     @property
     def pairs(self) -> dict[tuple[int, int], int]:
-        """Every such pair once, and the first multi-scale run beside it."""
+        """Every such pair once, with its first multi-scale run."""
         found: dict[tuple[int, int], int] = {}
         for index in self.multi:
             pair = self.pair(index)
@@ -262,18 +266,18 @@ class Group:
         return found
 
     def naive(self, pair: tuple[int, int], costs: Callable[[Run], tuple[float, ...]] | None = None) -> Cascade:
-        """The cascade of a pair."""
+        """The naive cascade of a pair."""
         runs = [self.runs[each] for each in pair]
         each = [(costs or self.bench.mmacs)(run)[-1] for run in runs]
         return Cascade.naive([self.bench.passes(run) for run in runs], each)
 
     def default(self, index: int) -> float | None:
-        """A multi-scale run's default threshold, if it was calibrated."""
+        """The default threshold of a multi-scale run, if it is calibrated."""
         spec = self.runs[index].spec
         return None if spec.default_threshold is None else spec.start_threshold("eager", self.bench.precision)
 
     def rows(self) -> list[Row]:
-        """The table."""
+        """The rows of the table."""
         rows = []
         for index, run in self.single.items():
             rows += [Row("single-scale", str(s), *self.accuracy(index, s), (index,)) for s in self.sizes(run)]
@@ -293,7 +297,9 @@ class Group:
         return rows
 
     def _thresholds(self, run: Run, cascade: Cascade) -> list[float]:
-        """The highest thresholds that cost no more than the base network at sizes from half to full."""
+        """The highest thresholds at which the run costs no more than the base network at each size from half to
+        full.
+        """
         options = {name: value for name, value in run.last_network[1].items() if name not in OF_SCALES}
         sizes = _between(run.resolution)
         budgets = [cost(self.backbone, len(run.spec.classes), size, options)[-1] for size in sizes]
@@ -301,8 +307,9 @@ class Group:
         return sorted({max((t for t in THRESHOLDS if takes[t] <= budget + 1e-9), default=0.0) for budget in budgets})
 
     def seeds(self) -> list[Seeds]:
-        """What repeated runs give, one for each seed: single-scale ones at their own size, others at threshold 1 and at
-        their default."""
+        """Results of runs that were repeated with several seeds: single-scale runs at their own size, others at
+        threshold 1 and at their default threshold.
+        """
         alike: dict[str, dict[str, int]] = {}
         for index, run in self.runs.items():
             recipe = {name: value for name, value in run.recipe.items() if name != "seed"}
@@ -325,7 +332,7 @@ class Group:
         return found
 
     def verdict(self, index: int) -> Verdict:
-        """How a multi-scale run compares."""
+        """A multi-scale run compared with its baselines."""
         run, cascade = self.runs[index], self.cascade(index)
         pair, low, high = self.pair(index), self.low_run(run), self.high_run(run)
         singles = [self.runs[i] for i in (low, high) if i is not None]
@@ -346,18 +353,18 @@ class Group:
 
 
 def _between(full: int) -> list[int]:
-    """Sizes from half of ``full`` to ``full``, whole ``STEP``s between."""
+    """Sizes from half of ``full`` to ``full``, and the multiples of ``STEP`` between them."""
     half = full // 2
     return sorted({half, full, *range(-(-half // STEP) * STEP, full, STEP)})
 
 
 def right(passes: Passes) -> Bools:
-    """Whether a single-scale network's answers are right, (n,)."""
+    """Whether each answer of a single-scale network is right, (n,)."""
     return passes.answers().right[:, -1]
 
 
 def two_sizes(group: Group, index: int) -> Cascade:
-    """One single-scale run as both passes, at half its size and at its own: the paper's Figure 2."""
+    """The passes of one single-scale run at half its size and at its own, for the paper's Figure 2."""
     run = group.runs[index]
     sizes = group.sizes(run)
     ends = sizes[0], sizes[-1]

@@ -1,4 +1,6 @@
-"""A cascade of finished models, cheapest first, without training: the naive one of the paper's section 3.1."""
+"""Builds a cascade from finished models, cheapest first, without training: the naive cascade of the paper's section
+3.1.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,9 @@ class Part:
     """A model whose stages become stages of a cascade.
 
     Attributes:
-        asked: how it was named.
-        folder: where it is.
-        pixels: of its last stage, the others scaled alike; None leaves all as they are.
+        asked: its name as given by the user.
+        folder: its folder.
+        pixels: resolution of its last stage; the others are scaled by the same factor. None keeps all resolutions.
     """
 
     asked: str
@@ -53,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """``spec`` is complete but for its cost; ``member`` and ``stage`` say what of the network computes it."""
+    """A stage of the cascade. ``spec`` lacks only the cost; stage ``stage`` of network ``member`` computes it."""
 
     asked: str
     spec: StageSpec
@@ -62,15 +64,15 @@ class _Stage:
 
 
 def compose(parts: Sequence[Part], store: ModelStore, name: str) -> ModelSpec:
-    """Put the stages of ``parts``, in order, into ``store`` as the next version of model ``name``.
+    """Store the stages of ``parts``, in order, as the next version of model ``name`` in ``store``.
 
-    A model that is used twice is stored once. Temperatures are the models' own; thresholds take a calibration.
+    A model that is used twice is stored once. Temperatures are those of the models; a threshold requires calibration.
 
     Raises:
         NotFound, BrokenModel: see ``store``.
-        DataError: classes that differ.
-        InvalidOption: fewer than two stages, sizes that do not divide or are out of bounds, costs that do not grow, or
-            ``name`` cannot be a model's name.
+        DataError: the models have different classes.
+        InvalidOption: there are fewer than two stages, sizes are not divisible or out of bounds, costs do not increase,
+            or ``name`` is not a valid model name.
     """
     store.next_version(name)  # before anything large is read
     specs = [read_spec(part.folder) for part in parts]
@@ -106,7 +108,7 @@ def compose(parts: Sequence[Part], store: ModelStore, name: str) -> ModelSpec:
 
 
 class _Networks:
-    """The networks that a cascade is made of, each once, however often and by whatever name it is used."""
+    """The networks of a cascade. Each is listed once, even if it is used several times or under several names."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -115,7 +117,7 @@ class _Networks:
         self._first: dict[tuple[str, str], int] = {}
 
     def stages(self, part: Part, spec: ModelSpec) -> list[_Stage]:
-        """The stages of ``part``, whose spec is ``spec``. Those of a composed model are those of its own parts."""
+        """The stages of ``part``, whose spec is ``spec``. For a composed model these are the stages of its parts."""
         first, order = self._add(part.folder, spec)
         sides = _sides(part, spec)
         found = []
@@ -126,7 +128,7 @@ class _Networks:
         return found
 
     def _add(self, folder: Path, spec: ModelSpec) -> tuple[int, Sequence[tuple[int, int]]]:
-        """The place of the model's first network, and which network and stage of them computes each of its stages."""
+        """The index of the model's first network, and for each of its stages the network and stage that compute it."""
         of = spec.architecture
         key = spec.weights_sha256, repr(of)
         is_new = key not in self._first
@@ -145,13 +147,15 @@ class _Networks:
 
 
 def _stage_name(model: str, side: int) -> str:
-    """``model-side``, of the letters that stages' names may have: a run folder's name may have any."""
+    """``model-side`` with only the characters allowed in stage names, because a run folder's name may contain
+    others.
+    """
     letters = re.sub(r"[^a-z0-9._-]", "-", model.lower()).lstrip("._-") or "model"
     return f"{letters[:NAME_LETTERS]}-{side}"
 
 
 def _check_classes(asked: str, spec: ModelSpec, other_asked: str, other: ModelSpec) -> None:
-    """Raises DataError naming the first class that differs."""
+    """Check that classes are equal. Raises DataError naming the first class that differs."""
     for what, ours, theirs in (
         ("folder", spec.class_folders, other.class_folders),
         ("label", spec.classes, other.classes),
@@ -191,7 +195,7 @@ def _sides(part: Part, spec: ModelSpec) -> list[int]:
 
 
 def _costed(stages: Sequence[_Stage], architecture: Architecture) -> list[StageSpec]:
-    """The stages with what each costs. Raises InvalidOption where that does not grow."""
+    """The stages with their costs. Raises InvalidOption if the costs do not increase."""
     with torch.device("meta"):
         network = build(architecture.network, architecture.num_classes, architecture.options)
     costs = stage_costs(network, [stage.spec.resolution for stage in stages])
@@ -207,14 +211,16 @@ def _costed(stages: Sequence[_Stage], architecture: Architecture) -> list[StageS
 
 
 def _preprocessing(stages: Sequence[StageSpec], last: ModelSpec) -> Preprocessing:
-    """The largest stage's pixels, cut out of a photograph as the last model does, normalised as its last stage is."""
+    """Preprocessing with the largest stage's resolution, and with the crop of the last model and the normalisation of
+    its last stage.
+    """
     crop = max(stage.resolution for stage in stages)
     pixels = channels(last, last.depth - 1)
     return Preprocessing(round(crop * pixels.resize / pixels.crop), crop, pixels.mean, pixels.std)
 
 
 def _named(stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
-    """Each with a name of its own, and with a mean and deviation only where they are not the last one's."""
+    """The stages with unique names. Mean and standard deviation are set only if they differ from the last stage's."""
     found: list[StageSpec] = []
     shared = stages[-1].mean, stages[-1].std
     for stage in stages:
@@ -228,7 +234,7 @@ def _named(stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
 
 
 def _with_split(spec: ModelSpec, specs: Sequence[ModelSpec], folder: Path, sources: Sequence[Path]) -> ModelSpec:
-    """``spec`` with what calibration takes to tell which photographs none of its models was trained on."""
+    """``spec`` with the data from which calibration finds photographs that none of the models was trained on."""
     if all(map(knows_trained_on, sources)):
         return replace(spec, files=merge_trained_on(folder, sources))
     if all("imported" in each.recipe for each in specs):  # trained elsewhere, on what nobody here can tell
@@ -246,7 +252,7 @@ def _with_split(spec: ModelSpec, specs: Sequence[ModelSpec], folder: Path, sourc
 
 
 def card(spec: ModelSpec) -> str:
-    """What is known of it before it is calibrated and evaluated, Markdown."""
+    """The model card before calibration and evaluation, in Markdown."""
     models = spec.recipe["composed_of"]
     rows = "\n".join(
         f"| {stage.name} | {stage.resolution} | {stage.mmacs:.1f} | {total:.1f} |"

@@ -1,4 +1,4 @@
-"""Single-scale, naive and multi-scale networks of several seeds, set against each other from what was kept of them."""
+"""Compares single-scale networks, naive cascades and multi-scale networks over several seeds, from stored logits."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ UNITS: tuple[Unit, ...] = ("milliseconds", "multiply-adds")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One base network and recipe, as ``comparisons.toml`` has it.
+    """One base network with one recipe, as defined in ``comparisons.toml``.
 
     Attributes:
-        name: what its table and figure are called.
-        network, pixels, recipe, seeds: of its runs.
-        data: what its photographs are called.
-        multi: kinds of multi-scale networks, ``ms`` or ``ms3`` with a word after it.
-        make: more of the command that makes a run.
+        name: name of its table and figure.
+        network, pixels, recipe, seeds: those of its runs.
+        data: name of its data set.
+        multi: kinds of multi-scale networks: ``ms`` or ``ms3``, followed by a word.
+        make: further arguments of the command that trains a run.
         low: whether there is a single-scale network at half the resolution.
     """
 
@@ -47,23 +47,23 @@ class Comparison:
         return self._run(self.network, self.pixels, "", seed)
 
     def low_run(self, seed: int) -> str:
-        """Name of the one at half of it."""
+        """Name of the single-scale run at half that resolution."""
         return self._run(self.network, self.pixels // 2, "", seed)
 
     def multi_run(self, kind: str, seed: int) -> str:
-        """Name of a multi-scale one."""
+        """Name of a multi-scale run."""
         scales, _, word = kind.partition("-")
         prefix = next(prefix for prefix in SCALES if prefix == f"{scales}_")
         return self._run(prefix + self.network, self.pixels, word, seed)
 
     @property
     def high_runs(self) -> list[str]:
-        """Of every seed."""
+        """Names of the single-scale runs at the high resolution, for every seed."""
         return [self.high_run(seed) for seed in range(self.seeds)]
 
     @property
     def runs(self) -> list[str]:
-        """Names of all runs, the first seed's first."""
+        """Names of all runs; those of the first seed come first."""
         found = []
         for seed in range(self.seeds):
             found += [self.high_run(seed), *([self.low_run(seed)] if self.low else [])]
@@ -77,14 +77,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """What was kept of one comparison; seeds that lack a network are left out where it is needed."""
+    """The stored runs of one comparison. A seed is left out wherever a network that it lacks is needed."""
 
     of: Comparison
     kept: Mapping[str, Kept]
     times: Milliseconds
 
     def costs(self, run: Kept, unit: Unit, half: bool = False) -> tuple[float, ...] | None:
-        """Of each stage alone; ``half``: of a single-scale network at half its resolution. None: not measured."""
+        """Costs of each single stage, or, with ``half``, of a single-scale network at half its resolution. None if not
+        measured.
+        """
         if unit == "multiply-adds":
             return (run.half_mmacs,) if half else run.mmacs
         options = run.options
@@ -97,15 +99,15 @@ class Contest:
         return self._there([self.of.high_run(seed) for seed in self._seeds])
 
     def low(self) -> list[Kept]:
-        """Those at half of it."""
+        """The single-scale runs at half that resolution."""
         return self._there([self.of.low_run(seed) for seed in self._seeds])
 
     def multi(self, kind: str) -> list[Kept]:
-        """The multi-scale runs of a kind."""
+        """The multi-scale runs of one kind."""
         return self._there([self.of.multi_run(kind, seed) for seed in self._seeds])
 
     def trials(self, kind: str, unit: Unit) -> list[Trial]:
-        """Every seed of which there are the multi-scale network and the single-scale one."""
+        """A trial for every seed that has both the multi-scale and the single-scale network."""
         found = []
         for seed in self._seeds:
             high, low = self.kept.get(self.of.high_run(seed)), self.kept.get(self.of.low_run(seed))
@@ -120,7 +122,7 @@ class Contest:
         return found
 
     def naive(self, unit: Unit) -> list[tuple[Cascade, float]]:
-        """The cascade of the two single-scale networks of each seed, and what the larger of them costs alone."""
+        """For each seed, the naive cascade of its two single-scale networks, and the cost of the larger one alone."""
         found = []
         for seed in self._seeds:
             high, low = self.kept.get(self.of.high_run(seed)), self.kept.get(self.of.low_run(seed))
@@ -130,7 +132,7 @@ class Contest:
         return found
 
     def alone(self, kind: str, unit: Unit) -> list[Cascade]:
-        """The multi-scale networks by themselves."""
+        """The multi-scale networks as cascades, without baselines."""
         costs = [(run, self.costs(run, unit)) for run in self.multi(kind)]
         return [_cascade(run, cost) for run, cost in costs if cost is not None]
 
@@ -149,12 +151,12 @@ class Contest:
 
 
 def _cascade(run: Kept, costs: Sequence[float]) -> Cascade:
-    """At temperature 1, as the naive cascade: neither was calibrated."""
+    """The cascade at temperature 1. The naive cascade is at 1 too, because neither is calibrated."""
     return Cascade.of(run.passes, (1.0,) * len(costs), costs)
 
 
 def averaged(run: Kept) -> Bools:
-    """Whether a single-scale network is right with its logits at half its resolution and at all of it averaged."""
+    """Whether the averaged logits of a single-scale network, at half and at full resolution, are right."""
     assert run.half is not None
     both = run.half.logits[0] + run.passes.logits[0]
     return (both.argmax(1) == run.passes.targets).numpy()
@@ -162,7 +164,7 @@ def averaged(run: Kept) -> Bools:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All comparisons, what is asked of them, and what was kept of their runs."""
+    """All comparisons, their goals, and their stored runs."""
 
     comparisons: Mapping[str, Comparison]
     bars: Sequence[Mapping[str, Any]]
@@ -171,5 +173,5 @@ class Evidence:
     times: Milliseconds
 
     def contest(self, name: str) -> Contest:
-        """What was kept of the comparison ``name``."""
+        """The stored runs of the comparison ``name``."""
         return Contest(self.comparisons[name], self.kept, self.times)

@@ -1,4 +1,4 @@
-"""The runs behind ``docs/results.md``: which there are, which are missing, and the tables and figures of what is kept.
+"""The runs behind ``docs/results.md``: lists which exist and which are missing, and draws tables and figures.
 
 ``python -m service.evaluation.evidence --data imagenette=DIR --data grocery=DIR``, or ``make evidence``.
 """
@@ -30,7 +30,9 @@ PAGE = "results.md"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Of a run: ``kept`` with the documents, ``trained`` but not kept, ``begun``, or ``missing``."""
+    """The state of a run: ``kept`` (stored with the documents), ``trained`` but not stored, ``begun``, or
+    ``missing``.
+    """
 
     run: str
     is_kept: bool
@@ -39,11 +41,11 @@ class State:
 
     @property
     def is_trained(self) -> bool:
-        """Whether there are weights to test."""
+        """Whether the run has weights that can be tested."""
         return 0 < self.epochs <= self.epochs_done
 
     def said(self, command: str) -> str:
-        """A line of the list; ``command`` makes the run, or goes on with it."""
+        """A line of the list. ``command`` starts or continues the run."""
         if self.is_kept:
             return f"done     {self.run}"
         if self.is_trained:
@@ -54,7 +56,7 @@ class State:
 
 
 def state(run: str, kept: Path, runs: Path) -> State:
-    """Of ``run``, which ``kept`` may hold without its weights and ``runs`` with them."""
+    """The state of ``run``. The folder ``kept`` may have it without weights, the folder ``runs`` with weights."""
     is_kept = (kept / run / LOGITS).is_file()
     options, log = runs / run / OPTIONS, runs / run / LOG
     if not options.is_file():
@@ -67,16 +69,16 @@ def state(run: str, kept: Path, runs: Path) -> State:
 
 
 def read(folder: Path) -> tuple[dict[str, Comparison], Mapping[str, Any]]:
-    """The comparisons of ``folder`` by name, and the rest of what its file says."""
+    """The comparisons in ``folder``, by name, and the other entries of its file."""
     raw = tomllib.loads((folder / COMPARISONS).read_text())
     found = [Comparison(**{**each, "multi": tuple(each["multi"])}) for each in raw["comparison"]]
     return {comparison.name: comparison for comparison in found}, raw
 
 
 def evidence(folder: Path) -> Evidence:
-    """All that ``folder`` keeps.
+    """All comparisons and stored runs in ``folder``.
 
-    Raises BrokenModel: a file of it cannot be read, or two runs were tested on other photographs.
+    Raises BrokenModel if a file cannot be read, or if two runs were tested on different photographs.
     """
     comparisons, raw = read(folder)
     wanted = {run for comparison in comparisons.values() for run in comparison.runs}
@@ -89,7 +91,9 @@ def evidence(folder: Path) -> Evidence:
 
 
 def _check_same_photographs(kept: Mapping[str, Kept]) -> None:
-    """As far as their classes tell: every one of them in the same place. Raises BrokenModel naming two runs."""
+    """Check that all runs list the same classes of photographs in the same order. Raises BrokenModel naming two
+    runs.
+    """
     first, *others = kept or [""]
     for other in others:
         if not torch.equal(kept[first].passes.targets, kept[other].passes.targets):
@@ -97,7 +101,9 @@ def _check_same_photographs(kept: Mapping[str, Kept]) -> None:
 
 
 def update(folder: Path, runs: Path, data: Mapping[str, Path], workers: int | None = None) -> Iterator[str]:
-    """Keep what was trained since, where ``data`` says on what it is tested; gives the list of states."""
+    """Store the runs that were trained since, if ``data`` has their data set. Yields the lines of the list of
+    states.
+    """
     comparisons, _ = read(folder)
     for comparison in comparisons.values():
         yield comparison.title
@@ -113,7 +119,7 @@ def update(folder: Path, runs: Path, data: Mapping[str, Path], workers: int | No
 
 
 def time_all(folder: Path) -> Milliseconds:
-    """Measure every network whose run is kept, in this process; takes the machine for itself."""
+    """Measure every network with a stored run, in this process. The machine must be otherwise idle."""
     found = evidence(folder)
     stages = {}
     for kept in found.kept.values():
@@ -128,7 +134,7 @@ def time_all(folder: Path) -> Milliseconds:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where results.md and results/ are")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")

@@ -1,4 +1,4 @@
-"""Every stage over a set of photographs, once; every threshold is then a question of arithmetic."""
+"""Runs every stage once over a set of photographs. The result for any threshold is then computed from that."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What every stage says of n images; what any threshold would have answered follows.
+    """The answers of every stage for n images, from which those at any threshold follow.
 
     Attributes:
-        confidence: of the answers of every stage but the last, (n, stages - 1).
+        confidence: that of every stage except the last, (n, stages - 1).
         answers: class indices (n, stages).
-        targets: the truth, (n,).
+        targets: the true classes, (n,).
     """
 
     confidence: npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ class Answers:
 
     @property
     def right(self) -> Bools:
-        """Whether each answer is, (n, stages)."""
+        """Whether each answer is right, (n, stages)."""
         return np.asarray(self.answers == self.targets[:, None])
 
     @property
@@ -53,19 +53,19 @@ class Answers:
         return self.answers[:, -1]
 
     def exited(self, threshold: float) -> Bools:
-        """Whether each image would have ended before the last stage, (n,)."""
+        """Whether each image would have exited before the last stage, (n,)."""
         return np.asarray(end_stages(self.confidence, threshold) < self.answers.shape[1] - 1)
 
     def ends(self, threshold: float) -> list[float]:
-        """The share of images that would have ended at each stage."""
+        """The share of images that would have exited at each stage."""
         return [count / len(self) for count in end_counts(self.confidence, threshold)]
 
     def at(self, threshold: float) -> Ints:
-        """What would have been answered, (n,)."""
+        """The answers at this threshold, (n,)."""
         return self.answers[np.arange(len(self)), end_stages(self.confidence, threshold)]
 
     def accuracy(self, threshold: float) -> float:
-        """The share of all images that would have been answered rightly."""
+        """The share of all images with a right answer at this threshold."""
         return float((self.at(threshold) == self.targets).mean())
 
 
@@ -73,7 +73,7 @@ class Answers:
 class Passes:
     """Logits float32 (n, K) of each stage, targets int64 (n,), and the files that could not be read.
 
-    Targets of photographs without classes are -1.
+    The target of a photograph without a class is -1.
     """
 
     logits: tuple[Tensor, ...]
@@ -84,7 +84,7 @@ class Passes:
         return len(self.targets)
 
     def answers(self, temperatures: Sequence[float] | None = None) -> Answers:
-        """What the logits say; confidences at ``temperatures``, one per stage, or at 1."""
+        """The answers from the logits, with confidences at ``temperatures`` (one per stage), or at 1."""
         scales = temperatures or (1.0,) * len(self.logits)
         early = [
             confidence(probabilities(logits, scale)).numpy()
@@ -101,17 +101,17 @@ def run_passes(
     workers: int | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Passes:
-    """Decode as the server does, run every stage on everything.
+    """Decode photographs as the server does, and run every stage on all of them.
 
     Args:
         predictor: the model.
-        photographs: what to run on.
-        workers: processes that decode; None is one a core.
-        on_batch: told how many photographs were just done.
+        photographs: the photographs to use.
+        workers: number of processes that decode; None means one per core.
+        on_batch: called with the number of photographs in each finished batch.
 
     Raises:
         DataError: none of the photographs could be read.
-        BrokenModel: it answers with outputs that are not finite, as after a training that diverged.
+        BrokenModel: outputs are not finite, for example because training diverged.
     """
     logits: list[list[Tensor]] = []
     targets: list[Tensor] = []
@@ -138,10 +138,10 @@ def run_passes(
 
 
 def check_classes(photographs: Photographs, spec: ModelSpec) -> Photographs:
-    """The photographs with the model's classes, theirs being some of these; says which ones none of them shows.
+    """The photographs with the model's classes, which must include theirs. Logs classes without photographs.
 
     Raises:
-        DataError: a folder that is no class of the model, naming the first that differ.
+        DataError: a folder is not a class of the model; the first such folders are named.
     """
     shown, known = set(photographs.folders) - set(photographs.empty), set(spec.class_folders)
     if shown - known:

@@ -1,4 +1,4 @@
-"""Runs to compare: what each is, how it was trained, and in what two were trained otherwise."""
+"""Runs to compare: what each one is, how it was trained, and how the training of two runs differs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Run:
     """A run folder or a version of the store.
 
     Attributes:
-        name: its folder's, or ``name/version``.
-        log: how its training went, in a sentence.
+        name: the name of its folder, or ``name/version``.
+        log: a sentence about its training.
     """
 
     name: str
@@ -34,22 +34,22 @@ class Run:
 
     @property
     def slug(self) -> str:
-        """Its name as part of a file's."""
+        """Its name in a form for file names."""
         return self.name.replace("/", "-")
 
     @property
     def is_multi_scale(self) -> bool:
-        """Whether it has an exit."""
+        """Whether it has more than one stage."""
         return self.spec.depth > 1
 
     @property
     def is_composed(self) -> bool:
-        """Whether it is finished models, one after another."""
+        """Whether it is composed of finished models."""
         return self.spec.architecture.network == COMPOSED
 
     @property
     def last_network(self) -> tuple[str, Mapping[str, Any]]:
-        """The network that its last stage belongs to, and that one's options."""
+        """The network of its last stage, and the options of that network."""
         of = self.spec.architecture
         if not self.is_composed:
             return of.network, of.options
@@ -58,23 +58,24 @@ class Run:
 
     @property
     def backbone(self) -> str:
-        """Its base network: its last stage's."""
+        """The base network of its last stage."""
         return backbone_name(self.last_network[0])
 
     @property
     def resolution(self) -> int:
-        """Its high resolution, pixels."""
+        """Its high resolution in pixels."""
         return self.spec.preprocessing.crop
 
     @property
     def seed(self) -> object:
-        """Of its training; None where that is not known."""
+        """The seed of its training; None if unknown."""
         return self.spec.recipe.get("seed")
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The options that it was trained with, the epochs and the photographs that it had, without what was off: an
-        option that an older version did not have was off."""
+        """The options, epochs and photographs of its training. Options that were off are left out, because older
+        versions did not have them.
+        """
         had = {"epochs": self._epochs, "photographs": self.spec.training.get("train_images")}
         return {name: value for name, value in {**self.spec.recipe, **had}.items() if value}
 
@@ -86,8 +87,9 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Raises NotFound or BrokenModel (see ``store``, and a network that is not known); DataError: a log of another
-        version."""
+        """Raises NotFound or BrokenModel (see ``store``; also if the network is unknown), and DataError for a log of
+        another version.
+        """
         spec = read_spec(folder)
         if spec.architecture.network not in (*names(), COMPOSED):
             raise BrokenModel(
@@ -100,7 +102,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Each folder's run once; where a name is taken it gets a number. Raises as ``Run.read``."""
+    """The run of each folder, once. If a name is already used, it gets a number. Raises the errors of ``Run.read``."""
     first: dict[Path, Path] = {}
     for folder in folders:
         first.setdefault(folder.resolve(), folder)
@@ -115,7 +117,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def check_same_classes(runs: Sequence[Run]) -> None:
-    """Whether all runs tell the same classes apart. Raises DataError naming two files that differ, and both counts."""
+    """Check that all runs have the same classes. Raises DataError naming two files that differ, and both counts."""
     first = runs[0]
     for run in runs[1:]:
         if run.spec.class_folders != first.spec.class_folders:
@@ -130,7 +132,7 @@ def check_same_classes(runs: Sequence[Run]) -> None:
 
 
 def differences(run: Run, single: Run) -> list[str]:
-    """Training options that differ between a run of several stages and a single-scale one, and need not."""
+    """Training options that differ between a multi-stage and a single-scale run although they could be equal."""
     if run.is_composed:  # it was not trained
         return []
     one, other = run.recipe, single.recipe
@@ -168,7 +170,9 @@ def _log(folder: Path, spec: ModelSpec) -> str:
 
 
 def held_out_accuracies(line: Mapping[str, str], spec: ModelSpec) -> dict[str, float]:
-    """Of each stage, by its name, from a line of ``log.csv``; a single-scale network's stands under ``high``."""
+    """Held-out accuracy of each stage, by name, from a line of ``log.csv``; a single-scale network's is called
+    ``high``.
+    """
     names = [stage.name for stage in spec.stages] if spec.depth > 1 else ["high"]
     return {name: float(line[f"held_out_{name}_accuracy"]) for name in names}
 

@@ -1,4 +1,4 @@
-"""What a comparison comes to over several seeds: mean, standard error, and an interval over seeds and photographs."""
+"""Results of a comparison over several seeds: mean, standard error, and an interval over seeds and photographs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from service.evaluation.passes import Bools, Ints
 
 @dataclass(frozen=True, slots=True)
 class OverSeeds:
-    """A value of each seed on all photographs, and the 95 % interval of their mean over seeds and photographs."""
+    """One value per seed on all photographs, and the 95 % interval of their mean over seeds and photographs."""
 
     each: tuple[float, ...]
     low: float
@@ -34,12 +34,12 @@ class OverSeeds:
 
     @property
     def mean(self) -> float:
-        """Over seeds; infinite where one is."""
+        """Mean over seeds; infinite if one value is."""
         return fmean(self.each)
 
     @property
     def error(self) -> float:
-        """Standard error of the mean over seeds; NaN of one seed, or where one is infinite."""
+        """Standard error of the mean over seeds; NaN with one seed, or if a value is infinite."""
         finite = len(self.each) > 1 and all(map(math.isfinite, self.each))
         return stdev(self.each) / math.sqrt(len(self.each)) if finite else math.nan
 
@@ -47,9 +47,9 @@ class OverSeeds:
 def over_seeds(values: Sequence[Value], images: int, draws: int = DRAWS, seed: int = 0) -> OverSeeds:
     """``values``, one per seed, all of the same ``images`` photographs in the same order.
 
-    Bootstrap in two stages (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8): every
-    draw takes as many seeds as there are, with replacement, and photographs, the same for all of its seeds. Of n seeds
-    such an interval knows (n - 1) / n of the variance between them: of one seed, nothing.
+    Bootstrap in two stages (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Every
+    draw takes as many seeds as there are, with replacement, and photographs, the same for all of its seeds. With n
+    seeds the interval covers (n - 1) / n of the variance between seeds; with one seed, none of it.
     """
     everything = np.ones((1, images), dtype=np.int64)
     found = np.concatenate(
@@ -62,13 +62,13 @@ def over_seeds(values: Sequence[Value], images: int, draws: int = DRAWS, seed: i
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One seed of a comparison, all on the same photographs, all costs in one unit.
+    """One seed of a comparison. All networks are tested on the same photographs, and all costs have one unit.
 
     Attributes:
-        multi: the network of several stages.
+        multi: the multi-scale network.
         single: whether the single-scale network at the high resolution is right, (n,).
-        single_cost: of that one, for one image.
-        naive: the cascade of single-scale networks at the low and the high resolution; None where one is missing.
+        single_cost: cost of that network for one image.
+        naive: the cascade of single-scale networks at the low and the high resolution; None if one is missing.
     """
 
     multi: Cascade
@@ -78,26 +78,28 @@ class Trial:
 
 
 def cost_at_its_accuracy(trials: Sequence[Trial]) -> OverSeeds:
-    """The least mean cost at which the multi-scale network is as accurate as the single-scale one, in shares of that
-    one's cost; infinite where it never is. The threshold is chosen on the same photographs."""
+    """The lowest mean cost at which the multi-scale network is as accurate as the single-scale one, relative to the
+    latter's cost; infinite if it never is. The threshold is chosen on the same photographs.
+    """
     return _over(trials, _matching)
 
 
 def top1_at_its_cost(trials: Sequence[Trial]) -> OverSeeds:
-    """How far the multi-scale network is ahead at the single-scale network's cost, a share of 1."""
+    """The multi-scale network's lead in top-1 (from 0 to 1) at the single-scale network's cost."""
     return _over(trials, _ahead)
 
 
 def lead_over_naive(trials: Sequence[Trial]) -> OverSeeds | None:
-    """Over the naive cascade: mean over costs from 0.4 to 1.0 of the single-scale network's; None where there is none
-    for one of the seeds."""
+    """The lead in top-1 over the naive cascade: mean over costs from 0.4 to 1.0 of the single-scale network's. None if
+    a seed has no naive cascade.
+    """
     if any(trial.naive is None for trial in trials):
         return None
     return _over(trials, _ahead_of_naive)
 
 
 def gain_difference(some: Sequence[Trial], others: Sequence[Trial]) -> OverSeeds:
-    """By how much ``top1_at_its_cost`` of ``some`` is more than that of ``others``, seed by seed."""
+    """``top1_at_its_cost`` of ``some`` minus that of ``others``, seed by seed."""
 
     def value(one: Trial, other: Trial, counts: Ints) -> np.typing.NDArray[np.float64]:
         return _ahead(one)(counts) - _ahead(other)(counts)
@@ -107,14 +109,15 @@ def gain_difference(some: Sequence[Trial], others: Sequence[Trial]) -> OverSeeds
 
 
 def lead_between(some: Sequence[Trial], others: Sequence[Trial]) -> OverSeeds:
-    """How far the multi-scale networks of ``some`` are ahead of those of ``others`` at equal costs from 0.4 to 1.0 of
-    the single-scale network's, seed by seed."""
+    """The lead in top-1 of the multi-scale networks of ``some`` over those of ``others``, seed by seed, at equal costs
+    from 0.4 to 1.0 of the single-scale network's.
+    """
     values = [lead(one.multi, other.multi, one.single_cost) for one, other in zip(some, others, strict=True)]
     return over_seeds(values, len(some[0].single))
 
 
 def top1(rights: Sequence[Bools]) -> OverSeeds:
-    """Of networks that are right, (n,) of each seed."""
+    """Top-1 of networks, from whether each answer is right, (n,) for each seed."""
     return over_seeds([accuracy(right) for right in rights], len(rights[0]))
 
 

@@ -1,8 +1,8 @@
-"""Dear images are decoded in a process of their own, one at a time, which is ended where one takes too long.
+"""Slow images are decoded in a helper process, one at a time. If one takes too long, the process is ended.
 
-No thread can be ended while a C library decodes, whatever bound that library forgot. The process imports no PyTorch,
-knows no key, may take a bounded amount of memory, and takes a decoder's crash with it. It is started by the first dear
-image, and lives as long as the process that asks.
+A thread cannot be ended while a C library decodes, even if the library checks no limit. The helper process imports no
+PyTorch, contains no keys, and has a limit on its memory. If a decoder crashes, only this process ends. The first slow
+image starts it, and it lives as long as its parent.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ class _Process:
     socket: socket.socket
 
     def kill(self) -> None:
-        """Whoever waits for its answer meets the end of the socket."""
+        """End the process. A call that waits for its answer sees the socket close."""
         self.popen.kill()
         self.popen.wait()
 
 
 class Helper:
-    """Decodes in another process. Any thread may ask; each waits for its turn.
+    """Decodes in another process. Any thread may call it; calls run one at a time.
 
     Args:
-        deadline: seconds after which an image is given up.
-        patience: seconds that a thread waits for its turn.
+        deadline: seconds after which decoding is stopped.
+        patience: seconds that a call waits for the calls before it.
     """
 
     def __init__(self, deadline: float = DEADLINE_SECONDS, patience: float = TURN_SECONDS) -> None:
@@ -88,10 +88,10 @@ class Helper:
         """The source square of ``data``, as ``service.images.pixels.pixels`` gives it.
 
         Raises:
-            Busy: its turn did not come.
+            Busy: earlier calls took longer than ``patience``.
             ImageTooLarge: it takes too much memory, or longer than the deadline (TookTooLong).
-            InvalidImage: as the decoder says, or it crashed on the image (Crashed).
-            OSError: no process can be started.
+            InvalidImage: the decoder refused the image, or crashed (Crashed).
+            OSError: the process cannot be started.
         """
         if not self._turn.acquire(timeout=self._patience):
             raise Busy("too many slow images are waiting to be decoded", field="image")
@@ -107,12 +107,12 @@ class Helper:
 
     @property
     def process_id(self) -> int | None:
-        """Of the process that decodes; None where none runs."""
+        """The id of the helper process; None if none runs."""
         process = self._process
         return None if process is None else process.popen.pid
 
     def close(self) -> None:
-        """End the process, whatever it decodes; whoever waits for it gets an error. The next image starts another."""
+        """End the process even if it is decoding; a waiting call gets an error. The next image starts a new process."""
         process, self._process, self._is_ready = self._process, None, False
         if process is None:
             return
@@ -157,7 +157,7 @@ class Helper:
         return process
 
     def _replace(self, process: _Process) -> None:
-        """The next one starts meanwhile, unless this one was closed."""
+        """Start the next process in the background, unless this object was closed."""
         is_wanted = self._process is process
         process.kill()
         process.socket.close()
@@ -167,7 +167,9 @@ class Helper:
                 self._process = _start(self._deadline)
 
     def _leave_to_parent(self) -> None:
-        """After a fork the process is the parent's, and its lock may be held by a thread that is not here."""
+        """Forget the process in a forked child. It belongs to the parent, and the lock may be held by a thread of the
+        parent.
+        """
         process, self._process, self._is_ready = self._process, None, False
         self._turn = threading.Lock()
         if process is not None:
@@ -203,7 +205,7 @@ def _answer(connection: socket.socket, until: float) -> tuple[bytes, bytearray]:
 
 
 def _receive(connection: socket.socket, size: int, until: float | None = None) -> bytearray:
-    """Raises: TimeoutError: not all of it came until then. ConnectionError: the other side is gone."""
+    """Raises TimeoutError if data is missing at the deadline, and ConnectionError if the other side has ended."""
     received = bytearray(size)
     view = memoryview(received)
     while view:
@@ -220,7 +222,9 @@ def _receive(connection: socket.socket, size: int, until: float | None = None) -
 
 
 def serve(descriptor: int, deadline: float) -> None:
-    """Decode what comes, until the other side closes. A decode that outlives its asker is ended by the kernel."""
+    """Decode images until the other side closes. A decode that takes ``deadline`` + 1 seconds is ended by SIGALRM, even
+    without the parent.
+    """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with suppress(OSError, ValueError):  # not every system bounds it
         resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))

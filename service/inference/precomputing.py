@@ -1,7 +1,7 @@
-"""What takes seconds before a model can serve is done in a process of its own, once for all processes of a server.
+"""Prepares a model (conversion, timing) in a separate process, once for all processes of a server.
 
-To convert a network holds Python's lock for more than a second: requests that are answered beside it would wait. The
-process gives way to the others, and leaves what it made in files.
+Converting a network holds Python's lock for more than a second, during which requests would wait. The separate process
+has low priority, and writes its results to files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ERRORS = {each.__name__: each for each in (BrokenModel, InvalidOption, NotFound)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How models are served, on a CPU, as ``Predictor.load`` takes it; and the most images of a batch."""
+    """How models are served on a CPU (arguments of ``Predictor.load``), and the largest number of images in a batch."""
 
     runtime: str
     precision: Precision
@@ -64,11 +64,11 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Precomputed:
-    """Of one model.
+    """The results for one model.
 
     Attributes:
-        converted: where its stages are, for ``Predictor.load``; None where they need no conversion.
-        table: how long they take; None where that was not measured.
+        converted: folder of the converted stages, for ``Predictor.load``; None if they need no conversion.
+        table: latency table of the stages; None if it was not measured.
     """
 
     converted: Path | None = None
@@ -76,12 +76,12 @@ class Precomputed:
 
 
 class Precomputing:
-    """Has models precomputed, one at a time. All methods in one event loop.
+    """Starts the separate process, for one model at a time. Call all methods in one event loop.
 
     Args:
-        served: how; None where the runtime converts nothing: nothing is precomputed.
-        shared: a folder that all processes of this server know, and nobody else writes to; None: this one is alone.
-        check: raises BrokenModel for a model folder of which nothing may be loaded. Called in a thread.
+        served: how models are served. If None, the runtime converts nothing, and nothing is precomputed.
+        shared: a folder that only the processes of this server use; None if this process is the only one.
+        check: raises BrokenModel for a model folder that must not be loaded. Called in a thread.
     """
 
     def __init__(
@@ -95,17 +95,17 @@ class Precomputing:
         self._is_stopping = False
 
     async def of(self, folder: Path, *, is_timed: bool) -> Precomputed:
-        """What is precomputed of the model in ``folder``: nothing where no process can do it, or its files not be kept.
+        """The results for the model in ``folder``. They are empty if the process cannot run, or cannot write its files.
 
-        Its files stay until ``KEPT`` other models were precomputed.
+        The files are kept until ``KEPT`` other models have been precomputed.
 
         Args:
-            is_timed: whether its times are known, and need not be measured.
+            is_timed: whether the latency table is known and need not be measured.
 
         Raises:
-            NotFound, BrokenModel, InvalidOption: as ``Predictor.load``.
+            NotFound, BrokenModel, InvalidOption: as in ``Predictor.load``.
             PreparationEnded: the process was killed.
-            Draining: the server stops.
+            Draining: the server is stopping.
         """
         if self._served is None:
             return Precomputed()
@@ -124,13 +124,13 @@ class Precomputing:
             return Precomputed()
 
     def stop(self) -> None:
-        """End what runs: the server stops, and serves no other model any more."""
+        """End the running process; the server is stopping and accepts no other model."""
         self._is_stopping = True
         if self._running is not None:
             self._running.kill()
 
     def close(self) -> None:
-        """Stop, and remove what was kept here."""
+        """Stop, and remove the files."""
         self.stop()
         if self._own is not None:
             self._own.cleanup()
@@ -150,9 +150,9 @@ class Precomputing:
         return Path(self._own.name)
 
     async def _make(self, folder: Path, place: Path, *, is_timed: bool) -> None:
-        """Have it done into ``place``, which is there in one step.
+        """Run the process and move its results to ``place`` in one step.
 
-        Raises: as ``of``; OSError, SubprocessError: it cannot be done.
+        Raises the same errors as ``of``, and OSError or SubprocessError if the process cannot run.
         """
         assert self._served is not None
         await asyncio.to_thread(_forget, place.parent)
@@ -171,7 +171,7 @@ class Precomputing:
             made.rename(place)
 
     async def _run(self, order: dict[str, object], said: Path) -> int:
-        """The status of a process that does ``order``."""
+        """Run a process for ``order`` and return its exit status."""
         process = self._running = await asyncio.to_thread(_start, order, said)
         try:
             if self._is_stopping:
@@ -202,7 +202,7 @@ def _start(order: dict[str, object], said: Path) -> subprocess.Popen[bytes]:
 
 
 def _check_ended(status: int, made: Path) -> None:
-    """Raise what went wrong."""
+    """Raise the error that the process reported, if any."""
     if (made / ERROR).exists():
         named = json.loads((made / ERROR).read_text())
         kind = ERRORS[named.pop("error")]
@@ -225,7 +225,7 @@ def _read(place: Path, spec: ModelSpec) -> Precomputed:
 
 
 def _forget(root: Path) -> None:
-    """Remove all but the latest, to have one place for another."""
+    """Remove all results but the latest, to make room for one more."""
     places = sorted((each for each in root.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
     for place in places[: max(0, len(places) - KEPT + 1)]:
         shutil.rmtree(place, ignore_errors=True)
@@ -233,7 +233,7 @@ def _forget(root: Path) -> None:
 
 @asynccontextmanager
 async def _locked(path: Path) -> AsyncIterator[None]:
-    """Among all processes; a killed one holds it no more."""
+    """Hold a lock among all processes. If a process is killed, its lock is released."""
     with path.open("w") as file:
         while True:
             try:
@@ -248,7 +248,7 @@ async def _locked(path: Path) -> AsyncIterator[None]:
 
 
 def main() -> None:
-    """Do the order in ``sys.argv[1]``; ends with whoever started it."""
+    """Run the order in ``sys.argv[1]``. This process ends when its parent does."""
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     os.nice(NICENESS)
     with suppress(OSError):
@@ -270,7 +270,7 @@ def _end_with_the_server() -> None:
 
 
 def _precompute(folder: Path, made: Path, served: Served, *, is_timed: bool) -> None:
-    """Raises: as ``Predictor.load``; RuntimeError: no room for the files."""
+    """Raises the same errors as ``Predictor.load``, and RuntimeError if the disk is full."""
     import torch
 
     torch.set_num_threads(served.threads)

@@ -1,4 +1,4 @@
-"""What every base network is made of: blocks cut at its stride-2 convolutions, a tail, a classifier."""
+"""The parts of every base network: blocks (cut at its stride-2 convolutions), a tail, a classifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.networks.cascade import Carried, Cascade
 class Block(nn.Module):
     """One resolution of a base network: ``body`` up to its last activation, then ``activation``.
 
-    The two are apart so that a multi-scale network may add lower-resolution features between them.
+    They are separate so that a multi-scale network can add lower-resolution features between them.
     """
 
     def __init__(self, body: nn.Module, activation: nn.Module) -> None:
@@ -29,13 +29,13 @@ class Backbone(Cascade):
     """A single-scale classifier, a cascade of one stage: blocks -> tail -> global average pooling -> classifier.
 
     Args:
-        blocks: in order; between them H and W shrink.
-        tail: what stands between the last block and the pooling (DenseNet's final norm and ReLU, MobileNetV2's
-            last 1x1 convolution); identity where nothing does.
+        blocks: in order; H and W shrink from block to block.
+        tail: the modules between the last block and the pooling (DenseNet's final norm and ReLU, MobileNetV2's last 1x1
+            convolution); identity if there are none.
         num_features: channels that are pooled.
-        num_classes: logits given.
+        num_classes: number of logits.
         stride: input pixels per pixel of the last map.
-        classifier: pooled features (B, num_features) -> logits; None is one linear layer.
+        classifier: pooled features (B, num_features) -> logits; None means one linear layer.
     """
 
     scales = (1,)
@@ -64,7 +64,7 @@ class Backbone(Cascade):
         return self.classify(self.pool(x)), ()
 
     def pool(self, features: Tensor) -> Tensor:
-        """Last block's map (B, C, H, W) -> pooled features (B, C), float32 at least."""
+        """Last block's map (B, C, H, W) -> pooled features (B, C), in float32 or a wider type."""
         features = self.tail(features)
         return features.mean(dim=(2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
 

@@ -1,4 +1,4 @@
-"""What every network is: stages, cheapest first, each of which gives logits and may hand features to the next."""
+"""The interface of every network: stages, cheapest first. Each computes logits and may pass features to the next."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Cascade(nn.Module):
     """One PyTorch module that runs as one or more stages.
 
     Attributes:
-        scales: of each stage, how many times smaller than the last one's its input is.
+        scales: for each stage, the last stage's input size divided by this stage's.
     """
 
     scales: tuple[int, ...]
 
     @property
     def depth(self) -> int:
-        """How many stages there are."""
+        """The number of stages."""
         return len(self.scales)
 
     def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
@@ -29,19 +29,21 @@ class Cascade(nn.Module):
         Args:
             stage: its index, 0 first.
             images: normalised, (B, 3, R, R) with R this stage's resolution.
-            carried: what the stage before handed on, for the same images; empty for the first.
+            carried: features from the previous stage, for the same images; empty for the first stage.
 
         Returns:
-            Logits (B, K), and what the next stage is to be given.
+            Logits (B, K), and the features for the next stage.
         """
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Every stage, as in training: (B, 3, R, R) at the last stage's resolution -> logits (B, K) of each."""
+        """Run every stage, as in training: (B, 3, R, R) at the last stage's resolution -> logits (B, K) of each
+        stage.
+        """
         return self.run_all(pyramid(images, self.scales))
 
     def run_all(self, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Every stage on the images in its size -> logits (B, K) of each."""
+        """Run every stage on the images at its own size -> logits (B, K) of each stage."""
         carried: Carried = ()
         answers = []
         for stage, pixels in enumerate(images):

@@ -1,4 +1,4 @@
-"""Finished networks one after another, which hand each other nothing: the naive cascade of the paper's section 3.1."""
+"""Finished networks one after another that share no features: the naive cascade of the paper's section 3.1."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from service.networks.cascade import Carried, Cascade
 
 
 class Composed(Cascade):
-    """The stages of its members, in order.
+    """The stages of several networks (its members), in order.
 
     Args:
         members: networks of the same classes; weights are shared between stages that use the same member.
-        order: member and its stage, of each stage of the whole. A member's stages follow each other.
+        order: for each stage of the cascade, the index of its member and of that member's stage. A member's stages are
+            consecutive.
 
-    Its stages run at resolutions of their own, which a model's spec states: ``scales`` says nothing of them.
+    Each stage has its own resolution, given by the model's spec; ``scales`` is not used.
     """
 
     def __init__(self, members: Sequence[Cascade], order: Sequence[tuple[int, int]]) -> None:

@@ -1,6 +1,6 @@
 """Multiply-adds of convolutions and linear layers: what papers call FLOPs.
 
-``torch.utils.flop_counter`` counts a multiply-add as two operations, hence the halving.
+``torch.utils.flop_counter`` counts a multiply-add as two operations, so its counts are halved.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from service.networks.registry import build, resolutions
 
 
 def cost(name: str, num_classes: int, resolution: int, options: Mapping[str, Any] | None = None) -> tuple[float, ...]:
-    """Millions of multiply-adds of each stage alone of network ``name``, whose last stage runs at ``resolution``.
+    """Millions of multiply-adds of each single stage of network ``name``, whose last stage runs at ``resolution``.
 
-    Of a multi-scale network the last one's equal those of the single-scale network.
+    The last stage of a multi-scale network has the multiply-adds of the single-scale network.
     """
     with torch.device("meta"):
         network = build(name, num_classes, options)
@@ -27,7 +27,7 @@ def cost(name: str, num_classes: int, resolution: int, options: Mapping[str, Any
 
 @torch.no_grad()
 def stage_costs(network: Cascade, sides: Sequence[int]) -> tuple[float, ...]:
-    """The same of a network whose parameters are on the meta device: shapes alone are computed, no pixels."""
+    """The same for a network whose parameters are on the meta device: only shapes are computed."""
     network.eval()
     carried: Carried = ()
     found = []

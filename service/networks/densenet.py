@@ -14,7 +14,7 @@ STEM_CHANNELS = 64
 
 
 class DenseLayer(nn.Module):
-    """norm-ReLU-1x1, norm-ReLU-3x3; its ``GROWTH`` new channels are appended to the input's."""
+    """norm-ReLU-1x1, norm-ReLU-3x3; its ``GROWTH`` new channels are appended to those of the input."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class DenseLayer(nn.Module):
 def densenet121(num_classes: int) -> Backbone:
     """DenseNet-121: {stem, dense block}, then three times {transition, dense block}.
 
-    Each block ends with its concatenated maps (256, 512, 1024, 1024 channels); the norm and ReLU that
-    read them open the next block, or are the tail.
+    Each block ends with its concatenated maps (256, 512, 1024, 1024 channels); the norm and ReLU that follow are the
+    start of the next block, or the tail.
     """
     channels = STEM_CHANNELS
     opening: list[nn.Module] = [

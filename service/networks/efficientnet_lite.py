@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 in five blocks: EfficientNet-B0 without squeeze-and-excitation, ReLU6 for SiLU, made for CPUs.
+"""EfficientNet-Lite0 in five blocks: EfficientNet-B0 without squeeze-and-excitation and with ReLU6, made for CPUs.
 
-Architecture and padding are those of the TensorFlow release, so that its ImageNet weights fit.
+Architecture and padding are those of the TensorFlow release, so that its ImageNet weights can be loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: of an even side, a strided one sees more on the right and below."""
+    """A convolution with TensorFlow's SAME padding: with an even side and a stride, more padding at the right and
+    bottom.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
@@ -39,7 +41,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection; the input is added where shapes allow."""
+    """1x1 expansion, depthwise convolution, 1x1 projection; the input is added if the shapes are equal."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -60,7 +62,7 @@ class InvertedResidual(nn.Module):
 
 
 def efficientnet_lite0(num_classes: int) -> Backbone:
-    """EfficientNet-Lite0: no block ends with an activation; the last 1x1 convolution is the tail."""
+    """EfficientNet-Lite0. No block ends with an activation; the last 1x1 convolution is the tail."""
     inputs = STEM_CHANNELS
     blocks = []
     for index, stages in enumerate(LAYERS):

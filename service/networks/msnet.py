@@ -1,4 +1,4 @@
-"""The multi-scale network: a cheap network at a low resolution, and dearer ones that learn the rest.
+"""The multi-scale network: a cheap network at a low resolution, and more expensive ones that learn the residual.
 
 Source: Cheng, Xiao, Wang, Huang, Zhang, "High Frequency Residual Learning for Multi-Scale Image
 Classification", BMVC 2019, which has two stages. With ``u`` = nearest-neighbour upsampling by 2, stage s after
@@ -6,9 +6,9 @@ every block i:
 
     x_s[i+1] = H_s,i(x_s[i]) + u(x_s-1[i+1])        (the first stage has nothing to add)
 
-``gated`` scales what is added, channel by channel, by a gate that starts at zero: at first every stage computes what
-its base network would alone, so that one which starts from trained weights loses nothing. As ReZero (Bachlechner et
-al., "ReZero is All You Need", 2021) does with the branches of residual blocks.
+``gated`` multiplies each channel of the added features by a gate that starts at zero. So at first every stage computes
+the same as its base network alone, and a stage that starts from trained weights loses no accuracy. ReZero (Bachlechner
+et al., "ReZero is All You Need", 2021) does the same with the branches of residual blocks.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ STAGE_NAMES: dict[int, tuple[str, ...]] = {
 
 
 class MSNet(Cascade):
-    """Copies of a base network, separate weights and norms; each but the first receives the features of the one below.
+    """Copies of a base network with separate weights and norms. Each except the first adds the previous one's features.
 
     Args:
         backbones: one per stage, cheapest first; equal numbers of blocks and equal channels.
-        fusion: where the sum is taken. ``before_relu`` adds before a block's last activation, so that
-            a stage can subtract; ``after_relu`` is the paper's formula to the letter.
-        gated: whether what comes from below is scaled by gates, zero at first.
+        fusion: where the features are added. ``before_relu`` adds before a block's last activation, so that a stage can
+            subtract; ``after_relu`` is exactly the paper's formula.
+        gated: whether the previous stage's features are scaled by gates that start at zero.
     """
 
     def __init__(self, backbones: Sequence[Backbone], fusion: Fusion = "before_relu", gated: bool = False) -> None:
@@ -60,13 +60,15 @@ class MSNet(Cascade):
             self.gates[name] = nn.ParameterList(torch.zeros(channels, 1, 1) for channels in _channels(backbone))
 
     def backbone(self, stage: int) -> Backbone:
-        """The copy that runs ``stage``."""
+        """The copy of the base network that runs ``stage``."""
         found = self.get_submodule(self.names[stage])
         assert isinstance(found, Backbone)
         return found
 
     def run(self, stage: int, images: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
-        """See ``Cascade``. Each block hands on its output; the last one only its mean (B, C), where that is enough."""
+        """See ``Cascade``. Each block passes its output to the next stage. The last block passes only the mean (B, C)
+        if that is enough.
+        """
         backbone = self.backbone(stage)
         taken = self.taken(stage, carried)
         below: Sequence[Tensor | None] = taken or (None,) * len(backbone.blocks)
@@ -85,7 +87,7 @@ class MSNet(Cascade):
         return logits, tuple(outputs)
 
     def taken(self, stage: int, carried: Carried) -> Carried:
-        """What ``stage`` adds of ``carried``, before it is upsampled: all of it, or what its gates let through."""
+        """``carried`` as ``stage`` adds it, before upsampling: scaled by the stage's gates, if it has any."""
         if self.names[stage] not in self.gates:
             return carried
         gates = self.gates.get_submodule(self.names[stage]).parameters()
@@ -95,25 +97,25 @@ class MSNet(Cascade):
         )
 
     def summands(self, block: nn.Module, x: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
-        """What a block makes of its input, and what it is given from below: (B, C, H, W) each."""
+        """A block's output before the sum, and the upsampled features of the previous stage: (B, C, H, W) each."""
         assert isinstance(block, Block)
         own: Tensor = block.body(x) if self.fusion == "before_relu" else block(x)
         return own, upsample(below, own.shape[-2:])
 
     def add(self, block: nn.Module, own: Tensor, given: Tensor) -> Tensor:
-        """A block's output from its summands."""
+        """A block's output, computed from its summands."""
         assert isinstance(block, Block)
         total = own + given
         return block.activation(total) if self.fusion == "before_relu" else total
 
     def _takes_pooled(self, stage: int, below: torch.Size, last: torch.Size) -> bool:
-        """Whether ``stage`` needs only the mean of the last map from below.
+        """Whether ``stage`` needs only the mean of the previous stage's last map.
 
-        It does if it is the last stage, nothing stands between its last sum and the pooling, and the upsampled map
-        fits exactly.
+        This is so if it is the last stage, no module is between its last sum and the pooling, and the upsampled map has
+        exactly the right size.
 
         Args:
-            below: size of the input of the stage below. ``last``: of its last map.
+            below: input size of the previous stage. ``last``: size of its last map.
         """
         backbone = self.backbone(stage)
         return (
@@ -125,7 +127,7 @@ class MSNet(Cascade):
 
 
 def _channels(backbone: Backbone) -> Iterator[int]:
-    """Of every block's output: shapes alone are computed."""
+    """Number of channels of every block's output; only shapes are computed."""
     x = torch.empty(1, 3, 64, 64, device="meta")
     for block in copy.deepcopy(backbone).to("meta").eval().blocks:
         x = block(x)

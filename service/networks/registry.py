@@ -1,5 +1,8 @@
-"""Every network by name. A new backbone is one file beside this one and one line in ``BACKBONES``; one of torchvision's
-is a name in ``torchvision.NAMES``."""
+"""Every network by name.
+
+To add a backbone, write a file in this folder and add a line to ``BACKBONES``. For a torchvision network, add its name
+to ``torchvision.NAMES``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ OF_SCALES = ("fusion", "gated")
 
 
 def _mobilenet(alpha: float) -> Callable[[int], Backbone]:
-    """The width belongs to the name, so no option may change it."""
+    """The name states the width, so no option may change it."""
     return lambda num_classes: mobilenet_v1(num_classes, alpha)
 
 
@@ -64,17 +67,17 @@ def prefix_of(name: str) -> str:
 
 
 def depth(name: str) -> int:
-    """How many stages the network ``name`` has; a base network has one."""
+    """The number of stages of network ``name``; a base network has one."""
     return SCALES.get(prefix_of(name), 1)
 
 
 def backbone_name(name: str) -> str:
-    """``ms_resnet18`` -> ``resnet18``; a base network's own name stays."""
+    """``ms_resnet18`` -> ``resnet18``; the name of a base network is returned unchanged."""
     return name.removeprefix(prefix_of(name))
 
 
 def stage_names(name: str) -> tuple[str, ...]:
-    """What the stages of network ``name`` are called, cheapest first."""
+    """The names of the stages of network ``name``, cheapest first."""
     return STAGE_NAMES[depth(name)]
 
 
@@ -82,7 +85,7 @@ def resolutions(name: str, resolution: int) -> tuple[int, ...]:
     """The input side of each stage of network ``name``, whose last stage has ``resolution``.
 
     Raises:
-        InvalidOption: it does not divide.
+        InvalidOption: ``resolution`` is not divisible by the stages' scales.
     """
     largest = 2 ** (depth(name) - 1)
     if resolution % largest:
@@ -91,7 +94,7 @@ def resolutions(name: str, resolution: int) -> tuple[int, ...]:
 
 
 def reference_resolution(name: str) -> int:
-    """The high resolution at which the cost of network ``name`` is quoted, by the paper or by torchvision."""
+    """The high resolution at which the paper or torchvision states the cost of network ``name``."""
     return REFERENCE_RESOLUTIONS.get(backbone_name(name), DEFAULT_REFERENCE_RESOLUTION)
 
 
@@ -100,13 +103,13 @@ def build(name: str, num_classes: int, options: Mapping[str, Any] | None = None)
 
     Args:
         name: one of ``names()``, or ``composed``.
-        num_classes: logits given, at least 2.
-        options: ``fusion`` and ``gated`` of a multi-scale network (see ``MSNet``); every other goes to the backbone
-            (ResNet-18: ``projection``). Of a composed one ``members`` (network and options of each) and
+        num_classes: number of logits, at least 2.
+        options: ``fusion`` and ``gated`` for a multi-scale network (see ``MSNet``); all others are options of the
+            backbone (ResNet-18: ``projection``). For a composed network, ``members`` (network and options of each) and
             ``order`` (see ``Composed``).
 
     Raises:
-        InvalidOption: unknown name or option, or an option's value out of bounds.
+        InvalidOption: the name or an option is unknown, or an option's value is out of bounds.
     """
     if num_classes < 2:
         raise InvalidOption("num_classes", num_classes, "at least 2")

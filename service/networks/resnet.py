@@ -8,7 +8,7 @@ from service.networks.backbone import Backbone, Block, initialise
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, summed; the ReLU after the sum only if ``final_relu``.
+    """Two 3x3 convolutions and a shortcut, summed; a ReLU follows only if ``final_relu``.
 
     ``project`` puts a 1x1 convolution with batch norm on the shortcut.
     """
@@ -36,12 +36,12 @@ def resnet18(num_classes: int, projection: bool = True) -> Backbone:
     """ResNet-18 in four blocks: {stem, max-pool, conv2_x}, conv3_x, conv4_x, conv5_x.
 
     Args:
-        num_classes: logits given.
+        num_classes: number of logits.
         projection: the first block of conv2_x has a projection shortcut 64 -> 64, the variant whose
-            multiply-adds "High Frequency Residual Learning" reports; without it, torchvision's.
+            multiply-adds "High Frequency Residual Learning" reports; without it, the variant of torchvision.
 
     Raises:
-        TypeError: ``projection`` is no bool ("false" would otherwise count as True).
+        TypeError: ``projection`` is not a bool ("false" would otherwise count as True).
     """
     if not isinstance(projection, bool):
         raise TypeError(f"projection is {projection!r}; it must be true or false")

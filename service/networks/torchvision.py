@@ -1,6 +1,6 @@
-"""torchvision's classification networks, cut into blocks where their maps halve.
+"""torchvision's classification networks, cut into blocks where the feature map halves.
 
-Nothing here is a table of one network: where to cut is found by running shapes through it.
+There is no table per network: the cuts are found by passing shapes through the network.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ def original(name: str, num_classes: int) -> nn.Module:
 
 
 def torchvision_backbone(name: str, num_classes: int) -> Backbone:
-    """torchvision's network ``name``, one of ``NAMES``, freshly initialised as torchvision does it.
+    """torchvision's network ``name``, one of ``NAMES``, freshly initialised as in torchvision.
 
-    Its modules and parameters are torchvision's, in their order: so are the weights (see ``pretrained``).
+    It has torchvision's modules and parameters in the same order, so torchvision's weights can be loaded (see
+    ``pretrained``).
     """
     network, cut = original(name, num_classes), _cut(name)
 
@@ -73,7 +74,7 @@ def torchvision_backbone(name: str, num_classes: int) -> Backbone:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which modules of a network make its blocks, its tail and what follows the pooling: paths, in order."""
+    """The modules of a network that form its blocks, its tail and the part after the pooling, as paths, in order."""
 
     blocks: tuple[tuple[str, ...], ...]
     tail: tuple[str, ...]
@@ -84,10 +85,11 @@ class Cut:
 
 @cache
 def _cut(name: str) -> Cut:
-    """Where torchvision's network ``name`` is cut, found by its shapes.
+    """The cuts of torchvision's network ``name``, found from its shapes.
 
-    Its children are taken to run one after another: features, global average pooling, head. A new block begins at
-    each part with weights that halves the map; trailing parts that look at one pixel at a time are the tail.
+    The network's children are assumed to run one after another: features, global average pooling, head. A new block
+    begins at each part that has weights and halves the map. Parts at the end that process each pixel separately are the
+    tail.
     """
     with torch.device("meta"), torch.no_grad():
         children = list(original(name, num_classes=2).eval().named_children())
@@ -109,7 +111,7 @@ def _cut(name: str) -> Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A module and its maps, which are shapes alone."""
+    """A module and the shapes of its maps."""
 
     path: str
     module: nn.Module
@@ -122,7 +124,7 @@ class _Part:
 
 
 def _parts(modules: Iterable[tuple[str, nn.Module]], x: Tensor) -> list[_Part]:
-    """``modules`` in order, every sequence that halves the map more than once opened up."""
+    """``modules`` in order; a sequence that halves the map more than once is replaced by its modules."""
     parts = []
     for path, module in modules:
         inner: list[_Part] = []
@@ -139,7 +141,7 @@ def _sees_one_pixel(part: nn.Module) -> bool:
 
 
 def split_activation(module: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """``module`` -> what it computes up to its last activation, and that activation; identity if it ends with none."""
+    """``module`` -> the part before its last activation, and that activation; identity if it does not end with one."""
     from torchvision.models.regnet import ResBottleneckBlock
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -158,7 +160,9 @@ def split_activation(module: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 class Residual(nn.Module):
-    """A block of torchvision's ResNets without its last ReLU, which is the same object there as those inside."""
+    """A block of torchvision's ResNets without its last ReLU. (In torchvision the block uses one ReLU object several
+    times.)
+    """
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -169,13 +173,13 @@ class Residual(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if block.downsample is None else block.downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` (B, C, H, W) -> (B, C', H / stride, W / stride), may be negative."""
+        """``x`` (B, C, H, W) -> (B, C', H / stride, W / stride), values may be negative."""
         out: Tensor = self.layers(x) + self.shortcut(x)
         return out
 
 
 def _classifier(head: nn.Sequential, num_features: int) -> nn.Module:
-    """``head``, which follows the pooling, for pooled features (B, C)."""
+    """The modules after the pooling (``head``), for pooled features (B, C)."""
     layers = [layer for part in head for layer in (part if isinstance(part, nn.Sequential) else [part])]
     if any(isinstance(layer, nn.Flatten) for layer in layers):  # ConvNeXt: a norm of maps comes first
         layers.insert(0, nn.Unflatten(1, (num_features, 1, 1)))

@@ -1,6 +1,7 @@
-"""ImageNet weights that others have trained, under our names.
+"""Published ImageNet weights, renamed for our networks.
 
-Ours and theirs list their tensors in the order in which they compute: one list beside the other is the mapping.
+Both networks list their tensors in the order of computation, so the n-th tensor of one corresponds to the n-th of the
+other.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ SOURCES = ("torchvision", LITE0)
 
 
 def pretrained(name: str, num_classes: int, source: str, option: str = "init") -> dict[str, Tensor]:
-    """Weights that others have trained for base network ``name``, as its state.
+    """Published weights for base network ``name``, as its state dict.
 
-    Left out: what of the classifier has another shape with ``num_classes``, and what theirs does not have (the
-    projection of the paper's ResNet-18).
+    Tensors of the classifier are left out if ``num_classes`` gives them another shape. Tensors that the published
+    network lacks are left out too (the projection of the paper's ResNet-18).
 
     Args:
-        source: ``torchvision`` (fetched once, then from PyTorch's cache), ``efficientnet-lite0`` (from an installed
-            package), or a file of either network's own state.
-        option: what ``source`` was given as, for messages.
+        source: ``torchvision`` (downloaded once, then read from PyTorch's cache), ``efficientnet-lite0`` (from an
+            installed package), or a file with the state dict of the published network or of ours.
+        option: name of the option that ``source`` comes from, for messages.
 
     Raises:
-        InvalidOption: the source has no such network, or cannot be reached.
-        NotFound: no such file.
-        BrokenModel: a file that cannot be read, or weights of another network.
+        InvalidOption: the source does not have this network, or cannot be reached.
+        NotFound: the file does not exist.
+        BrokenModel: the file cannot be read, or has the weights of another network.
     """
     if source == LITE0 and name != LITE0_NETWORK:
         raise InvalidOption(option, source, f"used with {LITE0_NETWORK}: it has no weights for {name}")
@@ -64,15 +65,15 @@ def from_torchvision(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor
     """The state of torchvision's network as the state of ours.
 
     ResNet-18's weights are complete for the variant without the projection in conv2_x
-    (``projection=False``); the paper's variant keeps that one layer as it was.
+    (``projection=False``); in the paper's variant that layer is missing from the result.
     """
     return {_names(name)[key]: tensor for key, tensor in state.items()}
 
 
 def read(path: Path, option: str = "init") -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of one that PyTorch wrote; nothing in it is run.
+    """The tensors of a .safetensors file, or of one that PyTorch wrote; no code in it is run.
 
-    Raises NotFound, or BrokenModel: it cannot be read, or holds anything but tensors by name.
+    Raises NotFound, or BrokenModel if the file cannot be read or contains anything except named tensors.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -117,7 +118,9 @@ def _packaged(option: str) -> Path:
 
 
 def _fitting(name: str, num_classes: int, state: Mapping[str, Tensor], source: str, option: str) -> dict[str, Tensor]:
-    """``state`` under our names, as far as it fits ``num_classes``. Raises BrokenModel: it is of another network."""
+    """``state`` with our names, without tensors that do not fit ``num_classes``. Raises BrokenModel for another
+    network's.
+    """
     if name.startswith("densenet"):  # as torchvision's own file has it, older than its network
         state = {re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key): tensor for key, tensor in state.items()}
     names = _names(name) if name in TORCHVISION else _paired(name, state)
@@ -143,7 +146,7 @@ def _fitting(name: str, num_classes: int, state: Mapping[str, Tensor], source: s
 
 @cache
 def _names(name: str) -> dict[str, str]:
-    """Torchvision's names of the tensors of ``name`` -> ours."""
+    """torchvision's names for the tensors of ``name`` -> our names."""
     with torch.device("meta"):
         return _paired(name, original(name, num_classes=2).state_dict())
 
@@ -153,6 +156,6 @@ def _paired(name: str, theirs: Iterable[str]) -> dict[str, str]:
 
 
 def _own(name: str, num_classes: int) -> dict[str, Tensor]:
-    """The state of our network, shapes alone."""
+    """The state dict of our network, with shapes only."""
     with torch.device("meta"):
         return BACKBONES[name](num_classes, **OPTIONS.get(name, {})).state_dict()

@@ -1,12 +1,12 @@
-"""The metrics of several processes as those of one server.
+"""Combines the metrics of several processes into those of one server.
 
-They stand in files that all processes map, by prometheus_client's multiprocess mode: a counter is exact to the last
-image even of a process that was killed, which no snapshots sent now and then could be. That takes some 0.6 us more for
-a counter (0.9 where 0.3) and 1.9 us for a histogram (2.6 where 0.7), about 10 us per image in all.
-What that mode lacks is read when somebody asks: gauges that are functions, and what Python and the system tell.
+The metrics are in files that all processes map (prometheus_client's multiprocess mode). So the counters of a killed
+process are exact to the last image; periodic snapshots would not be. A counter takes 0.6 us more than in memory (0.9
+instead of 0.3), a histogram 1.9 us more (2.6 instead of 0.7), in total about 10 us per image. This mode lacks gauges
+that are functions, and the figures of Python and the system. These are read when somebody asks for the metrics.
 
-A full disk fails no image: what a file needs is allocated before it is mapped, and a series that finds no room is
-counted by its process alone, and told nowhere.
+On a full disk no image fails. The space of a file is allocated before the file is mapped. A series for which there is
+no space is counted only within its process, and is missing from the exposition.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ UNSUPPORTED = (errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def keep_in_files(index: int) -> None:
-    """Have this process count in files named after ``index``; one that follows a dead one counts on from there.
+    """Make this process count in files named after ``index``. A process that replaces a dead one continues its counts.
 
-    ``PROMETHEUS_MULTIPROC_DIR`` names their folder, since before prometheus_client was imported. Called before any
-    metric is made.
+    ``PROMETHEUS_MULTIPROC_DIR`` names the folder; it must be set before prometheus_client is imported. Call this before
+    any metric is created.
     """
     values.MmapedDict = _Allocated  # type: ignore[attr-defined,]
     values.ValueClass = _Values(index)
 
 
 class _Allocated(MmapedDict):
-    """A file whose pages are all there: writing to one for which the disk has no room ends the process with SIGBUS."""
+    """A file with all its pages allocated. A write to a page without disk space would end the process with SIGBUS."""
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         if not read_mode:
@@ -83,7 +83,9 @@ class _Allocated(MmapedDict):
 
 
 def _allocate(filename: str) -> None:
-    """Raises OSError: there is no room. Then there is no file either: an empty one cannot be read."""
+    """Allocate the file. Raises OSError if there is no space; then the file is removed, because an empty one cannot be
+    read.
+    """
     with open(filename, "ab") as file:
         size = os.fstat(file.fileno()).st_size
         if size >= FILE_BYTES:
@@ -107,10 +109,10 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 class _Values:
-    """Makes what metrics count with: in files that all processes read or, where there is no room, in memory.
+    """Creates the values behind metrics: in files that all processes read, or in memory if there is no space.
 
     Attributes:
-        unshared: how many are in memory.
+        unshared: number of values in memory.
     """
 
     def __init__(self, index: int) -> None:
@@ -133,11 +135,11 @@ def _unshared() -> int:
 
 
 class SharedMetrics(Collector):
-    """All processes' metrics, as ``generate_latest`` takes them; each of them samples first.
+    """The metrics of all processes, in the form that ``generate_latest`` takes. Each process calls ``sample`` before.
 
     Args:
-        own: of this process, which knows what there is.
-        files: the folder.
+        own: this process's registry, which lists all metrics.
+        files: the folder of the metric files.
     """
 
     def __init__(self, own: Metrics, files: Path) -> None:
@@ -151,7 +153,7 @@ class SharedMetrics(Collector):
         own.watch(own.unshared_series, _unshared)
 
     def sample(self) -> None:
-        """Write down what is known only by asking this process."""
+        """Write the values that only this process can compute to its files."""
         for gauge in self._gauges():
             for family in gauge.collect():
                 for sample in family.samples:
@@ -161,13 +163,13 @@ class SharedMetrics(Collector):
                 self._mirror(family, sample.labels, sample.value)
 
     def exposition(self) -> bytes:
-        """Everything of every process, for Prometheus."""
+        """All metrics of all processes, in Prometheus' text format."""
         registry = CollectorRegistry()
         registry.register(self)
         return generate_latest(registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Each metric; of gauges what this process still has, as files forget nothing."""
+        """Each metric. For gauges, only the series that this process still has, because files keep removed ones."""
         known = {
             (sample.name, frozenset(sample.labels.items()))
             for gauge in self._gauges()
@@ -185,7 +187,7 @@ class SharedMetrics(Collector):
         return (metric for metric in vars(self._own).values() if isinstance(metric, Gauge))
 
     def _mirror(self, family: Metric, labels: dict[str, str], value: float) -> None:
-        """Write a value of the system's into a metric of the same name: a gauge's itself, a counter's growth."""
+        """Copy a system metric into our metric of the same name: a gauge's value, or a counter's increase."""
         mirror = self._mirrors.get(family.name)
         if mirror is None:
             name, told, names = family.name, family.documentation, tuple(labels)

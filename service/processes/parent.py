@@ -1,7 +1,7 @@
 """Several processes as one server: their parent starts, watches, replaces and stops them. It loads no PyTorch.
 
-Each child has two Unix sockets to it: a line for what is said (``Line``), and one that connections are handed over
-(``Handover``). A child's end is known by the end of its line, and the parent's by the same.
+Two Unix sockets connect each child with the parent: one for messages (``Line``), and one that passes client connections
+(``Handover``). When either process ends, the other notices that the line is closed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Child:
     """One process.
 
     Attributes:
-        is_up: whether it was ever ready: it takes connections, and finishes them when it is told to stop.
-        failure: why it could not start, as it said itself.
+        is_up: whether it was ever ready. Then it takes connections, and finishes them when it is told to stop.
+        failure: why it could not start, in its own words.
     """
 
     index: int
@@ -58,17 +58,17 @@ class Child:
 
 
 class Parent:
-    """Runs ``count`` processes until it is told to stop by a signal.
+    """Runs ``count`` processes until a signal stops it.
 
-    SIGTERM: not ready at once, served on for the drain delay, then stopped; SIGINT, and a second SIGTERM: stopped at
-    once. Stopping finishes what was accepted, as one process alone does.
+    After SIGTERM the server is not ready, keeps serving for the drain delay, and then stops. After SIGINT or a second
+    SIGTERM it stops at once. Stopping finishes accepted requests, as in a server with one process.
 
     Args:
-        settings: of the whole server.
-        count: of processes.
-        start: starts one. It closes the ends that it is given once they are handed on.
-        listeners: bound sockets by where they belong; taken over.
-        files: where the children keep their metrics.
+        settings: those of the whole server.
+        count: number of processes.
+        start: starts a process. It closes its copies of the sockets once the process has them.
+        listeners: bound sockets by purpose; this object closes them.
+        files: folder of the children's metrics.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Parent:
         self._signal: signal.Signals | None = None  # that ended it at once
 
     async def run(self) -> signal.Signals | None:
-        """Serve; gives the signal that stopped it at once, if one did.
+        """Serve until stopped. Returns the signal, if one stopped the server at once.
 
         Raises:
-            LowfirstError: a process could not start at first. Nothing is left running.
+            LowfirstError: one of the first processes could not start. All processes have ended then.
         """
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGINT):
@@ -157,7 +157,7 @@ class Parent:
         self._stop.set()
 
     async def _keep(self, index: int) -> None:
-        """Have process ``index`` run until all stop."""
+        """Keep process ``index`` running until all stop."""
         pause = FIRST_PAUSE_SECONDS
         while True:
             child = await self._started(index)
@@ -188,7 +188,7 @@ class Parent:
         return child
 
     async def _ended(self, child: Child) -> int | None:
-        """Clear up behind a process; gives its exit code, or less a signal."""
+        """Clean up after a process. Returns its exit code, or the negative number of the signal that ended it."""
         del self._children[child.index]
         self._config.leave(child.line)
         self._tell_census()
@@ -218,7 +218,7 @@ class Parent:
         return None
 
     async def _ask(self, child: Child, kind: str, body: Any) -> Any:
-        """What ``child`` answers; None where it does not, or not in time."""
+        """The answer of ``child``; None if there is none in time."""
         if not child.is_up:
             return None
         with suppress(LineClosed, TimeoutError):
@@ -245,7 +245,7 @@ class Parent:
         self._tell_all("census", [self._ready, self._count])
 
     def _even_out(self) -> None:
-        """Have those with more than their share of connections close some after the next answer: they come again."""
+        """Make processes with too many connections close some after an answer; their clients connect again."""
         connections = sum(child.handover.connections for child in self._children.values())
         fair = -(-connections // max(1, self._ready))
         for child in self._children.values():

@@ -1,4 +1,4 @@
-"""The parent's listeners: it accepts connections and hands each to the process with the fewest."""
+"""The parent's listeners: it accepts connections and passes each to the process with the fewest."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MAIN, OWN = b"m", b"o"  # which listener a connection came from: the server's, o
 
 
 class Handover:
-    """The way of connections to one process, and how many of them are open there.
+    """Passes connections to one process, and counts those that are open there.
 
     Args:
-        end: of a pair of Unix stream sockets, taken over. A byte goes there with each connection, its listener's; one
-            comes back for each that is closed.
+        end: one end of a pair of Unix stream sockets, which this object closes. Each connection is sent with one byte,
+            which names its listener. For each closed connection one byte comes back.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -40,7 +40,7 @@ class Handover:
         asyncio.get_running_loop().add_reader(end, self._count_closed)
 
     def give(self, listener: bytes, connection: socket.socket) -> bool:
-        """Hand ``connection`` over, which may be closed then; False where the process is busy or gone."""
+        """Pass ``connection`` on; then the caller may close it. Returns False if the process is busy or has ended."""
         try:
             socket.send_fds(self._end, [listener], [connection.fileno()])
         except OSError:
@@ -49,12 +49,12 @@ class Handover:
         return True
 
     def end(self) -> None:
-        """Tell the process that no more will come."""
+        """Tell the process that no more connections follow."""
         with suppress(OSError):
             self._end.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Once the process is gone."""
+        """Close the socket, after the process has ended."""
         asyncio.get_running_loop().remove_reader(self._end)
         self._end.close()
 
@@ -71,11 +71,11 @@ class Handover:
 
 
 class Reception:
-    """Accepts connections while there is somebody to give them to.
+    """Accepts connections while a process can take them.
 
     Args:
-        listeners: bound sockets by where they belong; taken over.
-        handovers: to the processes that are ready, or if none is, to those that were.
+        listeners: bound sockets by purpose; this object closes them.
+        handovers: those of the ready processes, or if none is ready, of those that were.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Reception:
         self._is_accepting = False
 
     def open(self) -> None:
-        """Listen."""
+        """Start to listen."""
         for _, listener in self._listeners:
             listener.setblocking(False)
             listener.listen(BACKLOG)
         self._resume()
 
     async def close(self) -> None:
-        """Hand over all that the kernel has accepted, and listen no more."""
+        """Pass on all connections that the kernel has accepted, and stop listening."""
         if self._is_accepting:
             for name, listener in self._listeners:
                 self._accept(name, listener, most=BACKLOG)
@@ -166,12 +166,12 @@ class Reception:
 
 
 async def bind(host: str, port: int) -> list[socket.socket]:
-    """Sockets bound to every address of ``host``, as ``asyncio``'s servers are; they do not listen yet.
+    """Sockets bound to every address of ``host``, as in ``asyncio``'s servers. They do not listen yet.
 
-    They are made for TCP by name: on others asyncio never sets TCP_NODELAY.
+    They name TCP as their protocol, because asyncio sets TCP_NODELAY only on such sockets.
 
     Raises:
-        InvalidOption: another program listens there, or nobody may.
+        InvalidOption: another program uses the address, or this user may not listen there.
     """
     try:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
@@ -184,7 +184,7 @@ async def bind(host: str, port: int) -> list[socket.socket]:
 
 
 def free(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """The family and address of a port that nobody has, not even to share it. Raises OSError."""
+    """The family and address of a port that nobody uses, not even with SO_REUSEPORT. Raises OSError."""
     family, *_, where = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     address = str(where[0]), int(where[1])
     with socket.socket(family) as probe:
@@ -194,9 +194,9 @@ def free(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
 
 
 def hold(host: str, port: int) -> socket.socket:
-    """A socket that takes a port for those of this user who share it (SO_REUSEPORT), and for nobody else.
+    """A socket that reserves a port for this user's processes, which share it (SO_REUSEPORT).
 
-    It never listens: connections go to those that do. Raises OSError: somebody has the port.
+    It never listens, so connections go to the sockets that do. Raises OSError if the port is in use.
     """
     family, address = free(host, port)  # or another server that shares it too would be joined unnoticed
     holder = socket.socket(family)
@@ -206,7 +206,7 @@ def hold(host: str, port: int) -> socket.socket:
 
 
 def received(descriptor: int) -> socket.socket:
-    """A connection that was handed over, as asyncio wants it. Raises OSError: its client has gone already."""
+    """A connection that was passed on, prepared for asyncio. Raises OSError if its client has already disconnected."""
     connection = socket.socket(fileno=descriptor)
     try:
         connection.setblocking(False)

@@ -1,4 +1,4 @@
-"""How many processes serve as one, and what each gets of the whole."""
+"""The number of processes, and each one's share of the server's limits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ RESERVE = 4
 
 
 def how_many(cores: int, on_gpu: bool) -> int:
-    """The processes that ``auto`` means, for so many cores that workers are to use.
+    """The number of processes for ``auto``, given the number of cores for workers.
 
-    One process answers at most 1,000 to 2,000 images per second, as one thread at a time runs Python. On two cores, two
-    processes with one worker each answered 1,159 images per second of a small network where one process with two
-    workers answered 867; a process with more than two workers waits for Python ever more. On a GPU one process makes
-    the fullest batches, and each further one would load the network again.
+    One process answers at most 1,000 to 2,000 images per second, because one thread at a time runs Python. With a small
+    network on two cores, two processes with one worker each answered 1,159 images per second, and one process with two
+    workers 867. With more workers, a process waits longer for Python's lock. On a GPU one process forms the largest
+    batches, and each further process would load the network again.
     """
     return 1 if on_gpu else min(cores, max(2, cores // 2), MOST)
 
 
 def is_on_gpu(device: str) -> bool:
-    """Whether ``LOWFIRST_DEVICE`` means a GPU, as far as can be told without loading PyTorch."""
+    """Whether ``LOWFIRST_DEVICE`` means a GPU, decided without loading PyTorch."""
     if device != "auto":
         return device.startswith("cuda")
     try:
@@ -35,15 +35,17 @@ def is_on_gpu(device: str) -> bool:
 
 
 def part(whole: int, index: int, count: int) -> int:
-    """What process ``index`` of ``count`` gets of ``whole``: at least 1, and together ``whole`` where it suffices."""
+    """The part of ``whole`` for process ``index`` of ``count``: at least 1. The parts add up to ``whole`` if it is at
+    least ``count``.
+    """
     return max(1, whole // count + (index < whole % count))
 
 
 def share(settings: Settings, index: int, count: int) -> Settings:
     """The settings of process ``index`` of ``count``.
 
-    Limits of a single request stay as they are, and what a process may hold is never less than one such request and
-    the part of all that it has to leave to others.
+    Limits of a single request are unchanged. What a process may hold is at least the largest request plus the reserve
+    that admission keeps free for others.
     """
 
     def of(whole: int, at_least: int = 1) -> int:
@@ -64,5 +66,5 @@ def share(settings: Settings, index: int, count: int) -> Settings:
 
 
 def _beside_reserve(largest: int) -> int:
-    """The least limit of which ``largest`` leaves one part in ``RESERVE`` free."""
+    """The smallest limit of which ``largest`` leaves 1 / ``RESERVE`` free."""
     return largest * RESERVE // (RESERVE - 1) + 1

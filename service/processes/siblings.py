@@ -1,4 +1,4 @@
-"""What one process knows of the whole server: alone, or as one of several (see ``parent``)."""
+"""A process's view of the whole server, alone or as one of several processes (see ``parent``)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Siblings(Protocol):
     """The other processes of this server.
 
     Attributes:
-        index, count: which of how many this one is.
-        ready: how many are, of several, this one among them.
+        index, count: this process's index, and the number of processes.
+        ready: number of ready processes, including this one.
     """
 
     count: int
@@ -31,24 +31,24 @@ class Siblings(Protocol):
     ready: int
 
     async def start(self) -> None:
-        """Be heard from now on."""
+        """Open the line to the other processes."""
         ...
 
     def answer(self, kind: str, answer: Answer) -> None:
-        """Answer with ``answer(body)`` what others ask by ``kind``; both JSON. None is no answer."""
+        """Answer questions of this ``kind`` with ``answer(body)``. Both are JSON; None means no answer."""
         ...
 
     async def others(self, kind: str, body: Any = None) -> list[Any]:
-        """What each of the others answers that does so in time."""
+        """The answers of the other processes that answer in time."""
         ...
 
     def tell(self, kind: str, body: Any = None) -> None:
-        """Tell the parent."""
+        """Send a message to the parent."""
         ...
 
 
 class Alone:
-    """This process is the server: there are no others."""
+    """A server that consists of this process only."""
 
     count = 1
     index = 0
@@ -58,28 +58,28 @@ class Alone:
         """See ``Siblings``."""
 
     def answer(self, kind: str, answer: Answer) -> None:
-        """Nobody asks."""
+        """Ignored: there are no other processes."""
 
     async def others(self, kind: str, body: Any = None) -> list[Any]:  # noqa: ARG002
-        """None."""
+        """An empty list: there are no other processes."""
         return []
 
     def tell(self, kind: str, body: Any = None) -> None:
-        """There is no parent."""
+        """Ignored: there is no parent."""
 
 
 class Together:
     """One process of several.
 
     Args:
-        index, count: which one, of how many.
-        words: this end of the line to the parent; taken over.
-        files: the folder of the metrics of all.
-        shared: a folder on disk for whatever else they share; None where no disk can be written to.
-        own_address: where the parent listens for ``LOWFIRST_METRICS_PORT``, if it does.
+        index, count: this process's index, and the number of processes.
+        words: this end of the line to the parent, which this object closes.
+        files: the folder of all processes' metrics.
+        shared: a folder on disk for everything else that processes share; None if no disk is writable.
+        own_address: the parent's address for ``LOWFIRST_METRICS_PORT``, if it is set.
 
     Attributes:
-        ready: how many are, as the parent said last.
+        ready: number of ready processes, as last reported by the parent.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Together:
 
     @property
     def cores(self) -> int:
-        """Its share of the machine's."""
+        """Its share of the machine's cores."""
         return part(cores(), self.index, self.count)
 
     def config_store(self, start: RuntimeConfig) -> LocalConfigStore:
-        """The config that the parent holds; made once."""
+        """The config that the parent stores. Call this once."""
         self._config = LocalConfigStore(self.line, start)
         return self._config
 
@@ -126,19 +126,21 @@ class Together:
         self.line.tell(kind, body)
 
     async def wait_orphaned(self) -> None:
-        """Until the parent is gone."""
+        """Wait until the parent has ended."""
         await self.line.wait_closed()
         logger.error("the parent process is gone: stopping")
 
     async def times(self, model: str, measured: Any) -> Any:
-        """The latency table of ``model`` that the first of them measured, as JSON: ``measured``, if this one is it."""
+        """The latency table of ``model`` from the process that measured first, as JSON. If this is the first,
+        ``measured``.
+        """
         try:
             return await self.line.ask("times", [model, measured]) or measured
         except LineClosed:
             return measured
 
     def clear_up(self) -> None:
-        """Remove the folders of all, as an orphan at its end: the parent cannot."""
+        """Remove the shared folders if the parent has ended and cannot do it."""
         if not self.line.is_open:
             for folder in filter(None, (self.files, self.shared)):
                 shutil.rmtree(folder, ignore_errors=True)

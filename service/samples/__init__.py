@@ -1,1 +1,1 @@
-"""The sample log: what was answered, and later the truth, in files that calibration and evaluation read."""
+"""The sample log: answers, and later true labels, in files that calibration and evaluation read."""

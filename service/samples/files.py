@@ -1,4 +1,4 @@
-"""Files of one kind in a folder: begun anew when they are full; the oldest of all go where there is no room."""
+"""Files of one kind in a folder. A full file is followed by a new one; the oldest files are deleted to make room."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ SEGMENT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bytes of one file, and of all files of all processes in the folder."""
+    """Largest number of bytes of one file, and of all files of all processes in the folder."""
 
     file_bytes: int
     total_bytes: int
 
 
 class Tally(NamedTuple):
-    """What became of rows: so many are written, so many are lost."""
+    """The number of rows that were written, and that were lost."""
 
     written: int = 0
     lost: int = 0
 
     def plus(self, other: Tally) -> Tally:
-        """Of both."""
+        """The sum of both."""
         return Tally(self.written + other.written, self.lost + other.lost)
 
 
 class Files:
     """This process's files of one kind. Used by one thread.
 
-    JSON lines in a local folder grow as rows come. Parquet, and objects of a store, are written whole: once the rows
-    fill one, or have waited for ``SEGMENT_SECONDS``. Rows that the folder refuses are lost.
+    JSON lines are appended to files in a local folder. Parquet files, and files at a URL, are written as a whole, when
+    they are full or after ``SEGMENT_SECONDS``. Rows that cannot be written are lost.
 
     Args:
-        on_refusal: told why the folder did not take what it was given.
+        on_refusal: called with the error if rows cannot be written.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Files:
         self._waiting_bytes, self._waiting_since = 0, 0.0
 
     def add(self, rows: Sequence[tuple[Row, int]], is_last: bool = False) -> Tally:
-        """Write rows, each given with its bytes, about; what would wait for more too if this is the ``last`` call."""
+        """Write rows, each given with its approximate size in bytes. If ``is_last``, write the waiting rows too."""
         if self._form == "jsonl" and isinstance(self._folder, LocalFolder):
             return self._append(self._folder, [line(row) for row, _ in rows])
         done = Tally()
@@ -79,7 +79,7 @@ class Files:
         return done
 
     def _append(self, folder: LocalFolder, lines: Sequence[bytes]) -> Tally:
-        """Each to the file it still fits in; a line that fits in none is lost."""
+        """Append the lines, starting a new file when one is full. A line larger than a file is lost."""
         most, done = self._bounds.file_bytes, Tally()
         fitting = [each for each in lines if len(each) <= most]
         begin = 0
@@ -97,7 +97,7 @@ class Files:
         return done.plus(Tally(lost=len(lines) - len(fitting)))
 
     def _write(self) -> Tally:
-        """A file of all that waits."""
+        """Write all waiting rows as one file."""
         rows, self._waiting, self._waiting_bytes = self._waiting, [], 0
         data = encode(rows, self._form)
         if len(data) > self._bounds.file_bytes:  # a row alone that is too large
@@ -114,7 +114,7 @@ class Files:
         return Tally(written=rows)
 
     def _make_room(self, size: int) -> None:
-        """Delete the oldest files of any process until so many bytes more are within the bound."""
+        """Delete the oldest files, of any process, until ``size`` more bytes are within the bound."""
         sizes = {name: each for name, each in self._folder.sizes().items() if is_of_log(name)}
         total = sum(sizes.values()) + size
         for name in sorted(sizes, key=lambda name: name.split("-", 1)[1]):
@@ -125,11 +125,11 @@ class Files:
                 total -= sizes[name]
 
     def _new_name(self) -> str:
-        """It sorts by when the file was begun, whichever process did."""
+        """A file name. Names sort by the time at which the files were started, over all processes."""
         begun = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         return f"{self._kind}-{begun}-{socket.gethostname()}-{os.getpid()}{SUFFIXES[self._form]}"
 
 
 def is_of_log(name: str) -> bool:
-    """Whether a file is one of a log."""
+    """Whether the file with this name belongs to a log."""
     return name.split("-", 1)[0] in KINDS and name.endswith(tuple(SUFFIXES.values()))

@@ -1,4 +1,4 @@
-"""Where the files of a log lie: a folder of this machine, or of any store that fsspec knows."""
+"""The folder of a log: on this machine, or in any store that fsspec supports."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ PROBE = ".lowfirst-can-write"
 
 
 class Folder(Protocol):
-    """A flat folder. Every method may raise what the store raises, an OSError of a local one."""
+    """A flat folder. Every method may raise the store's exceptions; a local folder raises OSError."""
 
     def prepare(self) -> None:
-        """Make it, and find out whether it can be written."""
+        """Create the folder, and check that it can be written."""
         ...
 
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of each file, by its name."""
+        """The size of each file in bytes, by name."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Have a whole file, or none."""
+        """Write a file completely, or not at all."""
         ...
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """The contents of a file."""
         ...
 
     def remove(self, name: str) -> None:
-        """Delete a file, which may be gone already."""
+        """Delete a file, if it exists."""
         ...
 
 
 def folder_at(where: str, field: str) -> Folder:
-    """The folder at a path or URL. Raises InvalidOption: ``field`` names no store that can be reached from here."""
+    """The folder at a path or URL. Raises InvalidOption for ``field`` if the store is unknown or cannot be reached."""
     if "://" not in where:
         return LocalFolder(Path(where))
     try:
@@ -53,7 +53,7 @@ def folder_at(where: str, field: str) -> Folder:
 
 
 class LocalFolder:
-    """See ``Folder``. Its files can grow too."""
+    """See ``Folder``. Its files can also be appended to."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -75,7 +75,7 @@ class LocalFolder:
         return found
 
     def append(self, name: str, data: bytes) -> None:
-        """Let a file grow, which may be new: by all of ``data``, or where that fails, by nothing."""
+        """Append ``data`` to a file, which may be new. If this fails, the file is unchanged."""
         with (self._root / name).open("ab", buffering=0) as file:
             before = file.seek(0, os.SEEK_END)
             try:
@@ -105,7 +105,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """See ``Folder``: objects of a store, which are written whole."""
+    """See ``Folder``. Objects of a store are written as a whole."""
 
     def __init__(self, files: Any, root: str) -> None:
         self._files = files

@@ -1,4 +1,4 @@
-"""Rows as the bytes of a file, and back: JSON lines, or Parquet."""
+"""Converts rows to the bytes of a file and back, as JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def line(row: Row) -> bytes:
 
 
 def encode(rows: Sequence[Row], form: Format) -> bytes:
-    """A whole file."""
+    """The bytes of a whole file."""
     return b"".join(map(line, rows)) if form == "jsonl" else _parquet(rows)
 
 
 def decode(data: bytes, name: str) -> Iterator[Row | None]:
-    """The rows of the file ``name``; None for a line that cannot be read, as a power cut leaves it.
+    """The rows of the file ``name``; None for a line that cannot be read, for example after a power cut.
 
     Raises:
-        InvalidOption: it is Parquet, which nothing here reads.
-        ValueError: it is no Parquet.
+        InvalidOption: the file is Parquet, and the package for it is not installed.
+        ValueError: the file is not valid Parquet.
     """
     if name.endswith(SUFFIXES["parquet"]):
         check("parquet", "from_log", name)
@@ -51,7 +51,7 @@ def decode(data: bytes, name: str) -> Iterator[Row | None]:
 
 
 def check(form: Format, field: str, value: str) -> None:
-    """Raises InvalidOption, of ``field``: the package for it is missing."""
+    """Raises InvalidOption for ``field`` if the package for this format is missing."""
     if form == "parquet":
         try:
             importlib.import_module("pyarrow.parquet")

@@ -1,4 +1,4 @@
-"""Which images were logged lately, for those who tell later what they show."""
+"""The images that were logged recently, so that feedback can refer to them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Known:
     """An image that was logged.
 
     Attributes:
-        time: its ``Sample``'s.
-        model: that answered, with its ``classes`` and the ``answer``, an index. ``exit``: the stage that did.
-        was_right: whether the answer was, by the last word on it; None while nobody told.
+        time: that of its ``Sample``.
+        model: the model that answered, with its ``classes`` and the ``answer``, an index. ``exit``: the stage that
+            answered.
+        was_right: whether the answer was right, by the latest feedback; None without feedback.
     """
 
     time: float
@@ -34,7 +35,7 @@ class Known:
     was_right: bool | None = None
 
     def class_of(self, label: str | int) -> int:
-        """The index of a class that is named, or given by its index. Raises InvalidOption: it is none."""
+        """The index of a class, given by name or index. Raises InvalidOption if there is no such class."""
         if isinstance(label, int):
             if not 0 <= label < len(self.classes):
                 raise InvalidOption("label", label, f"a class of {self.model}, by name or from 0 to {self._last}")
@@ -53,14 +54,14 @@ class Known:
 
 
 class KnownImages:
-    """The latest ``most`` logged images of this process. Used from the event loop's thread alone."""
+    """The latest ``most`` logged images of this process. Use it only in the event loop's thread."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._images: OrderedDict[tuple[str, int], Known] = OrderedDict()
 
     def add(self, sample: Sample, classes: Sequence[str]) -> None:
-        """Know an image; another one of the same id is forgotten."""
+        """Add an image. It replaces an earlier one with the same id."""
         key = sample.request_id, sample.index
         self._images[key] = Known(sample.time, sample.model, classes, sample.answer, sample.exit)
         self._images.move_to_end(key)
@@ -68,5 +69,5 @@ class KnownImages:
             self._images.popitem(last=False)
 
     def find(self, request_id: str, index: int) -> Known | None:
-        """The image; None where it was not logged, or too many were since."""
+        """The image; None if it was not logged, or if too many were logged after it."""
         return self._images.get((request_id, index))

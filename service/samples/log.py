@@ -1,4 +1,6 @@
-"""The log of one process. Nobody waits for it: rows go to a thread that writes, or are lost and counted."""
+"""The log of one process. No answer waits for it: a thread writes the rows; rows that it cannot write are lost and
+counted.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,9 @@ class Options:
 
     Attributes:
         where: a folder's path, or a URL for fsspec.
-        form: of the samples; truths are JSON lines.
+        form: the format of samples; true labels are always JSON lines.
         share: of the images that are logged.
-        image_bytes: how large an image may be to be kept itself; 0 keeps none.
+        image_bytes: encoded images up to this size are logged too; 0 logs none.
     """
 
     where: str
@@ -52,18 +54,18 @@ class Options:
 
 
 class SampleLog:
-    """Writes samples and truths, each to files of their own. ``start`` before use, ``close`` after.
+    """Writes samples and true labels to separate files. Call ``start`` before use and ``close`` after.
 
     Args:
-        options: what and where.
-        count: told how many samples are ``written``, or lost: ``busy``, as too many waited; ``failed``, as the folder
-            refused them, or one was larger than a file may be.
+        options: what is logged, and where.
+        count: called with the number of samples that are ``written``, or lost: ``busy`` if too many waited; ``failed``
+            if the folder could not be written, or a sample was larger than a file.
 
     Attributes:
-        share: of the images that are logged. ``known``: images whose truth can be told.
+        share: of the images that are logged. ``known``: images that feedback can refer to.
 
     Raises:
-        InvalidOption: a folder that cannot be written, or a package is missing for it.
+        InvalidOption: the folder cannot be written, or a package for it is missing.
     """
 
     def __init__(self, options: Options, count: Count = lambda result, rows: None) -> None:
@@ -91,11 +93,11 @@ class SampleLog:
         self._complained = -TELL_SECONDS
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the thread that writes."""
         self._thread.start()
 
     def close(self) -> None:
-        """Write what waits, unless that takes too long."""
+        """Write the waiting rows, unless that takes too long."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS)
@@ -112,7 +114,7 @@ class SampleLog:
             self._count("busy", 1)
 
     def tell(self, truth: Truth) -> None:
-        """Log what an image shows. Never waits. Raises Busy: too many wait to be written."""
+        """Log the true label of an image. Never waits. Raises Busy if too many rows wait."""
         with self._lock:
             if len(self._told) >= MOST_ROWS:
                 raise Busy(f"{MOST_ROWS} labels wait to be written; that is the limit", field="label", bound=MOST_ROWS)

@@ -1,4 +1,4 @@
-"""A log as it is read again."""
+"""Reads a sample log."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SavedLog:
     """The files of a log.
 
     Attributes:
-        where: its folder.
-        broken: rows and files that could not be read, so far.
+        where: the folder of the log.
+        broken: number of rows and files that could not be read so far.
 
     Raises:
-        DataError: there is no such folder, or it holds no log.
-        InvalidOption: a URL, or Parquet, for which a package is missing.
+        DataError: the folder does not exist, or contains no log.
+        InvalidOption: a package for the URL or for Parquet is missing.
     """
 
     where: str
@@ -58,7 +58,7 @@ class SavedLog:
             yield sample
 
     def truths(self) -> dict[tuple[str, int, float], Truth]:
-        """What images show, by request id, index and time of the image; the last word on each."""
+        """The latest true label of each image, by request id, index and time of the image."""
         found: dict[tuple[str, int, float], Truth] = {}
         for row in self._rows("feedback-"):
             try:
@@ -71,7 +71,7 @@ class SavedLog:
         return found
 
     def tell_broken(self) -> None:
-        """Say how much could not be read."""
+        """Log how many rows and files could not be read."""
         if self.broken:
             logger.warning("%d rows of %s could not be read, and are left out", self.broken, self.where)
 

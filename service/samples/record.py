@@ -1,4 +1,4 @@
-"""What is logged of one image, and what is told of it later."""
+"""The log's record of one image, and of its true label."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ DIGEST_BYTES = 8  # as in service.training.trained_on: what a model was trained 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and its answer.
+    """One image with its answer.
 
     Attributes:
         time: when it was answered, in seconds since 1970.
-        request_id, index: of its request, and its place among the images of that.
-        image_sha256, image_digest, image_bytes: of the encoded image: SHA-256, BLAKE2b of 8 bytes (both in hex), size.
-        image: itself; None unless images are kept and it is small enough.
-        model: ``name/version``. ``weights_sha256``: of its weights.
-        runtime, precision, temperatures: that its outputs were computed with; a temperature per stage.
-        outputs: probabilities (K,) of each stage that ran, in order: also of those that ran behind the answer.
+        request_id, index: id of the request, and position of the image in it.
+        image_sha256, image_digest, image_bytes: SHA-256, BLAKE2b of 8 bytes (both in hex) and size of the encoded
+            image.
+        image: the encoded image; None unless images are logged and this one is small enough.
+        model: ``name/version``. ``weights_sha256``: SHA-256 of its weights.
+        runtime, precision, temperatures: those with which the outputs were computed; one temperature per stage.
+        outputs: probabilities (K,) of each stage that ran, in order, including stages that ran after the answer.
         answer, label: the class that was answered, by index and by name.
-        exit, stage: the stage that answered, by name and by index. ``reason``: why it did.
-        confidence: of the last stage that could have ended it early. ``threshold``: what that was compared with.
-        drawn: whether it was chosen on its arrival to have all stages, however it ends: see ``engine.sampling``.
-        ms: from the request's head to the answer.
+        exit, stage: the stage that answered, by name and by index. ``reason``: why this stage answered.
+        confidence: that of the latest stage at which the image could exit early. ``threshold``: the value it was
+            compared with.
+        drawn: whether the image was sampled on arrival to run all stages, at whichever it exits; see
+            ``engine.sampling``.
+        ms: milliseconds from the request's head to the answer.
     """
 
     time: float
@@ -60,16 +63,18 @@ class Sample:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the output of every stage is known."""
+        """Whether the outputs of all stages are known."""
         return len(self.outputs) == len(self.temperatures)
 
     @property
     def size(self) -> int:
-        """Bytes, about."""
+        """Approximate size in bytes."""
         return 600 + sum(each.nbytes for each in self.outputs) + len(self.image or b"")
 
     def of_image(self, body: bytes, most: int) -> Self:
-        """With what is known of the encoded image ``body``, which is kept if it has at most ``most`` bytes."""
+        """This sample with the fields of the encoded image ``body``, which is included if it has at most ``most``
+        bytes.
+        """
         return replace(
             self,
             image_sha256=hashlib.sha256(body).hexdigest(),
@@ -84,7 +89,7 @@ class Sample:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Sample:
-        """From a row of a file. Raises KeyError, TypeError or ValueError: it is none."""
+        """The sample in a row of a file. Raises KeyError, TypeError or ValueError if the row is invalid."""
         image = row["image"]
         known = {each.name: row[each.name] for each in fields(cls)}
         return cls(
@@ -99,12 +104,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What an image shows.
+    """The true label of an image.
 
     Attributes:
-        time: when that was told, in seconds since 1970.
-        request_id, index, of: the ``Sample``'s, ``of`` being its ``time``: clients may use an id twice.
-        model: that answered.
+        time: when it was reported, in seconds since 1970.
+        request_id, index, of: those of the ``Sample``. ``of`` is its ``time``, because clients may use an id twice.
+        model: the model that answered.
         answer, label: the true class, by index and by name.
     """
 
@@ -122,5 +127,5 @@ class Truth:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Truth:
-        """From a row of a file. Raises KeyError: it is none."""
+        """The true label in a row of a file. Raises KeyError if the row is invalid."""
         return cls(**{each.name: row[each.name] for each in fields(cls)})

@@ -1,7 +1,7 @@
-"""What each process of each replica counted of a trial: in one hash of Redis, a field for each process.
+"""The counts of a trial from each process of each replica: one hash in Redis, with one field per process.
 
-Whoever writes reads the others in the same round trip, so that the last one to count has all there is. A process that
-ends leaves its counts: the images were compared.
+A process writes its counts and reads all others in the same round trip, so the last one to write has the complete
+counts. When a process ends, its counts remain, because its images were compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RedisCounts:
     """Exchanges counts with every process that shares the Redis.
 
     Args:
-        otherwise: with whom to exchange them while Redis is out of reach.
+        otherwise: exchanges counts while Redis does not answer.
     """
 
     def __init__(self, link: RedisLink, otherwise: Exchange) -> None:
@@ -44,7 +44,9 @@ class RedisCounts:
         self._script = link.client.register_script(EXCHANGE)
 
     async def exchange(self, began: float, own: Counts | None) -> Sequence[Counts]:
-        """What the others counted of the trial that ``began`` then; ``own`` is what this process did, if anything."""
+        """The counts of the other processes for the trial that started at ``began``; ``own`` are this process's, if
+        any.
+        """
         if self._link.is_passed_by:
             return await self._otherwise(began, own)
         counts = "" if own is None else json.dumps(own)

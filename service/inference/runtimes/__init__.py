@@ -1,4 +1,4 @@
-"""The runtimes, and their selection."""
+"""Lists the runtimes and selects one."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def choose_runtime(name: str, device: torch.device) -> str:
-    """``auto`` -> the fastest runtime on this machine for ``device``; a runtime as named.
+    """The runtime for a setting: ``auto`` -> the fastest one for ``device`` on this machine; a name -> itself.
 
     Raises:
-        InvalidOption: no such runtime, not for this device, or not installed.
+        InvalidOption: the runtime is unknown, does not support this device, or is not installed.
     """
     if name == "auto":  # CUDA graphs have not been tested on a GPU yet
         return "openvino" if device.type == "cpu" and find_spec("openvino") else "eager"
@@ -53,7 +53,7 @@ def is_quantised(spec: ModelSpec) -> bool:
 def available(device: torch.device, spec: ModelSpec) -> list[tuple[str, Precision]]:
     """All (runtime, precision) pairs that can serve a model on ``device``; the reference, eager float32, first.
 
-    int8 is last, for a quantised model.
+    If the model is quantised, int8 is last.
     """
     fastest = choose_runtime("auto", device)
     precisions = dict.fromkeys(("float32", choose_precision("auto", device)))
@@ -64,10 +64,10 @@ def available(device: torch.device, spec: ModelSpec) -> list[tuple[str, Precisio
 def build_runtime(
     name: str, network: Cascade, spec: ModelSpec, device: torch.device, precision: Precision, threads: int
 ) -> Runtime:
-    """The runtime called ``name``, as ``choose_runtime`` gives it, for ``network``, which it takes over.
+    """The runtime ``name``, from ``choose_runtime``, for ``network``, which it may change.
 
     Args:
-        threads: that one batch may use on a CPU. PyTorch's are set by each calling thread, for itself.
+        threads: number of threads that one batch may use on a CPU. For PyTorch each calling thread sets this itself.
     """
     if name == "openvino":
         from service.inference.runtimes.openvino import OpenVINORuntime, convert
@@ -81,26 +81,26 @@ def build_runtime(
 
 
 def converts(name: str) -> bool:
-    """Whether the runtime converts networks before it computes, which holds Python's lock for a second or more."""
+    """Whether the runtime first converts networks, which holds Python's lock for a second or more."""
     return name == "openvino"
 
 
 def save_converted(network: Cascade, spec: ModelSpec, place: Path) -> None:
-    """Convert ``network``, which is taken over, for ``build_converted`` elsewhere. Raises RuntimeError: no room."""
+    """Convert ``network`` (and change it) to files for ``build_converted``. Raises RuntimeError if the disk is full."""
     from service.inference.runtimes.openvino import convert, save
 
     save(convert(network, spec), spec, place)
 
 
 def build_converted(place: Path, spec: ModelSpec, precision: Precision, threads: int) -> Runtime:
-    """The runtime of the stages that ``save_converted`` put in ``place``, which need not stay there."""
+    """The runtime of the stages that ``save_converted`` wrote to ``place``. The files may be deleted afterwards."""
     from service.inference.runtimes.openvino import OpenVINORuntime, read
 
     return OpenVINORuntime(read(place, spec), precision, threads)
 
 
 def build_quantised(name: str, folder: Path, spec: ModelSpec, threads: int) -> Runtime:
-    """The runtime of the int8 stages in ``folder``.
+    """The runtime for the int8 stages in ``folder``.
 
     Raises:
         InvalidOption: the runtime is not OpenVINO, or the model has not been quantised.

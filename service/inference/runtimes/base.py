@@ -1,4 +1,4 @@
-"""What every runtime does, and how a stage's input is made from pixels."""
+"""The interface of every runtime, and the computation of a stage's input from pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.networks.cascade import Carried
 
 
 class Runtime(Protocol):
-    """Runs a network's stages. Synchronous; threads may share one. One contract test suite runs over every runtime."""
+    """Runs a network's stages. Synchronous; threads may share a runtime. One test suite checks every runtime."""
 
     name: str
 
@@ -24,15 +24,15 @@ class Runtime(Protocol):
 
 
 def channels(spec: ModelSpec, stage: int) -> Preprocessing:
-    """The preprocessing with the mean and deviation that ``stage`` is normalised by."""
+    """The preprocessing with the mean and standard deviation of ``stage``."""
     own, shared = spec.stages[stage], spec.preprocessing
     return Preprocessing(shared.resize, shared.crop, own.mean or shared.mean, own.std or shared.std)
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Zero mean and unit variance by channel: (B, 3, R, R) RGB of 0 to 255 -> float32, channels last.
+    """Normalise each channel: (B, 3, R, R) RGB from 0 to 255 -> float32, channels last.
 
-    Float32 images that lie channels last already are overwritten; uint8 ones are not.
+    Float32 images that are already channels last are overwritten; uint8 images are not.
     """
     shift, scale = _shift_and_scale(preprocessing, images.device)
     pixels = images.to(torch.float32, memory_format=torch.channels_last)
@@ -41,7 +41,7 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _shift_and_scale(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Made once: a CUDA graph may not be fed from the host while it is recorded."""
+    """Created once, because no data may be copied from the host while a CUDA graph is recorded."""
     with torch.inference_mode(False):
         mean, std = (torch.tensor(values, device=device) for values in (preprocessing.mean, preprocessing.std))
         return (255 * mean).view(1, 3, 1, 1), (1 / (255 * std)).view(1, 3, 1, 1)

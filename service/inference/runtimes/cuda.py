@@ -1,4 +1,4 @@
-"""CUDA graphs: a pass is recorded once for each batch size of a ladder, then replayed as one launch."""
+"""CUDA graphs: a pass is recorded once for each of a few batch sizes, and then replayed with one launch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WARM_UPS = 3  # before a capture: libraries choose their kernels
 
 
 class CudaRuntime:
-    """``network`` on ``device``. Takes the network over.
+    """``network`` on ``device``. It may change the network.
 
-    Each thread that calls has a stream and graphs of its own, so that one's copies overlap another's compute.
-    A batch is padded to the next size of the ladder; one beyond it runs operator by operator.
+    Each calling thread has its own stream and graphs, so that the copies of one thread overlap with the compute of
+    another. A batch is padded to the next recorded size; a larger batch runs operator by operator.
     """
 
     name = "cuda"
@@ -63,7 +63,7 @@ class CudaRuntime:
 
 
 class _Graph:
-    """One pass recorded for ``size`` rows, with the memory it reads and writes."""
+    """One pass, recorded for ``size`` rows, with its input and output memory."""
 
     def __init__(
         self, forward: Callable[..., list[Tensor]], examples: Sequence[Tensor], size: int, device: torch.device
@@ -82,7 +82,7 @@ class _Graph:
 
     @torch.inference_mode()
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Views of the outputs' first rows, as many as the inputs have; overwritten by the next replay."""
+        """Views of the outputs, with as many rows as the inputs. The next replay overwrites them."""
         rows = len(inputs[0])
         pixels, *features = inputs
         if pixels.device.type == "cpu":
@@ -96,6 +96,6 @@ class _Graph:
 
 
 def _like(example: Tensor, rows: int, device: torch.device) -> Tensor:
-    """Zeros of ``rows`` rows shaped, typed and laid out in memory like the example's."""
+    """Zeros with ``rows`` rows; shape, type and memory layout of a row are the example's."""
     zeros = torch.zeros((rows, *example.shape[1:]), dtype=example.dtype, device=device)
     return zeros.contiguous(memory_format=torch.channels_last) if zeros.dim() == 4 else zeros

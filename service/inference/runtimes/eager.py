@@ -1,4 +1,4 @@
-"""PyTorch, operator by operator: on every device, with nothing else installed."""
+"""PyTorch, operator by operator. It runs on every device and needs no other package."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from service.networks.cascade import Carried, Cascade
 
 
 class EagerRuntime:
-    """``network`` on ``device`` in ``precision``, channels last, norms folded. Takes the network over.
+    """``network`` on ``device`` in ``precision``, channels last, with folded norms. It may change the network.
 
-    On a CPU, threads that each run one batch with one intra-op thread share one copy of the weights.
+    On a CPU, each calling thread runs one batch with one intra-op thread. All share one copy of the weights.
     """
 
     name = "eager"

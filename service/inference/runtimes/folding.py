@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same function, one operator less."""
+"""Folds batch norms into the convolutions before them: the same function with one operator less."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from service.networks.cascade import Cascade
 
 
 def fold_norms(network: Cascade) -> Cascade:
-    """``network`` in evaluation mode, changed in place: each norm that directly follows a convolution is gone.
+    """Remove each norm that directly follows a convolution; ``network`` is in evaluation mode and changed in place.
 
-    Modules are taken to run in the order in which they were registered, as in every network here; DenseNet's
-    norms that follow a sum or a concatenation stay.
+    Modules are assumed to run in the order in which they were registered, as in every network here. DenseNet's norms
+    that follow a sum or a concatenation are kept.
     """
     network.eval()
     for parent in list(network.modules()):

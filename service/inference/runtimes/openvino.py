@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: a whole pass is one call, outside Python's lock (``pip install '.[openvino]'``)."""
+"""OpenVINO on the CPU: a whole pass is one call, without Python's lock (``pip install '.[openvino]'``)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CORE = ov.Core()
 
 
 def convert(network: Cascade, spec: ModelSpec) -> list[ov.Model]:
-    """Each stage of ``network``, which is taken over: uint8 pixels (B, r, r, 3) in, any B; float32 out."""
+    """Each stage of ``network``, which is changed. Input: uint8 pixels (B, r, r, 3) with any B; output: float32."""
     network = fold_norms(network).requires_grad_(requires_grad=False)  # what is handed on belongs to no gradient
     converted, carried = [], ()
     for index, side in enumerate(spec.resolutions):
@@ -57,13 +57,13 @@ def convert(network: Cascade, spec: ModelSpec) -> list[ov.Model]:
 
 
 def save(models: Sequence[ov.Model], spec: ModelSpec, place: Path) -> None:
-    """Put ``models``, as ``convert`` gives them, into ``place`` for ``read``. Raises RuntimeError: there is no room."""
+    """Write ``models``, from ``convert``, to ``place`` for ``read``. Raises RuntimeError if the disk is full."""
     for model, stage in zip(models, spec.stages, strict=True):
         ov.serialize(model, place / f"{stage.name}.xml")
 
 
 def read(place: Path, spec: ModelSpec) -> list[ov.Model]:
-    """What ``save`` put there."""
+    """The models that ``save`` wrote."""
     return [CORE.read_model(place / f"{stage.name}.xml") for stage in spec.stages]
 
 
@@ -71,8 +71,9 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
     """The int8 stages in a model folder.
 
     Raises:
-        InvalidOption: the model has none, or an earlier version made them, whose first stage halved its input itself.
-        BrokenModel: they are not what its spec says.
+        InvalidOption: the model has no int8 stages, or has those of an earlier version, whose first stage halved its
+            input itself.
+        BrokenModel: the files do not match the model's spec.
     """
     if not is_quantised(spec):
         raise InvalidOption(
@@ -92,7 +93,7 @@ def quantised(folder: Path, spec: ModelSpec) -> list[ov.Model]:
 
 
 def config(precision: Precision, threads: int) -> dict[str, Any]:
-    """How models are compiled: for one caller at a time, with so many threads."""
+    """The configuration for compiling models: for one caller at a time, with ``threads`` threads."""
     return {
         "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
         "NUM_STREAMS": "1",
@@ -102,10 +103,10 @@ def config(precision: Precision, threads: int) -> dict[str, Any]:
 
 
 class OpenVINORuntime:
-    """Runs ``models``, as ``convert`` gives them or ``quantised`` reads them.
+    """Runs ``models``, which come from ``convert`` or ``quantised``.
 
-    Each thread that calls gets compiled stages of its own, with one stream of ``threads`` threads: two such ran
-    MS-MobileNetV1-0.5 at 2,250 images/s where two streams of one compiled model ran 1,700.
+    Each calling thread gets its own compiled stages, with one stream of ``threads`` threads. For MS-MobileNetV1-0.5 two
+    of these ran 2,250 images/s, and two streams of one compiled model 1,700.
     """
 
     name = "openvino"
@@ -125,21 +126,21 @@ class OpenVINORuntime:
         return logits, tuple(handed_on)
 
     def _compile(self, stage: int, size: int) -> ov.CompiledModel:
-        """A stage for batches of ``size``."""
+        """Compile the stage for batches of ``size``."""
         model = self._models[stage].clone()
         model.reshape({port: ov.PartialShape([size, *port.partial_shape[1:]]) for port in model.inputs})
         return CORE.compile_model(model, "CPU", self._config)
 
 
 class CompiledStage:
-    """One stage, used by one thread. It is compiled for a few batch sizes, and runs any other in such pieces.
+    """One stage, used by one thread. It is compiled for a few batch sizes, and splits other batches into these.
 
-    Of a model that takes any batch size, each batch of another size than the one before took half a millisecond more.
+    In a model compiled for any batch size, each change of the size took half a millisecond.
 
     Args:
         ports: the stage's outputs.
-        compile_: gives the stage for batches of one size.
-        pieces: those sizes, largest first; the last is 1.
+        compile_: compiles the stage for one batch size.
+        pieces: these sizes, largest first; the last is 1.
     """
 
     def __init__(
@@ -152,9 +153,9 @@ class CompiledStage:
         self._outputs: list[Tensor] = []
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Inputs with B rows each -> outputs with B rows, overwritten by the next run; nothing is copied.
+        """Inputs with B rows each -> outputs with B rows, which the next run overwrites; nothing is copied.
 
-        Memory is kept for the largest B so far: fresh pages took a fifth of a small stage's time.
+        Memory for the largest B so far is kept, because allocating new pages took a fifth of a small stage's time.
         """
         rows = len(inputs[0])
         if not self._outputs or rows > len(self._outputs[0]):
@@ -172,7 +173,7 @@ class CompiledStage:
         return [output[:rows] for output in self._outputs]
 
     def __del__(self) -> None:
-        """Each piece takes milliseconds to free, under Python's lock: others run between two."""
+        """Free the pieces one at a time. Each takes milliseconds with Python's lock; other threads run in between."""
         while self._pieces:
             self._pieces.popitem()
 
@@ -183,7 +184,7 @@ class CompiledStage:
 
 
 class _Piece:
-    """A stage at one batch size, which writes into rows of ``outputs``."""
+    """A stage compiled for one batch size, which writes to rows of ``outputs``."""
 
     def __init__(self, request: ov.InferRequest, size: int, outputs: Sequence[Tensor]) -> None:
         self._request = request
@@ -191,13 +192,13 @@ class _Piece:
         self.write_to(outputs)
 
     def write_to(self, outputs: Sequence[Tensor]) -> None:
-        """Write there from now on."""
+        """Write to these outputs from now on."""
         self._outputs = outputs
         self._first: int | None = None  # row that the request writes to
         self._rooms: dict[int, list[ov.Tensor]] = {}
 
     def run(self, first: int, inputs: Sequence[Tensor]) -> None:
-        """Rows ``first`` and on from inputs of this size."""
+        """Compute the rows from ``first`` on, from inputs of this size."""
         for index, tensor in enumerate(inputs):
             self._request.set_input_tensor(index, _shared(tensor))
         if first != self._first:
@@ -210,7 +211,7 @@ class _Piece:
 
 
 def in_pieces(rows: int, pieces: Sequence[int]) -> list[int]:
-    """``rows`` as a sum of ``pieces``, which are largest first: as few of them as there can be."""
+    """``rows`` as a sum of as few ``pieces`` as possible; ``pieces`` are sorted, largest first."""
     sizes = []
     for size in pieces:
         sizes += [size] * (rows // size)
@@ -219,20 +220,20 @@ def in_pieces(rows: int, pieces: Sequence[int]) -> list[int]:
 
 
 def type_name(port: Any) -> str:
-    """The element type of a model's port."""
+    """The element type of one of a model's ports."""
     name: str = port.get_element_type().get_type_name()
     return name
 
 
 def _shared(tensor: Tensor) -> ov.Tensor:
-    """The same memory."""
+    """The tensor as OpenVINO's, with the same memory."""
     if tensor.dtype == torch.bfloat16:  # which NumPy does not have
         return ov.Tensor(tensor.view(torch.uint16).numpy(), ov.Shape(list(tensor.shape)), ov.Type.bf16)
     return ov.Tensor(tensor.numpy(), shared_memory=True)
 
 
 def _with_bfloat16_features(models: Sequence[ov.Model]) -> Sequence[ov.Model]:
-    """``models``, which are changed, handing over features as they were computed: half the memory to reorder."""
+    """``models``, changed to pass features in bfloat16, as computed: half as much memory to reorder."""
     for model in models:
         ports = PrePostProcessor(model)
         for index in range(1, len(model.outputs)):
@@ -244,7 +245,7 @@ def _with_bfloat16_features(models: Sequence[ov.Model]) -> Sequence[ov.Model]:
 
 
 class _Stage(nn.Module):
-    """uint8 (B, r, r, 3) and what the stage before handed on -> logits, then what is handed on."""
+    """uint8 (B, r, r, 3) and the previous stage's features -> logits, then the features for the next stage."""
 
     def __init__(self, network: Cascade, stage: int, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -259,12 +260,12 @@ class _Stage(nn.Module):
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """uint8 (B, 3, R, R) -> (B, R, R, 3), without a copy where its memory is in that order already."""
+    """uint8 (B, 3, R, R) -> (B, R, R, 3), without a copy if the memory is already in that order."""
     return images.permute(0, 2, 3, 1).contiguous()
 
 
 def _convert(module: nn.Module, inputs: Sequence[Tensor]) -> ov.Model:
-    """The module as a model of any batch size."""
+    """Convert the module to a model for any batch size."""
     with torch.inference_mode():
         module(*inputs)  # what is made once must not be made while it is traced
     with warnings.catch_warnings():
@@ -283,6 +284,6 @@ def _convert(module: nn.Module, inputs: Sequence[Tensor]) -> ov.Model:
 
 
 def _forget_traces() -> None:
-    """PyTorch keeps whatever was traced, weights and all, for as long as the process lives: models may be exchanged."""
+    """Free what PyTorch traced. Otherwise it keeps the traces, with all weights, even after a model is replaced."""
     torch._C._jit_clear_class_registry()
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()

@@ -26,7 +26,7 @@ async def test_every_alert_links_to_its_part_of_a_page(client: httpx.AsyncClient
 
 async def test_links_and_pictures_of_the_runbook_lead_somewhere(client: httpx.AsyncClient) -> None:
     page = await client.get("/manual/operate.md")
-    assert "<title>Operate</title>" in page.text
+    assert "<title>Operations</title>" in page.text
     named = set(re.findall(r'(?:href|src)="([^"]+)"', page.text))
     assert {"#canary", "monitoring.md#alerts", "console-trial.png", "../console/manual.css"} <= named
     for path, _, anchor in (each.partition("#") for each in named):
