@@ -171,6 +171,6 @@ async def test_start_up_says_where_the_cascade_does_not_pay(
         return
     (line,) = lines
     assert line.startswith(f"tiny/1 does not pay here at threshold 0.65: {predicted['mean_ms']:.3f} ms of compute")
-    assert f"takes {single_ms:.3f}; {100 * predicted['ends'][0]:.0f}% of the images" in line
+    assert f"{single_ms:.3f} with the single-scale network. {100 * predicted['ends'][0]:.0f}% of the images" in line
     assert said in line
     assert line.endswith("serve the single-scale network instead")

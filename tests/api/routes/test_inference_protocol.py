@@ -134,7 +134,7 @@ async def test_an_output_says_by_itself_where_it_is_wanted(
         ({"parameters": {"treshold": 0.5}}, 422, "parameters.treshold is 0.5"),
         ({"parameters": {"threshold": "0.5"}}, 422, "parameters.threshold is '0.5'"),
         ({"parameters": {"deadline_ms": 0}}, 422, "parameters.deadline_ms is 0"),
-        ({"parameters": {"deadline_ms": 5, "timeout": 5}}, 422, "parameters.timeout is 5; it must be left out"),
+        ({"parameters": {"deadline_ms": 5, "timeout": 5}}, 422, "parameters.timeout is 5; it must be absent"),
         ({"outputs": [{"name": "label", "parameters": {"classification": 1}}]}, 422, "outputs.0.name is 'label'"),
         (
             {"outputs": [{"name": "probabilities", "parameters": {"classification": 0}}]},
@@ -172,7 +172,7 @@ async def test_a_wrong_field_is_told_with_value_and_bound(
         (
             {"parameters": {"binary_data_size": 4}},
             422,
-            "inputs.0.parameters.binary_data_size is 4; it must be left out",
+            "inputs.0.parameters.binary_data_size is 4; it must be absent",
         ),
         ({"parameters": {"content_type": "str"}}, 422, "inputs.0.parameters.content_type is 'str'"),
         ({"parameters": {"shared_memory_region": "x"}}, 422, "inputs.0.parameters.shared_memory_region is 'x'"),
@@ -192,7 +192,7 @@ async def test_a_wrong_tensor_is_told_with_value_and_bound(
         (binary(b"xyz", size=8), 400, "inputs.0.parameters.binary_data_size is 8; 7 bytes follow the JSON"),
         (binary(b"xyz", size=-1), 422, "inputs.0.parameters.binary_data_size is -1"),
         (binary(b"xyz", shape=[2]), 422, "inputs.0.shape is [2]; it must be [1]"),
-        (binary(b"xyz", data=["eA=="]), 422, "inputs.0.parameters.binary_data_size is 7; it must be left out"),
+        (binary(b"xyz", data=["eA=="]), 422, "inputs.0.parameters.binary_data_size is 7; it must be absent"),
         (binary(*[b""] * 80, shape=[64]), 422, "inputs.0.shape is [64]; it must be [65]"),
         ({"content": b"{", "headers": {LENGTH: "2"}}, 400, f"{LENGTH} is '2'; it must be a number up to 1"),
         ({"content": b"{", "headers": {LENGTH: "-1"}}, 400, f"{LENGTH} is '-1'"),
