@@ -92,7 +92,8 @@ def scraping(
         alertmanager: whom it tells of alerts, host:port; None for nobody.
     """
     config = yaml.safe_load((DOCKER / "prometheus" / file).read_text())
-    config["global"] = dict.fromkeys(config["global"], SCRAPE)
+    labels = config["global"].pop("external_labels")
+    config["global"] = {**dict.fromkeys(config["global"], SCRAPE), "external_labels": labels}
     config["rule_files"] = [str(DOCKER / "prometheus" / name) for name in config["rule_files"]]
     first, *rest = config["scrape_configs"]
     kept = {name: first[name] for name in ("job_name", "relabel_configs") if name in first}
