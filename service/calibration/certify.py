@@ -52,8 +52,7 @@ class Effect:
             (Clopper-Pearson).
         agreement: images with the same answer as the last stage.
         agreement_at_least, accuracy_drop_at_most: 95 % bounds, the drop compared with threshold 1. From a table of
-        another
-            runtime or precision, which bounds nothing here, 0 and 1; the drop is None without labels.
+            another runtime or precision, which bounds nothing here, 0 and 1; the drop is None without labels.
     """
 
     ends: tuple[float, ...]
@@ -121,8 +120,7 @@ class Calibration:
 
         Raises:
             InvalidOption: ``value`` is out of bounds or below the first stage's cost; or it needs more calibration
-            images,
-                labels, or a table of the active runtime and precision.
+                images, labels, or a table of the active runtime and precision.
         """
         if not math.isfinite(value):
             raise InvalidOption(goal, value, "a finite number")

@@ -47,8 +47,7 @@ def calibrate(
     Args:
         split: folder of ``data`` to use; None uses the photographs held out of training.
         is_labelled: False uses every photograph below ``data``, whatever the folders: temperatures stay as they are,
-        and
-            tables certify only the agreement.
+            and tables certify only the agreement.
 
     Raises:
         DataError: too few photographs, other classes than the model's, or unexpected labels.

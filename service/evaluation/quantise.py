@@ -76,8 +76,7 @@ def quantise(
     Raises:
         InvalidOption: NNCF or OpenVINO is not installed.
         DataError: not calibrated yet, as in ``calibrate``; too few photographs to certify ``MIN_AGREEMENT``, an
-        agreement
-            that may be below it, or no time saved.
+            agreement that may be below it, or no time saved.
     """
     if not (find_spec("nncf") and find_spec("openvino")):
         raise InvalidOption("precision", "int8", "float32 or bfloat16 without NNCF: pip install '.[int8]'")

@@ -43,8 +43,7 @@ class Line:
     Args:
         end: of a pair of Unix stream sockets; taken over.
         hear: returns the response to a message, given its kind and body. Both are JSON. Messages are handled in order
-        up to
-            the first ``await``; the response after an exception is null.
+            up to the first ``await``; the response after an exception is null.
     """
 
     def __init__(self, end: socket.socket, hear: Hear) -> None:

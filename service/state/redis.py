@@ -111,8 +111,7 @@ class RedisLink:
     Attributes:
         is_up: whether it answered the config store's last poll.
         is_passed_by: whether a command has failed since. The cache then ignores Redis until the next successful poll,
-        so
-            that a hanging Redis delays only a request now and then.
+            so that a hanging Redis delays only a request now and then.
         address: of the URL, for messages.
 
     Raises:
@@ -309,8 +308,7 @@ class RedisConfigStore:
         Raises:
             ConfigConflict: the version is not ``expected_version``, or others kept changing the config.
             StoreUnavailable: Redis did not answer (it may still have applied the change), or holds the config of a
-            newer
-                release.
+                newer release.
         """
         async with self._lock:
             for _ in range(ATTEMPTS):

@@ -150,7 +150,7 @@ async def test_one_whose_turn_does_not_come_is_told_so(two: Case, dear: bytes) -
     pushed: list[Entry] = []
     aside = Aside(load(two).spec, Metrics(CollectorRegistry()), pushed.extend, patience=-1)
     assert aside.take(entry)
-    with pytest.raises(Busy, match="take long"):
+    with pytest.raises(Busy, match="slow images are waiting"):
         await entry.answered()
     aside.close()
     assert not pushed

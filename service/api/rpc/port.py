@@ -57,8 +57,7 @@ class RpcPort:
     Args:
         parts: of the server. ``keys``: access control.
         settings: of this process. ``is_shared``: whether other processes listen on the same port: the kernel
-        distributes
-            connections among them (SO_REUSEPORT).
+            distributes connections among them (SO_REUSEPORT).
 
     Raises:
         InvalidOption: the port cannot be used.
