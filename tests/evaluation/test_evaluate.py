@@ -77,9 +77,7 @@ def test_json_has_the_default_and_the_curve(evaluation: Evaluation) -> None:
 
 def test_promises_of_the_table_are_held_against_the_images(evaluation: Evaluation) -> None:
     assert [(promise.goal, promise.value) for promise in evaluation.promises] == list(PROMISES)
-    assert all(
-        "half of those held out), run (eager float32) has 10" in promise.why_not for promise in evaluation.promises
-    )
+    assert all("run (eager float32) has 10 (" in promise.why_not for promise in evaluation.promises)
 
 
 def test_uncalibrated_model_promises_nothing(trained: Path, shapes: Path) -> None:
