@@ -10,6 +10,7 @@ Counts and statuses are judged strictly; times strictly too, but with ``--quick`
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import traceback
@@ -88,6 +89,7 @@ def main(
 ) -> None:
     """Run the rows, print the table, and end with status 1 where one fails."""
     unwind_on_sigterm()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the servers would inherit that it is ignored
     if unknown := set(only or ()) - set(ROWS):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: rows are {', '.join(ROWS)}")
     out.mkdir(parents=True, exist_ok=True)
