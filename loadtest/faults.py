@@ -89,7 +89,8 @@ def main(
 ) -> None:
     """Run the rows, print the table, and end with status 1 where one fails."""
     unwind_on_sigterm()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the servers would inherit that it is ignored
+    for each in (signal.SIGHUP, signal.SIGINT):  # else servers inherit from nohup or a shell that they are ignored
+        signal.signal(each, signal.SIG_DFL)
     if unknown := set(only or ()) - set(ROWS):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: rows are {', '.join(ROWS)}")
     out.mkdir(parents=True, exist_ok=True)
