@@ -89,8 +89,8 @@ def main(
 ) -> None:
     """Run the rows, print the table, and end with status 1 where one fails."""
     unwind_on_sigterm()
-    for each in (signal.SIGHUP, signal.SIGINT):  # else servers inherit from nohup or a shell that they are ignored
-        signal.signal(each, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else servers inherit from nohup or a shell that they are ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if unknown := set(only or ()) - set(ROWS):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: rows are {', '.join(ROWS)}")
     out.mkdir(parents=True, exist_ok=True)
