@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from service.errors import InvalidOption
@@ -85,7 +85,6 @@ class Reception:
         self._handovers = handovers
         self._waiting: deque[tuple[bytes, socket.socket]] = deque()
         self._given = 0
-        self._is_accepting = False
 
     def open(self) -> None:
         """Start to listen."""
@@ -96,21 +95,20 @@ class Reception:
 
     async def close(self) -> None:
         """Pass on all connections that the kernel has accepted, and stop listening."""
-        if self._is_accepting:
-            for name, listener in self._listeners:
-                self._accept(name, listener, most=BACKLOG)
         self._pause()
-        for _, listener in self._listeners:
+        for name, listener in self._listeners:
+            self._waiting.extend((name, connection) for connection in _accepted(listener))
             listener.close()
         self._listeners.clear()
+        self._serve_waiting()
         while self._waiting and any(True for _ in self._handovers()):
             await asyncio.sleep(AGAIN_SECONDS)
             self._serve_waiting()
         for _, connection in self._waiting:
             connection.close()
 
-    def _accept(self, name: bytes, listener: socket.socket, most: int = ACCEPTED_AT_ONCE) -> None:
-        for _ in range(most):
+    def _accept(self, name: bytes, listener: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
             try:
                 connection, _ = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -155,14 +153,20 @@ class Reception:
             self._resume()
 
     def _resume(self) -> None:
-        self._is_accepting = True
         for name, listener in self._listeners:
             asyncio.get_running_loop().add_reader(listener, self._accept, name, listener)
 
     def _pause(self) -> None:
-        self._is_accepting = False
         for _, listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
+
+
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """All connections that wait in the kernel for ``listener``, as far as there are file descriptors for them."""
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            yield connection
 
 
 async def bind(host: str, port: int) -> list[socket.socket]:

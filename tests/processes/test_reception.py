@@ -140,6 +140,24 @@ async def test_what_the_kernel_accepted_is_handed_over_before_the_listener_close
                 socket.create_connection(address)
 
 
+async def test_what_the_kernel_accepted_while_no_process_was_free_is_handed_over_too() -> None:
+    children: list[Child] = []
+    listeners = await bind("127.0.0.1", 0)
+    reception = Reception({MAIN: listeners}, lambda: [child.handover for child in children])
+    reception.open()
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(listeners[0].getsockname()))
+        for _ in range(3):
+            await asyncio.sleep(0)  # turns of the loop, in which it finds that nobody takes the first
+        late = Child()
+        children.append(late)
+        await reception.close()
+        assert late.take() == 5
+    late.die()
+    late.handover.close()
+
+
 async def test_connections_say_which_listener_they_came_from() -> None:
     child = Child()
     listeners = {MAIN: await bind("127.0.0.1", 0), OWN: await bind("127.0.0.1", 0)}
