@@ -133,6 +133,7 @@ def test_counters_of_the_system_never_fall(pair: tuple[Process, Process]) -> Non
 def test_a_full_disk_fails_no_count_and_what_is_not_told_is(pair: tuple[Process, Process]) -> None:
     first, second = pair
     first.run("metrics.requests.labels('/classify', 200).inc()")
+    second.run("metrics.requests.labels('/classify', 404).inc()")  # so that its file is there
     assert first.told()["lowfirst_unshared_series"] == 0
     for process in pair:
         process.let_no_file_grow()
