@@ -15,7 +15,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service import child_python
 from service.errors import Busy, ImageTooLarge, InvalidImage, UnsupportedImage
 from service.images.formats.reading import read
 from service.images.pixels import Part, Pixels, pixels
@@ -183,18 +183,12 @@ HELPER = Helper()
 def _start(deadline: float) -> _Process:
     here, there = socket.socketpair()
     with there:
-        # without the server's keys; ``sys.path`` as it is here, however it came to be
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("LOWFIRST_")}
-        environment |= {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-        command = f"from service.images.helper import serve; serve({there.fileno()}, {deadline})"
-        popen = subprocess.Popen(
-            [sys.executable, "-P", "-c", command],  # -P: no modules of the folder that the server is started in
-            pass_fds=(there.fileno(),),
-            env=environment,
+        popen = child_python.start(
+            f"from service.images.helper import serve; serve({there.fileno()}, {deadline})",
+            environment={"OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for the server, which ends it
+            output=subprocess.DEVNULL,
+            pass_fds=(there.fileno(),),
         )
     return _Process(popen, here)
 

@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from service import child_python
 from service.errors import BrokenModel, Draining, InvalidOption, LowfirstError, NotFound, PreparationEnded
 from service.inference.device import Precision
 from service.inference.latency import LatencyTable, measure, measure_single, sizes_up_to
@@ -185,19 +186,13 @@ class Precomputing:
 
 
 def _start(order: dict[str, object], said: Path) -> subprocess.Popen[bytes]:
-    # without the server's keys; ``sys.path`` as it is here, however it came to be
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LOWFIRST_")}
-    threads = str(order["threads"])
-    environment |= {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": threads}
     with said.open("wb") as log:
-        return subprocess.Popen(
-            # -P: modules of the folder that the server happens to be started in are not ours
-            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", json.dumps(order)],
-            env=environment,
+        return child_python.start(
+            f"from {__name__} import main; main()",
+            json.dumps(order),
+            environment={"OMP_NUM_THREADS": str(order["threads"])},
             stdin=subprocess.PIPE,  # its end is the server's
-            stdout=log,
-            stderr=log,
-            process_group=0,  # Ctrl-C is for the server, which ends it
+            output=log,
         )
 
 
