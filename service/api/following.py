@@ -19,7 +19,6 @@ from service.calibration.follow import Followed, begin, follow, solve_live
 from service.calibration.live import BUDGET_IMAGES, WINDOW, LiveTable, Passed, Seen, check_follows, window
 from service.engine.engine import Engine
 from service.engine.periods import Done
-from service.errors import NotFound
 from service.hosting.background import end
 from service.hosting.models import Models
 from service.log import logger
@@ -162,9 +161,8 @@ class Following:
 
     def _told(self, body: Sequence[Any]) -> dict[str, Any] | None:
         reference, count = body
-        try:
-            engine = self._models.find(reference)
-        except NotFound:  # the clocks of the others may be slightly ahead
+        engine = self._models.known(reference)
+        if engine is None:  # the asking process has switched a moment before this one
             return None
         drawn = [[each.when, each.confidences, each.answers, each.probability] for each in engine.recent.drawn(count)]
         lately = engine.periods.lately(BUDGET_IMAGES)

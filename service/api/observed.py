@@ -15,7 +15,6 @@ from service.engine.engine import Engine
 from service.engine.periods import NOTHING, Done
 from service.engine.prediction import TimeSpent
 from service.engine.recent import CONFIDENCES, PERCENTILES, Totals
-from service.errors import NotFound
 from service.hosting.models import Models
 from service.metrics import Metrics
 from service.processes.metrics import SharedMetrics
@@ -76,6 +75,8 @@ def _budget(told: Mapping[str, Any]) -> Budget | None:
 class Observed:
     """Asks the other processes and adds this one.
 
+    During a switch some processes serve the new model a moment before the others: those without it are left out.
+
     Args:
         shared: the metrics of all; None if this is the only process.
     """
@@ -127,16 +128,12 @@ class Observed:
 
     def _ends_told(self, asked: Sequence[Any]) -> tuple[int, ...] | None:
         reference, threshold = asked
-        try:
-            return _ends_at(self._models.find(reference), threshold)
-        except NotFound:  # the others are a moment ahead
-            return None
+        engine = self._models.known(reference)
+        return None if engine is None else _ends_at(engine, threshold)
 
     def _totals_told(self, reference: str) -> dict[str, Any] | None:
-        try:
-            return asdict(self._models.find(reference).totals())
-        except NotFound:  # the clocks of the others may be slightly ahead
-            return None
+        engine = self._models.known(reference)
+        return None if engine is None else asdict(engine.totals())
 
     def _sampled(self, _: Any) -> dict[str, Any]:
         assert self._shared is not None
@@ -144,10 +141,8 @@ class Observed:
         return {engine.spec.reference: asdict(engine.audit()) for engine in self._models.running}
 
     def _told(self, reference: str) -> dict[str, Any] | None:
-        try:
-            return asdict(self._share(self._models.find(reference)))
-        except NotFound:  # the clocks of the others may be slightly ahead
-            return None
+        engine = self._models.known(reference)
+        return None if engine is None else asdict(self._share(engine))
 
     def _share(self, engine: Engine) -> Share:
         summary, audit, spent = engine.recent.summary(), engine.audit(), engine.time_spent()

@@ -94,13 +94,15 @@ class Models:
         """The engine that serves a version of model ``name``."""
         return self._engines.get(name)
 
+    def known(self, reference: str) -> Engine | None:
+        """The engine of ``name`` or ``name/version``; None if it is not served here."""
+        return next((engine for engine in self if reference in (engine.spec.name, engine.spec.reference)), None)
+
     def find(self, reference: str | None) -> Engine:
         """The engine of ``name`` or ``name/version``; of the default model for None. Raises NotFound."""
-        if reference is None:
-            return next(iter(self))
-        for engine in self:
-            if reference in (engine.spec.name, engine.spec.reference):
-                return engine
+        engine = next(iter(self)) if reference is None else self.known(reference)
+        if engine is not None:
+            return engine
         served = ", ".join(engine.spec.reference for engine in self)
         raise NotFound(f"model is {reference!r}; served: {served}", field="model", value=reference, bound=served)
 

@@ -76,7 +76,7 @@ class Switching:
 
         Raises, where nothing has changed:
             NotFound: no such model in the store, or ``instead_of`` is not served.
-            InvalidOption: it cannot be served, or cannot reach the goal. Nothing has changed then.
+            InvalidOption: it cannot be served, or cannot reach the goal.
             Conflict: another replica cannot serve it, or a trial runs beside the old model.
             ConfigConflict: see ``ConfigStore.update``; or another switch happened meanwhile.
             PreparationEnded, Draining: see ``Models.prepare``.

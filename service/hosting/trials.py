@@ -13,6 +13,7 @@ from service.engine.engine import Engine
 from service.errors import BrokenModel, ConfigConflict, Conflict, InvalidOption
 from service.hosting.models import Models
 from service.hosting.switching import Switching, solved_again
+from service.hosting.trial import TrialRun
 from service.log import logger
 from service.model_spec import ModelSpec
 from service.state.base import (
@@ -80,8 +81,8 @@ class Trials:
 
     def counted(self, trial: Trial) -> Comparison | None:
         """Counts of ``trial`` in this process; None before its first image here."""
-        run = self._models.trial
-        return run.comparison() if run is not None and run.began == trial.began else None
+        run = self._run(trial.began)
+        return None if run is None else run.comparison()
 
     async def comparison(self, trial: Trial) -> Comparison:
         """Counts of ``trial`` in all processes of all replicas."""
@@ -90,14 +91,19 @@ class Trials:
 
     def told(self, began: float) -> Counts | None:
         """Counts of this process, for another one, of the trial that ``began`` at that time."""
-        run = self._models.trial
-        return run.comparison().as_json() if run is not None and run.began == began else None
+        run = self._run(began)
+        return None if run is None else run.comparison().as_json()
 
     def halt(self, trial: Trial, is_halted: bool) -> None:
         """Have no image of this process go to what is tried, whatever the config says: it cannot be changed now."""
-        run = self._models.trial
-        if run is not None and run.began == trial.began:
+        run = self._run(trial.began)
+        if run is not None:
             run.is_halted = is_halted
+
+    def _run(self, began: float) -> TrialRun | None:
+        """What runs here of the trial that ``began`` at that time; None before its first image here."""
+        run = self._models.trial
+        return run if run is not None and run.began == began else None
 
     def following(self, config: RuntimeConfig, engine: Engine, chosen: ThresholdConfig) -> RuntimeConfig:
         """``config`` with the goal ``chosen`` for ``engine``'s model, solved again for the model on trial.
