@@ -10,13 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
+from service.evaluation.logits import read_passes, write_passes
 from service.evaluation.passes import Passes, run_passes
 from service.inference.predictor import Predictor
 from service.settings import SHIPPED_STORE
-from service.store import ModelStore
+from service.store import ModelStore, read_spec
 from service.training.data import Photographs, find
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "shipped"
@@ -29,17 +27,16 @@ def photographs(data: Path) -> Photographs:
 
 def read(reference: str) -> Passes:
     """The kept logits of ``NAME/VERSION``."""
-    with np.load(_file(reference)) as arrays:
-        logits = tuple(torch.from_numpy(arrays[name]) for name in arrays if name.startswith("logits"))
-        return Passes(logits, torch.from_numpy(arrays["targets"].astype(np.int64)))
+    passes = read_passes(_file(reference), read_spec(SHIPPED_STORE / reference).depth)
+    assert passes is not None
+    return passes
 
 
 def write(reference: str, data: Path) -> None:
     """In float32: a confidence next to the threshold stays on its side."""
-    passes = run_passes(Predictor.load(SHIPPED_STORE / reference, "cpu", "float32"), photographs(data))
-    arrays = {f"logits{stage}": each.numpy() for stage, each in enumerate(passes.logits)}
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(_file(reference), targets=passes.targets.numpy().astype(np.int16), allow_pickle=False, **arrays)
+    write_passes(
+        _file(reference), run_passes(Predictor.load(SHIPPED_STORE / reference, "cpu", "float32"), photographs(data))
+    )
 
 
 def _file(reference: str) -> Path:

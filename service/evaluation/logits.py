@@ -61,18 +61,21 @@ def kept_passes(
         digest.update(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     name = f"{spec.preprocessing.crop}-{predictor.precision}-{digest.hexdigest()[:16]}.npz"
     path = cache / name
-    passes = _read(path, predictor.depth)
+    passes = read_passes(path, predictor.depth)
     if passes is None:
         passes = run_passes(predictor, photographs, workers, on_batch)
         with contextlib.suppress(OSError):  # it is only a cache
-            _write(path, passes)
+            write_passes(path, passes)
     else:
         on_batch(len(photographs))
     return passes
 
 
-def _read(path: Path, depth: int) -> Passes | None:
-    """None where nothing is kept, or nothing that can be read. Files of earlier versions have two stages by name."""
+def read_passes(path: Path, depth: int) -> Passes | None:
+    """What ``write_passes`` kept of a network of ``depth`` stages; None where there is nothing that can be read.
+
+    Files of earlier versions have two stages by name.
+    """
     try:
         with path.open("rb") as file, np.load(file) as kept:
             names = [f"logits{stage}" for stage in range(depth)] if "logits0" in kept else ["low", "high"][-depth:]
@@ -82,7 +85,8 @@ def _read(path: Path, depth: int) -> Passes | None:
         return None
 
 
-def _write(path: Path, passes: Passes) -> None:
+def write_passes(path: Path, passes: Passes) -> None:
+    """Keep logits, targets and the names of unreadable files, compressed, in one step. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
 import pytest
@@ -51,8 +51,8 @@ class Child:
 
 
 @asynccontextmanager
-async def receiving(*children: Child) -> AsyncIterator[tuple[Reception, tuple[str, int]]]:
-    """A reception that is open, and its address."""
+async def receiving(children: Sequence[Child]) -> AsyncIterator[tuple[Reception, tuple[str, int]]]:
+    """A reception that is open, and its address; it hands over to those who are in ``children`` at the time."""
     listeners = await bind("127.0.0.1", 0)
     address: tuple[str, int] = listeners[0].getsockname()
     reception = Reception({MAIN: listeners}, lambda: [child.handover for child in children])
@@ -73,7 +73,7 @@ async def until(reached: Callable[[], bool]) -> None:
 async def test_each_connection_goes_where_the_fewest_are() -> None:
     with ExitStack() as stack:
         first, second = Child(), Child()
-        async with receiving(first, second) as (_, address):
+        async with receiving([first, second]) as (_, address):
 
             def connect() -> None:
                 stack.enter_context(socket.create_connection(address))
@@ -93,7 +93,7 @@ async def test_each_connection_goes_where_the_fewest_are() -> None:
 
 async def test_one_after_another_they_take_turns() -> None:
     first, second = Child(), Child()
-    async with receiving(first, second) as (_, address):
+    async with receiving([first, second]) as (_, address):
         for index in range(6):
             with socket.create_connection(address):
                 child = (first, second)[index % 2]
@@ -104,7 +104,7 @@ async def test_one_after_another_they_take_turns() -> None:
 
 async def test_a_process_that_is_gone_is_passed_over() -> None:
     gone, left = Child(), Child()
-    async with receiving(gone, left) as (_, address):
+    async with receiving([gone, left]) as (_, address):
         gone.die()
         with socket.create_connection(address), socket.create_connection(address):
             await until(lambda: left.take() == 2)
@@ -113,24 +113,19 @@ async def test_a_process_that_is_gone_is_passed_over() -> None:
 
 async def test_connections_wait_until_a_process_can_take_them() -> None:
     children: list[Child] = []
-    listeners = await bind("127.0.0.1", 0)
-    reception = Reception({MAIN: listeners}, lambda: [child.handover for child in children])
-    reception.open()
-    with ExitStack() as stack:
-        for _ in range(5):
-            stack.enter_context(socket.create_connection(listeners[0].getsockname()))
-        await asyncio.sleep(0)
-        late = Child()
-        children.append(late)
-        await until(lambda: late.take() == 5)
-    await reception.close()
-    late.die()
-    late.handover.close()
+    async with receiving(children) as (_, address):
+        with ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(address))
+            await asyncio.sleep(0)
+            late = Child()
+            children.append(late)
+            await until(lambda: late.take() == 5)
 
 
 async def test_what_the_kernel_accepted_is_handed_over_before_the_listener_closes() -> None:
     child = Child()
-    async with receiving(child) as (reception, address):
+    async with receiving([child]) as (reception, address):
         with ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(socket.create_connection(address))
@@ -142,20 +137,16 @@ async def test_what_the_kernel_accepted_is_handed_over_before_the_listener_close
 
 async def test_what_the_kernel_accepted_while_no_process_was_free_is_handed_over_too() -> None:
     children: list[Child] = []
-    listeners = await bind("127.0.0.1", 0)
-    reception = Reception({MAIN: listeners}, lambda: [child.handover for child in children])
-    reception.open()
-    with ExitStack() as stack:
-        for _ in range(5):
-            stack.enter_context(socket.create_connection(listeners[0].getsockname()))
-        for _ in range(3):
-            await asyncio.sleep(0)  # turns of the loop, in which it finds that nobody takes the first
-        late = Child()
-        children.append(late)
-        await reception.close()
-        assert late.take() == 5
-    late.die()
-    late.handover.close()
+    async with receiving(children) as (reception, address):
+        with ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(address))
+            for _ in range(3):
+                await asyncio.sleep(0)  # turns of the loop, in which it finds that nobody takes the first
+            late = Child()
+            children.append(late)
+            await reception.close()
+            assert late.take() == 5
 
 
 async def test_connections_say_which_listener_they_came_from() -> None:
@@ -175,7 +166,7 @@ async def test_connections_say_which_listener_they_came_from() -> None:
 
 async def test_small_answers_are_never_held_back() -> None:
     child = Child()
-    async with receiving(child) as (_, address):
+    async with receiving([child]) as (_, address):
         with socket.create_connection(address):
             await until(lambda: child.take() == 1)
             connection = child.taken[0][1]
