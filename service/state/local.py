@@ -174,7 +174,7 @@ class LocalConfigStore:
 
     async def announce(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.announce``."""
-        self._others.expect(models, 0)
+        self._others.expect(models)
         with suppress(LineClosed):
             self._others.hear_of(await self._line.ask(f"{PREFIX}announce", dict(models)))
 

@@ -12,14 +12,14 @@ class Others:
     def __init__(self) -> None:
         self._count = 0
         self._models: Mapping[str, int] = {}
-        self._prepared: dict[Hashable, str | None] = {}  # and why those cannot that cannot
+        self._prepared: dict[Hashable, str | None] = {}  # with the reason if a replica cannot
         self._serving: dict[Hashable, int] = {}
         self._gone: set[Hashable] = set()
         self._news = asyncio.Event()
 
-    def expect(self, models: Mapping[str, int], count: int) -> None:
-        """Start to expect that ``count`` replicas prepare ``models``."""
-        self._models, self._count, self._prepared, self._gone = dict(models), count, {}, set()
+    def expect(self, models: Mapping[str, int]) -> None:
+        """Start to expect that replicas prepare ``models``; ``hear_of`` says how many."""
+        self._models, self._count, self._prepared, self._gone = dict(models), 0, {}, set()
 
     def hear_of(self, count: int) -> None:
         """Set the number of replicas that received the announcement."""

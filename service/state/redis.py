@@ -237,7 +237,7 @@ class RedisConfigStore:
 
     async def announce(self, models: Mapping[str, int]) -> None:
         """See ``ConfigStore.announce``."""
-        self._others.expect(models, 0)
+        self._others.expect(models)
         self._others.hear_of(await self._say(Notice(self._name, models)) - 1)
 
     async def tell_prepared(self, models: Mapping[str, int], why_not: str | None = None) -> None:
