@@ -67,8 +67,11 @@ from service.samples.log import Options, SampleLog
 from service.settings import Settings
 from service.state.base import ConfigStore, ResultCache, RuntimeConfig, Target
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
-from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
-from service.state.redis_counts import RedisCounts
+from service.state.redis.cache import RedisResultCache
+from service.state.redis.config import RedisConfigStore
+from service.state.redis.counts import RedisCounts
+from service.state.redis.link import RedisLink
+from service.state.redis.targets import RedisTargets
 from service.store import ModelStore
 
 if TYPE_CHECKING:

@@ -239,7 +239,7 @@ def own_redis() -> Iterator[RedisServer]:
 def stopped_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     """A Redis of the test's own, not started yet. It may take its time to answer: a machine may be busy."""
     for name in ("CACHE", "CONFIG"):
-        monkeypatch.setattr(f"service.state.redis.{name}_SECONDS", RedisServer.ANSWER_SECONDS)
+        monkeypatch.setattr(f"service.state.redis.link.{name}_SECONDS", RedisServer.ANSWER_SECONDS)
     with own_redis() as server:
         yield server
 

@@ -23,7 +23,10 @@ from service.state.base import (
     Trial,
 )
 from service.state.memory import MemoryConfigStore, MemoryResultCache, MemoryTargets
-from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
+from service.state.redis.cache import RedisResultCache
+from service.state.redis.config import RedisConfigStore
+from service.state.redis.link import RedisLink
+from service.state.redis.targets import RedisTargets
 from tests.state.local import local_configs
 
 TIMEOUT = 20

@@ -10,12 +10,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-import service.state.redis
+import service.state.redis.config
+import service.state.redis.link
+import service.state.redis.targets
 from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
 from service.log import logger
 from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, ThresholdConfig
 from service.state.encoding import encode_config
-from service.state.redis import RedisConfigStore, RedisLink, RedisResultCache, RedisTargets
+from service.state.redis.cache import RedisResultCache
+from service.state.redis.config import RedisConfigStore
+from service.state.redis.link import RedisLink
+from service.state.redis.targets import RedisTargets
 from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +32,7 @@ COMPLETE = CachedOutputs(((0.6, 0.4), (0.1, 0.9)))
 CONFIG_KEY = "lowfirst:config"
 TIMEOUT = 20
 
-CACHE_SECONDS, CONFIG_SECONDS = service.state.redis.CACHE_SECONDS, service.state.redis.CONFIG_SECONDS
+CACHE_SECONDS, CONFIG_SECONDS = service.state.redis.link.CACHE_SECONDS, service.state.redis.link.CONFIG_SECONDS
 
 
 @pytest.fixture
@@ -124,7 +129,7 @@ async def test_who_changed_the_models_hears_who_cannot_and_who_serves_them(redis
 async def test_a_turn_is_of_one_replica_for_as_long_as_it_lasts_and_no_longer_than_its_replica(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.state.redis, "TURN_SECONDS", 0.4)
+    monkeypatch.setattr(service.state.redis.config, "TURN_SECONDS", 0.4)
     async with replica(redis_server) as one, replica(redis_server) as other:
 
         async def take() -> None:
@@ -134,7 +139,7 @@ async def test_a_turn_is_of_one_replica_for_as_long_as_it_lasts_and_no_longer_th
         async with one.turn():
             waiting = asyncio.create_task(take())
             with pytest.raises(TimeoutError):  # it is kept for longer than it would last by itself
-                await asyncio.wait_for(asyncio.shield(waiting), 3 * service.state.redis.TURN_SECONDS)
+                await asyncio.wait_for(asyncio.shield(waiting), 3 * service.state.redis.config.TURN_SECONDS)
         await asyncio.wait_for(waiting, TIMEOUT)
         redis_server.client.set("lowfirst:turn", "of one that died", px=200)
         await asyncio.wait_for(take(), TIMEOUT)
@@ -175,7 +180,7 @@ def at(version: int, threshold: float = 0.5) -> RuntimeConfig:
 async def test_announced_change_is_applied_elsewhere(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.state.redis, "POLL_SECONDS", 3600)
+    monkeypatch.setattr(service.state.redis.config, "POLL_SECONDS", 3600)
     async with replica(redis_server) as one, replica(redis_server) as other:
         await until(lambda: redis_server.client.pubsub_numsub(CONFIG_KEY)[0][1] == 2)
         await one.update(setting(0.25))
@@ -190,7 +195,7 @@ async def test_change_whose_announcement_is_lost_is_applied_too(redis_server: Re
 
 
 def test_poll_leaves_time_to_apply_a_change_within_a_second() -> None:
-    assert service.state.redis.POLL_SECONDS <= 0.5
+    assert service.state.redis.config.POLL_SECONDS <= 0.5
 
 
 async def test_of_changes_to_one_version_on_two_replicas_one_wins(redis_server: RedisServer) -> None:
@@ -294,8 +299,8 @@ async def test_hanging_redis_holds_up_neither_the_cache_nor_for_long_a_change(
     async with replica(redis_server) as store:
         cache = RedisResultCache(store._link, ttl_seconds=60)
         await cache.put("key", COMPLETE)
-        monkeypatch.setattr(service.state.redis, "CACHE_SECONDS", CACHE_SECONDS)
-        monkeypatch.setattr(service.state.redis, "CONFIG_SECONDS", CONFIG_SECONDS)
+        monkeypatch.setattr(service.state.redis.link, "CACHE_SECONDS", CACHE_SECONDS)
+        monkeypatch.setattr(service.state.redis.link, "CONFIG_SECONDS", CONFIG_SECONDS)
         redis_server.suspend()
         async with asyncio.timeout(TIMEOUT):  # two hundred that each waited would take longer
             for _ in range(200):
@@ -306,7 +311,7 @@ async def test_hanging_redis_holds_up_neither_the_cache_nor_for_long_a_change(
             await store.update(setting(0.25))
         redis_server.resume()
         for name in ("CACHE", "CONFIG"):
-            monkeypatch.setattr(service.state.redis, f"{name}_SECONDS", TIMEOUT)
+            monkeypatch.setattr(service.state.redis.link, f"{name}_SECONDS", TIMEOUT)
         await until(lambda: store.is_up)
         assert await cache.get("key") == COMPLETE
 
@@ -314,7 +319,7 @@ async def test_hanging_redis_holds_up_neither_the_cache_nor_for_long_a_change(
 async def test_log_tells_once_that_redis_is_gone_and_once_that_it_is_back(
     redis_server: RedisServer, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.state.redis, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(service.state.redis.config, "POLL_SECONDS", 0.01)
     async with replica(redis_server) as store:
         cache = RedisResultCache(store._link, ttl_seconds=60)
         redis_server.kill()
@@ -423,7 +428,7 @@ async def test_more_look_ups_at_once_than_connections_all_succeed(redis_server: 
     link = RedisLink(redis_server.url)
     cache = RedisResultCache(link, ttl_seconds=60)
     await cache.put("key", COMPLETE)
-    found = await asyncio.gather(*(cache.get("key") for _ in range(10 * service.state.redis.CONNECTIONS)))
+    found = await asyncio.gather(*(cache.get("key") for _ in range(10 * service.state.redis.link.CONNECTIONS)))
     assert set(found) == {COMPLETE}
     await link.close()
 
@@ -439,10 +444,10 @@ async def test_answer_that_comes_too_late_is_not_taken_for_another(
     await asyncio.sleep(0)
     for task in left:
         task.cancel()  # their clients left
-    monkeypatch.setattr(service.state.redis, "CACHE_SECONDS", 0.01)
+    monkeypatch.setattr(service.state.redis.link, "CACHE_SECONDS", 0.01)
     assert set(await asyncio.gather(*(cache.get(str(key)) for key in range(20)))) == {None}
     redis_server.resume()
-    monkeypatch.setattr(service.state.redis, "CACHE_SECONDS", TIMEOUT)
+    monkeypatch.setattr(service.state.redis.link, "CACHE_SECONDS", TIMEOUT)
     link.came_up()
     found = await asyncio.gather(*(cache.get(str(key)) for key in range(50)))
     assert found == [CachedOutputs(((key / 50, 1 - key / 50),)) for key in range(50)]
@@ -503,8 +508,8 @@ async def names(targets: RedisTargets) -> list[str]:
 async def test_replica_that_died_is_listed_no_more_and_the_others_stay(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.state.redis, "LISTED_EVERY_SECONDS", 0.1)
-    monkeypatch.setattr(service.state.redis, "LISTED_FOR_SECONDS", 2)
+    monkeypatch.setattr(service.state.redis.targets, "LISTED_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(service.state.redis.targets, "LISTED_FOR_SECONDS", 2)
     link = RedisLink(redis_server.url)
     died = RedisTargets(link)
     async with listing(redis_server, "lives") as lives:
@@ -527,14 +532,14 @@ async def test_replica_that_takes_a_dead_ones_address_is_listed_in_its_place(
     await died.start(Target("192.0.2.7:9101", "who died"))
     assert died._listing is not None
     died._listing.cancel()
-    monkeypatch.setattr(service.state.redis, "LISTED_FOR_SECONDS", 16)  # as one second later
+    monkeypatch.setattr(service.state.redis.targets, "LISTED_FOR_SECONDS", 16)  # as one second later
     async with listing(redis_server, "its heir") as heir:
         assert await names(heir) == ["its heir"]
     await link.close()
 
 
 async def test_targets_come_back_with_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.state.redis, "LISTED_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(service.state.redis.targets, "LISTED_EVERY_SECONDS", 0.1)
     async with listing(redis_server, "one") as one:
         redis_server.kill()
         with pytest.raises(StoreUnavailable):

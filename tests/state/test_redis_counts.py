@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from service.state.redis import RedisLink
-from service.state.redis_counts import Counts, RedisCounts
+from service.state.redis.counts import Counts, RedisCounts
+from service.state.redis.link import RedisLink
 from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from service.errors import StoreUnavailable
-from service.state.redis import CONFIG_SECONDS, RedisLink
+from service.state.redis.link import RedisLink
 
 Counts = Mapping[str, Any]
 Exchange = Callable[[float, Counts | None], Awaitable[Sequence[Counts]]]
@@ -52,7 +52,7 @@ class RedisCounts:
         counts = "" if own is None else json.dumps(own)
         told = self._script(keys=[f"{self._link.prefix}trial:{began!r}"], args=[self._name, counts, KEPT_SECONDS])
         try:
-            flat: list[bytes] = await self._link.run(told, CONFIG_SECONDS)
+            flat: list[bytes] = await self._link.run(told)
         except StoreUnavailable:
             return await self._otherwise(began, own)
         fields = zip(flat[::2], flat[1::2], strict=True)

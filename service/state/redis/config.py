@@ -1,8 +1,7 @@
-"""Shared state of several replicas in Redis. Only this file uses Redis.
+"""The runtime config of all replicas: one value under one key.
 
-The config is one value under one key. A change compares the bytes it read and swaps them for new ones, in one script. A
-value that is missing, or older than the config of a replica, is replaced in the same way, so the version never
-decreases.
+A change compares the bytes it read and swaps them for new ones, in one script. A value that is missing, or older than
+the config of a replica, is replaced in the same way, so the version never decreases.
 """
 
 from __future__ import annotations
@@ -12,52 +11,30 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import redis.asyncio as aio
-from redis import Redis
 from redis.asyncio.lock import Lock
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry as BlockingRetry
 
-from service.errors import ConfigConflict, InvalidOption, StoreUnavailable
+from service.errors import ConfigConflict, StoreUnavailable
 from service.log import logger
-from service.state.base import CachedOutputs, Change, RuntimeConfig, Target, check_expected_version
+from service.state.base import Change, RuntimeConfig, check_expected_version
 from service.state.encoding import (
     MAX_VERSION,
     Notice,
     Unreadable,
     decode_config,
     decode_notice,
-    decode_outputs,
     encode_config,
     encode_notice,
-    encode_outputs,
 )
 from service.state.others import Others
-
-T = TypeVar("T")
-
-URL = "LOWFIRST_REDIS_URL"
-URL_FORMS = "redis://[[user]:password@]host[:port][/db], the same with rediss:// (TLS), or unix:///path/to/socket"
-
-# How long Redis may take to answer where a request waits for it; and to a poll or a change, which a busy moment of this
-# process must not fail; and at the start.
-CACHE_SECONDS = 0.15
-CONFIG_SECONDS = 1.0
-CHECK_SECONDS = 2.0
+from service.state.redis.link import RedisLink, as_bytes
 
 # A replica applies a change after at most this long if its announcement is lost.
 POLL_SECONDS = 0.4
 
 # Interval of new subscriptions: a dead connection is not noticed otherwise.
 SUBSCRIPTION_SECONDS = 60.0
-
-# Interval at which a replica lists its metrics, and time after which it is removed.
-LISTED_EVERY_SECONDS = 5.0
-LISTED_FOR_SECONDS = 15
 
 # How long a lost replica keeps its turn to change models, and how often others ask for the turn.
 TURN_SECONDS = 8.0
@@ -66,19 +43,6 @@ TURN_LOOK_SECONDS = 0.1
 # How often a change is repeated because another came between.
 ATTEMPTS = 20
 
-CONNECTIONS = 16
-
-# In the keys of cached outputs: those that other releases encode otherwise are others.
-CACHE_FORMAT = 1
-
-# KEYS: the entry. ARGV: its new bytes, for how many seconds. The first byte of an entry says how many stages ran.
-KEEP = """
-local kept = redis.pcall('GETRANGE', KEYS[1], 0, 0)
-if type(kept) == 'string' and kept > string.sub(ARGV[1], 1, 1) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-return 1
-"""
-
 # KEYS: the config. ARGV: what it must still be ("" for none), what it becomes, the channel.
 SWAP = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
@@ -86,107 +50,6 @@ redis.call('SET', KEYS[1], ARGV[2])
 redis.call('PUBLISH', ARGV[3], '')
 return 1
 """
-
-
-# KEYS: the targets, each with the second of Redis' clock at which it is forgotten. ARGV: for how many seconds; which.
-LIST = """
-local now = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-return redis.call('ZADD', KEYS[1], now + tonumber(ARGV[1]), ARGV[2])
-"""
-
-# KEYS: the targets. Which are listed, the newest last.
-LISTED = """
-return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. redis.call('TIME')[1], '+inf')
-"""
-
-
-class RedisLink:
-    """Connections to one Redis, and whether it answers; shared by the config store and the cache.
-
-    Args:
-        url: see ``URL_FORMS``. It may contain a password, and is never shown.
-        prefix: of every key and channel.
-
-    Attributes:
-        is_up: whether it answered the config store's last poll.
-        is_passed_by: whether a command has failed since. The cache then ignores Redis until the next successful poll,
-            so that a hanging Redis delays only a request now and then.
-        address: of the URL, for messages.
-
-    Raises:
-        InvalidOption: ``url`` is invalid.
-    """
-
-    def __init__(self, url: str, prefix: str = "lowfirst:") -> None:
-        self.is_up = True
-        self.is_passed_by = False
-        self.prefix = prefix
-        self._url = url
-        try:
-            pool = aio.BlockingConnectionPool.from_url(
-                url, max_connections=CONNECTIONS, timeout=None, socket_timeout=None, retry=Retry(NoBackoff(), 0)
-            )
-            pool.make_connection()  # type: ignore[no-untyped-call]  # connects nowhere, but knows its options
-        except (ValueError, TypeError, AttributeError):
-            raise InvalidOption(URL, "(not shown)", URL_FORMS) from None  # the cause may show a password
-        self.client = aio.Redis.from_pool(pool)
-        where = pool.connection_kwargs
-        self.address = str(where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}")
-
-    def check(self) -> None:
-        """Wait until Redis answers, in this thread, before there is an event loop.
-
-        Raises:
-            StoreUnavailable: it does not answer.
-        """
-        try:
-            with Redis.from_url(
-                self._url,
-                socket_timeout=CHECK_SECONDS,
-                socket_connect_timeout=CHECK_SECONDS,
-                retry=BlockingRetry(NoBackoff(), 0),
-            ) as client:
-                client.ping()
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(
-                f"{URL}: {self.address} does not answer ({_reason(error)}); "
-                "LOWFIRST_REDIS_OPTIONAL=true starts without it",
-                field=URL,
-                value=self.address,
-            ) from error
-
-    async def run(self, command: Awaitable[T], seconds: float) -> T:
-        """The response of Redis within ``seconds``.
-
-        Raises:
-            StoreUnavailable: it did not answer, or refused.
-        """
-        try:
-            async with asyncio.timeout(seconds):
-                return await command
-        except Exception as error:  # besides the client's own: a transport that closes under it raises RuntimeError
-            if not isinstance(error, ResponseError):
-                self.is_passed_by = True
-            raise StoreUnavailable(f"the shared state at {self.address}: {_reason(error)}") from error
-
-    def went_down(self, error: BaseException) -> None:
-        """Record that a poll failed; logged once."""
-        if self.is_up:
-            logger.warning("Redis at %s cannot be reached (%s): continuing without it", self.address, _reason(error))
-        self.is_up = False
-        self.is_passed_by = True
-
-    def came_up(self) -> None:
-        """Record that a poll succeeded."""
-        if not self.is_up:
-            logger.info("Redis at %s answers again", self.address)
-        self.is_up = True
-        self.is_passed_by = False
-
-    async def close(self) -> None:
-        """Close every connection."""
-        await self.client.aclose()
 
 
 class RedisConfigStore:
@@ -268,12 +131,12 @@ class RedisConfigStore:
                 if keeping is not None:
                     keeping.cancel()
                     with suppress(StoreUnavailable):  # then it expires, or another replica already has it
-                        await self._link.run(turn.release(), CONFIG_SECONDS)
+                        await self._link.run(turn.release())
 
     async def _take(self, turn: Lock) -> bool:
         """Wait for ``turn``; False if Redis cannot be reached or accepts no writes: then no change is possible."""
         with suppress(StoreUnavailable):
-            while not await self._link.run(turn.acquire(blocking=False), CONFIG_SECONDS):
+            while not await self._link.run(turn.acquire(blocking=False)):
                 await asyncio.sleep(TURN_LOOK_SECONDS)
             return True
         return False
@@ -282,12 +145,12 @@ class RedisConfigStore:
         while True:
             await asyncio.sleep(TURN_SECONDS / 4)
             with suppress(StoreUnavailable):
-                await self._link.run(turn.reacquire(), CONFIG_SECONDS)
+                await self._link.run(turn.reacquire())
 
     async def _say(self, notice: Notice) -> int:
         """Number of listeners, including this one."""
         with suppress(StoreUnavailable):
-            return await self._link.run(self._link.client.publish(self._key, encode_notice(notice)), CONFIG_SECONDS)
+            return await self._link.run(self._link.client.publish(self._key, encode_notice(notice)))
         return 0
 
     async def start(self) -> None:
@@ -382,7 +245,7 @@ class RedisConfigStore:
         If the config there is ignored, it stays there, and the config here stays as it was.
         """
         for _ in range(ATTEMPTS):
-            raw = await self._link.run(_bytes(self._link.client.get(self._key)), CONFIG_SECONDS)
+            raw = await self._link.run(as_bytes(self._link.client.get(self._key)))
             stored = self._understand(raw)
             if raw and stored is None:
                 return raw
@@ -416,93 +279,10 @@ class RedisConfigStore:
     async def _swap(self, raw: bytes, config: RuntimeConfig) -> bool:
         """Replace ``raw`` by ``config``; False if the stored bytes have changed."""
         swapped = self._swap_script(keys=[self._key], args=[raw, encode_config(config), self._key])
-        return bool(await self._link.run(cast(Awaitable[int], swapped), CONFIG_SECONDS))
+        return bool(await self._link.run(cast(Awaitable[int], swapped)))
 
     def _apply(self, config: RuntimeConfig) -> None:
         if config.version != self._current.version:
             logger.info("the shared config has version %d", config.version)
         self._current = config
         self._has_joined = True
-
-
-class RedisTargets:
-    """Metrics addresses of all replicas: each lists itself every few seconds. ``close`` it before its link."""
-
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
-        self._key = f"{link.prefix}targets"
-        self._list = link.client.register_script(LIST)
-        self._listed = link.client.register_script(LISTED)
-        self._own = ""
-        self._listing: asyncio.Task[None] | None = None
-
-    async def start(self, own: Target) -> None:
-        """See ``Targets.start``. It is not listed while Redis does not answer, and again afterwards."""
-        self._own = f"{own.address} {own.replica}"
-        await self._list_own()
-        self._listing = asyncio.create_task(self._keep_listed())
-
-    async def close(self) -> None:
-        """See ``Targets.close``."""
-        if self._listing is None:
-            return
-        self._listing.cancel()
-        await asyncio.gather(self._listing, return_exceptions=True)
-        with suppress(StoreUnavailable):
-            await self._run(self._link.client.zrem(self._key, self._own))
-
-    async def listed(self) -> list[Target]:
-        """See ``Targets.listed``."""
-        found: list[bytes] = await self._run(self._listed(keys=[self._key]))
-        newest = dict(each.decode().split(" ", 1) for each in found)  # who died at an address leaves it to the next
-        return [Target(address, name) for address, name in sorted(newest.items())]
-
-    async def _keep_listed(self) -> None:
-        while True:
-            await asyncio.sleep(LISTED_EVERY_SECONDS)
-            await self._list_own()
-
-    async def _list_own(self) -> None:
-        with suppress(StoreUnavailable):
-            await self._run(self._list(keys=[self._key], args=[LISTED_FOR_SECONDS, self._own]))
-
-    async def _run(self, command: Any) -> Any:
-        return await self._link.run(command, CONFIG_SECONDS)
-
-
-class RedisResultCache:
-    """Results of all replicas, each kept for ``ttl_seconds``. While Redis is ignored, there are none."""
-
-    def __init__(self, link: RedisLink, ttl_seconds: int) -> None:
-        self._link = link
-        self._ttl_seconds = ttl_seconds
-        self._keep = link.client.register_script(KEEP)
-
-    async def get(self, key: str) -> CachedOutputs | None:
-        """See ``ResultCache.get``."""
-        if self._link.is_passed_by:
-            return None
-        with suppress(StoreUnavailable):
-            raw = await self._link.run(_bytes(self._link.client.get(self._name(key))), CACHE_SECONDS)
-            return decode_outputs(raw) if raw else None
-        return None
-
-    async def put(self, key: str, known: CachedOutputs) -> None:
-        """See ``ResultCache.put``."""
-        if self._link.is_passed_by:
-            return
-        kept = self._keep(keys=[self._name(key)], args=[encode_outputs(known), self._ttl_seconds])
-        with suppress(StoreUnavailable):
-            await self._link.run(kept, CACHE_SECONDS)
-
-    def _name(self, key: str) -> str:
-        return f"{self._link.prefix}cache:{CACHE_FORMAT}:{key}"
-
-
-async def _bytes(got: Awaitable[Any]) -> bytes:
-    """The response of a GET; None without such a key."""
-    return cast(bytes, await got or b"")
-
-
-def _reason(error: BaseException) -> str:
-    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

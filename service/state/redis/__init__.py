@@ -1,0 +1,1 @@
+"""Shared state of several replicas in Redis. Only this folder uses Redis."""
